@@ -1,0 +1,1 @@
+"""Stable Diffusion as pure functions: UNet, VAE, text encoder, DDIM, checkpoints."""

@@ -1,0 +1,1 @@
+"""Files a person can look at: .ply, pictures, videos."""

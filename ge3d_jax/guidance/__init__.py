@@ -1,0 +1,1 @@
+"""The distillation losses: trajectories, balancing, view-dependent prompts."""

@@ -1,0 +1,1 @@
+"""Gaussian splats: cameras, projection, tile rasterizer, density control."""

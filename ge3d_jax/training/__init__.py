@@ -1,0 +1,1 @@
+"""One optimisation run: settings, state, the jitted step, the loop around it."""
