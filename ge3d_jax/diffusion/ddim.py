@@ -69,7 +69,8 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         value = config.get(key)
         if value is not None and value is not False:
             raise UserError(
-                f"The scheduler's {key} = {value!r} is not supported; use a model whose scheduler leaves it unset."
+                f"The scheduler's {key} = {value!r} is not supported; "
+                "use a model whose scheduler leaves it unset."
             )
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:

@@ -1,0 +1,371 @@
+"""Every setting of a run, as one tree of frozen dataclasses, with the two presets.
+
+The defaults are the settings of the published runs (arXiv 2412.05929 and its public implementation); the
+`toybox` preset scales them to the bundled model and two processor cores. A setting is addressed by its dotted
+name, `cameras.radius_begin`. Ranges are (low, high); `…_begin` and `…_end` are annealed over the run.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ge3d_jax.errors import UserError
+
+Range = tuple[float, float]
+Color = tuple[float, float, float]
+
+PUBLISHED_NEGATIVE_PROMPT = (
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution."
+)
+NOISING_PROMPTS = ("negative", "empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeConfig:
+    """Time nodes of the trajectories; the pairs are (at the start, at the end) of the run, linear between.
+
+    Each jump is uniform on jump_min … jump_max − 1; no node passes max_step.
+    """
+
+    count: int = 6
+    jump_max: tuple[int, int] = (80, 50)
+    jump_min: tuple[int, int] = (60, 30)
+    max_step: tuple[int, int] = (480, 300)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """What the text asks for and how strongly.
+
+    `noising_prompt` is the ∅ of the noising trajectory: the negative prompt (as the public code) or the
+    empty one (as the paper's text). `dbc_width` is σ of the balancing weights as a share of the iterations.
+    `offset_noise` is the strength of the noise that is constant over each channel of the image.
+    """
+
+    scale: float = 7.5
+    use_perp_neg: bool = True
+    perp_neg_weight: float = -2.0
+    negative_prompt: str = PUBLISHED_NEGATIVE_PROMPT
+    noising_prompt: str = "negative"
+    offset_noise: float = 0.1
+    dbc_width: float = 1 / 3
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraConfig:
+    """Cameras on a sphere around the origin; polar angle from +z, azimuth 0 in front of the object.
+
+    From iteration `widen_from`, every `widen_every`, the ranges are multiplied by the `widen_…` factors until
+    they reach their `…_end`. `concentration` is the power of u in middle ± half-range·u^power. Jitters are in
+    world units: centre uniform within ±, target and up normal.
+    """
+
+    radius_begin: Range = (5.2, 5.5)
+    radius_end: Range = (3.5, 5.0)
+    fov_radians_begin: Range = (0.32, 0.60)
+    fov_radians_end: Range = (0.16, 0.60)
+    polar_degrees: Range = (45.0, 90.0)
+    azimuth_degrees_begin: float = 80.0
+    azimuth_degrees_end: float = 180.0
+    widen_from: int = 100
+    widen_every: int = 100
+    widen_radius: float = 0.95
+    widen_fov: Range = (0.75, 1.1)
+    widen_azimuth: float = 1.5
+    concentration: float = 1.5
+    jitter_center: float = 0.05
+    jitter_target: float = 0.05
+    jitter_up: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundConfig:
+    """Colour behind the splats; with probability `replaced` another: random, or else black."""
+
+    color: Color = (1.0, 1.0, 1.0)
+    replaced: float = 0.3
+    random_share: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Flip of the whole batch, and noise on the splats' scales: × (1 + N(0, 1)·scale_noise)."""
+
+    flip_probability: float = 0.5
+    scale_noise: float = math.sqrt(0.2) / 4
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """A ball of grey splats. `scale` None: the RMS distance to the three nearest neighbours."""
+
+    count: int = 100_000
+    radius: float = 0.5
+    scale: float | None = None
+    opacity: float = 0.1
+    gray: float = 0.5
+    sh_degree: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam; each learning rate is (first iteration, last), log-linear between. Positions in world units."""
+
+    position: Range = (2e-4 * 3.5, 1.6e-6 * 3.5)
+    color: Range = (0.01, 0.003)
+    opacity: Range = (0.05, 0.05)
+    scale: Range = (0.005, 0.001)
+    rotation: Range = (0.001, 0.0002)
+    epsilon: float = 1e-15
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityConfig:
+    """Clone, split, prune and opacity reset; `every` 0: the splats stay as many as they are.
+
+    `gradient_threshold` is in NDC units: the pixel gradient × image size / 2, averaged over visible views.
+    Scales are world units. `reset_every` 0: no opacity reset.
+    """
+
+    first: int = 200
+    last: int = 2900
+    every: int = 100
+    gradient_threshold: float = 7.5e-4
+    clone_scale: float = 0.003 * 3.5
+    prune_opacity: float = 0.005
+    prune_scale: float = 0.35
+    reset_every: int = 300
+    reset_opacity: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights: of the residual handed to the latent, of total variation, of the mean scale."""
+
+    residual: float = 0.1
+    total_variation: float = 1.0
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run but the model, the prompt and the seed.
+
+    `splat_capacity` bounds the number of splats; `buffer_capacity` is where the intersection buffer of one
+    view starts, it grows by itself.
+    """
+
+    iterations: int = 3000
+    views: int = 4
+    image_size: int = 512
+    splat_capacity: int = 400_000
+    buffer_capacity: int = 2**21
+    nodes: NodeConfig = NodeConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    cameras: CameraConfig = CameraConfig()
+    background: BackgroundConfig = BackgroundConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    start: StartConfig = StartConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    density: DensityConfig = DensityConfig()
+    loss: LossConfig = LossConfig()
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        nodes, cameras = self.nodes, self.cameras
+        least = {
+            "iterations": (self.iterations, 1),
+            "views": (self.views, 1),
+            "image_size": (self.image_size, 1),
+            "buffer_capacity": (self.buffer_capacity, 1),
+            "nodes.count": (nodes.count, 1),
+            "nodes.jump_min": (min(nodes.jump_min), 1),
+            "cameras.widen_every": (cameras.widen_every, 1),
+            "start.count": (self.start.count, 1),
+            "splat_capacity": (self.splat_capacity, self.start.count),
+            "density.every": (self.density.every, 0),
+            "density.reset_every": (self.density.reset_every, 0),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
+        for name, value in (("radius_begin", cameras.radius_begin), ("radius_end", cameras.radius_end)):
+            if value[0] <= 0:
+                raise UserError(f"The setting cameras.{name} starts at {value[0]}; give radii above 0.")
+        if any(low >= high for low, high in zip(nodes.jump_min, nodes.jump_max, strict=True)):
+            raise UserError(
+                f"The setting nodes.jump_max {nodes.jump_max} does not lie above nodes.jump_min "
+                f"{nodes.jump_min}; raise it."
+            )
+        if any(jump > bound for jump, bound in zip(nodes.jump_max, nodes.max_step, strict=True)):
+            raise UserError(
+                f"The setting nodes.max_step {nodes.max_step} leaves no room for one jump of "
+                f"{nodes.jump_max}; raise it."
+            )
+        if self.guidance.noising_prompt not in NOISING_PROMPTS:
+            raise UserError(
+                f"The setting guidance.noising_prompt is {self.guidance.noising_prompt!r}; "
+                f"use one of {', '.join(NOISING_PROMPTS)}."
+            )
+        for field in dataclasses.fields(self.optimizer):
+            value = getattr(self.optimizer, field.name)
+            if min(value if isinstance(value, tuple) else (value,)) <= 0:
+                raise UserError(f"The setting optimizer.{field.name} is {value}; give numbers above 0.")
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "toybox": Config(
+        iterations=200,
+        views=4,
+        image_size=64,
+        splat_capacity=800,
+        buffer_capacity=2**14,
+        nodes=NodeConfig(count=5, jump_max=(160, 100), jump_min=(120, 60), max_step=(800, 500)),
+        guidance=GuidanceConfig(negative_prompt=""),
+        cameras=CameraConfig(
+            radius_begin=(3.35, 3.65),
+            radius_end=(3.35, 3.65),
+            fov_radians_begin=(0.5, 0.5),
+            fov_radians_end=(0.5, 0.5),
+            polar_degrees=(60.0, 80.0),
+            azimuth_degrees_begin=180.0,
+            azimuth_degrees_end=180.0,
+            concentration=1.0,
+            jitter_center=0.0,
+            jitter_target=0.0,
+            jitter_up=0.0,
+        ),
+        background=BackgroundConfig(replaced=0.5, random_share=1.0),
+        augmentation=AugmentationConfig(scale_noise=0.0),
+        start=StartConfig(count=800, radius=0.5, scale=0.06, opacity=0.27),
+        optimizer=OptimizerConfig(
+            position=(3e-3, 3e-3),
+            color=(2e-2, 2e-2),
+            opacity=(3e-2, 3e-2),
+            scale=(5e-3, 5e-3),
+            rotation=(5e-3, 5e-3),
+        ),
+        density=DensityConfig(every=0, reset_every=0),
+        loss=LossConfig(total_variation=0.0, scale=0.0),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name. Raises UserError naming the presets there are."""
+    if name not in PRESETS:
+        raise UserError(f"The preset {name!r} does not exist; use one of {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]
+
+
+def setting_names(config: Config) -> list[str]:
+    """The dotted names of all settings, in the order of the tree."""
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
+        else:
+            names.append(field.name)
+    return names
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the annotated type `kind`; lists become tuples and whole numbers floats where asked for."""
+    origin = typing.get_origin(kind)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        (inner,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
+        return _convert(name, value, inner)
+    if origin is tuple:
+        inner_kinds = typing.get_args(kind)
+        if isinstance(value, list | tuple) and len(value) == len(inner_kinds):
+            return tuple(_convert(name, v, k) for v, k in zip(value, inner_kinds, strict=True))
+        expected = f"{len(inner_kinds)} numbers, as [{', '.join('…' for _ in inner_kinds)}]"
+        raise UserError(f"The setting {name} is {value!r}; give {expected}.")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is float and is_number:
+        return float(value)
+    if kind is int and is_number and value == int(value):
+        return int(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
+    raise UserError(f"The setting {name} is {value!r}; give {expected}.")
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy of `config` with some settings changed.
+
+    Args:
+        overrides: dotted setting name → value. A text for a setting that is no text is read as JSON
+            (`"4"`, `"true"`, `"[3.35, 3.65]"`, `"null"`), so that values may come from a command line.
+
+    Raises:
+        UserError: an unknown setting (names it and close matches) or a value of the wrong kind.
+    """
+    names = setting_names(config)
+    sections: dict[str, dict[str, Any]] = {}
+    for name, given in overrides.items():
+        if name not in names:
+            leaves = {full.rsplit(".", 1)[-1]: full for full in names}
+            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            close += [
+                leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=3)
+            ]
+            remedy = (
+                f"did you mean {' or '.join(dict.fromkeys(close))}" if close else "see the settings' list"
+            )
+            raise UserError(f"The setting {name!r} does not exist; {remedy}?")
+        section, _, leaf = name.rpartition(".")
+        owner = getattr(config, section) if section else config
+        kind = typing.get_type_hints(type(owner))[leaf]
+        value = given
+        if isinstance(given, str) and kind is not str:
+            try:
+                value = json.loads(given)
+            except json.JSONDecodeError:
+                raise UserError(
+                    f"The setting {name} is {given!r}, which cannot be read; write it as JSON, as 4, true or [1, 2]."
+                ) from None
+        sections.setdefault(section, {})[leaf] = _convert(name, value, kind)
+    changes = sections.pop("", {})
+    for section, values in sections.items():
+        changes[section] = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **changes)
+
+
+def to_json(config: Config) -> str:
+    """Every setting, as indented JSON nested like the tree."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Read what `to_json` wrote.
+
+    Raises:
+        UserError: text that is no JSON object; unknown or missing settings, named.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"The configuration is not JSON ({error}); give a config.json of a run.") from None
+    if not isinstance(tree, dict):
+        raise UserError("The configuration is not a JSON object; give a config.json of a run.")
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat.update(
+            {f"{name}.{leaf}": v for leaf, v in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    config = with_overrides(PRESETS["paper"], flat)
+    missing = [name for name in setting_names(config) if name not in flat]
+    if missing:
+        raise UserError(f"The configuration lacks the setting {missing[0]}; add it, or start from a preset.")
+    return config
