@@ -1,7 +1,7 @@
 """GE3D: the weights of the time nodes and the residual handed to the latent.
 
-Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balancing coefficients (DBC). Equations
-8–11 of arXiv 2412.05929.
+Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balancing coefficients (DBC).
+Equations 8–11 of arXiv 2412.05929.
 """
 
 import chex
@@ -91,9 +91,8 @@ def ge3d_residual(
     chex.assert_shape(noised, (weights.shape[0] + 1, *z.shape))
     sources = noised[:-1].at[0].set(z)
     differences = sources - denoised[:-1]
-    # Replaced before weighting as well: 0·NaN of a node without weight would spoil the others.
+    # Replaced before weighting: 0·NaN of a node without weight would spoil the others.
     differences = jnp.nan_to_num(differences, nan=0.0, posinf=0.0, neginf=0.0)
-    differences = jnp.where((weights > 0).reshape(-1, *(1,) * z.ndim), differences, 0.0)
     gradient = strength * jnp.tensordot(weights, differences, axes=1)
     node_losses = jnp.mean(jnp.sum(differences**2, axis=tuple(range(2, differences.ndim))), axis=1)
     return Residual(gradient, jnp.dot(weights, node_losses), node_losses)

@@ -1,8 +1,8 @@
 """The two trajectories of an iteration, scanned over its time nodes.
 
-Symbols: `node_times` t_0 = 0 < t_1 < … < t_n; `active`, how many jumps were made before the bound stopped them,
-so that t_active is the top node. Beyond it the times repeat t_active and the scans do nothing: shapes stay
-static whatever the number of nodes. Method: equations 5–8 of arXiv 2412.05929.
+Symbols: `node_times` t_0 = 0 < t_1 < … < t_n; `active`, how many jumps were made before the bound stopped
+them, so that t_active is the top node. Beyond it the times repeat t_active and the scans do nothing: shapes
+stay static whatever the number of nodes. Method: equations 5–8 of arXiv 2412.05929.
 """
 
 from collections.abc import Callable
@@ -79,8 +79,8 @@ def noising_trajectory(
 ) -> jax.Array:
     """Carry a latent up to the top node along the ODE, keeping what the image shows.
 
-    x_0 = add_noise(z, noise, t_0); x_{t_{i+1}} = DDIM(x_{t_i}, predict(x_{t_i}, t_i), t_i → t_{i+1}). The network
-    is asked at t_0 … t_{active−1} only.
+    x_0 = add_noise(z, noise, t_0); x_{t_{i+1}} = DDIM(x_{t_i}, predict(x_{t_i}, t_i), t_i → t_{i+1}). The
+    network is asked at t_0 … t_{active−1} only.
 
     Args:
         z, noise: (B, h, w, C).
@@ -111,7 +111,7 @@ def denoising_trajectory(
 ) -> jax.Array:
     """Edit from the top node down to t_0 with the guided prediction.
 
-    x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict(x̂_{t_{i+1}}, t_{i+1}), t_{i+1} → t_i), beginning with x̂_{t_active} = `top`.
+    x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict(x̂_{t_{i+1}}, t_{i+1}), t_{i+1} → t_i), from x̂_{t_active} = `top`.
 
     Args:
         top: (B, h, w, C), the last state of the noising trajectory.

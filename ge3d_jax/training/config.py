@@ -333,7 +333,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
                 value = json.loads(given)
             except json.JSONDecodeError:
                 raise UserError(
-                    f"The setting {name} is {given!r}, which cannot be read; write it as JSON, as 4, true or [1, 2]."
+                    f"The setting {name} is {given!r}, which cannot be read; write 4, true or [1, 2]."
                 ) from None
         sections.setdefault(section, {})[leaf] = _convert(name, value, kind)
     changes = sections.pop("", {})

@@ -1,0 +1,94 @@
+"""DBC against its closed form and limits; the residual against a plain sum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ge3d_jax.guidance import ge3d
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 5000), st.floats(0, 1), st.floats(0.1, 2.0))
+def test_dbc_follows_its_closed_form(count, active, iterations, fraction, width):
+    active, k = min(active, count), fraction * iterations
+    sigma = width * iterations
+    raw = np.array(
+        [
+            np.exp(-((k - iterations * (1 - i / max(count - 1, 1))) ** 2) / (2 * sigma**2))
+            for i in range(active)
+        ]
+    )
+    expected = np.zeros(count)
+    expected[:active] = raw / raw.sum() if active else raw
+    weights = ge3d.dbc_weights(k, iterations, count, active, width=width)
+    np.testing.assert_allclose(weights, expected, atol=2e-5)
+
+
+def test_dbc_runs_from_the_coarsest_node_to_the_finest():
+    first, last = (ge3d.dbc_weights(k, 600, 6, 6) for k in (0, 600))
+    assert int(jnp.argmax(first)) == 5 and int(jnp.argmax(last)) == 0
+    np.testing.assert_allclose(first, last[::-1], rtol=1e-6)
+    assert np.all(np.diff(first) > 0)
+
+
+def test_dbc_limits():
+    np.testing.assert_allclose(ge3d.dbc_weights(100, 200, 5, 5, width=1e4), 0.2, atol=1e-6)
+    np.testing.assert_allclose(ge3d.dbc_weights(0, 200, 5, 5, width=1e-3), [0, 0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(ge3d.dbc_weights(150, 200, 5, 5, width=1e-3), [0, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(ge3d.dbc_weights(10, 200, 3, 0), 0.0)
+    np.testing.assert_allclose(ge3d.dbc_weights(7, 200, 1, 1), [1.0])
+
+
+def _random(seed=0, count=3, shape=(2, 3, 3, 4)):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    z = jax.random.normal(keys[0], shape)
+    noised, denoised = jax.random.normal(keys[1], (2, count + 1, *shape))
+    return z, noised, denoised
+
+
+def test_residual_is_the_weighted_sum_and_node_zero_starts_from_z():
+    z, noised, denoised = _random()
+    weights = jnp.array([0.5, 0.3, 0.2])
+    result = ge3d.ge3d_residual(z, noised, denoised, weights, strength=0.1)
+    expected, loss = np.zeros(z.shape), 0.0
+    for i, weight in enumerate(np.asarray(weights)):
+        difference = np.asarray((z if i == 0 else noised[i]) - denoised[i])
+        expected += 0.1 * weight * difference
+        loss += weight * (difference**2).sum() / len(z)
+    np.testing.assert_allclose(result.gradient, expected, atol=1e-6)
+    assert float(result.loss) == pytest.approx(loss, rel=1e-5)
+
+
+def test_residual_is_zero_where_both_trajectories_agree():
+    z, noised, _ = _random()
+    noised = noised.at[0].set(z)
+    result = ge3d.ge3d_residual(z, noised, noised, jnp.array([0.5, 0.3, 0.2]))
+    assert float(jnp.abs(result.gradient).max()) == 0.0 and float(result.loss) == 0.0
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf, -jnp.inf])
+def test_one_bad_value_is_dropped_alone(poison):
+    z, noised, denoised = _random()
+    weights = jnp.array([0.5, 0.5, 0.0])
+    clean = ge3d.ge3d_residual(z, noised, denoised, weights)
+    bad = denoised.at[1, 0, 0, 0, 0].set(poison).at[2].set(poison)
+    result = ge3d.ge3d_residual(z, noised, bad, weights)
+    assert bool(jnp.all(jnp.isfinite(result.gradient))) and bool(jnp.isfinite(result.loss))
+    np.testing.assert_allclose(result.gradient[1], clean.gradient[1], atol=1e-6)
+    expected = 0.1 * 0.5 * (z - denoised[0])[0, 0, 0, 0]
+    assert float(result.gradient[0, 0, 0, 0]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_offset_noise_shares_one_constant_per_channel():
+    shape = (200, 16, 16, 4)
+    noise = ge3d.offset_noise(jax.random.key(0), shape, 5.0)
+    means = jnp.mean(noise, axis=(1, 2))
+    # Each view's channel mean is the shared offset but for the mean of 256 draws.
+    assert float(jnp.max(jnp.std(means, axis=0))) < 0.1
+    assert float(jnp.std(noise - means[:, None, None])) == pytest.approx(1.0, abs=0.02)
+    assert float(jnp.max(jnp.abs(means))) > 1.0
+    plain = ge3d.offset_noise(jax.random.key(0), shape, 0.0)
+    assert float(jnp.max(jnp.abs(jnp.mean(plain, axis=(0, 1, 2))))) < 0.02
