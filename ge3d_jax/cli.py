@@ -1,0 +1,77 @@
+"""What every script shares: flags read politely, a user's mistake told in one line, compiled code kept.
+
+Nothing heavy is imported here, so that `--help` and a mistyped flag answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from ge3d_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+# What a shell reports for a program ended by Ctrl-C.
+EXIT_INTERRUPTED = 130
+# Compilations shorter than this are not worth a file.
+_SHORTEST_KEPT_SECONDS = 0.5
+
+
+def _fail(message: str) -> int:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    try:
+        positional = flags.FLAGS(list(arguments))
+    except flags.Error as error:
+        sys.exit(_fail(f"{error}. See --help for the flags."))
+    if len(positional) > 1:
+        sys.exit(_fail(f"{positional[1]!r} belongs to no flag; put quotes around a prompt of several words."))
+    return positional
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept between runs: $XDG_CACHE_HOME or ~/.cache, then ge3d_jax/xla."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ge3d_jax" / "xla"
+
+
+def keep_compiled_code() -> None:
+    """Let JAX reuse what it compiled in earlier runs; a cache folder set by JAX's own variable goes first."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_KEPT_SECONDS)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Split the values of `--set=name=value` flags. Raises UserError at one without a name or a '='."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name.strip() or not equals:
+            raise UserError(f"--set={pair} has no name and value; write --set=name=value, as --set=views=2.")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake told in one line, 130 after Ctrl-C."""
+
+    def guarded(_: Sequence[str]) -> int:
+        try:
+            keep_compiled_code()
+            main()
+        except UserError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            print("Stopped; nothing more was written.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return 0
+
+    app.run(guarded, flags_parser=_parse_flags)

@@ -1,0 +1,74 @@
+"""The folder a run writes to: its name, its config.json, and its metrics.jsonl line by line."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.files import atomic_path
+
+_LONGEST_SLUG = 60
+_RECORDED_PACKAGES = ("ge3d_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+
+
+def slug(text: str) -> str:
+    """A prompt as a folder name: small letters and digits of any script, all else a hyphen."""
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    return words[:_LONGEST_SLUG].strip("-")
+
+
+def prepare_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and try that files can be written there.
+
+    Raises: UserError, naming the folder and the reason, where they cannot.
+    """
+    folder = Path(path)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"The output folder {folder} cannot be written to ({reason}); choose another.") from error
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write indented JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class MetricsFile:
+    """One JSON object a line, each on disk as soon as it is written, so that a run can be watched."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file: TextIO = open(path, "w", encoding="utf-8")
+
+    def write(self, metrics: Mapping[str, float | int]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(dict(metrics)) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
