@@ -6,8 +6,8 @@ Symbols: B batch, Q queries, K keys, H heads, D channels of one head.
 import jax
 import jax.numpy as jnp
 
-# Above this many queries the logits (B, H, Q, K) are never held at once. 1024 tokens are 32×32 latents: there the
-# whole matrix is a few tens of MB, and one large product is faster than a loop of small ones.
+# Above this many queries the logits (B, H, Q, K) are never held at once. 1024 tokens are 32×32 latents: there
+# the whole matrix is a few tens of MB, and one large product is faster than a loop of small ones.
 WHOLE_QUERIES = 1024
 # Queries per turn of the loop: large enough to keep the matrix product busy, small enough to bound memory.
 CHUNK_QUERIES = 512

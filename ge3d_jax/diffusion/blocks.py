@@ -1,8 +1,8 @@
 """Building blocks that the UNet and the VAE share, equal to diffusers' modules of the same names.
 
-Module names follow diffusers' tensors, `resnets.1.conv1` being `resnets_1/conv1` here, so that `checkpoint.py` maps
-one to the other by rule. Arrays are (B, height, width, channels). In every residual branch the last layer starts at
-zero: a fresh block is the identity, as in the original latent diffusion code.
+Module names follow diffusers' tensors, `resnets.1.conv1` being `resnets_1/conv1` here, so that `checkpoint.py`
+maps one to the other by rule. Arrays are (B, height, width, channels). Residual blocks and spatial transformers
+start with a last layer of zeros: a fresh one is the identity, as in the original latent diffusion code.
 """
 
 import flax.linen as nn
@@ -33,7 +33,7 @@ def conv3x3(channels: int, dtype: jnp.dtype, name: str, *, zero: bool = False) -
 
 
 class ResnetBlock2D(nn.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv, added to the input (by a 1×1 convolution if channels differ)."""
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv; added to the input, through a 1×1 convolution if need be."""
 
     channels: int
     groups: int
@@ -88,7 +88,7 @@ class Upsample2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context, diffusers' tensors to_q, to_k, to_v (no bias) and to_out.0."""
+    """Multi-head attention of tokens to a context; the projections to queries, keys, values have no bias."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
@@ -133,7 +133,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each after its layer norm and added to its input."""
+    """Self-attention, attention to the text, feed-forward: each after a layer norm, and added to its input."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32

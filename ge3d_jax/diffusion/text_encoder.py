@@ -45,7 +45,7 @@ _IGNORED = (
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Dimensions of the text encoder under transformers' own names; defaults are transformers' for absent keys."""
+    """Dimensions of the text encoder under transformers' own names, with transformers' own defaults."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -64,7 +64,7 @@ class CLIPTextConfig:
             UserError: a setting this code does not compute; names the key and its value.
         """
         names = [field.name for field in fields(cls)]
-        # transformers notes how its outputs are wrapped (return_dict, output_hidden_states, …): no arithmetic.
+        # How outputs are wrapped (return_dict, output_hidden_states, …): no arithmetic.
         notes = [
             name for name in config if name.startswith(("return_", "output_", "use_", "is_", "chunk_size_"))
         ]
@@ -81,8 +81,8 @@ class CLIPTextConfig:
             )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"text encoder config: hidden_size {self.hidden_size} must be a multiple of num_attention_heads "
-                f"{self.num_attention_heads}."
+                f"text encoder config: hidden_size {self.hidden_size} must be a multiple of "
+                f"num_attention_heads {self.num_attention_heads}."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,8 +192,8 @@ class CLIPTextModel(nn.Module):
         """Last hidden state after the final layer norm.
 
         Args:
-            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as Stable
-                Diffusion does.
+            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as
+                Stable Diffusion does.
 
         Returns:
             (B, L, hidden_size) float32.

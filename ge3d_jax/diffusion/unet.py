@@ -1,4 +1,4 @@
-"""The noise predictor of Stable Diffusion 2.1 (and 1.x): diffusers' UNet2DConditionModel in the subset they use."""
+"""The noise predictor of Stable Diffusion 1.x and 2.x: the part of diffusers' UNet2DConditionModel they use."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +24,7 @@ from ge3d_jax.errors import UserError
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
-# Settings of diffusers' class whose other values would change the arithmetic, with the values that agree with us.
+# Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
 _FIXED = {
     "act_fn": ("silu", "swish"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -93,24 +93,26 @@ class UNetConfig:
         ):
             if not isinstance(getattr(self, name), int):
                 raise UserError(
-                    f"UNet config: {name} = {getattr(self, name)!r} is not supported; it must be one whole number."
+                    f"UNet config: {name} = {getattr(self, name)!r} is not supported; "
+                    f"it must be one whole number."
                 )
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             types = getattr(self, name)
             if len(types) != blocks or not set(types) <= set(known):
                 raise UserError(
-                    f"UNet config: {name} = {list(types)!r} is not supported; it must name {blocks} blocks, one for "
-                    f"each of block_out_channels, out of {' and '.join(known)}."
+                    f"UNet config: {name} = {list(types)!r} is not supported; it must name {blocks} blocks, "
+                    f"one for each of block_out_channels, out of {' and '.join(known)}."
                 )
         if len(self.heads) != blocks:
             raise UserError(
-                f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one number or {blocks} numbers."
+                f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one number "
+                f"or {blocks} numbers."
             )
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             if channels % heads or channels % self.norm_num_groups:
                 raise UserError(
-                    f"UNet config: block_out_channels {channels} must be a multiple of its {heads} attention heads "
-                    f"and of norm_num_groups {self.norm_num_groups}."
+                    f"UNet config: block_out_channels {channels} must be a multiple of its {heads} attention "
+                    f"heads and of norm_num_groups {self.norm_num_groups}."
                 )
 
     @property
@@ -154,7 +156,7 @@ class _Block(nn.Module):
 
 
 class DownBlock(_Block):
-    """DownBlock2D, or CrossAttnDownBlock2D when `attends`: returns the hidden state and those kept for the way up."""
+    """DownBlock2D, or CrossAttnDownBlock2D when `attends`; also returns the states kept for the way up."""
 
     attends: bool = False
     downsamples: bool = True
@@ -197,7 +199,7 @@ class UpBlock(_Block):
     def __call__(
         self, hidden: jax.Array, kept: tuple[jax.Array, ...], time: jax.Array, text: jax.Array
     ) -> jax.Array:
-        """`hidden` (B, h, w, C), `kept` in the order in which they are used, `time` (B, E), `text` (B, L, D)."""
+        """`hidden` (B, h, w, C), `kept` in the order of their use, `time` (B, E), `text` (B, L, D)."""
         for layer, state in enumerate(kept):
             hidden = self.resnet(layer)(jnp.concatenate([hidden, state], axis=-1), time)
             if self.attends:
@@ -234,8 +236,8 @@ class UNet2DConditionModel(nn.Module):
         last = len(config.block_out_channels) - 1
         if sample.shape[1] % 2**last or sample.shape[2] % 2**last:
             raise UserError(
-                f"Latents of {sample.shape[1]}×{sample.shape[2]} do not fit this UNet; choose an image size whose "
-                f"latents are multiples of {2**last}."
+                f"Latents of {sample.shape[1]}×{sample.shape[2]} do not fit this UNet; choose an image size "
+                f"whose latents are multiples of {2**last}."
             )
         wide = 4 * config.block_out_channels[0]
         sinusoids = timestep_embedding(

@@ -1,0 +1,228 @@
+"""Stable Diffusion as one pytree, and the few functions that everything else needs of it.
+
+Symbols: B batch; H, W image size; h, w latent size; L tokens; D text channels. Latents are scaled: what the UNet
+sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ge3d_jax.diffusion.ddim import (
+    NoiseSchedule,
+    ddim_step,
+    epsilon_from_output,
+    noise_schedule_from_config,
+)
+from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
+from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.errors import UserError
+
+# `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
+STEPS_OFFSET = 1
+
+# The settings that `noise_schedule_from_config` computes with.
+_SCHEDULE_SETTINGS = ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type")
+
+
+@struct.dataclass
+class StableDiffusion:
+    """A text-to-image latent diffusion model: parameters, schedule, and the modules that give them meaning.
+
+    Attributes:
+        unet_params, vae_params, text_params: what stands under "params" in the modules' variables.
+        schedule: the noise schedule.
+        unet, vae, text_encoder: linen modules (static).
+        scaling_factor: VAE latents × this = the latents here (static).
+        tokenizer: turns prompts into ids (static, compared by identity).
+        scheduler_config: the schedule's settings as (key, value) pairs under diffusers' names (static).
+    """
+
+    unet_params: Any
+    vae_params: Any
+    text_params: Any
+    schedule: NoiseSchedule
+    unet: UNet2DConditionModel = struct.field(pytree_node=False)
+    vae: AutoencoderKL = struct.field(pytree_node=False)
+    text_encoder: CLIPTextModel = struct.field(pytree_node=False)
+    scaling_factor: float = struct.field(pytree_node=False)
+    tokenizer: CLIPTokenizer = struct.field(pytree_node=False)
+    scheduler_config: tuple[tuple[str, Any], ...] = struct.field(pytree_node=False)
+
+
+def make_model(
+    *,
+    unet_params: Any,
+    vae_params: Any,
+    text_params: Any,
+    unet_config: UNetConfig,
+    vae_config: VAEConfig,
+    text_config: CLIPTextConfig,
+    tokenizer: CLIPTokenizer,
+    scheduler_config: Mapping[str, Any],
+) -> StableDiffusion:
+    """Put a model together from its parts, float32.
+
+    Raises:
+        UserError: parts that do not fit together, or a schedule that is not supported.
+    """
+    if text_config.hidden_size != unet_config.cross_attention_dim:
+        raise UserError(
+            f"The text encoder's hidden_size {text_config.hidden_size} differs from the UNet's "
+            f"cross_attention_dim {unet_config.cross_attention_dim}; take both from the same model."
+        )
+    if not vae_config.latent_channels == unet_config.in_channels == unet_config.out_channels:
+        raise UserError(
+            f"The VAE's latent_channels {vae_config.latent_channels} differ from the UNet's in_channels "
+            f"{unet_config.in_channels} or out_channels {unet_config.out_channels}; "
+            f"take a text-to-image model."
+        )
+    if len(tokenizer) > text_config.vocab_size:
+        raise UserError(
+            f"The tokenizer's {len(tokenizer)} tokens do not fit the text encoder's vocab_size "
+            f"{text_config.vocab_size}; take both from the same model."
+        )
+    return StableDiffusion(
+        unet_params=unet_params,
+        vae_params=vae_params,
+        text_params=text_params,
+        schedule=noise_schedule_from_config(scheduler_config),
+        unet=UNet2DConditionModel(unet_config),
+        vae=AutoencoderKL(vae_config),
+        text_encoder=CLIPTextModel(text_config),
+        scaling_factor=vae_config.scaling_factor,
+        tokenizer=tokenizer,
+        scheduler_config=tuple(
+            (name, scheduler_config[name]) for name in _SCHEDULE_SETTINGS if name in scheduler_config
+        ),
+    )
+
+
+def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
+    """Token ids (B, L) int32 of `prompts`, padded or cut to the length the model was trained with."""
+    length = min(model.tokenizer.model_max_length, model.text_encoder.config.max_position_embeddings)
+    ids = model.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)[
+        "input_ids"
+    ]
+    return np.asarray(ids, np.int32)
+
+
+@jax.jit
+def encode_text_ids(model: StableDiffusion, ids: jax.Array) -> jax.Array:
+    """Text embeddings (B, L, D) of token ids (B, L)."""
+    return model.text_encoder.apply({"params": model.text_params}, ids)
+
+
+def encode_text(model: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
+    """Text embeddings (B, L, D) of B prompts; the empty prompt is a prompt like any other."""
+    return encode_text_ids(model, tokenize(model, prompts))
+
+
+def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, text: jax.Array) -> jax.Array:
+    """ε_φ(x_t, t, y): the noise the UNet sees in `x`, converted where the network predicts v.
+
+    Args:
+        model: the model.
+        x: (B, h, w, C) noisy latents.
+        t: () or (B,) times, 0..T−1.
+        text: (B, L, D) text embeddings.
+
+    Returns:
+        (B, h, w, C).
+    """
+    output = model.unet.apply({"params": model.unet_params}, x, jnp.asarray(t), text)
+    return epsilon_from_output(model.schedule, output, x, t)
+
+
+def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
+    mean, log_variance = model.vae.apply({"params": model.vae_params}, 2.0 * images - 1.0, method="encode")
+    if key is not None:
+        mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+    return model.scaling_factor * mean
+
+
+def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
+    """Images (B, H, W, 3), clipped to [0, 1], of latents (B, h, w, C)."""
+    images = model.vae.apply({"params": model.vae_params}, latents / model.scaling_factor, method="decode")
+    return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
+
+
+def sampling_times(schedule_steps: int, steps: int) -> np.ndarray:
+    """The times at which DDIM evaluates the network, and the one where it ends: (steps + 1,), falling, last one 0.
+
+    Spaced as diffusers' DDIMScheduler does with `timestep_spacing` "leading": multiples of T // steps, plus
+    STEPS_OFFSET. It ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
+
+    Raises:
+        UserError: more steps than the schedule has room for.
+    """
+    ratio = schedule_steps // steps if steps > 0 else 0
+    if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
+        raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
+    times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
+    return np.append(times, 0).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames="steps")
+def _denoise(
+    model: StableDiffusion,
+    latents: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    guidance: jax.Array,
+    steps: int,
+) -> jax.Array:
+    times = sampling_times(model.schedule.steps, steps)
+    both = jnp.concatenate([negative, text])
+
+    def one_step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        now, then = pair
+        without, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, both), 2)
+        return ddim_step(model.schedule, x, without + guidance * (wanted - without), now, then), None
+
+    return jax.lax.scan(one_step, latents, (times[:-1], times[1:]))[0]
+
+
+def sample(
+    model: StableDiffusion,
+    key: jax.Array,
+    text: jax.Array,
+    negative_text: jax.Array,
+    *,
+    steps: int,
+    guidance_scale: float,
+    latents: jax.Array | None = None,
+) -> jax.Array:
+    """Text to latents by DDIM with classifier-free guidance (η = 0), as diffusers' StableDiffusionPipeline does.
+
+    Args:
+        model: the model.
+        key: draws the starting noise; unused when `latents` are given.
+        text: (B, L, D) text embeddings.
+        negative_text: (B, L, D), or (1, L, D) for all.
+        steps: evaluations of the UNet.
+        guidance_scale: s in ε_∅ + s·(ε_y − ε_∅); 1 is no guidance.
+        latents: (B, h, w, C) starting noise of variance 1.
+
+    Returns:
+        (B, h, w, C) latents, for `decode_latents`.
+
+    Raises:
+        UserError: too many steps, or no latents for a model that does not say its size.
+    """
+    if latents is None:
+        config = model.unet.config
+        if config.sample_size is None:
+            raise UserError("This model's unet/config.json has no sample_size; give the starting latents.")
+        shape = (text.shape[0], config.sample_size, config.sample_size, config.in_channels)
+        latents = jax.random.normal(key, shape)
+    negative_text = jnp.broadcast_to(negative_text, text.shape)
+    return _denoise(model, latents, text, negative_text, jnp.float32(guidance_scale), steps)

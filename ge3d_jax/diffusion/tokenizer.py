@@ -1,0 +1,142 @@
+"""Small vocabularies for CLIP's tokenizer, and its folder on disk.
+
+A CLIPTokenizer folder holds `vocab.json` (token -> id) and `merges.txt` (pairs of tokens that become one, in order
+of priority). Words are lower-cased, cut by CLIP's pattern, spelled in 256 printable stand-ins for bytes, the last
+letter of a word marked by `</w>`, and then joined by the merges.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# transformers otherwise announces at import that PyTorch is absent, which is how this package is meant to run.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+from transformers import CLIPTokenizer  # noqa: E402  (after the setting it reads at import)
+
+from ge3d_jax.errors import UserError  # noqa: E402
+from ge3d_jax.files import atomic_path  # noqa: E402
+
+WORD_END = "</w>"
+START_TOKEN = "<|startoftext|>"
+END_TOKEN = "<|endoftext|>"
+# Stable Diffusion 2 pads with this character; it is the first of the byte alphabet, so its id is 0.
+PAD_TOKEN = "!"
+
+# Bytes that print as themselves in Latin-1; the others are written as the characters from 256 on.
+_PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each of the 256 bytes, in the order of CLIP's vocabulary."""
+    others = [byte for byte in range(256) if byte not in _PRINTABLE]
+    letters = {byte: chr(byte) for byte in _PRINTABLE}
+    return letters | {byte: chr(256 + index) for index, byte in enumerate(others)}
+
+
+def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one word: join the pair of lowest rank, wherever it stands, until none is left."""
+    while True:
+        known = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
+        if not known:
+            return parts
+        best = min(known, key=ranks.__getitem__)
+        joined: list[str] = []
+        for part in parts:
+            if joined and (joined[-1], part) == best:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        parts = joined
+
+
+def _merges_for(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Merges that join each word to one token.
+
+    A new merge comes after all earlier ones, and an earlier word always finds one of its own to apply first: so
+    words that are whole stay whole.
+    """
+    letters = byte_alphabet()
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        spelled = [letters[byte] for byte in word.encode("utf-8")]
+        parts = _join([*spelled[:-1], spelled[-1] + WORD_END], ranks)
+        while len(parts) > 1:
+            ranks[parts[0], parts[1]] = len(ranks)
+            parts = _join(parts, ranks)
+    return list(ranks)
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    with atomic_path(folder / name) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def _write_tokenizer(
+    folder: Path,
+    vocabulary: Mapping[str, int],
+    merges: Iterable[Sequence[str]],
+    special_tokens: Mapping[str, str],
+    max_length: int,
+) -> None:
+    config: dict[str, Any] = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": max_length,
+        "do_lower_case": True,
+        **special_tokens,
+    }
+    _write(folder, "vocab.json", json.dumps(dict(vocabulary), ensure_ascii=False, indent=0) + "\n")
+    _write(folder, "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    _write(folder, "special_tokens_map.json", json.dumps(dict(special_tokens), indent=2) + "\n")
+    _write(folder, "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def build_tokenizer(words: Iterable[str], folder: str | os.PathLike[str], max_length: int) -> CLIPTokenizer:
+    """Write a tokenizer that knows each of `words` as one token and spells all others, and open it.
+
+    Args:
+        words: lower-case words; their order and repeats do not matter, the same set gives the same files.
+        folder: where to write.
+        max_length: tokens of a padded text, start and end tokens included.
+
+    Raises:
+        UserError: something that CLIP's pattern cuts into several pieces, such as "light-blue".
+    """
+    folder = Path(folder)
+    ordered = sorted(set(words))
+    if "" in ordered:
+        raise UserError("The vocabulary holds an empty word; remove it.")
+    merges = _merges_for(ordered)
+    letters = list(byte_alphabet().values())
+    tokens = [*letters, *(letter + WORD_END for letter in letters)]
+    tokens += dict.fromkeys(first + second for first, second in merges)
+    tokens += [START_TOKEN, END_TOKEN]
+    special_tokens = {
+        "bos_token": START_TOKEN,
+        "eos_token": END_TOKEN,
+        "unk_token": END_TOKEN,
+        "pad_token": PAD_TOKEN,
+    }
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    _write_tokenizer(folder, vocabulary, merges, special_tokens, max_length)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    for word in ordered:
+        pieces = tokenizer.tokenize(word)
+        if len(pieces) != 1:
+            raise UserError(
+                f"The word {word!r} cannot be one token, CLIP's tokenizer cuts it into {len(pieces)}: "
+                f"give words of lower-case letters only."
+            )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> None:
+    """Write `tokenizer` to `folder` in the form that transformers 4 and 5 both read."""
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special_tokens = {name: str(getattr(tokenizer, name)) for name in names}
+    _write_tokenizer(Path(folder), vocabulary, pairs, special_tokens, tokenizer.model_max_length)
