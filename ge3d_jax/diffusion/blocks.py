@@ -1,9 +1,13 @@
 """Building blocks that the UNet and the VAE share, equal to diffusers' modules of the same names.
 
-Module names follow diffusers' tensors, `resnets.1.conv1` being `resnets_1/conv1` here, so that `checkpoint.py`
-maps one to the other by rule. Arrays are (B, height, width, channels). Residual blocks and spatial transformers
-start with a last layer of zeros: a fresh one is the identity, as in the original latent diffusion code.
+Module names follow diffusers' tensors, `resnets.1.conv1` being `resnets_1/conv1` here, so that
+`checkpoint.py` maps one to the other by rule. Arrays are (B, height, width, channels). Residual blocks and
+spatial transformers start with a last layer of zeros: a fresh one is the identity, as in the original latent
+diffusion code.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -33,7 +37,7 @@ def conv3x3(channels: int, dtype: jnp.dtype, name: str, *, zero: bool = False) -
 
 
 class ResnetBlock2D(nn.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv; added to the input, through a 1×1 convolution if need be."""
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv; added to the input, which a 1×1 convolution widens."""
 
     channels: int
     groups: int
@@ -133,7 +137,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward: each after a layer norm, and added to its input."""
+    """Self-attention, attention to the text, feed-forward: each after a layer norm, added to its input."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
@@ -165,16 +169,12 @@ class Transformer2DModel(nn.Module):
         residual = hidden
         hidden = group_norm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, "norm")(hidden)
         # A 1×1 convolution is the same product; only the stored kernel has two axes more.
-        if self.linear_projection:
-            project_in = nn.Dense(channels, dtype=self.dtype, name="proj_in")
-            project_out = nn.Dense(
-                channels, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="proj_out"
-            )
-        else:
-            project_in = nn.Conv(channels, (1, 1), dtype=self.dtype, name="proj_in")
-            project_out = nn.Conv(
-                channels, (1, 1), dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="proj_out"
-            )
+        projection: Callable[..., nn.Module] = (
+            nn.Dense if self.linear_projection else partial(nn.Conv, kernel_size=(1, 1))
+        )
+        zeros = nn.initializers.zeros_init()
+        project_in = projection(channels, dtype=self.dtype, name="proj_in")
+        project_out = projection(channels, dtype=self.dtype, kernel_init=zeros, name="proj_out")
         tokens = project_in(hidden).reshape(batch, height * width, channels)
         for layer in range(self.depth):
             block = BasicTransformerBlock(self.heads, self.dtype, name=f"transformer_blocks_{layer}")

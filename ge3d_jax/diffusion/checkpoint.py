@@ -1,8 +1,8 @@
 """Folders in diffusers' layout <-> parameter trees: the one place that knows both sides' names and axes.
 
 A parameter's path in the tree gives its tensor's name by rule, `down_blocks_0/resnets_1/conv1/kernel` being
-`down_blocks.0.resnets.1.conv1.weight`. Axes: convolutions (height, width, in, out) here, (out, in, height, width)
-there; linear layers (in, out) here, (out, in) there.
+`down_blocks.0.resnets.1.conv1.weight`. Axes: convolutions (height, width, in, out) here, there (out, in,
+height, width); linear layers (in, out) here, there (out, in).
 """
 
 import json
@@ -178,7 +178,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, Any]:
     key = jax.random.key(0)
     if isinstance(module, UNet2DConditionModel):
         size = 2 ** (len(module.config.block_out_channels) - 1)
-        inputs = (
+        inputs: tuple[jax.Array, ...] = (
             jnp.zeros((1, size, size, module.config.in_channels)),
             jnp.zeros((1,)),
             jnp.zeros((1, 1, module.config.cross_attention_dim)),
@@ -244,8 +244,8 @@ def load_model(folder: str | os.PathLike[str]) -> StableDiffusion:
     missing = list(_missing_parts(folder))
     if missing:
         raise UserError(
-            f"The model folder {folder} lacks {', '.join(missing)}; copy or download it again, with weights in "
-            f"safetensors format."
+            f"The model folder {folder} lacks {', '.join(missing)}; copy or download it again, with weights "
+            f"in safetensors format."
         )
     index = _read_json(folder / INDEX_FILE)
     for part, known in (
@@ -255,8 +255,8 @@ def load_model(folder: str | os.PathLike[str]) -> StableDiffusion:
     ):
         if index.get(part, [None, None])[1] != known:
             raise UserError(
-                f"{folder / INDEX_FILE}: the part {part} is {index.get(part)!r}, but only {known} is supported; "
-                f"take a Stable Diffusion 1.x or 2.x model."
+                f"{folder / INDEX_FILE}: the part {part} is {index.get(part)!r}, but only {known} is "
+                f"supported; take a Stable Diffusion 1.x or 2.x model."
             )
     unet_config = UNetConfig.from_dict(_read_json(folder / "unet/config.json"))
     vae_config = VAEConfig.from_dict(_read_json(folder / "vae/config.json"))
@@ -280,7 +280,7 @@ def load_model(folder: str | os.PathLike[str]) -> StableDiffusion:
 
 
 def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
-    """Write `model` as a folder that `load_model` and `diffusers.StableDiffusionPipeline.from_pretrained` open.
+    """Write `model` as a folder that `load_model` and diffusers' StableDiffusionPipeline open.
 
     Each file is replaced as a whole, and the index comes last: a folder that has one is complete.
     """

@@ -1,7 +1,7 @@
 """Stable Diffusion as one pytree, and the few functions that everything else needs of it.
 
-Symbols: B batch; H, W image size; h, w latent size; L tokens; D text channels. Latents are scaled: what the UNet
-sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
+Symbols: B batch; H, W image size; h, w latent size; L tokens; D text channels. Latents are scaled: what the
+UNet sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import struct
 
 from ge3d_jax.diffusion.ddim import (
@@ -105,6 +106,10 @@ def make_model(
     )
 
 
+def _apply(module: nn.Module, parameters: Any, *inputs: Any, method: str | None = None) -> Any:
+    return module.apply({"params": parameters}, *inputs, method=method)
+
+
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
     """Token ids (B, L) int32 of `prompts`, padded or cut to the length the model was trained with."""
     length = min(model.tokenizer.model_max_length, model.text_encoder.config.max_position_embeddings)
@@ -117,7 +122,7 @@ def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
 @jax.jit
 def encode_text_ids(model: StableDiffusion, ids: jax.Array) -> jax.Array:
     """Text embeddings (B, L, D) of token ids (B, L)."""
-    return model.text_encoder.apply({"params": model.text_params}, ids)
+    return _apply(model.text_encoder, model.text_params, ids)
 
 
 def encode_text(model: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
@@ -137,13 +142,13 @@ def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, te
     Returns:
         (B, h, w, C).
     """
-    output = model.unet.apply({"params": model.unet_params}, x, jnp.asarray(t), text)
+    output = _apply(model.unet, model.unet_params, x, jnp.asarray(t), text)
     return epsilon_from_output(model.schedule, output, x, t)
 
 
 def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
     """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
-    mean, log_variance = model.vae.apply({"params": model.vae_params}, 2.0 * images - 1.0, method="encode")
+    mean, log_variance = _apply(model.vae, model.vae_params, 2.0 * images - 1.0, method="encode")
     if key is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
     return model.scaling_factor * mean
@@ -151,12 +156,12 @@ def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | No
 
 def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
     """Images (B, H, W, 3), clipped to [0, 1], of latents (B, h, w, C)."""
-    images = model.vae.apply({"params": model.vae_params}, latents / model.scaling_factor, method="decode")
+    images = _apply(model.vae, model.vae_params, latents / model.scaling_factor, method="decode")
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
 
 
 def sampling_times(schedule_steps: int, steps: int) -> np.ndarray:
-    """The times at which DDIM evaluates the network, and the one where it ends: (steps + 1,), falling, last one 0.
+    """The times at which DDIM evaluates the network, and 0 where it ends: (steps + 1,), falling.
 
     Spaced as diffusers' DDIMScheduler does with `timestep_spacing` "leading": multiples of T // steps, plus
     STEPS_OFFSET. It ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
@@ -180,7 +185,7 @@ def _denoise(
     guidance: jax.Array,
     steps: int,
 ) -> jax.Array:
-    times = sampling_times(model.schedule.steps, steps)
+    times = jnp.asarray(sampling_times(model.schedule.steps, steps))
     both = jnp.concatenate([negative, text])
 
     def one_step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -201,7 +206,7 @@ def sample(
     guidance_scale: float,
     latents: jax.Array | None = None,
 ) -> jax.Array:
-    """Text to latents by DDIM with classifier-free guidance (η = 0), as diffusers' StableDiffusionPipeline does.
+    """Text to latents by DDIM (η = 0) with classifier-free guidance, as diffusers' StableDiffusionPipeline.
 
     Args:
         model: the model.

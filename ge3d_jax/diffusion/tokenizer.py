@@ -1,8 +1,8 @@
 """Small vocabularies for CLIP's tokenizer, and its folder on disk.
 
-A CLIPTokenizer folder holds `vocab.json` (token -> id) and `merges.txt` (pairs of tokens that become one, in order
-of priority). Words are lower-cased, cut by CLIP's pattern, spelled in 256 printable stand-ins for bytes, the last
-letter of a word marked by `</w>`, and then joined by the merges.
+A CLIPTokenizer folder holds `vocab.json` (token -> id) and `merges.txt` (pairs of tokens that become one, in
+order of priority). Text is lower-cased, cut into words by CLIP's pattern, spelled in 256 printable stand-ins
+for bytes, the last one of a word marked by `</w>`, and then joined by the merges.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# transformers otherwise announces at import that PyTorch is absent, which is how this package is meant to run.
+# transformers otherwise announces at import that PyTorch is absent, which is as it should be here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from transformers import CLIPTokenizer  # noqa: E402  (after the setting it reads at import)
@@ -37,7 +37,7 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word: join the pair of lowest rank, wherever it stands, until none is left."""
+    """Byte-pair encoding of one word: join the pair of lowest rank, everywhere, until none is left."""
     while True:
         known = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
         if not known:
@@ -55,8 +55,8 @@ def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
 def _merges_for(words: Iterable[str]) -> list[tuple[str, str]]:
     """Merges that join each word to one token.
 
-    A new merge comes after all earlier ones, and an earlier word always finds one of its own to apply first: so
-    words that are whole stay whole.
+    A new merge comes after all earlier ones, and an earlier word always finds one of its own to apply first:
+    so words that are whole stay whole.
     """
     letters = byte_alphabet()
     ranks: dict[tuple[str, str], int] = {}

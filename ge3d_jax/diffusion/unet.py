@@ -1,4 +1,4 @@
-"""The noise predictor of Stable Diffusion 1.x and 2.x: the part of diffusers' UNet2DConditionModel they use."""
+"""The noise predictor of Stable Diffusion 1.x and 2.x, equal to diffusers' UNet2DConditionModel."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -250,7 +250,7 @@ class UNet2DConditionModel(nn.Module):
         text = encoder_hidden_states.astype(dtype)
 
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(sample)
-        kept = (hidden,)
+        kept: tuple[jax.Array, ...] = (hidden,)
         for index, (kind, channels) in enumerate(
             zip(config.down_block_types, config.block_out_channels, strict=True)
         ):

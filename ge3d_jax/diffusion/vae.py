@@ -34,8 +34,8 @@ class VAEConfig:
     """Dimensions of the autoencoder under diffusers' own names; defaults are diffusers' for absent keys.
 
     `scaling_factor` turns encoded means into the latents of the diffusion model. `sample_size` is the size of
-    the images it was trained on; any other may be fed. `force_upcast` is kept for writing it back: it asks for
-    float32, the default here.
+    the images it was trained on; any other may be fed. `force_upcast` is kept for writing it back: it asks
+    for float32, the default here.
     """
 
     in_channels: int = 3
@@ -68,8 +68,8 @@ class VAEConfig:
         ):
             if getattr(self, name) != (known,) * blocks:
                 raise UserError(
-                    f"VAE config: {name} = {list(getattr(self, name))!r} is not supported; it must be {blocks} "
-                    f"times {known}, once for each of block_out_channels."
+                    f"VAE config: {name} = {list(getattr(self, name))!r} is not supported; it must be "
+                    f"{blocks} times {known}, once for each of block_out_channels."
                 )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -241,8 +241,8 @@ class AutoencoderKL(nn.Module):
         downscale = self.config.downscale
         if images.shape[1] % downscale or images.shape[2] % downscale:
             raise UserError(
-                f"Images of {images.shape[1]}×{images.shape[2]} pixels do not fit this VAE; choose a size that "
-                f"is a multiple of {downscale}."
+                f"Images of {images.shape[1]}×{images.shape[2]} pixels do not fit this VAE; choose a size "
+                f"that is a multiple of {downscale}."
             )
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
