@@ -1,1 +1,21 @@
-"""Text-to-3D with Gaussian splats: GE3D (arXiv 2412.05929) in JAX and Flax."""
+"""Text-to-3D with Gaussian splats: GE3D (arXiv 2412.05929) in JAX and Flax.
+
+`ge3d_jax.generate("a red mushroom")` makes an object; see `ge3d_jax.api.generate`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ge3d_jax.api import Result as Result
+    from ge3d_jax.api import generate as generate
+
+__all__ = ["Result", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: JAX takes a second, and a part of the package may be wanted without it.
+    if name in __all__:
+        from ge3d_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

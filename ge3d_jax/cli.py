@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from ge3d_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def keep_compiled_code() -> None:
     """Let JAX reuse what it compiled in earlier runs; a cache folder set by JAX's own variable goes first."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_KEPT_SECONDS)
 
@@ -61,9 +61,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake told in one line, 130 after Ctrl-C."""
+    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C."""
 
     def guarded(_: Sequence[str]) -> int:
+        # JAX tells which accelerators it did not find; on a machine without any that is no news.
+        logging.set_verbosity(logging.WARNING)
         try:
             keep_compiled_code()
             main()

@@ -1,4 +1,4 @@
-"""What every test shares: the CPU unless told otherwise, and property tests that try the same cases each time."""
+"""What every test shares: the CPU unless told otherwise, and property tests that repeat their cases."""
 
 import os
 

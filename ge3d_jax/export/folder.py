@@ -35,7 +35,9 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"The output folder {folder} cannot be written to ({reason}); choose another.") from error
+        raise UserError(
+            f"The output folder {folder} cannot be written to ({reason}); choose another."
+        ) from error
     return folder
 
 

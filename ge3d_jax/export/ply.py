@@ -31,7 +31,7 @@ def _rest_names(count: int) -> tuple[str, ...]:
 
 
 def save_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write the live splats (`mask`) to `path`, quaternions normalised; the same splats give the same bytes."""
+    """Write the live splats (`mask`) to `path`, quaternions normalised; same splats, same bytes."""
     live = np.asarray(gaussians.mask)
     positions = np.asarray(gaussians.positions)[live]
     harmonics = np.asarray(gaussians.sh)[live]
@@ -71,7 +71,7 @@ def load_ply(path: str | os.PathLike[str]) -> Gaussians:
 
     Normals and properties of other names are left aside. Returns: splats without padding (`mask` all true).
     Raises: UserError where the file is missing, not a .ply, cut short, without splats, without a property
-    this layout needs, or holds a value that is no finite number; the sentence names the file and the property.
+    this layout needs, or holds a value that is no finite number; names the file and the property.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,7 +91,8 @@ def load_ply(path: str | os.PathLike[str]) -> Gaussians:
     rest_count = sum(name.startswith("f_rest_") for name in records.dtype.names)
     if rest_count % 3 or rest_count // 3 not in _REST_PER_CHANNEL:
         raise UserError(
-            f"{path} has {rest_count} f_rest_* properties; spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45."
+            f"{path} has {rest_count} f_rest_* properties; "
+            "spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45."
         )
 
     def columns(names: tuple[str, ...]) -> np.ndarray:
@@ -100,11 +101,13 @@ def load_ply(path: str | os.PathLike[str]) -> Gaussians:
         for name in names:
             if name not in records.dtype.names:
                 raise UserError(
-                    f"{path} has no property {name!r}, so it is not a splat file (a mesh or point cloud, perhaps); "
-                    "export it as 3DGS .ply."
+                    f"{path} has no property {name!r}, so it is not a splat file "
+                    "(a mesh or point cloud, perhaps); export it as 3DGS .ply."
                 )
             if records.dtype[name].kind not in "fiu":
-                raise UserError(f"{path}: property {name!r} is a list where a number belongs; export it anew.")
+                raise UserError(
+                    f"{path}: property {name!r} is a list where a number belongs; export it anew."
+                )
             value = records[name].astype(np.float32)
             bad = ~np.isfinite(value)
             if bad.any():

@@ -21,7 +21,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def enlarge(image: np.ndarray, *, minimum: int) -> np.ndarray:
-    """Scale a uint8 image (H, W, 3) by the least whole factor that makes its shorter side ≥ `minimum` pixels."""
+    """Scale a uint8 image (H, W, 3) by the least whole factor that brings both sides to `minimum` pixels."""
     height, width = image.shape[:2]
     factor = max(1, math.ceil(minimum / min(height, width)))
     if factor == 1:
@@ -37,7 +37,7 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
-    """Read any picture as float32 (size, size, 3) in [0, 1], transparent parts white, cropped to its middle square.
+    """Read any picture as float32 (size, size, 3) in [0, 1], transparent parts white, its middle square only.
 
     Raises: UserError where the file is missing or not a picture.
     """
@@ -57,13 +57,17 @@ def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
     return np.asarray(resized, np.float32) / 255.0
 
 
-def image_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, gap: int = 6) -> np.ndarray:
+def image_grid(
+    images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, gap: int = 6
+) -> np.ndarray:
     """Lay uint8 images (H, W, 3) of one size in rows of `columns`, each with its label underneath.
 
     Returns: one uint8 image on white. The last row may be short.
     """
     if not images or len(images) != len(labels):
-        raise ValueError(f"A grid needs as many labels as images and at least one: {len(images)}, {len(labels)}.")
+        raise ValueError(
+            f"A grid needs as many labels as images and at least one: {len(images)}, {len(labels)}."
+        )
     height, width = images[0].shape[:2]
     text_size = max(10, min(18, height // 12))
     label_height = text_size + 8

@@ -32,7 +32,11 @@ class Viewpoint:
 
 @partial(jax.jit, static_argnames=("viewpoint", "buffer_capacity"))
 def _render_around(
-    gaussians: Gaussians, azimuths: jax.Array, background: jax.Array, viewpoint: Viewpoint, buffer_capacity: int
+    gaussians: Gaussians,
+    azimuths: jax.Array,
+    background: jax.Array,
+    viewpoint: Viewpoint,
+    buffer_capacity: int,
 ) -> tuple[jax.Array, jax.Array]:
     def one(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
         camera = orbit_camera(
@@ -73,12 +77,8 @@ def turntable_azimuths(count: int) -> np.ndarray:
     return np.arange(count) * (2 * np.pi / count)
 
 
-def view_sheet(
-    gaussians: Gaussians, *, count: int, viewpoint: Viewpoint, columns: int = 4, note: str = ""
-) -> np.ndarray:
-    """A sheet of `count` views once around, each labelled with its azimuth in degrees, the first with `note`."""
-    azimuths = turntable_azimuths(count)
-    images = render_around(gaussians, azimuths, viewpoint=viewpoint)
+def view_sheet(images: np.ndarray, azimuths: np.ndarray, *, columns: int = 4, note: str = "") -> np.ndarray:
+    """A sheet of views, uint8, labelled with their azimuths (given in radians), the first also with `note`."""
     labels = [f"{degrees:.0f}°" for degrees in np.rad2deg(azimuths)]
     labels[0] = f"{note} {labels[0]}".strip()
     return image_grid(list(images), labels, columns=columns)

@@ -21,7 +21,7 @@ def _prepare(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def save_mp4(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 24) -> None:
-    """Write uint8 frames (T, H, W, 3) as H.264 in yuv420p; small frames are enlarged, odd sides lose a pixel."""
+    """Write uint8 frames (T, H, W, 3) as H.264, yuv420p; small frames enlarged, odd sides less one pixel."""
     prepared = _prepare(frames)
     height, width = (side - side % 2 for side in prepared[0].shape[:2])
     with atomic_path(path) as temporary:

@@ -19,7 +19,9 @@ def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> G
     return Gaussians(
         positions=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
         log_scales=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
-        quaternions=jnp.asarray(quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), jnp.float32),
+        quaternions=jnp.asarray(
+            quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), jnp.float32
+        ),
         opacity_logits=jnp.asarray(rng.normal(size=count), jnp.float32),
         sh=jnp.asarray(rng.normal(size=(count, (degree + 1) ** 2, 3)), jnp.float32),
         mask=jnp.asarray(mask),
@@ -36,7 +38,9 @@ def test_round_trip(tmp_path, degree):
     assert read.positions.shape == (12, 3)
     assert bool(read.mask.all())
     for name in ("positions", "log_scales", "opacity_logits", "sh"):
-        np.testing.assert_array_equal(getattr(read, name), np.asarray(getattr(written, name))[live], err_msg=name)
+        np.testing.assert_array_equal(
+            getattr(read, name), np.asarray(getattr(written, name))[live], err_msg=name
+        )
     np.testing.assert_allclose(read.quaternions, np.asarray(written.quaternions)[live], atol=1e-7)
 
 
@@ -141,7 +145,16 @@ def test_zero_rotation_is_named(tmp_path):
         lambda data: data.replace(b"element vertex", b"element vortex"),
         lambda data: "ply\n".encode("utf-16"),
     ],
-    ids=["cut short", "cut in the header", "empty", "not ply", "huge count", "negative", "no vertex", "utf-16"],
+    ids=[
+        "cut short",
+        "cut in the header",
+        "empty",
+        "not ply",
+        "huge count",
+        "negative",
+        "no vertex",
+        "utf-16",
+    ],
 )
 def test_damaged_files_are_named(tmp_path, damage):
     path = tmp_path / "bad.ply"

@@ -1,0 +1,194 @@
+"""From a sentence to an object on disk, in one call: what `experiments/generate.py` and a notebook use."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.diffusion.checkpoint import load_model
+from ge3d_jax.export.folder import MetricsFile, prepare_folder, slug, versions, write_json
+from ge3d_jax.export.ply import load_ply, save_ply
+from ge3d_jax.export.sheet import save_png
+from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
+from ge3d_jax.export.video import save_gif, save_mp4
+from ge3d_jax.progress import RunProgress, gentle_interrupt
+from ge3d_jax.request import check_image_size, check_prompt, find_model
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.training.config import Config, with_overrides
+from ge3d_jax.training.config import preset as preset_config
+from ge3d_jax.training.loop import run
+from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.step import Metrics
+
+_TURNTABLE_FRAMES = 64
+_TURNTABLE_FPS = 20
+# The sheet shows every eighth frame of the turntable: eight views.
+_SHEET_STRIDE = 8
+_PREVIEW_VIEWS = 4
+_PREVIEW_SIZE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run. In a notebook it shows itself as its sheet of views.
+
+    Attributes:
+        prompt, seed: what was asked for.
+        gaussians: the object.
+        folder: where everything was written.
+        iterations: how many were done; fewer than asked for when `interrupted`.
+        interrupted: whether Ctrl-C ended the run.
+        metrics: the numbers of every iteration, as in metrics.jsonl.
+        frames: the turntable, uint8 (T, H, W, 3), once around from the front.
+    """
+
+    prompt: str
+    seed: int
+    gaussians: Gaussians
+    folder: Path
+    iterations: int
+    interrupted: bool
+    metrics: list[dict[str, float | int]]
+    frames: np.ndarray
+
+    def _repr_png_(self) -> bytes:
+        return (self.folder / "views.png").read_bytes()
+
+
+def _viewpoint(config: Config) -> Viewpoint:
+    """Where to look from: the middle of the cameras that the run ends with."""
+    cameras = config.cameras
+    return Viewpoint(
+        radius=float(np.mean(cameras.radius_end)),
+        polar=float(np.deg2rad(np.mean(cameras.polar_degrees))),
+        fov=float(np.mean(cameras.fov_radians_end)),
+    )
+
+
+def _remove_old_results(folder: Path) -> None:
+    """What an earlier run left in the same folder would pass for this one's."""
+    for pattern in ("object.ply", "turntable.*", "views.png", "viewer.html", "previews/iteration_*.png"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _padded(gaussians: Gaussians, capacity: int) -> Gaussians:
+    """The same splats in a buffer of `capacity` entries, the new ones masked."""
+    extra = capacity - gaussians.capacity
+
+    def pad(values: jax.Array) -> jax.Array:
+        return jnp.concatenate([values, jnp.zeros((extra, *values.shape[1:]), values.dtype)])
+
+    padded = jax.tree.map(pad, gaussians)
+    return dataclasses.replace(padded, quaternions=padded.quaternions.at[gaussians.capacity :, 0].set(1.0))
+
+
+def _write_object(folder: Path, gaussians: Gaussians, viewpoint: Viewpoint) -> np.ndarray:
+    """Write the object, then everything to look at; returns the turntable's frames."""
+    save_ply(folder / "object.ply", gaussians)
+    azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
+    frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
+    save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
+    save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
+    save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
+    return frames
+
+
+def generate(
+    prompt: str,
+    *,
+    preset: str = "toybox",
+    seed: int = 0,
+    model: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    preview_every: int = 25,
+    progress: bool = True,
+) -> Result:
+    """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
+
+    Args:
+        prompt: what to make, as "a red mushroom".
+        preset: "toybox" for the bundled model, "paper" for Stable Diffusion.
+        seed: same seed on the same machine, same object, byte by byte.
+        model: folder of another model in diffusers layout; None is the bundled one.
+        out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
+        start: a splat file (.ply) to begin with instead of a grey ball.
+        overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
+        preview_every: iterations between pictures in previews/; 0 for none.
+        progress: whether to show a bar.
+
+    Returns:
+        Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands.
+
+    Raises:
+        UserError: an input that cannot be used; results of an earlier run are untouched then.
+    """
+    folder_of_model = find_model(model)
+    check_prompt(prompt, folder_of_model)
+    config = with_overrides(preset_config(preset), overrides or {})
+    check_image_size(config, folder_of_model)
+    started = load_ply(start) if start is not None else None
+    if started is not None:
+        config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
+        started = _padded(started, config.splat_capacity)
+    folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
+    diffusion = load_model(folder_of_model)
+    _remove_old_results(folder)
+    write_json(
+        folder / "config.json",
+        {
+            "prompt": prompt,
+            "seed": seed,
+            "preset": preset,
+            "model": "bundled" if model is None else str(model),
+            "start": str(start) if start is not None else None,
+            "settings": dataclasses.asdict(config),
+            "versions": versions(),
+        },
+    )
+
+    viewpoint = _viewpoint(config)
+    preview_viewpoint = dataclasses.replace(viewpoint, size=_PREVIEW_SIZE)
+    preview_azimuths = turntable_azimuths(_PREVIEW_VIEWS)
+    history: list[dict[str, float | int]] = []
+    begun = time.monotonic()
+
+    with (
+        RunProgress(config.iterations, enabled=progress) as bar,
+        gentle_interrupt(bar) as stop,
+        MetricsFile(folder / "metrics.jsonl") as metrics_file,
+    ):
+
+        def on_progress(done: int, metrics: Metrics, state: TrainState) -> bool:
+            numbers: dict[str, float | int] = {"iteration": done}
+            numbers |= {name: value.item() for name, value in vars(metrics).items()}
+            numbers["seconds"] = round(time.monotonic() - begun, 3)
+            metrics_file.write(numbers)
+            history.append(numbers)
+            bar.update(done, float(numbers["loss"]), int(numbers["splats"]))
+            if preview_every and done % preview_every == 0:
+                images = render_around(state.gaussians, preview_azimuths, viewpoint=preview_viewpoint)
+                sheet = view_sheet(images, preview_azimuths, note=f"iteration {done},")
+                save_png(folder / "previews" / f"iteration_{done:05d}.png", sheet)
+            return stop.requested
+
+        result = run(config, diffusion, prompt, jax.random.key(seed), start=started, on_progress=on_progress)
+    frames = _write_object(folder, result.gaussians, viewpoint)
+    return Result(
+        prompt=prompt,
+        seed=seed,
+        gaussians=result.gaussians,
+        folder=folder,
+        iterations=result.iterations,
+        interrupted=result.interrupted,
+        metrics=history,
+        frames=frames,
+    )

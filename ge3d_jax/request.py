@@ -1,0 +1,44 @@
+"""What is asked for, checked before any long work."""
+
+import os
+from pathlib import Path
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.export.folder import slug
+from ge3d_jax.toybox import model_folder
+from ge3d_jax.toybox.captions import explain_unknown
+from ge3d_jax.training.config import Config
+
+# A model folder that holds this file knows the words of the bundled world and no others.
+TOYBOX_MARKER = "toybox.json"
+# The bundled model has seen 64-pixel pictures; at more than twice that it sees nothing it knows.
+_LARGEST_TOYBOX_IMAGE = 128
+
+
+def find_model(model: str | os.PathLike[str] | None) -> Path:
+    """The folder of the model, the bundled one for None. Raises UserError where there is none."""
+    folder = Path(model) if model is not None else model_folder()
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"There is no model in {folder} (no model_index.json); give a folder in diffusers layout."
+        )
+    return folder
+
+
+def check_prompt(prompt: str, folder: Path) -> None:
+    """Refuse a prompt without words, or with words the model in `folder` never saw. Raises UserError."""
+    if not slug(prompt):
+        raise UserError(f'The prompt {prompt!r} has no words; say what to make, as "a red mushroom".')
+    if (folder / TOYBOX_MARKER).is_file():
+        unknown = explain_unknown(prompt)
+        if unknown is not None:
+            raise UserError(unknown)
+
+
+def check_image_size(config: Config, folder: Path) -> None:
+    """Refuse pictures far larger than the bundled model was trained on. Raises UserError."""
+    if (folder / TOYBOX_MARKER).is_file() and config.image_size > _LARGEST_TOYBOX_IMAGE:
+        raise UserError(
+            f"The setting image_size is {config.image_size}, but the bundled model knows pictures of 64 "
+            "pixels; name a larger model with --model, or keep to the preset toybox."
+        )
