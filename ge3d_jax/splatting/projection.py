@@ -1,0 +1,183 @@
+"""Splats to screen: EWA projection of the covariance, extent in pixels, colour towards the camera.
+
+Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
+    R, s        rotation and scales; world covariance R·diag(s²)·Rᵀ
+    W           rotation of `world_to_camera`
+    J           Jacobian (2, 3) of the pinhole projection at the centre
+    a, b        rows of A = J·W·R·diag(s); the screen covariance is A·Aᵀ + DILATION·I
+    p, q, r     `whitening`: the inverse Cholesky factor of that covariance Σ, so that for an offset (dx, dy)
+                in pixels  u = p·dx,  v = q·dy − r·dx,  u² + v² = dᵀ·Σ⁻¹·d
+The factor replaces the usual conic because a needle's u² + v² stays exact in float32 where the conic's three
+large terms cancel; its determinant comes from |a × b|² for the same reason.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ge3d_jax.splatting.cameras import Camera, camera_center
+from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
+
+# Variance added on the screen, px²: a splat thinner than a pixel would fall between the pixel centres.
+DILATION = 0.3
+# Splats nearer than this (world units) are dropped: the projection diverges at the camera's plane.
+NEAR_PLANE = 0.01
+# The Jacobian is taken no further out than this many half fields of view, where its linearisation explodes.
+FRUSTUM_MARGIN = 1.3
+# A contribution under one step of an 8-bit image is skipped; it also bounds the extent of a splat.
+MIN_ALPHA = 1.0 / 255.0
+# Room for rounding when the extent decides which pixels are looked at, pixels.
+EXTENT_MARGIN = 0.05
+
+SH_C1 = 0.4886025119029199
+SH_C2 = (
+    1.0925484305920792,
+    -1.0925484305920792,
+    0.31539156525252005,
+    -1.0925484305920792,
+    0.5462742152960396,
+)
+SH_C3 = (
+    -0.5900435899266435,
+    2.890611442640554,
+    -0.4570457994644658,
+    0.3731763325901154,
+    -0.4570457994644658,
+    1.445305721320277,
+    -0.5900435899266435,
+)
+
+
+@struct.dataclass
+class Projected:
+    """Splats on the screen of one camera; entries that are not visible hold finite stand-ins.
+
+    means: (N, 2) centres, pixels.
+    whitening: (N, 3) p, q, r of the module's docstring, 1/pixels.
+    opacities: (N,) in [0, 1].
+    colors: (N, 3) RGB ≥ 0.
+    depths: (N,) camera-space z, world units.
+    extents: (N, 2) half width and half height of the box in which alpha can reach MIN_ALPHA, pixels.
+    radii: (N,) the same along the longer axis of the ellipse, pixels; 0 where not visible.
+    visible: (N,) bool: a splat, in front of the near plane, able to reach MIN_ALPHA.
+    """
+
+    means: jax.Array
+    whitening: jax.Array
+    opacities: jax.Array
+    colors: jax.Array
+    depths: jax.Array
+    extents: jax.Array
+    radii: jax.Array
+    visible: jax.Array
+
+
+def rotation_matrices(quaternions: jax.Array) -> jax.Array:
+    """Rotation matrices (..., 3, 3) of wxyz quaternions (..., 4) of any length; finite for a zero one."""
+    tiny = jnp.finfo(quaternions.dtype).tiny
+    length = jnp.sqrt(jnp.maximum(jnp.sum(quaternions**2, axis=-1, keepdims=True), tiny))
+    w, x, y, z = jnp.moveaxis(quaternions / length, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
+    """Real spherical harmonics (..., (degree + 1)²) of unit directions (..., 3), order and signs of 3DGS."""
+    x, y, z = jnp.moveaxis(directions, -1, 0)
+    basis = [jnp.full_like(x, SH_C0)]
+    if degree >= 1:
+        basis += [-SH_C1 * y, SH_C1 * z, -SH_C1 * x]
+    if degree >= 2:
+        xx, yy, zz = x * x, y * y, z * z
+        terms = [x * y, y * z, 2 * zz - xx - yy, x * z, xx - yy]
+        basis += [constant * term for constant, term in zip(SH_C2, terms, strict=True)]
+    if degree >= 3:
+        terms = [
+            y * (3 * xx - yy),
+            x * y * z,
+            y * (4 * zz - xx - yy),
+            z * (2 * zz - 3 * xx - 3 * yy),
+            x * (4 * zz - xx - yy),
+            z * (xx - yy),
+            x * (xx - 3 * yy),
+        ]
+        basis += [constant * term for constant, term in zip(SH_C3, terms, strict=True)]
+    return jnp.stack(basis, axis=-1)
+
+
+def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
+    """Colours (N, 3) ≥ 0 of coefficients sh (N, K, 3) seen along unit directions (N, 3)."""
+    basis = sh_basis(directions, sh_degree_of(sh.shape[-2]))
+    return jnp.maximum(0.5 + jnp.sum(basis[..., None] * sh, axis=-2), 0.0)
+
+
+def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | None = None) -> Projected:
+    """Project all splats onto the screen of one camera; differentiable in both.
+
+    scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
+    """
+    dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
+    focal_x, focal_y, center_x, center_y = camera.intrinsics
+    rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
+    # Products of 3-vectors are written as sums: matrix units would round the operands on accelerators.
+    in_camera = jnp.sum(rotation * gaussians.positions[:, None, :], axis=-1) + translation
+    front = gaussians.mask & (in_camera[:, 2] > NEAR_PLANE)
+    # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
+    x, y, z = jnp.where(front[:, None], in_camera, jnp.array([0.0, 0.0, 1.0], dtype)).T
+    means = jnp.stack([focal_x * x / z + center_x, focal_y * y / z + center_y], axis=-1)
+
+    limit_x = FRUSTUM_MARGIN * 0.5 * camera.width / focal_x
+    limit_y = FRUSTUM_MARGIN * 0.5 * camera.height / focal_y
+    slope_x, slope_y = jnp.clip(x / z, -limit_x, limit_x), jnp.clip(y / z, -limit_y, limit_y)
+    zero = jnp.zeros_like(z)
+    jacobian = jnp.stack(
+        [
+            jnp.stack([focal_x / z, zero, -focal_x * slope_x / z], axis=-1),
+            jnp.stack([zero, focal_y / z, -focal_y * slope_y / z], axis=-1),
+        ],
+        axis=-2,
+    )
+    scales = jnp.exp(jnp.where(front[:, None], gaussians.log_scales, 0.0))
+    if scale_multiplier is not None:
+        scales = scales * (scale_multiplier if scale_multiplier.ndim == 2 else scale_multiplier[:, None])
+    axes = rotation_matrices(gaussians.quaternions) * scales[:, None, :]
+    axes_in_camera = jnp.sum(rotation[:, :, None] * axes[:, None, :, :], axis=-2)
+    row_a, row_b = jnp.moveaxis(jnp.sum(jacobian[..., None] * axes_in_camera[:, None, :, :], axis=-2), -2, 0)
+    square_a, square_b = jnp.sum(row_a**2, axis=-1), jnp.sum(row_b**2, axis=-1)
+    variance_x, variance_y = square_a + DILATION, square_b + DILATION
+    covariance_xy = jnp.sum(row_a * row_b, axis=-1)
+    determinant = (
+        jnp.sum(jnp.cross(row_a, row_b) ** 2, axis=-1) + DILATION * (square_a + square_b) + DILATION**2
+    )
+    inverse_y = jnp.sqrt(variance_x / determinant)
+    whitening = jnp.stack(
+        [1.0 / jnp.sqrt(variance_x), inverse_y, inverse_y * covariance_xy / variance_x], axis=-1
+    )
+
+    opacities = jax.nn.sigmoid(gaussians.opacity_logits)
+    visible = front & (opacities > MIN_ALPHA)
+    # alpha = opacity·exp(−m/2) reaches MIN_ALPHA where m = dᵀΣ⁻¹d is at most this.
+    reach = 2.0 * jnp.log(jnp.maximum(jax.lax.stop_gradient(opacities) / MIN_ALPHA, 1.0))
+    covariance = jax.lax.stop_gradient(jnp.stack([variance_x, variance_y, covariance_xy]))
+    half_difference = 0.5 * (covariance[0] - covariance[1])
+    largest = 0.5 * (covariance[0] + covariance[1]) + jnp.hypot(half_difference, covariance[2])
+
+    offsets = gaussians.positions - camera_center(camera)
+    offsets = jnp.where(front[:, None], offsets, jnp.array([0.0, 0.0, 1.0], dtype))
+    distance = jnp.sqrt(jnp.maximum(jnp.sum(offsets**2, axis=-1, keepdims=True), tiny))
+    return Projected(
+        means=means,
+        whitening=whitening,
+        opacities=opacities,
+        colors=sh_colors(gaussians.sh, offsets / distance),
+        depths=z,
+        extents=jnp.sqrt(reach * covariance[:2]).T + EXTENT_MARGIN,
+        radii=jnp.where(visible, jnp.sqrt(reach * largest), 0.0),
+        visible=visible,
+    )

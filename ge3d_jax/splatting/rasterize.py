@@ -1,0 +1,98 @@
+"""Rendering: splats and a camera to an image, in JAX, differentiable, jittable and vmappable.
+
+project (autodiff) → bin_splats (no gradient) → composite (its own gradient) → image over the background.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.splatting.compositing import Splats2D, composite
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.projection import MIN_ALPHA, project
+from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
+
+# Divisor of the depth where nothing is hit; a pixel that is hit at all has at least MIN_ALPHA.
+SMALLEST_ALPHA = 0.5 * MIN_ALPHA
+
+
+@struct.dataclass
+class Rendered:
+    """One rendered view.
+
+    rgb: (H, W, 3) colours over the background; not clipped from above.
+    alpha: (H, W) share of the background that is hidden, in [0, 1].
+    depth: (H, W) mean camera-space z of what is seen, Σ w·z / Σ w, world units; 0 where alpha is 0.
+    intersections: () int32, entries of the intersection buffer that this view needs.
+    overflow: () int32, entries that did not fit; where it is not 0 the image lacks splats: render again
+        with a larger buffer.
+    radii: (N,) extent of each splat along its longer axis, pixels; 0 where it is masked, behind the camera,
+        too faint, or beside the image.
+    """
+
+    rgb: jax.Array
+    alpha: jax.Array
+    depth: jax.Array
+    intersections: jax.Array
+    overflow: jax.Array
+    radii: jax.Array
+
+
+def render(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    background: jax.Array,
+    buffer_capacity: int,
+    screen_offsets: jax.Array | None = None,
+    scale_multiplier: jax.Array | None = None,
+) -> Rendered:
+    """Render the splats from one camera; differentiable in everything but `buffer_capacity`.
+
+    background: (3,) RGB in [0, 1].
+    buffer_capacity: length of the (tile, splat) list of one view, static.
+    screen_offsets: (N, 2) pixels added to the projected centres, None for zeros; its gradient is the
+        screen-space gradient that density control accumulates.
+    scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
+    """
+    if buffer_capacity < 1:
+        raise UserError(f"buffer_capacity is {buffer_capacity}, but the list needs room: make it 1 or more")
+    count = gaussians.capacity
+    chex.assert_shape(gaussians.positions, (count, 3))
+    chex.assert_shape(gaussians.quaternions, (count, 4))
+    chex.assert_shape(camera.world_to_camera, (4, 4))
+    chex.assert_shape(background, (3,))
+
+    projected = project(gaussians, camera, scale_multiplier)
+    if screen_offsets is not None:
+        chex.assert_shape(screen_offsets, (count, 2))
+        projected = dataclasses.replace(projected, means=projected.means + screen_offsets)
+    width, height = camera.width, camera.height
+    lists = bin_splats(projected, width=width, height=height, buffer_capacity=buffer_capacity)
+    features = jnp.concatenate([projected.colors, projected.depths[:, None]], axis=-1)
+    splats = Splats2D(projected.means, projected.whitening, projected.opacities, features)
+    columns, rows = tile_grid(width, height)
+    sums, transmittance = composite(columns, rows, splats, lists)
+
+    def image(values: jax.Array) -> jax.Array:
+        """(tiles, pixels, channels) to (H, W, channels); tiles may stick out of the image."""
+        values = values.reshape(rows, columns, TILE_SIZE, TILE_SIZE, -1).swapaxes(1, 2)
+        return values.reshape(rows * TILE_SIZE, columns * TILE_SIZE, -1)[:height, :width]
+
+    sums, transmittance = image(sums), image(transmittance)
+    alpha = 1.0 - transmittance[..., 0]
+    return Rendered(
+        rgb=sums[..., :3] + transmittance * background,
+        alpha=alpha,
+        depth=sums[..., 3] / jnp.maximum(alpha, SMALLEST_ALPHA),
+        intersections=lists.intersections,
+        overflow=lists.overflow,
+        radii=jax.lax.stop_gradient(jnp.where(lists.touched, projected.radii, 0.0)),
+    )
