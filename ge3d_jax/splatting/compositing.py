@@ -2,8 +2,8 @@
 
 A tile's list is cut into chunks of CHUNK splats, and the chunks of all tiles are processed in their order,
 BLOCK at a time, so that no work is spent on empty tiles, however unevenly the splats lie. Arrays of a block
-have the layout [C, P, B]: splat within the chunk, pixel within the tile, chunk. Their size is constant; beside
-inputs and image, the backward pass is handed only the light that reaches each block.
+have the layout [C, P, B]: splat within the chunk, pixel within the tile, chunk. Their size is constant;
+beside inputs and image, the backward pass is handed only the light that reaches each block.
 
 Symbols, for splat i of a pixel's list, front to back:
     α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 where under MIN_ALPHA
@@ -33,6 +33,10 @@ BLOCK = 64
 # Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
 MAX_ALPHA = 0.99
 PIXELS = TILE_SIZE * TILE_SIZE
+
+
+# What the loops carry: the block's number and three arrays that it adds to or hands on.
+_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Splats2D(NamedTuple):
@@ -148,7 +152,7 @@ def _forward(
     dtype, channels = splats.means.dtype, splats.features.shape[-1]
     tile_count = columns * rows
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: _State) -> _State:
         block, sums, logs, carries = state
         carried = logs[chunks.tiles[block * BLOCK]]
         part = _evaluate(block, carried, splats, lists.splats, chunks, columns)
@@ -192,7 +196,7 @@ def _composite_backward(columns: int, rows: int, saved: Any, cotangents: Any) ->
     channels = splats.features.shape[-1]
     slots = jnp.arange(BLOCK)
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: _State) -> _State:
         block, behind_tile, behind, gradients = state
         part = _evaluate(block, carries[block], splats, lists.splats, chunks, columns)
         pixel_gradients = jnp.swapaxes(feature_gradients[:, part.tiles], 1, 2)  # [F, P, B]

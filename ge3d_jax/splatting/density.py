@@ -1,0 +1,181 @@
+"""Density control on static shapes: clone, split, prune, opacity reset (Kerbl et al. 2023, section 5).
+
+The buffer of splats keeps its length: a removed splat clears its mask, a new one takes a free entry. Whatever
+is kept per splat beside the parameters (Adam's moments) is moved by the same gather, see `gather_entries`.
+Everything here is pure and jittable; thresholds may be traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.projection import rotation_matrices
+
+# The two halves of a split splat are this many times smaller than it was, as in the 3DGS paper.
+SPLIT_SHRINK = 1.6
+
+
+@struct.dataclass
+class DensityStatistics:
+    """Screen-space gradients since density control last looked.
+
+    gradient_sum: (N,) sum over views of the gradient's norm, per unit of normalised device coordinates.
+    view_count: (N,) number of views that saw the splat.
+    """
+
+    gradient_sum: jax.Array
+    view_count: jax.Array
+
+
+@struct.dataclass
+class DensityReport:
+    """What one call of `densify` did, () int32 each.
+
+    cloned, split: splats that became two; pruned: splats removed; not_served: splats that were to become two
+    but found no free entry (those with the largest gradients come first).
+    """
+
+    cloned: jax.Array
+    split: jax.Array
+    pruned: jax.Array
+    not_served: jax.Array
+
+
+def empty_statistics(capacity: int) -> DensityStatistics:
+    """Nothing seen yet, for a buffer of `capacity` splats."""
+    return DensityStatistics(jnp.zeros(capacity), jnp.zeros(capacity))
+
+
+def accumulate(
+    statistics: DensityStatistics,
+    screen_gradients: jax.Array,
+    is_visible: jax.Array,
+    image_size: int | tuple[int, int],
+) -> DensityStatistics:
+    """Add one batch of views.
+
+    screen_gradients: (B, N, 2) gradient of the loss in `screen_offsets`, per pixel.
+    is_visible: (B, N) bool, radii > 0.
+    image_size: edge or (width, height) in pixels. The whole image spans 2 units of normalised device
+        coordinates, so a gradient per such unit is the gradient per pixel times size / 2.
+    """
+    half = 0.5 * jnp.broadcast_to(jnp.asarray(image_size, screen_gradients.dtype), (2,))
+    norms = jnp.where(is_visible, jnp.linalg.norm(screen_gradients * half, axis=-1), 0.0)
+    return DensityStatistics(
+        gradient_sum=statistics.gradient_sum + jnp.sum(norms, axis=0),
+        view_count=statistics.view_count + jnp.sum(is_visible, axis=0),
+    )
+
+
+def mean_gradients(statistics: DensityStatistics) -> jax.Array:
+    """Gradient norm per view that saw the splat, (N,); 0 where none did."""
+    return statistics.gradient_sum / jnp.maximum(statistics.view_count, 1)
+
+
+def gather_entries(moments: Any, source: jax.Array, is_cleared: jax.Array) -> Any:
+    """Move per-splat values: entry i of a leaf (N, ...) becomes entry source[i], or zero if is_cleared[i].
+
+    source: (N,) int32; is_cleared: (N,) bool. Leaves without a leading axis of N, such as step counts, stay.
+    """
+    count = source.shape[0]
+
+    def move(leaf: jax.Array) -> jax.Array:
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
+            return leaf
+        cleared = is_cleared.reshape((count,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(cleared, jnp.zeros_like(leaf), leaf[source])
+
+    return jax.tree.map(move, moments)
+
+
+def densify(
+    key: jax.Array,
+    gaussians: Gaussians,
+    statistics: DensityStatistics,
+    moments: Any,
+    *,
+    gradient_threshold: jax.Array | float,
+    clone_scale: jax.Array | float,
+    prune_opacity: jax.Array | float,
+    prune_scale: jax.Array | float = jnp.inf,
+) -> tuple[Gaussians, Any, DensityReport]:
+    """Clone or split the splats with large screen-space gradients, then prune; (gaussians, moments, report).
+
+    key: PRNG key of the offsets of split splats.
+    statistics: (N,) sums since the last call; start anew with `empty_statistics` afterwards.
+    moments: any pytree with per-splat leaves (N, ...), e.g. the optimiser's state. New splats and both halves
+        of a split start from zero, as in 3DGS.
+    gradient_threshold: mean gradient norm, per normalised device coordinate, from which a splat becomes two.
+    clone_scale: largest axis, world units, up to which it is cloned (an exact copy); above, it is split in
+        two drawn from its own distribution, each 1/1.6 the size.
+    prune_opacity: splats below are removed. prune_scale: splats whose largest axis after splitting is above
+        are removed, world units; infinity turns that off.
+    """
+    count = gaussians.capacity
+    index = jnp.arange(count, dtype=jnp.int32)
+    gradients = mean_gradients(statistics)
+    largest = jnp.exp(jnp.max(gaussians.log_scales, axis=-1))
+    wants = gaussians.mask & (gradients >= gradient_threshold)
+
+    # Splats that end removed in any case make room first: faint ones, and large ones that do not split.
+    faint = jax.nn.sigmoid(gaussians.opacity_logits) < prune_opacity
+    large = largest > prune_scale
+    splits = wants & (largest > clone_scale)
+    kept = gaussians.mask & ~faint & ~(large & ~splits)
+    wants, splits = wants & kept, splits & kept
+
+    # The r-th most wanting splat gets the r-th free entry. Both sorts are stable: ties go by index.
+    candidates = jnp.argsort(jnp.where(wants, -gradients, jnp.inf), stable=True)
+    free = jnp.argsort(kept, stable=True)
+    wanted = jnp.sum(wants, dtype=jnp.int32)
+    served = jnp.minimum(wanted, count - jnp.sum(kept, dtype=jnp.int32))
+    is_served = index < served
+    new_entries, parents = jnp.where(is_served, free, count), jnp.where(is_served, candidates, count)
+    source = index.at[new_entries].set(candidates.astype(jnp.int32), mode="drop")
+    is_new = jnp.zeros(count, bool).at[new_entries].set(True, mode="drop")
+    is_parent = jnp.zeros(count, bool).at[parents].set(True, mode="drop")
+
+    moved = jax.tree.map(lambda leaf: leaf[source], gaussians)
+    is_half = (is_new | is_parent) & splits[source]
+    mask = kept | is_new
+    offsets = jax.random.normal(key, (count, 3), moved.positions.dtype) * jnp.exp(moved.log_scales)
+    rotated = jnp.sum(rotation_matrices(moved.quaternions) * offsets[:, None, :], axis=-1)
+    log_scales = jnp.where(is_half[:, None], moved.log_scales - jnp.log(SPLIT_SHRINK), moved.log_scales)
+    too_large = mask & (jnp.exp(jnp.max(log_scales, axis=-1)) > prune_scale)
+    split_count = jnp.sum(is_parent & splits, dtype=jnp.int32)
+    densified = dataclasses.replace(
+        moved,
+        positions=jnp.where(is_half[:, None], moved.positions + rotated, moved.positions),
+        log_scales=log_scales,
+        mask=mask & ~too_large,
+    )
+    removed_before = jnp.sum(gaussians.mask & ~kept, dtype=jnp.int32)
+    report = DensityReport(
+        cloned=served - split_count,
+        split=split_count,
+        pruned=removed_before + jnp.sum(too_large, dtype=jnp.int32),
+        not_served=wanted - served,
+    )
+    return densified, gather_entries(moments, source, is_new | is_half | ~densified.mask), report
+
+
+def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | float) -> tuple[Gaussians, Any]:
+    """Lower every opacity to at most `ceiling`, and clear the moments of `opacity_logits`.
+
+    moments: any pytree in which the leaves of that field lie under a key or attribute of its name.
+    """
+    ceiling = jnp.asarray(ceiling, gaussians.opacity_logits.dtype)
+    limit = jnp.log(ceiling) - jnp.log1p(-ceiling)
+
+    def clear(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+        return jnp.zeros_like(leaf) if "opacity_logits" in names else leaf
+
+    lowered = dataclasses.replace(gaussians, opacity_logits=jnp.minimum(gaussians.opacity_logits, limit))
+    return lowered, jax.tree_util.tree_map_with_path(clear, moments)
