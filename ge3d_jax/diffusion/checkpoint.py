@@ -290,7 +290,10 @@ def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
     write_parameters(folder / TEXT_WEIGHTS, model.text_params, prefix=_TEXT_PREFIX)
     _write_json(folder / "unet/config.json", model.unet.config.to_dict())
     _write_json(folder / "vae/config.json", model.vae.config.to_dict())
-    _write_json(folder / "text_encoder/config.json", model.text_encoder.config.to_dict())
+    token_ids = {
+        name: getattr(model.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    _write_json(folder / "text_encoder/config.json", {**model.text_encoder.config.to_dict(), **token_ids})
     save_tokenizer(model.tokenizer, folder / "tokenizer")
     scheduler = {
         "_class_name": "DDIMScheduler",
