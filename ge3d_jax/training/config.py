@@ -142,6 +142,18 @@ class DensityConfig:
     reset_every: int = 300
     reset_opacity: float = 0.01
 
+    def densifies_at(self, done: int) -> bool:
+        """Whether density control follows the iteration that makes it `done` in all."""
+        return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
+
+    def resets_at(self, done: int) -> bool:
+        """Whether an opacity reset follows it."""
+        return self.reset_every > 0 and done <= self.last and done % self.reset_every == 0
+
+    def prunes_large_at(self, done: int) -> bool:
+        """Whether splats above `prune_scale` go too: only once opacities have been reset."""
+        return self.reset_every > 0 and done > self.reset_every
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:

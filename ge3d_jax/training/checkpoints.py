@@ -1,0 +1,58 @@
+"""Saving and restoring a run's state with orbax, whole or not at all."""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.training.state import TrainState
+
+
+def _without_typed_key(state: TrainState) -> TrainState:
+    # A file holds numbers: the key's, and on the way back the template says which generator they are for.
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
+    """Write the state to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
+    target = Path(folder).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(fresh, _without_typed_key(state))
+    # A folder cannot be renamed onto a full one: the earlier state steps aside first.
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_state(folder: str | os.PathLike[str], template: TrainState) -> TrainState:
+    """Read what `save_state` wrote, bit for bit.
+
+    Args:
+        template: a state of the same configuration, for shapes, types and the kind of key.
+
+    Raises:
+        UserError: no state in `folder`, or one of another configuration.
+    """
+    target = Path(folder).absolute()
+    if not target.is_dir():
+        raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
+    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_typed_key(template))
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            restored = checkpointer.restore(target, expected)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"The saved state at {folder} does not fit this run ({error}); resume with the settings it "
+                "was saved with."
+            ) from None
+    key = jax.random.wrap_key_data(restored.key, impl=jax.random.key_impl(template.key))
+    return restored.replace(key=key)

@@ -1,0 +1,245 @@
+"""One iteration of GE3D: cameras → render → latent → both trajectories → residual → gradient → Adam.
+
+The one place where the splats and the diffusion model meet. `ge3d_step` is pure and takes everything random
+as `StepInputs`; `make_step` draws those and compiles the whole into one function.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_images, predict_epsilon
+from ge3d_jax.guidance.ge3d import Residual, dbc_weights, ge3d_residual
+from ge3d_jax.guidance.prompts import (
+    ViewEmbeddings,
+    classifier_free_epsilon,
+    perp_neg_embeddings,
+    perp_neg_epsilon,
+)
+from ge3d_jax.guidance.trajectory import denoising_trajectory, noising_trajectory
+from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.splatting.density import accumulate
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.inputs import StepInputs, sample_inputs
+from ge3d_jax.training.optimizer import Parameters, apply_gradients, parameters_of
+from ge3d_jax.training.state import TrainState
+
+
+@struct.dataclass
+class Metrics:
+    """Scalars of one iteration.
+
+    Attributes:
+        loss: Σ_i ω_i·‖x_{t_i} − x̂_{t_i}‖², averaged over the views.
+        gradient_norm: of the residual handed to the latents.
+        active_nodes: jumps made, int32.
+        splats: splats in use, int32.
+        intersections: greatest number that a view's buffer had to hold, int32.
+        overflow: by how many it was too small, int32; above 0 the iteration was not accepted.
+    """
+
+    loss: jax.Array
+    gradient_norm: jax.Array
+    active_nodes: jax.Array
+    splats: jax.Array
+    intersections: jax.Array
+    overflow: jax.Array
+
+
+Step = Callable[[TrainState, StableDiffusion, ViewEmbeddings], tuple[TrainState, Metrics]]
+
+
+def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:
+    """(h, w, C) of the latent of a square image; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    height, width, channels = jax.eval_shape(lambda x: encode_images(model, x, None), image).shape[1:]
+    return height, width, channels
+
+
+def render_views(
+    gaussians: Gaussians, inputs: StepInputs, screen_offsets: jax.Array, *, buffer_capacity: int
+) -> Rendered:
+    """All views of an iteration, before the flip: every field of Rendered with a leading axis of B.
+
+    Args:
+        screen_offsets: (B, N, 2) zeros, whose gradient is the screen-space gradient in pixels.
+    """
+
+    def one(camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array) -> Rendered:
+        return render(
+            gaussians,
+            camera,
+            background=background,
+            buffer_capacity=buffer_capacity,
+            screen_offsets=offsets,
+            scale_multiplier=factors,
+        )
+
+    factors = jnp.maximum(1.0 + inputs.scale_noise, 0.0)
+    return jax.vmap(one)(inputs.cameras, inputs.backgrounds, screen_offsets, factors)
+
+
+def total_variation(images: jax.Array) -> jax.Array:
+    """2·(mean squared horizontal + vertical difference) of images (B, H, W, 3)."""
+    horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
+    vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
+    return 2.0 * (horizontal + vertical)
+
+
+def mean_scale(gaussians: Gaussians) -> jax.Array:
+    """Mean standard deviation of the splats in use, world units."""
+    scales = jnp.where(gaussians.mask[:, None], jnp.exp(gaussians.log_scales), 0.0)
+    return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
+
+
+def trajectory_residual(
+    model: StableDiffusion,
+    embeddings: ViewEmbeddings,
+    inputs: StepInputs,
+    z: jax.Array,
+    iteration: jax.Array | int,
+    *,
+    config: Config,
+) -> Residual:
+    """Carry the latents up and down the time nodes and compare (B, h, w, C).
+
+    The branches of the guided prediction (∅, the view's text, and with Perp-Neg two views to avoid) go
+    through the UNet in one batch of 2·B or 4·B.
+    """
+    guidance, views = config.guidance, z.shape[0]
+    positive, negatives, weights = perp_neg_embeddings(
+        embeddings, inputs.azimuth, weight=guidance.perp_neg_weight
+    )
+
+    def for_all(embedding: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(embedding, (views, *embedding.shape))
+
+    branches = [for_all(embeddings.negative), positive]
+    if guidance.use_perp_neg:
+        branches += [negatives[:, 0], negatives[:, 1]]
+    text = jnp.concatenate(branches)
+    noising_text = for_all(embeddings.noising)
+
+    def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
+        return predict_epsilon(model, x, t, noising_text)
+
+    def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        batch = jnp.concatenate([x] * len(branches))
+        empty, wanted, *avoided = jnp.split(predict_epsilon(model, batch, t, text), len(branches))
+        if not avoided:
+            return classifier_free_epsilon(empty, wanted, guidance.scale)
+        return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
+
+    nodes = (inputs.node_times, inputs.active)
+    noised = noising_trajectory(predict_plain, model.schedule, z, inputs.noise, *nodes)
+    denoised = denoising_trajectory(predict_guided, model.schedule, noised[-1], *nodes)
+    balance = dbc_weights(
+        iteration, config.iterations, config.nodes.count, inputs.active, width=guidance.dbc_width
+    )
+    return ge3d_residual(z, noised, denoised, balance, strength=config.loss.residual)
+
+
+def ge3d_step(
+    state: TrainState,
+    model: StableDiffusion,
+    embeddings: ViewEmbeddings,
+    inputs: StepInputs,
+    *,
+    config: Config,
+    buffer_capacity: int,
+) -> tuple[TrainState, Metrics]:
+    """One iteration with everything random given; pure, and may be vmapped over `state` and `inputs`.
+
+    Where a view's intersections overflow the buffer the state comes back as it was: the caller repeats the
+    iteration with a larger buffer.
+    """
+    parameters = parameters_of(state.gaussians)
+    views = inputs.azimuth.shape[0]
+
+    def objective(
+        parameters: Parameters, screen_offsets: jax.Array
+    ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
+        gaussians = state.gaussians.replace(**parameters)
+        rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
+        images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
+        z = encode_images(model, images, inputs.posterior_key)
+        residual = trajectory_residual(
+            model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config
+        )
+        # A surrogate whose gradient with respect to z is the residual, summed over pixels.
+        loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
+        loss += config.loss.total_variation * total_variation(images)
+        loss += config.loss.scale * mean_scale(gaussians)
+        return loss, (residual, rendered)
+
+    screen_offsets = jnp.zeros((views, state.gaussians.capacity, 2))
+    (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+        parameters, screen_offsets
+    )
+    moved, optimizer_state = apply_gradients(
+        config.optimizer,
+        parameters,
+        gradients,
+        state.optimizer_state,
+        state.iteration.astype(jnp.float32) / config.iterations,
+    )
+    statistics = accumulate(state.statistics, screen_gradients, rendered.radii > 0, config.image_size)
+
+    overflow = jnp.max(rendered.overflow)
+    is_accepted = overflow == 0
+    changed = {
+        "gaussians": state.gaussians.replace(**moved),
+        "optimizer_state": optimizer_state,
+        "statistics": statistics,
+        "iteration": state.iteration + 1,
+    }
+    kept = {name: getattr(state, name) for name in changed}
+    accepted = jax.tree.map(partial(jnp.where, is_accepted), changed, kept)
+    metrics = Metrics(
+        loss=residual.loss,
+        gradient_norm=jnp.sqrt(jnp.sum(residual.gradient**2)),
+        active_nodes=inputs.active,
+        splats=jnp.sum(state.gaussians.mask),
+        intersections=jnp.max(rendered.intersections),
+        overflow=overflow,
+    )
+    return state.replace(**accepted), metrics
+
+
+def inputs_of(state: TrainState, model: StableDiffusion, config: Config) -> StepInputs:
+    """What chance decides in the iteration `state` stands before: a function of its key and iteration."""
+    return sample_inputs(
+        jax.random.fold_in(state.key, state.iteration),
+        config,
+        state.iteration,
+        latent_shape=latent_shape(model, config.image_size),
+        capacity=state.gaussians.capacity,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "buffer_capacity"), donate_argnums=0)
+def _step(
+    state: TrainState,
+    model: StableDiffusion,
+    embeddings: ViewEmbeddings,
+    *,
+    config: Config,
+    buffer_capacity: int,
+) -> tuple[TrainState, Metrics]:
+    inputs = inputs_of(state, model, config)
+    return ge3d_step(state, model, embeddings, inputs, config=config, buffer_capacity=buffer_capacity)
+
+
+def make_step(config: Config, buffer_capacity: int) -> Step:
+    """One iteration as one compiled function. It donates the state it is given: use the returned one only.
+
+    Args:
+        config: all settings, static.
+        buffer_capacity: intersections that one view's buffer holds, static.
+    """
+    return partial(_step, config=config, buffer_capacity=buffer_capacity)
