@@ -3,9 +3,10 @@
     python experiments/generate.py --prompt="a red mushroom"
 
 With the bundled model this takes about three minutes on two processor cores. A bar shows how far it is; the
-folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a
-turntable (turntable.mp4, turntable.gif), a sheet of eight views (views.png), pictures from along the way
-(previews/), and what was set and measured (config.json, metrics.jsonl). Ctrl-C keeps the object as it stands.
+folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a page
+to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
+(views.png), pictures from along the way (previews/), and what was set and measured (config.json,
+metrics.jsonl). Ctrl-C keeps the object as it stands.
 
 Another seed makes another object. --start=object.ply begins with an object there is already and restyles it.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
@@ -16,7 +17,7 @@ from absl import flags
 from ge3d_jax import cli
 
 _PROMPT = flags.DEFINE_string("prompt", None, 'What to make, as "a red mushroom".', required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.")
 _PRESET = flags.DEFINE_string(
     "preset", "toybox", "toybox, for the bundled model, or paper, for Stable Diffusion."
 )
@@ -52,7 +53,8 @@ def main() -> None:
         print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")
     print(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
     print(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
-    print(f"  Turn it yourself:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
+    print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
+    print(f"  Take it with you:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
 
 
 if __name__ == "__main__":

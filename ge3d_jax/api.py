@@ -17,8 +17,9 @@ from ge3d_jax.export.ply import load_ply, save_ply
 from ge3d_jax.export.sheet import save_png
 from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
 from ge3d_jax.export.video import save_gif, save_mp4
+from ge3d_jax.export.viewer import save_viewer
 from ge3d_jax.progress import RunProgress, gentle_interrupt
-from ge3d_jax.request import check_image_size, check_prompt, find_model
+from ge3d_jax.request import check_image_size, check_prompt, check_seed, find_model
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config, with_overrides
 from ge3d_jax.training.config import preset as preset_config
@@ -89,9 +90,10 @@ def _padded(gaussians: Gaussians, capacity: int) -> Gaussians:
     return dataclasses.replace(padded, quaternions=padded.quaternions.at[gaussians.capacity :, 0].set(1.0))
 
 
-def _write_object(folder: Path, gaussians: Gaussians, viewpoint: Viewpoint) -> np.ndarray:
+def _write_object(folder: Path, gaussians: Gaussians, title: str, viewpoint: Viewpoint) -> np.ndarray:
     """Write the object, then everything to look at; returns the turntable's frames."""
     save_ply(folder / "object.ply", gaussians)
+    save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
     azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
     frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
     save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
@@ -133,6 +135,7 @@ def generate(
     """
     folder_of_model = find_model(model)
     check_prompt(prompt, folder_of_model)
+    check_seed(seed)
     config = with_overrides(preset_config(preset), overrides or {})
     check_image_size(config, folder_of_model)
     started = load_ply(start) if start is not None else None
@@ -181,7 +184,7 @@ def generate(
             return stop.requested
 
         result = run(config, diffusion, prompt, jax.random.key(seed), start=started, on_progress=on_progress)
-    frames = _write_object(folder, result.gaussians, viewpoint)
+    frames = _write_object(folder, result.gaussians, prompt, viewpoint)
     return Result(
         prompt=prompt,
         seed=seed,

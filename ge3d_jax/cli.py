@@ -28,7 +28,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         positional = flags.FLAGS(list(arguments))
     except flags.Error as error:
-        sys.exit(_fail(f"{error}. See --help for the flags."))
+        sys.exit(_fail(f"{str(error).rstrip('.')}. See --help for the flags."))
     if len(positional) > 1:
         sys.exit(_fail(f"{positional[1]!r} belongs to no flag; put quotes around a prompt of several words."))
     return positional

@@ -35,6 +35,12 @@ def check_prompt(prompt: str, folder: Path) -> None:
             raise UserError(unknown)
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a random generator cannot start from. Raises UserError."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"The seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
+
+
 def check_image_size(config: Config, folder: Path) -> None:
     """Refuse pictures far larger than the bundled model was trained on. Raises UserError."""
     if (folder / TOYBOX_MARKER).is_file() and config.image_size > _LARGEST_TOYBOX_IMAGE:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model folder of a few thousand random weights: shaped as the bundled one, quick to run."""
+"""A Stable Diffusion model folder of a few thousand random weights: the bundled one in small."""
 
 import json
 import tempfile

@@ -78,7 +78,7 @@ def turntable_azimuths(count: int) -> np.ndarray:
 
 
 def view_sheet(images: np.ndarray, azimuths: np.ndarray, *, columns: int = 4, note: str = "") -> np.ndarray:
-    """A sheet of views, uint8, labelled with their azimuths (given in radians), the first also with `note`."""
+    """A sheet of views, uint8, labelled with their azimuths (given in radians) and the first with `note`."""
     labels = [f"{degrees:.0f}°" for degrees in np.rad2deg(azimuths)]
     labels[0] = f"{note} {labels[0]}".strip()
     return image_grid(list(images), labels, columns=columns)

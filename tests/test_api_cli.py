@@ -1,0 +1,233 @@
+"""The whole path on a tiny random model: what is written, what is refused, how a run is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ge3d_jax
+from ge3d_jax import cli
+from ge3d_jax.edit import edit_2d
+from ge3d_jax.errors import UserError
+from ge3d_jax.export.folder import slug
+from ge3d_jax.export.ply import load_ply
+from ge3d_jax.progress import RunProgress, gentle_interrupt
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a red mushroom"
+# Three quick iterations.
+SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def result(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return ge3d_jax.generate(
+        PROMPT, model=model, out=out, overrides=SMALL, preview_every=2, progress=False, seed=3
+    )
+
+
+def test_everything_is_written(result):
+    names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "object.ply",
+        "turntable.mp4",
+        "turntable.gif",
+        "views.png",
+        "viewer.html",
+        "config.json",
+        "metrics.jsonl",
+        "previews/iteration_00002.png",
+    }
+    assert not result.interrupted and result.iterations == 3
+    assert result.frames.dtype == np.uint8 and result.frames.ndim == 4
+
+
+def test_files_say_what_was_done(result):
+    config = json.loads((result.folder / "config.json").read_text())
+    assert (config["prompt"], config["seed"], config["settings"]["iterations"]) == (PROMPT, 3, 3)
+    assert config["settings"]["start"]["count"] == 50
+    assert "jax" in config["versions"]
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.metrics
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    saved = load_ply(result.folder / "object.ply")
+    assert saved.capacity == int(result.gaussians.mask.sum()) == lines[-1]["splats"]
+
+
+def test_notebooks_show_the_sheet(result):
+    assert result._repr_png_() == (result.folder / "views.png").read_bytes()
+    with Image.open(result.folder / "views.png") as sheet:
+        assert sheet.width > 4 * 200 and sheet.height > 2 * 200
+
+
+def test_same_seed_same_bytes_and_old_results_go(model, result, tmp_path):
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "iteration_00099.png").write_bytes(b"old")
+    again = ge3d_jax.generate(
+        PROMPT, model=model, out=tmp_path, overrides=SMALL, preview_every=2, progress=False, seed=3
+    )
+    for name in ("object.ply", "views.png", "turntable.gif", "previews/iteration_00002.png"):
+        assert (again.folder / name).read_bytes() == (result.folder / name).read_bytes(), name
+    assert not (tmp_path / "previews" / "iteration_00099.png").exists()
+
+
+def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
+    overrides = SMALL | {"iterations": 1, "splat_capacity": 50, "start.count": 20}
+    again = ge3d_jax.generate(
+        "a blue mushroom",
+        model=model,
+        out=tmp_path,
+        start=result.folder / "object.ply",
+        overrides=overrides,
+        preview_every=0,
+        progress=False,
+    )
+    before, after = load_ply(result.folder / "object.ply"), load_ply(tmp_path / "object.ply")
+    assert before.capacity == after.capacity == 50
+    moved = np.abs(np.asarray(after.positions - before.positions)).max()
+    assert 0 < moved < 0.1
+    assert not (again.folder / "previews").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": ""}, "no words"),
+        ({"prompt": " !?"}, "no words"),
+        ({"prompt": "a red dragon"}, '"dragon"'),
+        ({"preset": "fast"}, "'fast' does not exist"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**40}, "seed is"),
+        ({"start": "missing.ply"}, "missing.ply"),
+        ({"model": "missing"}, "no model in missing"),
+        ({"overrides": {"guidance.scal": 3}}, "guidance.scale"),
+        ({"overrides": {"iterations": "many"}}, "iterations"),
+        ({"overrides": {}, "preset": "paper"}, "image_size is 512"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, changes, says):
+    arguments = {"prompt": PROMPT, "model": model, "out": tmp_path / "run", "overrides": SMALL} | changes
+    with pytest.raises(UserError, match=says):
+        ge3d_jax.generate(**arguments, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_folder_that_is_a_file(model, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken cannot be written to"):
+        ge3d_jax.generate(PROMPT, model=model, out=tmp_path / "taken", overrides=SMALL, progress=False)
+
+
+def test_edit_2d_of_a_sentence_and_of_a_picture(model, tmp_path):
+    folder = edit_2d(
+        "a blue mushroom", source_prompt=PROMPT, model=model, max_step=300, nodes=2, out=tmp_path / "a"
+    )
+    assert {path.name for path in folder.iterdir()} == {
+        "nodes.png",
+        "edited.png",
+        "source.png",
+        "config.json",
+    }
+    edit_2d(PROMPT, image=folder / "source.png", model=model, max_step=300, nodes=2, out=tmp_path / "b")
+    with Image.open(tmp_path / "b" / "nodes.png") as picture:
+        assert picture.width > 3 * 190 and picture.height > 2 * 190
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "one of image and source_prompt"),
+        ({"image": "a.png", "source_prompt": PROMPT}, "one of image and source_prompt"),
+        ({"image": "missing.png"}, "missing.png"),
+        ({"source_prompt": "mushroom"}, "not a sentence"),
+        ({"source_prompt": PROMPT, "max_step": 1000}, "max_step is 1000"),
+        ({"source_prompt": PROMPT, "nodes": 0}, "nodes is 0"),
+    ],
+)
+def test_edit_2d_refuses(model, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        edit_2d(PROMPT, model=model, out=tmp_path, **changes)
+
+
+def test_slugs():
+    assert slug("A red  mushroom, please!") == "a-red-mushroom-please"
+    assert slug("../../etc/passwd") == "etc-passwd"
+    assert slug("Ein grüner Bär") == "ein-grüner-bär"
+    assert slug("…") == ""
+    assert len(slug("word " * 100)) <= 60
+
+
+def test_settings_on_the_command_line():
+    assert cli.parse_settings(["views=2", "guidance.negative_prompt=a=b"]) == {
+        "views": "2",
+        "guidance.negative_prompt": "a=b",
+    }
+    for bad in ("views", "=3"):
+        with pytest.raises(UserError, match="--set="):
+            cli.parse_settings([bad])
+
+
+def test_first_interrupt_asks_and_second_interrupts():
+    with RunProgress(1, enabled=False) as progress, gentle_interrupt(progress) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def run_script(model: Path, *arguments: str, name: str = "generate.py") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / name), f"--model={model}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_script_tells_a_mistake_in_one_line(model):
+    for arguments in (["--prompt=a red dragon"], ["--prompt=a red cat", "--no_such_flag=1"], []):
+        process = run_script(model, *arguments)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and output == ""
+        assert len(errors.splitlines()) == 1 and errors.startswith("generate.py: "), errors
+
+
+def test_script_interrupted_writes_the_object_as_it_stands(model, tmp_path):
+    settings = [f"--set={name}={value}" for name, value in SMALL.items()]
+    process = run_script(
+        model,
+        f"--prompt={PROMPT}",
+        f"--out={tmp_path}",
+        *settings,
+        "--iterations=1000000",
+        "--preview_every=0",
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "as it stands" in output and "Stopping" in errors
+    assert load_ply(tmp_path / "object.ply").capacity == 50
+    assert (tmp_path / "views.png").is_file()
