@@ -42,7 +42,9 @@ def caption(sentence: Sentence) -> str:
 
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
-        {"the", "view", "of", "a", "an", "with", *VIEWS, *COLORS, *KINDS}.union(kind.part for kind in KINDS.values())
+        {"the", "view", "of", "a", "an", "with", *VIEWS, *COLORS, *KINDS}.union(
+            kind.part for kind in KINDS.values()
+        )
     )
 )
 
@@ -59,7 +61,7 @@ def _knowledge() -> str:
 
 
 def explain_unknown(text: str) -> str | None:
-    """Say in one sentence which words the bundled model does not know and what it knows; None if all are known."""
+    """Say which words the bundled model does not know and what it knows; None if it knows all."""
     unknown = sorted({word for word in _words(text) if word not in VOCABULARY})
     if not unknown:
         return None

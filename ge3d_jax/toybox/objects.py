@@ -205,7 +205,8 @@ def _mushroom(p: jax.Array) -> Solids:
 def _gift(p: jax.Array) -> Solids:
     pair = _mirrored(p)
     ribbon = jnp.minimum(
-        box(p, (0.0, 0.0, -0.12), (0.11, 0.47, 0.47), 0.02), box(p, (0.0, 0.0, -0.12), (0.47, 0.11, 0.47), 0.02)
+        box(p, (0.0, 0.0, -0.12), (0.11, 0.47, 0.47), 0.02),
+        box(p, (0.0, 0.0, -0.12), (0.47, 0.11, 0.47), 0.02),
     )
     return [
         (PRIMARY, box(p, (0.0, 0.0, -0.12), (0.44, 0.44, 0.44), 0.03)),
@@ -244,7 +245,8 @@ def _lamp(p: jax.Array) -> Solids:
 def _rocket(p: jax.Array) -> Solids:
     pair = _mirrored(p)
     fins = jnp.minimum(
-        box(p, (0.0, 0.0, -0.44), (0.46, 0.05, 0.20), 0.03), box(pair, (0.0, 0.24, -0.44), (0.05, 0.22, 0.20), 0.03)
+        box(p, (0.0, 0.0, -0.44), (0.46, 0.05, 0.20), 0.03),
+        box(pair, (0.0, 0.24, -0.44), (0.05, 0.22, 0.20), 0.03),
     )
     return [
         (PRIMARY, jnp.maximum(ellipsoid(p, (0.0, 0.0, -0.10), (0.29, 0.29, 0.88)), -0.56 - p[..., 2])),

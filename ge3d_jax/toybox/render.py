@@ -48,7 +48,9 @@ class Layers:
     alpha: jax.Array
 
 
-def toybox_camera(azimuth: jax.Array | float, polar: jax.Array | float, radius: jax.Array | float = 3.5) -> Camera:
+def toybox_camera(
+    azimuth: jax.Array | float, polar: jax.Array | float, radius: jax.Array | float = 3.5
+) -> Camera:
     """Camera of the world at `azimuth`, `polar` (radians) and `radius`, looking at the origin, 64×64 px."""
     return orbit_camera(azimuth=azimuth, polar=polar, radius=radius, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
 
@@ -90,7 +92,9 @@ def trace(kind: str, camera: Camera) -> Layers:
     half_chord = jnp.sqrt(jnp.maximum(middle**2 - origin @ origin + _REACH**2, 0.0))
 
     def march(_: int, travelled: jax.Array) -> jax.Array:
-        return jnp.minimum(travelled + distance(origin + travelled[:, None] * directions), middle + half_chord)
+        return jnp.minimum(
+            travelled + distance(origin + travelled[:, None] * directions), middle + half_chord
+        )
 
     travelled = jax.lax.fori_loop(0, _TRACE_STEPS, march, middle - half_chord)
     points = origin + travelled[:, None] * directions
@@ -98,7 +102,9 @@ def trace(kind: str, camera: Camera) -> Layers:
 
     normals = jax.grad(lambda p: jnp.sum(distance(p)))(points)
     facing = jnp.maximum(normals @ jnp.asarray(_LIGHT_DIRECTION), 0.0)
-    shade = jnp.where(hit, _AMBIENT + _DIFFUSE * facing / jnp.maximum(jnp.linalg.norm(normals, axis=-1), 1e-6), 0.0)
+    shade = jnp.where(
+        hit, _AMBIENT + _DIFFUSE * facing / jnp.maximum(jnp.linalg.norm(normals, axis=-1), 1e-6), 0.0
+    )
 
     paints = [paint for paint, _ in solids(points)]
     nearest = jnp.argmin(jnp.stack([value for _, value in solids(points)]), axis=0)
@@ -120,8 +126,10 @@ def trace(kind: str, camera: Camera) -> Layers:
     )
 
 
-def paint_layers(layers: Layers, primary: jax.Array, secondary: jax.Array, background: jax.Array) -> jax.Array:
-    """Put colours and a background `(..., 3)` into layers `(..., H, W)`; returns pictures `(..., H, W, 3)`."""
+def paint_layers(
+    layers: Layers, primary: jax.Array, secondary: jax.Array, background: jax.Array
+) -> jax.Array:
+    """Put colours and a background `(..., 3)` into layers `(..., H, W)`: pictures `(..., H, W, 3)`."""
 
     def over_pixels(color: jax.Array) -> jax.Array:
         return jnp.asarray(color)[..., None, None, :]
@@ -141,5 +149,5 @@ def sentence_colors(sentence: Sentence) -> tuple[jax.Array, jax.Array]:
 
 
 def render_sentence(sentence: Sentence, camera: Camera, *, background: jax.Array) -> jax.Array:
-    """Ground-truth picture (H, W, 3) of a sentence over a background colour (3,); its view phrase is ignored."""
+    """Ground-truth picture (H, W, 3) of a sentence over a colour (3,); its view phrase does not count."""
     return paint_layers(trace(sentence.kind, camera), *sentence_colors(sentence), background)

@@ -46,7 +46,9 @@ def capsule(points: jax.Array, start: Vector, end: Vector, radius: float) -> jax
     return _length(points - base - along[..., None] * axis) - radius
 
 
-def cylinder(points: jax.Array, center: Vector, radius: float, half_height: float, axis: int = 2) -> jax.Array:
+def cylinder(
+    points: jax.Array, center: Vector, radius: float, half_height: float, axis: int = 2
+) -> jax.Array:
     """Cylinder around the coordinate axis numbered `axis` (0 x, 1 y, 2 z)."""
     local = points - jnp.asarray(center)
     across = jnp.delete(local, axis, axis=-1)

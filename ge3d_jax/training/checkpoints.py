@@ -1,8 +1,9 @@
-"""Saving and restoring a run's state with orbax, whole or not at all."""
+"""Saving and restoring a run's state, or any tree of arrays, with orbax: whole or not at all."""
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +19,11 @@ def _without_typed_key(state: TrainState) -> TrainState:
 
 def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
     """Write the state to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
+    save_tree(folder, _without_typed_key(state))
+
+
+def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
+    """Write a tree of arrays to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
     target = Path(folder).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -25,7 +31,7 @@ def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh, _without_typed_key(state))
+        checkpointer.save(fresh, tree)
     # A folder cannot be renamed onto a full one: the earlier state steps aside first.
     if target.exists():
         target.rename(old)
@@ -42,17 +48,26 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState) -> Train
     Raises:
         UserError: no state in `folder`, or one of another configuration.
     """
+    restored = restore_tree(folder, _without_typed_key(template))
+    key = jax.random.wrap_key_data(restored.key, impl=jax.random.key_impl(template.key))
+    return restored.replace(key=key)
+
+
+def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
+    """Read what `save_tree` wrote, in the shapes, types and placement of `template`.
+
+    Raises:
+        UserError: nothing saved in `folder`, or a tree that does not fit.
+    """
     target = Path(folder).absolute()
     if not target.is_dir():
         raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
-    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_typed_key(template))
+    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            restored = checkpointer.restore(target, expected)
+            return checkpointer.restore(target, expected)
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
                 f"The saved state at {folder} does not fit this run ({error}); resume with the settings it "
                 "was saved with."
             ) from None
-    key = jax.random.wrap_key_data(restored.key, impl=jax.random.key_impl(template.key))
-    return restored.replace(key=key)
