@@ -51,7 +51,7 @@ UNET_CONFIGS: dict[str, dict[str, Any]] = {
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
         "block_out_channels": [16, 32],
-        "layers_per_block": 2,
+        "layers_per_block": 1,
         "norm_num_groups": 8,
         "cross_attention_dim": 12,
         "attention_head_dim": 8,

@@ -111,8 +111,8 @@ class UNetConfig:
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             if channels % heads or channels % self.norm_num_groups:
                 raise UserError(
-                    f"UNet config: block_out_channels {channels} must be a multiple of its {heads} attention "
-                    f"heads and of norm_num_groups {self.norm_num_groups}."
+                    f"UNet config: block_out_channels {channels} must be a multiple of norm_num_groups "
+                    f"{self.norm_num_groups} and of its number of heads in attention_head_dim, {heads}."
                 )
 
     @property

@@ -1,0 +1,123 @@
+"""The functions over a whole model: encoding, decoding, prediction, sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.diffusion import pipeline
+from ge3d_jax.diffusion.ddim import ddim_step
+from ge3d_jax.errors import UserError
+from tests.reference_models import channels_last, tiny_model
+
+# Compiled once for all tests: run piece by piece, a network takes longer than its compilation.
+predict_epsilon = jax.jit(pipeline.predict_epsilon)
+encode_images = jax.jit(pipeline.encode_images)
+STEPS = 4
+
+PROMPTS = ["a red robot", "the front view of a blue mushroom with a very long end"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model that predicts ε."""
+    return tiny_model(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    """The embeddings of PROMPTS."""
+    return pipeline.encode_text(model, PROMPTS)
+
+
+def test_texts_are_encoded_one_by_one(model, text):
+    assert text.shape == (2, 12, 12)
+    for index, prompt in enumerate(PROMPTS):
+        np.testing.assert_allclose(pipeline.encode_text(model, [prompt])[0], text[index], atol=1e-5)
+
+
+def test_later_words_do_not_change_earlier_embeddings(model, text):
+    other = pipeline.encode_text(model, ["a red mushroom"])
+    np.testing.assert_allclose(other[0, :3], text[0, :3], atol=1e-5)
+    assert np.abs(other[0, 3] - text[0, 3]).max() > 1e-2
+
+
+def test_times_may_be_shared_or_one_per_sample(model, text):
+    x = jnp.asarray(channels_last("x", 2, 4, 8, 8))
+    shared = predict_epsilon(model, x, jnp.array(300), text)
+    np.testing.assert_allclose(predict_epsilon(model, x, jnp.array([300, 300]), text), shared, atol=1e-5)
+    mixed = predict_epsilon(model, x, jnp.array([300, 900]), text)
+    np.testing.assert_allclose(mixed[0], shared[0], atol=1e-5)
+    assert np.abs(mixed[1] - shared[1]).max() > 1e-3
+
+
+def test_v_prediction_is_converted(model, text, tmp_path):
+    converted = tiny_model(tmp_path, "v_prediction")
+    x, t = jnp.asarray(channels_last("x", 2, 4, 8, 8)), 400
+    output = predict_epsilon(model, x, jnp.array(t), text)
+    alpha = model.schedule.alphas_cumprod[t]
+    expected = jnp.sqrt(alpha) * output + jnp.sqrt(1 - alpha) * x
+    np.testing.assert_allclose(predict_epsilon(converted, x, jnp.array(t), text), expected, atol=1e-5)
+
+
+def test_encoding_samples_around_the_mean(model):
+    image = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
+    mean = encode_images(model, image, None)
+    assert mean.shape == (1, 8, 8, 4)
+    many = encode_images(model, jnp.repeat(image, 400, 0), jax.random.key(2))
+    variables = {"params": model.vae_params}
+    _, log_variance = model.vae.apply(variables, 2 * image - 1, method="encode")
+    deviation = model.scaling_factor * jnp.exp(0.5 * log_variance[0])
+    # Standard errors over 400 samples and 256 numbers: four and a half of them is a safe bound.
+    np.testing.assert_array_less(np.abs(many.mean(0) - mean[0]) / deviation, 4.5 / np.sqrt(400))
+    np.testing.assert_allclose(many.std(0) / deviation, 1, atol=4.5 / np.sqrt(800))
+
+
+def test_latents_are_scaled(model):
+    latents = channels_last("latents", 1, 4, 8, 8)
+    variables = {"params": model.vae_params}
+    expected = model.vae.apply(variables, latents / model.scaling_factor, method="decode")
+    images = pipeline.decode_latents(model, latents)
+    np.testing.assert_allclose(images, np.clip(expected / 2 + 0.5, 0, 1), atol=1e-6)
+    assert images.shape == (1, 16, 16, 3)
+
+
+def test_sampling_equals_a_loop_of_steps(model, text):
+    negative = pipeline.encode_text(model, [""])
+    start = jnp.asarray(channels_last("start", 2, 4, 8, 8))
+    x = start
+    times = [751, 501, 251, 1, 0]
+    for now, then in zip(times, times[1:], strict=False):
+        without = predict_epsilon(model, x, jnp.array(now), jnp.repeat(negative, 2, 0))
+        wanted = predict_epsilon(model, x, jnp.array(now), text)
+        x = ddim_step(model.schedule, x, without + 3.0 * (wanted - without), now, then)
+    key = jax.random.key(0)
+    ours = pipeline.sample(model, key, text, negative, steps=STEPS, guidance_scale=3.0, latents=start)
+    np.testing.assert_allclose(ours, x, atol=1e-4 * float(jnp.abs(x).max()))
+
+
+def test_the_key_draws_the_noise(model, text):
+    def draw(seed):
+        return pipeline.sample(model, jax.random.key(seed), text, text, steps=STEPS, guidance_scale=1.0)
+
+    np.testing.assert_array_equal(draw(0), draw(0))
+    assert draw(0).shape == (2, 8, 8, 4)
+    assert np.abs(draw(0) - draw(1)).max() > 0.1
+
+
+def test_sampling_times_are_spaced_as_in_diffusers():
+    assert pipeline.sampling_times(1000, 25).tolist() == [*range(961, 0, -40), 0]
+    assert pipeline.sampling_times(1000, 3).tolist() == [667, 334, 1, 0]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
+def test_impossible_numbers_of_steps_are_refused(steps):
+    with pytest.raises(UserError, match="steps"):
+        pipeline.sampling_times(1000, steps)
+
+
+def test_sizes_that_do_not_fit_are_refused(model, text):
+    with pytest.raises(UserError, match="15×16"):
+        pipeline.encode_images(model, jnp.zeros((1, 15, 16, 3)), None)
+    with pytest.raises(UserError, match="7×8"):
+        predict_epsilon(model, jnp.zeros((2, 7, 8, 4)), 3, text)
