@@ -9,9 +9,9 @@ Symbols, for splat i of a pixel's list, front to back:
     α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 where under MIN_ALPHA
     T_i  transmittance before the splat, Π_{j<i} (1 − α_j), kept as its logarithm
     w_i  weight α_i·T_i;   f_i  features (colour, depth);   F = Σ w_i·f_i;   T_end  transmittance behind all
-Gradient, from those of F and T_end:
+Gradient, from those of F and log T_end:
     ∂L/∂f_i = w_i·∂L/∂F
-    ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + T_end·∂L/∂T_end) / (1 − α_i)
+    ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + ∂L/∂log T_end) / (1 − α_i)
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _evaluate(
     alpha = opacities[:, None, :] * jnp.exp(-0.5 * (u * u + v * v))
     alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
 
-    logs = jnp.log(1.0 - alpha)
+    logs = jnp.log1p(-alpha)
     log_sums = jnp.sum(logs, axis=0)
     earlier = _same_tile(tiles) & (jnp.arange(BLOCK)[:, None] < jnp.arange(BLOCK))
     before = _matmul(log_sums, earlier.astype(dtype)) + jnp.where(tiles == tiles[0], carried[:, None], 0.0)
@@ -147,7 +147,7 @@ def _same_tile(tiles: jax.Array) -> jax.Array:
 def _forward(
     columns: int, rows: int, splats: Splats2D, lists: TileLists
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features (tiles, P, F), transmittance (tiles, P), log of the light into each block (blocks, P)."""
+    """Features (tiles, P, F), log transmittance (tiles, P), and that in front of each block (blocks, P)."""
     chunks = _chunk_lists(lists)
     dtype, channels = splats.means.dtype, splats.features.shape[-1]
     tile_count = columns * rows
@@ -169,28 +169,30 @@ def _forward(
         jnp.zeros((chunks.tiles.shape[0] // BLOCK, PIXELS), dtype),
     )
     _, sums, logs, carries = lax.while_loop(lambda state: state[0] < chunks.blocks, step, state)
-    return jnp.moveaxis(sums, 1, 2), jnp.exp(logs), carries
+    return jnp.moveaxis(sums, 1, 2), logs, carries
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def composite(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums of the features (tiles, P, F) and final transmittance (tiles, P), P pixels along rows.
+    """Weighted sums of the features (tiles, P, F) and log T_end (tiles, P), P pixels along rows.
+
+    The logarithm, because 1 − T_end of a faint pixel keeps its digits only as −expm1(log T_end).
 
     columns, rows: the tile grid. Differentiable in `splats`; `lists` gets no gradient.
     """
-    features, transmittance, _ = _forward(columns, rows, splats, lists)
-    return features, transmittance
+    features, logs, _ = _forward(columns, rows, splats, lists)
+    return features, logs
 
 
 def _composite_forward(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[Any, Any]:
-    features, transmittance, carries = _forward(columns, rows, splats, lists)
-    return (features, transmittance), (splats, lists, transmittance, carries)
+    features, logs, carries = _forward(columns, rows, splats, lists)
+    return (features, logs), (splats, lists, carries)
 
 
 def _composite_backward(columns: int, rows: int, saved: Any, cotangents: Any) -> tuple[Splats2D, None]:
-    splats, lists, transmittance, carries = saved
+    splats, lists, carries = saved
     feature_gradients = jnp.moveaxis(cotangents[0], 2, 0)  # (F, tiles, P)
-    end_gradients = transmittance * cotangents[1]
+    end_gradients = cotangents[1]
     chunks = _chunk_lists(lists)
     dtype = splats.means.dtype
     channels = splats.features.shape[-1]

@@ -79,17 +79,17 @@ def render(
     features = jnp.concatenate([projected.colors, projected.depths[:, None]], axis=-1)
     splats = Splats2D(projected.means, projected.whitening, projected.opacities, features)
     columns, rows = tile_grid(width, height)
-    sums, transmittance = composite(columns, rows, splats, lists)
+    sums, logs = composite(columns, rows, splats, lists)
 
     def image(values: jax.Array) -> jax.Array:
         """(tiles, pixels, channels) to (H, W, channels); tiles may stick out of the image."""
         values = values.reshape(rows, columns, TILE_SIZE, TILE_SIZE, -1).swapaxes(1, 2)
         return values.reshape(rows * TILE_SIZE, columns * TILE_SIZE, -1)[:height, :width]
 
-    sums, transmittance = image(sums), image(transmittance)
-    alpha = 1.0 - transmittance[..., 0]
+    sums, logs = image(sums), image(logs)
+    alpha = -jnp.expm1(logs[..., 0])
     return Rendered(
-        rgb=sums[..., :3] + transmittance * background,
+        rgb=sums[..., :3] + jnp.exp(logs) * background,
         alpha=alpha,
         depth=sums[..., 3] / jnp.maximum(alpha, SMALLEST_ALPHA),
         intersections=lists.intersections,
