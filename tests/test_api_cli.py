@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +88,12 @@ def test_same_seed_same_bytes_and_old_results_go(model, result, tmp_path):
 
 
 def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
-    overrides = SMALL | {"iterations": 1, "splat_capacity": 50, "start.count": 20}
     again = ge3d_jax.generate(
         "a blue mushroom",
         model=model,
         out=tmp_path,
         start=result.folder / "object.ply",
-        overrides=overrides,
+        overrides=SMALL,
         preview_every=0,
         progress=False,
     )
@@ -104,6 +102,25 @@ def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
     moved = np.abs(np.asarray(after.positions - before.positions)).max()
     assert 0 < moved < 0.1
     assert not (again.folder / "previews").exists()
+
+
+def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path, monkeypatch):
+    update = RunProgress.update
+
+    def interrupted_update(self, done, loss, splats):
+        update(self, done, loss, splats)
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunProgress, "update", interrupted_update)
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = ge3d_jax.generate(
+        PROMPT, model=model, out=tmp_path, overrides=SMALL, preview_every=0, progress=False
+    )
+    assert stopped.interrupted and stopped.iterations == len(stopped.metrics) == 2
+    assert load_ply(tmp_path / "object.ply").capacity == 50
+    assert (tmp_path / "views.png").is_file()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize(
@@ -192,42 +209,13 @@ def test_first_interrupt_asks_and_second_interrupts():
             signal.raise_signal(signal.SIGINT)
 
 
-def run_script(model: Path, *arguments: str, name: str = "generate.py") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / name), f"--model={model}", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+@pytest.mark.parametrize("arguments", [["--prompt=a red dragon"], ["--prompt=a cat", "--no_such_flag=1"], []])
+def test_script_tells_a_mistake_in_one_line(model, arguments):
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "generate.py"), f"--model={model}", *arguments],
+        capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-
-
-def test_script_tells_a_mistake_in_one_line(model):
-    for arguments in (["--prompt=a red dragon"], ["--prompt=a red cat", "--no_such_flag=1"], []):
-        process = run_script(model, *arguments)
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 2 and output == ""
-        assert len(errors.splitlines()) == 1 and errors.startswith("generate.py: "), errors
-
-
-def test_script_interrupted_writes_the_object_as_it_stands(model, tmp_path):
-    settings = [f"--set={name}={value}" for name, value in SMALL.items()]
-    process = run_script(
-        model,
-        f"--prompt={PROMPT}",
-        f"--out={tmp_path}",
-        *settings,
-        "--iterations=1000000",
-        "--preview_every=0",
-    )
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "as it stands" in output and "Stopping" in errors
-    assert load_ply(tmp_path / "object.ply").capacity == 50
-    assert (tmp_path / "views.png").is_file()
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1 and finished.stderr.startswith("generate.py: ")
