@@ -194,13 +194,14 @@ def _vae(name: str) -> Outputs:
     images, latents = (values.transpose(0, 2, 3, 1) for values in vae_inputs(config))
     module = AutoencoderKL(VAEConfig.from_dict(config))
     variables = {"params": random_parameters(parameter_shapes(module))}
-    mean, log_variance = module.apply(variables, images, method="encode")
-    decoded = module.apply(variables, latents, method="decode")
-    return {
-        "mean": np.asarray(mean),
-        "log_variance": np.asarray(log_variance),
-        "decoded": np.asarray(decoded),
-    }
+
+    @jax.jit
+    def run(variables: Any, images: jax.Array, latents: jax.Array) -> dict[str, jax.Array]:
+        mean, log_variance = module.apply(variables, images, method="encode")
+        decoded = module.apply(variables, latents, method="decode")
+        return {"mean": mean, "log_variance": log_variance, "decoded": decoded}
+
+    return {name: np.asarray(value) for name, value in run(variables, images, latents).items()}
 
 
 def text_inputs(config: dict[str, Any]) -> np.ndarray:
@@ -213,7 +214,7 @@ def _text(name: str) -> Outputs:
     config = TEXT_CONFIGS[name]
     module = CLIPTextModel(CLIPTextConfig.from_dict(config))
     parameters = random_parameters(parameter_shapes(module))
-    return {"output": np.asarray(module.apply({"params": parameters}, text_inputs(config)))}
+    return {"output": np.asarray(jax.jit(module.apply)({"params": parameters}, text_inputs(config)))}
 
 
 def _resnet(channels: int, *, timed: bool) -> Outputs:

@@ -126,8 +126,8 @@ def read_parameters(
     parameters = {}
     try:
         with safe_open(file, framework="np") as tensors:
-            stored = {rename(name): name for name in tensors.keys()}
-            stored.pop(None, None)
+            names = {name: rename(name) for name in tensors.keys()}
+            stored = {new: name for name, new in names.items() if new is not None}
             wanted = {tensor_name(path): (path, leaf) for path, leaf in flatten_dict(expected).items()}
             missing = sorted(wanted.keys() - stored.keys())
             if missing:
@@ -136,7 +136,12 @@ def read_parameters(
                     f"{file} lacks the tensor {_some(missing)}, of shape {_tensor_shape(path, leaf.shape)}; "
                     f"take weights that belong to the config.json beside it."
                 )
-            surplus = sorted(str(stored[name]) for name in stored.keys() - wanted.keys())
+            # Surplus, too, is a second tensor under an old name of one that is there.
+            surplus = sorted(
+                name
+                for name, new in names.items()
+                if new is not None and (new not in wanted or stored[new] != name)
+            )
             if surplus:
                 shape = tuple(tensors.get_slice(surplus[0]).get_shape())
                 raise UserError(
@@ -289,7 +294,8 @@ def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
     write_parameters(folder / VAE_WEIGHTS, model.vae_params)
     write_parameters(folder / TEXT_WEIGHTS, model.text_params, prefix=_TEXT_PREFIX)
     _write_json(folder / "unet/config.json", model.unet.config.to_dict())
-    _write_json(folder / "vae/config.json", model.vae.config.to_dict())
+    vae_config = {**model.vae.config.to_dict(), "scaling_factor": model.scaling_factor}
+    _write_json(folder / "vae/config.json", vae_config)
     token_ids = {
         name: getattr(model.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }

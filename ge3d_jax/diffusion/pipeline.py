@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,12 +143,14 @@ def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, te
     Returns:
         (B, h, w, C).
     """
+    chex.assert_rank([x, text], [4, 3])
     output = _apply(model.unet, model.unet_params, x, jnp.asarray(t), text)
     return epsilon_from_output(model.schedule, output, x, t)
 
 
 def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
     """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
+    chex.assert_rank(images, 4)
     mean, log_variance = _apply(model.vae, model.vae_params, 2.0 * images - 1.0, method="encode")
     if key is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
@@ -156,6 +159,7 @@ def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | No
 
 def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
     """Images (B, H, W, 3), clipped to [0, 1], of latents (B, h, w, C)."""
+    chex.assert_rank(latents, 4)
     images = _apply(model.vae, model.vae_params, latents / model.scaling_factor, method="decode")
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
 

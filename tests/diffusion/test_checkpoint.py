@@ -155,6 +155,7 @@ def _with(name, value):
         (VAE_WEIGHTS, _without("encoder.mid_block.attentions.0.to_q.bias"), ["(16,)"]),
         (TEXT_WEIGHTS, _without("text_model.encoder.layers.0.mlp.fc1.weight"), ["(40, 12)"]),
         (UNET_WEIGHTS, _with("class_embedding.weight", np.zeros((3, 7), np.float32)), ["(3, 7)", "surplus"]),
+        (TEXT_WEIGHTS, _with("final_layer_norm.bias", np.zeros((12,), np.float32)), ["(12,)", "surplus"]),
         (
             UNET_WEIGHTS,
             _with("conv_in.weight", np.zeros((16, 9, 3, 3), np.float32)),
@@ -162,7 +163,15 @@ def _with(name, value):
         ),
         (VAE_WEIGHTS, _with("quant_conv.bias", np.zeros((9,), np.float32)), ["(9,)", "(8,)"]),
     ],
-    ids=["missing unet", "missing vae", "missing text", "surplus", "shape of a kernel", "shape of a bias"],
+    ids=[
+        "missing unet",
+        "missing vae",
+        "missing text",
+        "surplus",
+        "twice",
+        "shape of a kernel",
+        "shape of a bias",
+    ],
 )
 def test_a_tensor_that_does_not_fit_is_named(folder, file, change, words):
     before = load_file(folder / file)
