@@ -18,13 +18,13 @@ from ge3d_jax import cli
 _OUT = flags.DEFINE_string("out", "runs/toybox", "Folder for the stages and the finished model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of pictures, parameters and noise.")
 _VIEWS = flags.DEFINE_integer("views_per_kind", 256, "Traced views of every kind.", lower_bound=1)
-_PICTURES = flags.DEFINE_integer("pictures", 40960, "Pictures the UNet is trained on.", lower_bound=64)
-_VAE_STEPS = flags.DEFINE_integer("vae_steps", 700, "Steps of the autoencoder.", lower_bound=1)
+_PICTURES = flags.DEFINE_integer("pictures", 32768, "Pictures the UNet is trained on.", lower_bound=64)
+_VAE_STEPS = flags.DEFINE_integer("vae_steps", 600, "Steps of the autoencoder.", lower_bound=1)
 _VAE_BATCH = flags.DEFINE_integer("vae_batch", 16, "Pictures a step of the autoencoder.", lower_bound=2)
-_VAE_RATE = flags.DEFINE_float("vae_learning_rate", 1e-3, "Peak learning rate of the autoencoder.")
-_STEPS = flags.DEFINE_integer("unet_steps", 6000, "Steps of UNet and text encoder.", lower_bound=1)
+_VAE_RATE = flags.DEFINE_float("vae_learning_rate", 5e-3, "Peak learning rate of the autoencoder.")
+_STEPS = flags.DEFINE_integer("unet_steps", 4000, "Steps of UNet and text encoder.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("unet_batch", 48, "Latents a step of UNet and text encoder.", lower_bound=2)
-_RATE = flags.DEFINE_float("unet_learning_rate", 1e-3, "Peak learning rate of UNet and text encoder.")
+_RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 250, "Steps between saved states.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
     "cpu_devices",

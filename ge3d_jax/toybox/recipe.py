@@ -53,13 +53,13 @@ class Recipe:
 
     seed: int = 0
     views_per_kind: int = 256
-    pictures: int = 40960
-    vae_steps: int = 700
+    pictures: int = 32768
+    vae_steps: int = 600
     vae_batch: int = 16
-    vae_learning_rate: float = 1e-3
-    unet_steps: int = 6000
+    vae_learning_rate: float = 5e-3
+    unet_steps: int = 4000
     unet_batch: int = 48
-    unet_learning_rate: float = 1e-3
+    unet_learning_rate: float = 3e-3
     save_every: int = 250
 
 
@@ -157,7 +157,7 @@ def _train_vae(recipe: Recipe, folder: Path, views: Views, place: _Placement, ba
     vae = AutoencoderKL(training.vae_config())
     size = (1, training.IMAGE_SIZE, training.IMAGE_SIZE, 3)
     params = vae.init(jax.random.key(recipe.seed + 1), jnp.zeros(size))["params"]
-    optimizer = training.vae_optimizer(recipe.vae_learning_rate, recipe.vae_steps)
+    optimizer = training.make_optimizer(recipe.vae_learning_rate, recipe.vae_steps)
     count, batch = recipe.vae_steps * recipe.vae_batch, recipe.vae_batch
     plan = plan_pictures(np.random.default_rng(recipe.seed), views, count)
     key = jax.random.key(recipe.seed + 2)
@@ -236,7 +236,7 @@ def _train_diffusion(
             "params"
         ],
     }
-    optimizer = training.diffusion_optimizer(recipe.unet_learning_rate, recipe.unet_steps)
+    optimizer = training.make_optimizer(recipe.unet_learning_rate, recipe.unet_steps)
     schedule = noise_schedule_from_config(training.SCHEDULER_CONFIG)
     factor = jnp.float32(data.scaling_factor)
     count = len(data.ids)
