@@ -8,7 +8,6 @@ goes on where it was. At the end --out/model holds the model in diffusers layout
 it makes. `--install` copies it into the package.
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -26,21 +25,11 @@ _STEPS = flags.DEFINE_integer("unet_steps", 4000, "Steps of UNet and text encode
 _BATCH = flags.DEFINE_integer("unet_batch", 48, "Latents a step of UNet and text encoder.", lower_bound=2)
 _RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 250, "Steps between saved states.", lower_bound=1)
-_DEVICES = flags.DEFINE_integer(
-    "cpu_devices",
-    min(2, os.cpu_count() or 1),
-    "On a CPU, halves of a batch computed side by side; fills two cores better than one batch over both.",
-    lower_bound=1,
-)
 _INSTALL = flags.DEFINE_bool("install", False, "Copy the finished model into the package.")
 
 
 def main() -> None:
     """Run the stages that are not done yet, then write and show the model."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-
     from ge3d_jax.toybox import model_folder
     from ge3d_jax.toybox.recipe import Recipe, train
 

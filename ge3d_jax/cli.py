@@ -66,7 +66,10 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_: Sequence[str]) -> int:
         # JAX tells which accelerators it did not find; on a machine without any that is no news.
         logging.set_verbosity(logging.WARNING)
+        from ge3d_jax.devices import use_processor_cores
+
         try:
+            use_processor_cores()
             keep_compiled_code()
             main()
         except UserError as error:

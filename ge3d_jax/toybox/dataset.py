@@ -48,14 +48,15 @@ def trace_views(key: jax.Array, views_per_kind: int, report: Callable[[str], Non
         keys = jax.random.split(jax.random.fold_in(key, index), views_per_kind)
         for one in keys:
             camera = random_camera(one)
-            layers.append(_to_bytes(trace(kind, camera)))
+            layers.append(layer_bytes(trace(kind, camera)))
             forward = np.asarray(camera.world_to_camera[2, :3])
             azimuths.append(np.arctan2(-forward[1], -forward[0]))
     kinds = np.repeat(np.arange(len(KINDS)), views_per_kind)
     return Views(np.stack(layers), kinds, np.asarray(azimuths, np.float32))
 
 
-def _to_bytes(layers: Layers) -> np.ndarray:
+def layer_bytes(layers: Layers) -> np.ndarray:
+    """Layers of one view as uint8 (H, W, 6), in the order of `Views.layers`."""
     planes = [layers.primary[..., None], layers.secondary[..., None], layers.fixed, layers.alpha[..., None]]
     return np.asarray(jnp.round(255.0 * jnp.concatenate(planes, axis=-1)).astype(jnp.uint8))
 

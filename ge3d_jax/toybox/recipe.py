@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ge3d_jax.devices import batch_mesh, divided, everywhere
 from ge3d_jax.diffusion.checkpoint import load_model, save_model
 from ge3d_jax.diffusion.ddim import noise_schedule_from_config
 from ge3d_jax.diffusion.pipeline import (
@@ -30,7 +30,6 @@ from ge3d_jax.diffusion.text_encoder import CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.vae import AutoencoderKL
-from ge3d_jax.errors import UserError
 from ge3d_jax.export.sheet import enlarge, image_grid, save_png, to_uint8
 from ge3d_jax.files import atomic_path
 from ge3d_jax.toybox import training
@@ -63,29 +62,6 @@ class Recipe:
     save_every: int = 250
 
 
-@dataclass(frozen=True)
-class _Placement:
-    """Where arrays lie: parameters on all devices, batches divided among them."""
-
-    everywhere: NamedSharding
-    divided: NamedSharding
-
-    def batch(self, arrays: Any) -> Any:
-        return jax.device_put(arrays, self.divided)
-
-
-def _placement(recipe: Recipe) -> _Placement:
-    count = jax.device_count()
-    for name in ("vae_batch", "unet_batch"):
-        if getattr(recipe, name) % count:
-            raise UserError(
-                f"--{name}={getattr(recipe, name)} cannot be divided among {count} devices; "
-                f"give a multiple of it."
-            )
-    mesh = Mesh(np.asarray(jax.devices()), ("batch",))
-    return _Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch")))
-
-
 def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
     """Run all stages that `out` does not hold yet; returns the model's folder.
 
@@ -94,13 +70,12 @@ def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
         out: the run's folder.
         install: a second place to write the finished model to.
     """
-    place = _placement(recipe)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}")) as bar:
         views = _views(recipe, out / "views.npz", bar)
-        vae_params = _train_vae(recipe, out / "vae", views, place, bar)
-        data = _latents(recipe, out, views, vae_params, place, bar)
-        model = _train_diffusion(recipe, out, vae_params, data, place, bar)
+        vae_params = _train_vae(recipe, out / "vae", views, bar)
+        data = _latents(recipe, out, views, vae_params, bar)
+        model = _train_diffusion(recipe, out, vae_params, data, bar)
     for folder in filter(None, (out / "model", install)):
         save_model(folder, model)
         # Tells the package that prompts are sentences of the Toybox world.
@@ -153,7 +128,7 @@ def _run_steps(
     return state
 
 
-def _train_vae(recipe: Recipe, folder: Path, views: Views, place: _Placement, bar: Progress) -> Any:
+def _train_vae(recipe: Recipe, folder: Path, views: Views, bar: Progress) -> Any:
     vae = AutoencoderKL(training.vae_config())
     size = (1, training.IMAGE_SIZE, training.IMAGE_SIZE, 3)
     params = vae.init(jax.random.key(recipe.seed + 1), jnp.zeros(size))["params"]
@@ -162,13 +137,19 @@ def _train_vae(recipe: Recipe, folder: Path, views: Views, place: _Placement, ba
     plan = plan_pictures(np.random.default_rng(recipe.seed), views, count)
     key = jax.random.key(recipe.seed + 2)
 
+    mesh = batch_mesh(batch)
+
     def step(state: TrainingState, index: int) -> tuple[TrainingState, jax.Array]:
         images = paint_pictures(views, plan, np.arange(index * batch, (index + 1) * batch))
         return training.vae_step(
-            state, jax.random.fold_in(key, index), place.batch(images), vae=vae, optimizer=optimizer
+            state,
+            jax.random.fold_in(key, index),
+            jax.device_put(images, divided(mesh)),
+            vae=vae,
+            optimizer=optimizer,
         )
 
-    state = jax.device_put(training.start_training(params, optimizer), place.everywhere)
+    state = jax.device_put(training.start_training(params, optimizer), everywhere(mesh))
     state = _run_steps("vae", folder, state, recipe.vae_steps, recipe.save_every, step, bar)
     return jax.device_get(state.average)
 
@@ -194,9 +175,7 @@ class _LatentData:
         return round(float(variance**-0.5), 5)
 
 
-def _latents(
-    recipe: Recipe, out: Path, views: Views, vae_params: Any, place: _Placement, bar: Progress
-) -> _LatentData:
+def _latents(recipe: Recipe, out: Path, views: Views, vae_params: Any, bar: Progress) -> _LatentData:
     file = out / "latents.npz"
     if not file.exists():
         vae = AutoencoderKL(training.vae_config())
@@ -204,12 +183,14 @@ def _latents(
             lambda images: vae.apply({"params": vae_params}, 2.0 * images - 1.0, method="encode")
         )
         plan = plan_pictures(np.random.default_rng(recipe.seed + 3), views, recipe.pictures)
+        mesh = batch_mesh(_ENCODING_BATCH)
         moments = []
         starts = range(0, recipe.pictures, _ENCODING_BATCH)
         for start in bar.track(starts, task_id=bar.add_task("latents", total=len(starts), loss="")):
             # The last batch wraps around, for one shape in all; the surplus is cut off below.
             rows = np.arange(start, start + _ENCODING_BATCH) % recipe.pictures
-            mean, log_variance = encode(place.batch(paint_pictures(views, plan, rows)))
+            images = jax.device_put(paint_pictures(views, plan, rows), divided(mesh))
+            mean, log_variance = encode(images)
             moments.append((np.asarray(mean, np.float16), np.asarray(log_variance, np.float16)))
         tokenizer = build_tokenizer(VOCABULARY, out / "tokenizer", training.TEXT_LENGTH)
         ids = tokenizer(plan.captions, padding="max_length", max_length=training.TEXT_LENGTH)["input_ids"]
@@ -222,7 +203,7 @@ def _latents(
 
 
 def _train_diffusion(
-    recipe: Recipe, out: Path, vae_params: Any, data: _LatentData, place: _Placement, bar: Progress
+    recipe: Recipe, out: Path, vae_params: Any, data: _LatentData, bar: Progress
 ) -> StableDiffusion:
     tokenizer = build_tokenizer(VOCABULARY, out / "tokenizer", training.TEXT_LENGTH)
     unet = UNet2DConditionModel(training.unet_config())
@@ -240,6 +221,7 @@ def _train_diffusion(
     schedule = noise_schedule_from_config(training.SCHEDULER_CONFIG)
     factor = jnp.float32(data.scaling_factor)
     count = len(data.ids)
+    mesh = batch_mesh(recipe.unet_batch)
 
     def rows_of(index: int) -> np.ndarray:
         """Rows of the batch: pictures in an order of its own for every pass over them."""
@@ -252,12 +234,13 @@ def _train_diffusion(
 
     def step(state: TrainingState, index: int) -> tuple[TrainingState, jax.Array]:
         rows = rows_of(index)
-        moments = place.batch((data.mean[rows], data.log_variance[rows]))
+        batch = (data.mean[rows], data.log_variance[rows], data.ids[rows])
+        mean, log_variance, ids = jax.device_put(batch, divided(mesh))
         return training.diffusion_step(
             state,
             jax.random.fold_in(step_key, index),
-            moments,
-            place.batch(data.ids[rows]),
+            (mean, log_variance),
+            ids,
             schedule,
             factor,
             unet=unet,
@@ -265,7 +248,7 @@ def _train_diffusion(
             optimizer=optimizer,
         )
 
-    state = jax.device_put(training.start_training(params, optimizer), place.everywhere)
+    state = jax.device_put(training.start_training(params, optimizer), everywhere(mesh))
     state = _run_steps("unet", out / "diffusion", state, recipe.unet_steps, recipe.save_every, step, bar)
     average = jax.device_get(state.average)
     return make_model(

@@ -54,7 +54,7 @@ def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
-        # Not more: a group of one or two channels loses the level of a flat background (4 dB after 120 steps).
+        # Not more: a group of one or two channels loses the level of a flat background.
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
         scaling_factor=scaling_factor,

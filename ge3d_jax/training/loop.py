@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ge3d_jax.devices import batch_mesh, everywhere, first_copy
 from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_text
 from ge3d_jax.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
@@ -130,8 +131,10 @@ def run(
     """
     embeddings = prompt_embeddings(config, model, prompt)
     state = begin(config, key, start=start) if state is None else jax.tree.map(lambda x: x.copy(), state)
+    mesh = batch_mesh(config.views)
+    state, model, embeddings = jax.device_put((state, model, embeddings), everywhere(mesh))
     buffer_capacity = config.buffer_capacity
-    step = make_step(config, buffer_capacity)
+    step = make_step(config, buffer_capacity, mesh)
     done, is_stopped = int(state.iteration), False
     try:
         while done < config.iterations and not is_stopped:
@@ -139,7 +142,7 @@ def run(
             metrics = jax.device_get(device_metrics)
             if metrics.overflow > 0:
                 buffer_capacity = grown_capacity(int(metrics.intersections))
-                step = make_step(config, buffer_capacity)
+                step = make_step(config, buffer_capacity, mesh)
                 continue
             done += 1
             if config.density.densifies_at(done):
@@ -147,10 +150,10 @@ def run(
             if config.density.resets_at(done):
                 state = lower_opacities(state, config=config.density)
             if on_progress is not None:
-                is_stopped = bool(on_progress(done, metrics, state))
+                is_stopped = bool(on_progress(done, metrics, first_copy(state)))
     except KeyboardInterrupt:
         # Caught in the instant after the step took over the state's memory, there is nothing left to give.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             raise
     done = int(state.iteration)
-    return RunResult(state, done, buffer_capacity, interrupted=done < config.iterations)
+    return RunResult(first_copy(state), done, buffer_capacity, interrupted=done < config.iterations)

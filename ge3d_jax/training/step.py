@@ -4,13 +4,16 @@ The one place where the splats and the diffusion model meet. `ge3d_step` is pure
 as `StepInputs`; `make_step` draws those and compiles the whole into one function.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
+from ge3d_jax.devices import divided, everywhere
 from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_images, predict_epsilon
 from ge3d_jax.guidance.ge3d import Residual, dbc_weights, ge3d_residual
 from ge3d_jax.guidance.prompts import (
@@ -97,6 +100,18 @@ def mean_scale(gaussians: Gaussians) -> jax.Array:
     return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
 
 
+def _over_devices(function: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """`function` of batches, computed in parts on the mesh's devices; the result is on all of them."""
+    if mesh is None:
+        return function
+
+    def parted(*batches: jax.Array) -> jax.Array:
+        parts = (jax.lax.with_sharding_constraint(batch, divided(mesh)) for batch in batches)
+        return jax.lax.with_sharding_constraint(function(*parts), everywhere(mesh))
+
+    return parted
+
+
 def trajectory_residual(
     model: StableDiffusion,
     embeddings: ViewEmbeddings,
@@ -105,6 +120,7 @@ def trajectory_residual(
     iteration: jax.Array | int,
     *,
     config: Config,
+    mesh: Mesh | None = None,
 ) -> Residual:
     """Carry the latents up and down the time nodes and compare (B, h, w, C).
 
@@ -125,12 +141,15 @@ def trajectory_residual(
     text = jnp.concatenate(branches)
     noising_text = for_all(embeddings.noising)
 
+    def predict(x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        return _over_devices(lambda x, text: predict_epsilon(model, x, t, text), mesh)(x, text)
+
     def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
-        return predict_epsilon(model, x, t, noising_text)
+        return predict(x, t, noising_text)
 
     def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
         batch = jnp.concatenate([x] * len(branches))
-        empty, wanted, *avoided = jnp.split(predict_epsilon(model, batch, t, text), len(branches))
+        empty, wanted, *avoided = jnp.split(predict(batch, t, text), len(branches))
         if not avoided:
             return classifier_free_epsilon(empty, wanted, guidance.scale)
         return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
@@ -152,11 +171,13 @@ def ge3d_step(
     *,
     config: Config,
     buffer_capacity: int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One iteration with everything random given; pure, and may be vmapped over `state` and `inputs`.
 
     Where a view's intersections overflow the buffer the state comes back as it was: the caller repeats the
-    iteration with a larger buffer.
+    iteration with a larger buffer. The devices of a `mesh` share the passes through the networks; the views
+    must divide among them.
     """
     parameters = parameters_of(state.gaussians)
     views = inputs.azimuth.shape[0]
@@ -167,9 +188,10 @@ def ge3d_step(
         gaussians = state.gaussians.replace(**parameters)
         rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
-        z = encode_images(model, images, inputs.posterior_key)
+        encode = _over_devices(lambda x: encode_images(model, x, inputs.posterior_key), mesh)
+        z = encode(images)
         residual = trajectory_residual(
-            model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config
+            model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config, mesh=mesh
         )
         # A surrogate whose gradient with respect to z is the residual, summed over pixels.
         loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
@@ -222,7 +244,7 @@ def inputs_of(state: TrainState, model: StableDiffusion, config: Config) -> Step
     )
 
 
-@partial(jax.jit, static_argnames=("config", "buffer_capacity"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("config", "buffer_capacity", "mesh"), donate_argnums=0)
 def _step(
     state: TrainState,
     model: StableDiffusion,
@@ -230,16 +252,24 @@ def _step(
     *,
     config: Config,
     buffer_capacity: int,
+    mesh: Mesh | None,
 ) -> tuple[TrainState, Metrics]:
     inputs = inputs_of(state, model, config)
-    return ge3d_step(state, model, embeddings, inputs, config=config, buffer_capacity=buffer_capacity)
+    result = ge3d_step(
+        state, model, embeddings, inputs, config=config, buffer_capacity=buffer_capacity, mesh=mesh
+    )
+    # The next iteration must find the state placed as this one did, or it would be compiled again.
+    return result if mesh is None else jax.lax.with_sharding_constraint(result, everywhere(mesh))
 
 
-def make_step(config: Config, buffer_capacity: int) -> Step:
+def make_step(config: Config, buffer_capacity: int, mesh: Mesh | None = None) -> Step:
     """One iteration as one compiled function. It donates the state it is given: use the returned one only.
 
     Args:
         config: all settings, static.
         buffer_capacity: intersections that one view's buffer holds, static.
+        mesh: devices that share the networks' work; state, model and embeddings must lie on all of them.
     """
-    return partial(_step, config=config, buffer_capacity=buffer_capacity)
+    # The setting says only where the buffer starts: runs that reach the same size share compiled code.
+    config = dataclasses.replace(config, buffer_capacity=buffer_capacity)
+    return partial(_step, config=config, buffer_capacity=buffer_capacity, mesh=mesh)
