@@ -1,0 +1,132 @@
+"""Measure the bundled model: does it make what the sentence says, and with one front?
+
+    python experiments/evaluate_toybox.py --part=all
+
+Three parts, on two processor cores: the recogniser on ground truth (three minutes), 192 samples of the model
+(two minutes) and 24 generated objects (about an hour; a run that was stopped goes on with the next object).
+The folder docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all
+samples and objects, and README.md with the figures. A quick look: --part=objects --count=4 --out=runs/look
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from ge3d_jax import cli
+
+_PARTS = ("recogniser", "model", "objects")
+_PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
+_OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of figures.")
+_MODEL = flags.DEFINE_string("model", None, "Folder of another model of the bundled world.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of cameras and samples, and of the first object.", lower_bound=0
+)
+_PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make, with commas between, instead of the 24.")
+_COUNT = flags.DEFINE_integer("count", None, "Make only the first so many objects.", lower_bound=1)
+_OBJECTS = flags.DEFINE_string(
+    "objects", "outputs/evaluation", "Folder of the generated objects; what is there is not made again."
+)
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the objects' preset.")
+
+
+def _measure_recogniser(out: Path, gallery: Any) -> dict[str, Any]:
+    from ge3d_jax.export.sheet import save_png
+    from ge3d_jax.toybox import evaluation, report
+
+    figures = evaluation.measure_recogniser(gallery, seed=_SEED.value)
+    save_png(out / "confusion_kinds.png", report.draw_confusion(figures["kind_confusion"], figures["kinds"]))
+    save_png(
+        out / "confusion_colors.png", report.draw_confusion(figures["color_confusion"], figures["colors"])
+    )
+    return figures
+
+
+def _measure_model(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
+    from functools import partial
+
+    from ge3d_jax.diffusion.checkpoint import load_model
+    from ge3d_jax.export.sheet import save_png
+    from ge3d_jax.toybox import evaluation, report
+    from ge3d_jax.toybox.recipe import sample_pictures
+
+    sample = partial(sample_pictures, load_model(folder))
+    figures, pictures = evaluation.measure_model(gallery, sample, seed=_SEED.value)
+    save_png(out / "samples.png", report.sample_sheet(figures, pictures))
+    return {"weights": evaluation.model_fingerprint(folder)} | figures
+
+
+def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
+    import jax
+
+    from ge3d_jax.export.sheet import save_png
+    from ge3d_jax.toybox import evaluation, report
+
+    prompts = (_PROMPTS.value or evaluation.PROMPTS)[: _COUNT.value]
+    evaluation.check_prompts(prompts)
+    overrides = cli.parse_settings(_SET.value)
+    weights = evaluation.model_fingerprint(folder)
+    objects, sides = [], []
+    for index, prompt in enumerate(prompts):
+        print(f"{index + 1}/{len(prompts)} {prompt}", flush=True)
+        gaussians, seconds = evaluation.make_object(
+            prompt,
+            seed=_SEED.value + index,
+            folder=Path(_OBJECTS.value) / weights,
+            model=_MODEL.value,
+            overrides=overrides,
+        )
+        pictures = evaluation.object_pictures(gaussians)
+        one = {"seconds": seconds} | evaluation.measure_object(gallery, prompt, pictures)
+        print(f"  right {one['right_kind_and_color']:.0%}, one front: {one['one_front']}, {seconds:.0f} s")
+        objects.append(one)
+        sides.append(report.object_sides(gaussians))
+    save_png(out / "objects.png", report.object_sheet(objects, sides))
+    device = jax.devices()[0]
+    return {
+        "weights": weights,
+        "seed": _SEED.value,
+        "overrides": overrides,
+        "machine": f"{os.cpu_count()} processor cores" if device.platform == "cpu" else device.device_kind,
+        **evaluation.summarise_objects(objects),
+        "list": objects,
+    }
+
+
+def main() -> None:
+    """Measure the parts asked for, and write the page from all that have been measured."""
+    import json
+
+    from ge3d_jax.export.folder import prepare_folder, versions, write_json
+    from ge3d_jax.files import atomic_path
+    from ge3d_jax.request import find_model
+    from ge3d_jax.toybox.recogniser import load_gallery
+    from ge3d_jax.toybox.report import markdown
+
+    chosen = _PARTS if _PART.value == "all" else (_PART.value,)
+    folder = None if chosen == ("recogniser",) else find_model(_MODEL.value)
+    out = prepare_folder(_OUT.value)
+    gallery = load_gallery(cli.cache_folder().parent, report=print)
+    for part in chosen:
+        print(f"measuring the {part}", flush=True)
+        if folder is None or part == "recogniser":
+            figures = _measure_recogniser(out, gallery)
+        elif part == "model":
+            figures = _measure_model(out, gallery, folder)
+        else:
+            figures = _measure_objects(out, gallery, folder)
+        write_json(out / f"{part}.json", {"versions": versions()} | figures)
+        print(f"  right kind and colour: {figures['right_kind_and_color']:.1%}", flush=True)
+    reports = {
+        part: json.loads((out / f"{part}.json").read_text(encoding="utf-8"))
+        for part in _PARTS
+        if (out / f"{part}.json").is_file()
+    }
+    with atomic_path(out / "README.md") as path:
+        path.write_text(markdown(reports), encoding="utf-8")
+    print(f"The figures are in {out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
