@@ -73,7 +73,7 @@ def test_vae_loss_has_finite_gradients_that_lower_it():
 
     loss, gradients = loss_and_gradients(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    size = optax.global_norm(gradients)
+    size = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)))
     lower, _ = loss_and_gradients(jax.tree.map(lambda p, g: p - 1e-3 * g / size, params, gradients))
     assert lower < loss
 
