@@ -12,6 +12,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ge3d_jax.diffusion.attention import attention
 
@@ -191,8 +192,9 @@ def timestep_embedding(
     An odd number of channels ends in a zero.
     """
     half = channels // 2
-    exponents = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(-jnp.log(10000.0) * exponents)
+    # Constants, so in float64: at time 999 an angle shows each last digit of its frequency.
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
     waves = [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, channels % 2)))
 
