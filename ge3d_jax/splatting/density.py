@@ -145,7 +145,7 @@ def densify(
     is_half = (is_new | is_parent) & splits[source]
     mask = kept | is_new
     offsets = jax.random.normal(key, (count, 3), moved.positions.dtype) * jnp.exp(moved.log_scales)
-    rotated = jnp.sum(rotation_matrices(moved.quaternions) * offsets[:, None, :], axis=-1)
+    rotated = jnp.sum(rotation_matrices(moved.quaternions) * offsets.T, axis=1).T
     log_scales = jnp.where(is_half[:, None], moved.log_scales - jnp.log(SPLIT_SHRINK), moved.log_scales)
     too_large = mask & (jnp.exp(jnp.max(log_scales, axis=-1)) > prune_scale)
     split_count = jnp.sum(is_parent & splits, dtype=jnp.int32)

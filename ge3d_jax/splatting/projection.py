@@ -3,7 +3,7 @@
 Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
     R, s        rotation and scales; world covariance R·diag(s²)·Rᵀ
     W           rotation of `world_to_camera`
-    J           Jacobian (2, 3) of the pinhole projection at the centre
+    J           Jacobian of the pinhole projection at the centre: rows (fx, 0, −fx·x/z)/z, (0, fy, −fy·y/z)/z
     a, b        rows of A = J·W·R·diag(s); the screen covariance is A·Aᵀ + DILATION·I
     p, q, r     `whitening`: the inverse Cholesky factor of that covariance Σ, so that for an offset (dx, dy)
                 in pixels  u = p·dx,  v = q·dy − r·dx,  u² + v² = dᵀ·Σ⁻¹·d
@@ -75,7 +75,7 @@ class Projected:
 
 
 def rotation_matrices(quaternions: jax.Array) -> jax.Array:
-    """Rotation matrices (..., 3, 3) of wxyz quaternions (..., 4) of any length; finite for a zero one."""
+    """Rotation matrices (3, 3, ...) of wxyz quaternions (..., 4) of any length; finite for a zero one."""
     tiny = jnp.finfo(quaternions.dtype).tiny
     length = jnp.sqrt(jnp.maximum(jnp.sum(quaternions**2, axis=-1, keepdims=True), tiny))
     w, x, y, z = jnp.moveaxis(quaternions / length, -1, 0)
@@ -84,7 +84,7 @@ def rotation_matrices(quaternions: jax.Array) -> jax.Array:
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return jnp.stack([jnp.stack(row) for row in rows])
 
 
 def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
@@ -125,36 +125,30 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
     focal_x, focal_y, center_x, center_y = camera.intrinsics
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    # Products of 3-vectors are written as sums: matrix units would round the operands on accelerators.
-    in_camera = jnp.sum(rotation * gaussians.positions[:, None, :], axis=-1) + translation
-    front = gaussians.mask & (in_camera[:, 2] > NEAR_PLANE)
+    # Vectors and matrices have the splat as their last axis here, which compiles to long loops. Their
+    # products are written as sums: matrix units would round the operands on accelerators.
+    in_camera = jnp.sum(rotation[:, :, None] * gaussians.positions.T, axis=1) + translation[:, None]
+    front = gaussians.mask & (in_camera[2] > NEAR_PLANE)
     # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
-    x, y, z = jnp.where(front[:, None], in_camera, jnp.array([0.0, 0.0, 1.0], dtype)).T
+    ahead = jnp.array([[0.0], [0.0], [1.0]], dtype)
+    x, y, z = jnp.where(front, in_camera, ahead)
     means = jnp.stack([focal_x * x / z + center_x, focal_y * y / z + center_y], axis=-1)
 
     limit_x = FRUSTUM_MARGIN * 0.5 * camera.width / focal_x
     limit_y = FRUSTUM_MARGIN * 0.5 * camera.height / focal_y
     slope_x, slope_y = jnp.clip(x / z, -limit_x, limit_x), jnp.clip(y / z, -limit_y, limit_y)
-    zero = jnp.zeros_like(z)
-    jacobian = jnp.stack(
-        [
-            jnp.stack([focal_x / z, zero, -focal_x * slope_x / z], axis=-1),
-            jnp.stack([zero, focal_y / z, -focal_y * slope_y / z], axis=-1),
-        ],
-        axis=-2,
-    )
-    scales = jnp.exp(jnp.where(front[:, None], gaussians.log_scales, 0.0))
+    scales = jnp.exp(jnp.where(front, gaussians.log_scales.T, 0.0))
     if scale_multiplier is not None:
-        scales = scales * (scale_multiplier if scale_multiplier.ndim == 2 else scale_multiplier[:, None])
-    axes = rotation_matrices(gaussians.quaternions) * scales[:, None, :]
-    axes_in_camera = jnp.sum(rotation[:, :, None] * axes[:, None, :, :], axis=-2)
-    row_a, row_b = jnp.moveaxis(jnp.sum(jacobian[..., None] * axes_in_camera[:, None, :, :], axis=-2), -2, 0)
-    square_a, square_b = jnp.sum(row_a**2, axis=-1), jnp.sum(row_b**2, axis=-1)
+        scales = scales * scale_multiplier.T
+    axes = rotation_matrices(gaussians.quaternions) * scales
+    axes_in_camera = jnp.sum(rotation[:, :, None, None] * axes, axis=1)
+    row_a = (focal_x / z) * (axes_in_camera[0] - slope_x * axes_in_camera[2])
+    row_b = (focal_y / z) * (axes_in_camera[1] - slope_y * axes_in_camera[2])
+    square_a, square_b = jnp.sum(row_a**2, axis=0), jnp.sum(row_b**2, axis=0)
     variance_x, variance_y = square_a + DILATION, square_b + DILATION
-    covariance_xy = jnp.sum(row_a * row_b, axis=-1)
-    determinant = (
-        jnp.sum(jnp.cross(row_a, row_b) ** 2, axis=-1) + DILATION * (square_a + square_b) + DILATION**2
-    )
+    covariance_xy = jnp.sum(row_a * row_b, axis=0)
+    determinant = jnp.sum(jnp.cross(row_a, row_b, axis=0) ** 2, axis=0)
+    determinant = determinant + DILATION * (square_a + square_b) + DILATION**2
     inverse_y = jnp.sqrt(variance_x / determinant)
     whitening = jnp.stack(
         [1.0 / jnp.sqrt(variance_x), inverse_y, inverse_y * covariance_xy / variance_x], axis=-1
@@ -168,14 +162,13 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     half_difference = 0.5 * (covariance[0] - covariance[1])
     largest = 0.5 * (covariance[0] + covariance[1]) + jnp.hypot(half_difference, covariance[2])
 
-    offsets = gaussians.positions - camera_center(camera)
-    offsets = jnp.where(front[:, None], offsets, jnp.array([0.0, 0.0, 1.0], dtype))
-    distance = jnp.sqrt(jnp.maximum(jnp.sum(offsets**2, axis=-1, keepdims=True), tiny))
+    offsets = jnp.where(front, gaussians.positions.T - camera_center(camera)[:, None], ahead)
+    distance = jnp.sqrt(jnp.maximum(jnp.sum(offsets**2, axis=0), tiny))
     return Projected(
         means=means,
         whitening=whitening,
         opacities=opacities,
-        colors=sh_colors(gaussians.sh, offsets / distance),
+        colors=sh_colors(gaussians.sh, (offsets / distance).T),
         depths=z,
         extents=jnp.sqrt(reach * covariance[:2]).T + EXTENT_MARGIN,
         radii=jnp.where(visible, jnp.sqrt(reach * largest), 0.0),

@@ -16,8 +16,8 @@ from ge3d_jax.splatting.projection import Projected
 
 # Edge of a tile, pixels. Small splats waste most of a larger tile; a smaller one lengthens the list.
 TILE_SIZE = 8
-# Value that sorts behind every key.
-UNUSED = jnp.iinfo(jnp.uint32).max
+# Keys are unsigned 32-bit: 64-bit integers need a switch that not every program can turn on.
+LARGEST_KEY = jnp.iinfo(jnp.uint32).max
 
 
 @struct.dataclass
@@ -97,7 +97,7 @@ def _sort_by_tile(
     tile: jax.Array, ranks: jax.Array, tile_count: int, splat_count: int
 ) -> tuple[jax.Array, jax.Array]:
     """Ranks sorted by (tile, rank), and where each tile starts; unused entries have tile = tile_count."""
-    if (tile_count + 1) * splat_count <= UNUSED:
+    if (tile_count + 1) * splat_count <= LARGEST_KEY:
         # One integer key sorts several times faster than a pair does, on CPU and GPU alike.
         keys = tile.astype(jnp.uint32) * jnp.uint32(splat_count) + ranks.astype(jnp.uint32)
         keys = lax.sort(keys, is_stable=False)

@@ -1,0 +1,65 @@
+"""Cameras: OpenCV axes, orbits, degenerate directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera
+
+
+def pixel_of(camera: Camera, point) -> np.ndarray:
+    x, y, z = np.asarray(camera.world_to_camera)[:3] @ np.array([*point, 1.0])
+    focal_x, focal_y, center_x, center_y = np.asarray(camera.intrinsics)
+    return np.array([focal_x * x / z + center_x, focal_y * y / z + center_y, z])
+
+
+def test_the_front_camera_sees_y_to_the_right_and_z_up():
+    camera = orbit_camera(azimuth=0.0, polar=np.pi / 2, radius=3.0, fov=0.5, size=(40, 20))
+    np.testing.assert_allclose(camera_center(camera), [3.0, 0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(pixel_of(camera, [0, 0, 0]), [20.0, 10.0, 3.0], atol=1e-5)
+    assert pixel_of(camera, [0, 0.1, 0])[0] > 20 and pixel_of(camera, [0, 0, 0.1])[1] < 10
+    # The top of the image is half the vertical field of view above the middle.
+    np.testing.assert_allclose(pixel_of(camera, [0, 0, 3 * np.tan(0.25)])[1], 0.0, atol=1e-4)
+
+
+def test_azimuth_is_counter_clockwise_from_above_and_polar_from_the_top():
+    camera = orbit_camera(azimuth=np.pi / 2, polar=np.pi / 3, radius=2.0, fov=0.5, size=8, target=(1, 2, 3))
+    expected = np.array([1, 2, 3]) + 2 * np.array([0, np.sin(np.pi / 3), np.cos(np.pi / 3)])
+    np.testing.assert_allclose(camera_center(camera), expected, atol=1e-6)
+    np.testing.assert_allclose(pixel_of(camera, [1, 2, 3]), [4, 4, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("polar", [0.0, np.pi, 1e-6, 0.7])
+def test_poses_are_rigid_even_straight_above(polar):
+    pose = np.asarray(orbit_camera(azimuth=0.8, polar=polar, radius=2.0, fov=0.5, size=8).world_to_camera)
+    np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-5)
+    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_array_equal(pose[3], [0, 0, 0, 1])
+
+
+def test_look_at_along_the_spare_axis_too():
+    pose = look_at(jnp.zeros(3), jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0]))
+    np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-6)
+
+
+def test_orbits_are_jittable_and_vmappable():
+    azimuths, targets = jnp.arange(3.0), jnp.arange(9.0).reshape(3, 3) / 10
+    build = jax.jit(
+        jax.vmap(
+            lambda a, t: orbit_camera(azimuth=a, polar=1.0, radius=2.0, fov=0.4 + a / 10, size=8, target=t)
+        )
+    )
+    many = build(azimuths, targets)
+    assert many.width == 8
+    for row in range(3):
+        one = orbit_camera(
+            azimuth=float(azimuths[row]),
+            polar=1.0,
+            radius=2.0,
+            fov=0.4 + row / 10,
+            size=8,
+            target=targets[row],
+        )
+        np.testing.assert_allclose(many.world_to_camera[row], one.world_to_camera, atol=1e-6)
+        np.testing.assert_allclose(many.intrinsics[row], one.intrinsics, rtol=1e-5)

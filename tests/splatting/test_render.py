@@ -1,0 +1,384 @@
+"""The rasterizer against brute force, finite differences, closed forms and limits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.splatting.cameras import Camera, orbit_camera
+from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
+from ge3d_jax.splatting.rasterize import render
+from ge3d_jax.splatting.reference import render_reference
+
+COUNT, PADDING, WIDTH, HEIGHT, CAPACITY = 24, 4, 21, 18, 512
+BACKGROUND = np.array([0.2, 0.5, 0.9])
+KINDS = ("ordinary", "needle", "huge", "opaque", "faint", "coincident", "around the camera")
+
+
+def random_scene(kind: str, seed: int) -> dict:
+    """Splats, pose, offsets, factors and image gradients of one random scene, float64 arrays."""
+    random = np.random.default_rng(seed)
+    positions = 0.4 * random.normal(size=(COUNT, 3))
+    log_scales = random.uniform(-3.0, -1.2, size=(COUNT, 3))
+    opacity_logits = 2.0 * random.normal(size=COUNT)
+    if kind == "needle":
+        log_scales[:, 0], log_scales[:, 1:] = 0.0, -7.0
+    elif kind == "huge":
+        log_scales += 3.0
+    elif kind == "opaque":
+        opacity_logits[:] = 6.0
+    elif kind == "faint":
+        opacity_logits[:] = random.uniform(-6.5, -4.0, size=COUNT)
+    elif kind == "coincident":
+        positions[:] = positions[0]
+    elif kind == "around the camera":
+        positions *= 5.0
+    return {
+        "gaussians": Gaussians(
+            positions=positions,
+            log_scales=log_scales,
+            quaternions=random.normal(size=(COUNT, 4)),
+            opacity_logits=opacity_logits,
+            sh=0.3 * random.normal(size=(COUNT, 16, 3)),
+            mask=np.arange(COUNT) < COUNT - PADDING,
+        ),
+        "azimuth": random.uniform(0, 2 * np.pi),
+        "twist": np.zeros(6),
+        "intrinsics": np.array([25.0, 27.0, 0.45 * WIDTH, 0.55 * HEIGHT]),
+        "background": BACKGROUND,
+        "offsets": 0.3 * random.normal(size=(COUNT, 2)),
+        "factors": random.uniform(0.8, 1.2, size=(COUNT, 3)),
+        "image_gradients": random.normal(size=(HEIGHT, WIDTH, 5)),
+    }
+
+
+def twisted(world_to_camera: jax.Array, twist: jax.Array) -> jax.Array:
+    """Rigid motion exp(twist) after the pose, to first order: gradients of a pose only mean this much."""
+    zero = jnp.zeros((), twist.dtype)
+    a, b, c, x, y, z = twist
+    generator = jnp.array([[zero, -c, b, x], [c, zero, -a, y], [-b, a, zero, z], [zero] * 4])
+    return world_to_camera + generator @ world_to_camera
+
+
+def scene_image(parameters: dict, renderer) -> tuple[jax.Array, jax.Array, jax.Array]:
+    pose = orbit_camera(azimuth=parameters["azimuth"], polar=1.1, radius=2.0, fov=0.7, size=1).world_to_camera
+    camera = Camera(
+        world_to_camera=twisted(jax.lax.stop_gradient(pose), parameters["twist"]),
+        intrinsics=parameters["intrinsics"],
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    image = renderer(
+        parameters["gaussians"],
+        camera,
+        background=parameters["background"],
+        screen_offsets=parameters["offsets"],
+        scale_multiplier=parameters["factors"],
+    )
+    return image.rgb, image.alpha, image.depth
+
+
+def scene_loss(parameters: dict, mask: np.ndarray, gradients: np.ndarray, renderer):
+    """A random linear function of the image, and the image."""
+    gaussians = dataclasses.replace(parameters["gaussians"], mask=mask)
+    rgb, alpha, depth = scene_image({**parameters, "gaussians": gaussians}, renderer)
+    channels = jnp.concatenate([rgb, alpha[..., None], depth[..., None]], axis=-1)
+    return jnp.sum(channels * gradients), (rgb, alpha, depth)
+
+
+@functools.cache
+def compiled(is_reference: bool, is_double: bool):
+    renderer = render_reference if is_reference else functools.partial(render, buffer_capacity=CAPACITY)
+    return jax.jit(jax.value_and_grad(functools.partial(scene_loss, renderer=renderer), has_aux=True))
+
+
+def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool):
+    with jax.enable_x64(is_double):
+        dtype = np.float64 if is_double else np.float32
+        scene = dict(scene)
+        gradients = np.asarray(scene.pop("image_gradients"), dtype)
+        mask = scene["gaussians"].mask
+        # The mask is not differentiable: it goes in beside the parameters, a stand-in in its place.
+        scene["gaussians"] = dataclasses.replace(scene["gaussians"], mask=np.zeros(0))
+        scene = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), scene)
+        (_, images), gradients = compiled(is_reference, is_double)(scene, mask, gradients)
+        return jax.tree.map(np.asarray, (images, gradients))
+
+
+def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(value - expected) / max(np.linalg.norm(expected), 1e-8))
+
+
+def assert_close(value, expected, tolerance: float) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        other = functools.reduce(
+            lambda node, entry: (
+                getattr(node, entry.name) if hasattr(entry, "name") else node[entry_key(entry)]
+            ),
+            path,
+            value,
+        )
+        assert relative_error(other, leaf) <= tolerance, (
+            jax.tree_util.keystr(path),
+            relative_error(other, leaf),
+        )
+
+
+def entry_key(entry):
+    return entry.key if hasattr(entry, "key") else entry.idx
+
+
+@settings(max_examples=30)
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**31))
+def test_values_and_gradients_equal_brute_force(kind, seed):
+    scene = random_scene(kind, seed)
+    fast = values_and_gradients(scene, is_reference=False, is_double=False)
+    exact = values_and_gradients(scene, is_reference=True, is_double=True)
+    assert np.all(np.isfinite(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(fast)])))
+    assert_close(fast, exact, 1e-4)
+    for field in ("positions", "log_scales", "quaternions", "opacity_logits", "sh"):
+        assert not np.any(getattr(fast[1]["gaussians"], field)[-PADDING:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_equal_finite_differences_in_double_precision(seed):
+    # Wide splats of moderate opacity: every alpha is far from 1/255 and from the cap at each pixel, where the
+    # image jumps or bends and a difference quotient means nothing. The same goes for black.
+    scene = random_scene("huge", seed)
+    random = np.random.default_rng(seed)
+    wide = dataclasses.replace(
+        scene["gaussians"],
+        log_scales=random.uniform(0.0, 0.5, size=(COUNT, 3)),
+        opacity_logits=random.uniform(-1.0, 1.0, size=COUNT),
+        sh=0.05 * random.normal(size=(COUNT, 16, 3)),
+    )
+    scene = {**scene, "gaussians": wide}
+    _, gradients = values_and_gradients(scene, is_reference=False, is_double=True)
+
+    def loss(step: float, name: str, direction) -> float:
+        moved = jax.tree.map(lambda leaf, along: leaf + step * along, scene[name], direction)
+        if name == "gaussians":
+            moved = dataclasses.replace(moved, mask=wide.mask)
+        images, _ = values_and_gradients({**scene, name: moved}, is_reference=False, is_double=True)
+        channels = np.concatenate([images[0], images[1][..., None], images[2][..., None]], axis=-1)
+        return float(np.sum(channels * scene["image_gradients"]))
+
+    for name in ("gaussians", "twist", "intrinsics", "background", "offsets", "factors"):
+        direction = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), scene[name])
+        step = 1e-5
+        slope = (loss(step, name, direction) - loss(-step, name, direction)) / (2 * step)
+        expected = sum(
+            np.sum(gradient * along)
+            for gradient, along in zip(
+                jax.tree.leaves(gradients[name]), jax.tree.leaves(direction), strict=True
+            )
+            if gradient.shape == along.shape
+        )
+        assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), name
+
+
+def simple_scene(count: int, capacity: int, seed: int = 0) -> Gaussians:
+    random = np.random.default_rng(seed)
+    return make_gaussians(
+        jnp.asarray(0.3 * random.normal(size=(count, 3)), jnp.float32),
+        jnp.asarray(random.uniform(size=(count, 3)), jnp.float32),
+        jnp.asarray(random.uniform(0.02, 0.15, size=count), jnp.float32),
+        jnp.asarray(random.uniform(0.1, 0.95, size=count), jnp.float32),
+        capacity=capacity,
+    )
+
+
+def camera_at(azimuth: float, size: int | tuple[int, int] = 24) -> Camera:
+    return orbit_camera(azimuth=azimuth, polar=1.3, radius=2.0, fov=0.7, size=size)
+
+
+WHITE = jnp.ones(3)
+draw = jax.jit(render, static_argnames="buffer_capacity")
+
+
+def test_an_empty_scene_is_the_background():
+    background = jnp.array([0.1, 0.7, 0.3])
+    empty = make_gaussians(jnp.zeros((0, 3)), jnp.zeros((0, 3)), jnp.zeros(0), jnp.zeros(0), capacity=5)
+    image = draw(empty, camera_at(0.3), background=background, buffer_capacity=64)
+    np.testing.assert_array_equal(image.rgb, np.broadcast_to(background, (24, 24, 3)))
+    assert not np.any(image.alpha) and not np.any(image.depth) and not np.any(image.radii)
+    assert int(image.intersections) == 0 and int(image.overflow) == 0
+
+
+def test_one_splat_has_the_closed_form():
+    scale, opacity, distance, size = 0.1, 0.6, 2.0, 17
+    color = jnp.array([[0.9, 0.2, 0.4]])
+    splat = make_gaussians(jnp.zeros((1, 3)), color, jnp.array([scale]), jnp.array([opacity]), capacity=1)
+    camera = orbit_camera(azimuth=0.4, polar=1.0, radius=distance, fov=0.6, size=size)
+    image = draw(splat, camera, background=WHITE, buffer_capacity=64)
+    variance = (float(camera.intrinsics[0]) * scale / distance) ** 2 + 0.3
+    along = np.arange(size) + 0.5 - size / 2
+    alpha = opacity * np.exp(-(along[:, None] ** 2 + along**2) / (2 * variance))
+    alpha = np.where(alpha < 1 / 255, 0.0, alpha)
+    np.testing.assert_allclose(image.alpha, alpha, atol=2e-6)
+    np.testing.assert_allclose(image.depth, np.where(alpha > 0, distance, 0.0), rtol=1e-5)
+    np.testing.assert_allclose(
+        image.rgb, alpha[..., None] * np.asarray(color[0]) + (1 - alpha[..., None]), atol=3e-6
+    )
+    assert float(image.radii[0]) == pytest.approx(np.sqrt(2 * np.log(255 * opacity) * variance), rel=1e-5)
+
+
+def test_splats_behind_or_in_the_camera_are_unseen_and_inert():
+    camera = camera_at(0.0)
+    eye = -camera.world_to_camera[:3, :3].T @ camera.world_to_camera[:3, 3]
+    positions = jnp.stack([eye, 2 * eye, eye * 1.0001])
+    scene = make_gaussians(positions, jnp.zeros((3, 3)), jnp.full(3, 0.5), jnp.full(3, 0.9), capacity=3)
+
+    def loss(positions):
+        image = render(
+            dataclasses.replace(scene, positions=positions), camera, background=WHITE, buffer_capacity=64
+        )
+        return jnp.sum(image.rgb**2 + image.depth[..., None]), image
+
+    gradient, image = jax.jit(jax.grad(loss, has_aux=True))(positions)
+    np.testing.assert_array_equal(image.rgb, 1.0)
+    np.testing.assert_array_equal(gradient, 0.0)
+    assert not np.any(image.radii)
+
+
+@pytest.mark.parametrize("opacity", [0.05, 0.999])
+def test_hundreds_of_splats_on_one_pixel(opacity):
+    random = np.random.default_rng(3)
+    count = 300
+    positions = jnp.asarray(
+        np.stack([random.uniform(-0.2, 0.2, count), *np.zeros((2, count))], -1), jnp.float32
+    )
+    scene = make_gaussians(
+        positions,
+        jnp.asarray(random.uniform(size=(count, 3)), jnp.float32),
+        jnp.full(count, 1e-4),
+        jnp.full(count, opacity),
+        capacity=count,
+    )
+    camera = orbit_camera(azimuth=0.0, polar=np.pi / 2, radius=2.0, fov=0.7, size=9)
+
+    def loss(colors_and_logits, renderer):
+        colors, logits = colors_and_logits
+        image = renderer(
+            dataclasses.replace(scene, sh=colors, opacity_logits=logits), camera, background=WHITE
+        )
+        return jnp.sum(image.rgb**2), image.rgb
+
+    parameters = (scene.sh, scene.opacity_logits)
+    fast = jax.jit(
+        jax.grad(
+            functools.partial(loss, renderer=functools.partial(render, buffer_capacity=1500)), has_aux=True
+        )
+    )(parameters)
+    slow = jax.jit(jax.grad(functools.partial(loss, renderer=render_reference), has_aux=True))(parameters)
+    for value, expected in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        assert relative_error(value, expected) <= 1e-4
+
+
+def test_overflow_is_counted_and_an_exact_fit_is_whole():
+    scene, camera = simple_scene(60, 64), camera_at(1.0)
+    roomy = draw(scene, camera, background=WHITE, buffer_capacity=1024)
+    needed = int(roomy.intersections)
+    assert 60 < needed < 1024 and int(roomy.overflow) == 0
+    exact = draw(scene, camera, background=WHITE, buffer_capacity=needed)
+    assert int(exact.overflow) == 0
+    np.testing.assert_array_equal(exact.rgb, roomy.rgb)
+    short = draw(scene, camera, background=WHITE, buffer_capacity=needed - 7)
+    assert int(short.overflow) == 7 and int(short.intersections) == needed
+    assert np.all(np.isfinite(short.rgb))
+
+
+@pytest.mark.parametrize("size", [(13, 30), (33, 5), (1, 1)])
+def test_any_image_size(size):
+    scene, camera = simple_scene(20, 20), camera_at(0.5, size)
+    image = draw(scene, camera, background=WHITE, buffer_capacity=600)
+    expected = jax.jit(render_reference)(scene, camera, background=WHITE)
+    assert image.rgb.shape == (size[1], size[0], 3) and int(image.overflow) == 0
+    for name in ("rgb", "alpha", "depth"):
+        np.testing.assert_allclose(getattr(image, name), getattr(expected, name), atol=2e-5)
+
+
+def test_vmap_over_cameras_splats_and_both_is_a_loop():
+    scenes = [simple_scene(30, 32, seed) for seed in range(3)]
+    cameras = [camera_at(azimuth) for azimuth in (0.0, 1.0, 2.5)]
+    stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+    many_scenes, many_cameras = jax.tree.map(stack, *scenes), jax.tree.map(stack, *cameras)
+
+    def loss(positions, scene, camera):
+        scene = dataclasses.replace(scene, positions=positions)
+        image = render(scene, camera, background=WHITE, buffer_capacity=400)
+        return jnp.sum(image.rgb**2), image
+
+    differentiated = jax.grad(loss, has_aux=True)
+    single = jax.jit(differentiated)
+    for axes, chosen in (
+        ((None, 0), [(0, 0), (0, 1), (0, 2)]),
+        ((0, None), [(0, 0), (1, 0), (2, 0)]),
+        ((0, 0), [(0, 0), (1, 1), (2, 2)]),
+    ):
+        first = many_scenes if axes[0] == 0 else scenes[0]
+        second = many_cameras if axes[1] == 0 else cameras[0]
+        gradients, image = jax.jit(jax.vmap(differentiated, (axes[0], *axes)))(first.positions, first, second)
+        for row, (i, j) in enumerate(chosen):
+            gradient, expected = single(scenes[i].positions, scenes[i], cameras[j])
+            for name in ("rgb", "alpha", "depth", "radii"):
+                np.testing.assert_allclose(getattr(image, name)[row], getattr(expected, name), atol=1e-5)
+            assert int(image.intersections[row]) == int(expected.intersections)
+            assert relative_error(gradients[row], gradient) <= 1e-5
+
+    total = jax.jit(
+        jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, None, 0))(p, scenes[0], many_cameras)[0]))
+    )(scenes[0].positions)
+    expected = sum(single(scenes[0].positions, scenes[0], camera)[0] for camera in cameras)
+    assert relative_error(total, expected) <= 1e-5
+
+
+def test_order_in_the_buffer_and_padding_do_not_matter():
+    scene, camera = simple_scene(40, 40), camera_at(0.2)
+    shuffle = np.random.default_rng(0).permutation(40)
+    shuffled = jax.tree.map(lambda leaf: leaf[shuffle], scene)
+    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:9]]), scene)
+    padded = dataclasses.replace(padded, mask=jnp.arange(49) < 40)
+    expected = draw(scene, camera, background=WHITE, buffer_capacity=500)
+    for other in (shuffled, padded):
+        image = draw(other, camera, background=WHITE, buffer_capacity=500)
+        np.testing.assert_allclose(image.rgb, expected.rgb, atol=1e-6)
+        assert int(image.intersections) == int(expected.intersections)
+
+
+def test_memory_does_not_grow_with_splats_times_pixels():
+    size = 64
+
+    def temporary_bytes(count: int) -> int:
+        scene = jax.eval_shape(lambda: simple_scene(1, count))
+        camera = jax.eval_shape(lambda: camera_at(0.0, size))
+
+        def loss(positions, scene, camera):
+            scene = dataclasses.replace(scene, positions=positions)
+            return jnp.sum(render(scene, camera, background=WHITE, buffer_capacity=4 * count).rgb)
+
+        lowered = jax.jit(jax.grad(loss)).lower(scene.positions, scene, camera)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    per_splat = (temporary_bytes(4096) - temporary_bytes(1024)) / 3072
+    assert per_splat < size * size / 8, "one byte for every eighth pixel of every splat"
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="buffer_capacity"):
+        render(simple_scene(1, 1), camera_at(0.0), background=WHITE, buffer_capacity=0)
+    with pytest.raises(UserError, match="capacity is 2"):
+        simple_scene(3, 2)
+    with pytest.raises(UserError, match="sh_degree"):
+        make_gaussians(
+            jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.ones(1), jnp.ones(1), capacity=1, sh_degree=4
+        )
+    with pytest.raises(UserError, match="coefficients"):
+        odd = dataclasses.replace(simple_scene(1, 1), sh=jnp.zeros((1, 5, 3)))
+        render(odd, camera_at(0.0), background=WHITE, buffer_capacity=8)
