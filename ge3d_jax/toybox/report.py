@@ -86,9 +86,13 @@ def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarra
         sentence = parse(one["prompt"])
         for view in one["views"][::_SIDE_STRIDE]:
             degrees = view["azimuth_degrees"]
-            label = one["prompt"] if degrees == 0 else f"{degrees}°"
-            if (view["named_kind"], view["named_color"]) != (sentence.kind, sentence.color):
-                label = f"{degrees}°: {view['named_color']} {view['named_kind']}"
+            is_right = (view["named_kind"], view["named_color"]) == (sentence.kind, sentence.color)
+            if degrees == 0:
+                label = one["prompt"] if is_right else f"{one['prompt']} (misnamed)"
+            else:
+                label = (
+                    f"{degrees}°" if is_right else f"{degrees}°: {view['named_color']} {view['named_kind']}"
+                )
             labels.append(label)
     return image_grid(list(np.concatenate(sides)), labels, columns=4 * _OBJECTS_PER_ROW)
 
@@ -129,7 +133,7 @@ def _recogniser_section(figures: Mapping[str, Any]) -> list[str]:
         "",
         "A picture is named after the nearest ground-truth picture by squared RGB error: "
         f"{len(KINDS)} kinds × {len(COLORS)} colours × {AZIMUTHS * len(POLAR_DEGREES)} cameras (every "
-        f"{360 / AZIMUTHS:.0f}° around, {polars} from above, {RADIUS:g} away), painted over "
+        f"{360 / AZIMUTHS:.0f}° around, {polars} from the vertical, {RADIUS:g} away), painted over "
         "the picture's background. It is tried here on ground truth from random cameras off that grid: "
         f"{figures['cameras_per_kind_and_color']} for every kind and colour, on white.",
         "",
@@ -165,7 +169,7 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
         "## The objects",
         "",
         f"{figures['objects']} prompts, one object of the `toybox` preset for each (seeds from "
-        f"{figures['seed']}), seen on white from 8 azimuths, 70° from above.",
+        f"{figures['seed']}), seen on white from 8 azimuths, 70° from the vertical.",
         "",
         f"The front on exactly one side, the one towards +x: **{_percent(figures['one_front'])}** of the "
         f"{figures['objects_with_front']} objects of a kind with a front (wanted: ≥ "
