@@ -81,7 +81,8 @@ class PicturePlan:
 def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> PicturePlan:
     """Draw pictures at random: kinds and colours uniform, backgrounds and captions by the shares above."""
     palette = np.asarray(list(COLORS.values()), np.float32)
-    chosen = rng.permutation(np.arange(count) % len(views.kinds))
+    # Every view as often as any other, and a few pictures are of a few views of all kinds.
+    chosen = rng.permutation(rng.permutation(len(views.kinds))[np.arange(count) % len(views.kinds)])
     first = rng.integers(len(_COLOR_NAMES), size=count)
     named = rng.random(count) < SECOND_COLOR_SHARE
     default = np.asarray([_COLOR_NAMES.index(kind.part_color) for kind in KINDS.values()])[

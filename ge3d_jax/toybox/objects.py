@@ -1,6 +1,6 @@
 """The things of the Toybox world: sixteen kinds in twelve colours.
 
-Every kind is a list of solids, faces +x, stands along z, fits a ball of radius 0.8 around the origin and is
+Every kind is a list of solids, faces +x, stands along z, fits a ball of radius 0.88 around the origin and is
 mirror-symmetric in y, so that a flipped picture is a true picture and "side view" means one thing. A solid
 wears the primary colour (the one in "a red mushroom"), the secondary one ("with a yellow stem") or a fixed
 colour of its own (eyes, doors, lights). Features of the front are large and dark or bright on purpose: they
