@@ -1,5 +1,6 @@
 """Saving and restoring a run's state, or any tree of arrays, with orbax: whole or not at all."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -7,19 +8,20 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import serialization
 
 from ge3d_jax.errors import UserError
 from ge3d_jax.training.state import TrainState
 
 
-def _without_typed_key(state: TrainState) -> TrainState:
-    # A file holds numbers: the key's, and on the way back the template says which generator they are for.
-    return state.replace(key=jax.random.key_data(state.key))
+def _arrays_of(state: TrainState) -> dict[str, Any]:
+    """The state as nested dictionaries of plain arrays; the typed key as its numbers."""
+    return serialization.to_state_dict(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
 def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
     """Write the state to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
-    save_tree(folder, _without_typed_key(state))
+    save_tree(folder, _arrays_of(state))
 
 
 def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
@@ -39,6 +41,15 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _shapes(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each array by its path, of arrays or of what a file says about them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
+    return {
+        ".".join(str(entry.key) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in leaves
+    }
+
+
 def restore_state(folder: str | os.PathLike[str], template: TrainState) -> TrainState:
     """Read what `save_state` wrote, bit for bit.
 
@@ -46,28 +57,37 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState) -> Train
         template: a state of the same configuration, for shapes, types and the kind of key.
 
     Raises:
-        UserError: no state in `folder`, or one of another configuration.
+        UserError: no state in `folder`, or one of another configuration (names an array that differs).
     """
-    restored = restore_tree(folder, _without_typed_key(template))
-    key = jax.random.wrap_key_data(restored.key, impl=jax.random.key_impl(template.key))
-    return restored.replace(key=key)
+    expected = _arrays_of(template)
+    saved, wanted = _saved_shapes(folder), _shapes(expected)
+    differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"The saved state at {folder} does not fit this run ({name} is {saved.get(name)}, not "
+            f"{wanted.get(name)}); resume with the settings it was saved with."
+        )
+    restored = restore_tree(folder, expected)
+    plain = serialization.from_state_dict(
+        dataclasses.replace(template, key=jax.random.key_data(template.key)), restored
+    )
+    return dataclasses.replace(
+        plain, key=jax.random.wrap_key_data(plain.key, impl=jax.random.key_impl(template.key))
+    )
+
+
+def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+    target = Path(folder).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.metadata(target).item_metadata if target.is_dir() else None
+    if found is None:
+        raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
+    return _shapes(found.tree)
 
 
 def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
-    """Read what `save_tree` wrote, in the shapes, types and placement of `template`.
-
-    Raises:
-        UserError: nothing saved in `folder`, or a tree that does not fit.
-    """
-    target = Path(folder).absolute()
-    if not target.is_dir():
-        raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
-    expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    """Read what `save_tree` wrote, in the shapes, types and placement of `template`, which must fit it."""
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return checkpointer.restore(target, expected)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise UserError(
-                f"The saved state at {folder} does not fit this run ({error}); resume with the settings it "
-                "was saved with."
-            ) from None
+        expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        return checkpointer.restore(Path(folder).absolute(), expected)

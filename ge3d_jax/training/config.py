@@ -206,9 +206,9 @@ class Config:
         for name, (value, bound) in least.items():
             if value < bound:
                 raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
-        for name, value in (("radius_begin", cameras.radius_begin), ("radius_end", cameras.radius_end)):
-            if value[0] <= 0:
-                raise UserError(f"The setting cameras.{name} starts at {value[0]}; give radii above 0.")
+        for name, radii in (("radius_begin", cameras.radius_begin), ("radius_end", cameras.radius_end)):
+            if radii[0] <= 0:
+                raise UserError(f"The setting cameras.{name} starts at {radii[0]}; give radii above 0.")
         if any(low >= high for low, high in zip(nodes.jump_min, nodes.jump_max, strict=True)):
             raise UserError(
                 f"The setting nodes.jump_max {nodes.jump_max} does not lie above nodes.jump_min "

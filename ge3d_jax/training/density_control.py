@@ -1,5 +1,6 @@
 """Density control of a run: the splats, Adam's moments and the statistics change together."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -35,7 +36,9 @@ def control_density(
         prune_scale=jnp.where(prunes_large, config.prune_scale, jnp.inf),
     )
     statistics = empty_statistics(gaussians.capacity)
-    return state.replace(gaussians=gaussians, optimizer_state=optimizer_state, statistics=statistics), report
+    return dataclasses.replace(
+        state, gaussians=gaussians, optimizer_state=optimizer_state, statistics=statistics
+    ), report
 
 
 @partial(jax.jit, static_argnames="config", donate_argnums=0)
@@ -44,4 +47,4 @@ def lower_opacities(state: TrainState, *, config: DensityConfig) -> TrainState:
     gaussians, optimizer_state = reset_opacity(
         state.gaussians, state.optimizer_state, ceiling=config.reset_opacity
     )
-    return state.replace(gaussians=gaussians, optimizer_state=optimizer_state)
+    return dataclasses.replace(state, gaussians=gaussians, optimizer_state=optimizer_state)

@@ -3,6 +3,8 @@
 Drawn apart from the step itself, so that an iteration can be repeated with all of it held fixed.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -97,7 +99,7 @@ def sample_cameras(
         up: jax.Array,
     ) -> Camera:
         camera = orbit_camera(azimuth=azimuth, polar=polar, radius=radius, fov=fov, size=size)
-        return camera.replace(world_to_camera=look_at(camera_center(camera) + shift, target, up))
+        return dataclasses.replace(camera, world_to_camera=look_at(camera_center(camera) + shift, target, up))
 
     return jax.vmap(one)(azimuth, polar, radius, shift, target, up), azimuth
 

@@ -185,7 +185,7 @@ def ge3d_step(
     def objective(
         parameters: Parameters, screen_offsets: jax.Array
     ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
-        gaussians = state.gaussians.replace(**parameters)
+        gaussians = dataclasses.replace(state.gaussians, **parameters)
         rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
         encode = _over_devices(lambda x: encode_images(model, x, inputs.posterior_key), mesh)
@@ -215,7 +215,7 @@ def ge3d_step(
     overflow = jnp.max(rendered.overflow)
     is_accepted = overflow == 0
     changed = {
-        "gaussians": state.gaussians.replace(**moved),
+        "gaussians": dataclasses.replace(state.gaussians, **moved),
         "optimizer_state": optimizer_state,
         "statistics": statistics,
         "iteration": state.iteration + 1,
@@ -230,7 +230,7 @@ def ge3d_step(
         intersections=jnp.max(rendered.intersections),
         overflow=overflow,
     )
-    return state.replace(**accepted), metrics
+    return dataclasses.replace(state, **accepted), metrics
 
 
 def inputs_of(state: TrainState, model: StableDiffusion, config: Config) -> StepInputs:
