@@ -166,7 +166,7 @@ def _forward(
         block, sums, logs, carries = state
         carried = logs[chunks.tiles[block * BLOCK]]
         part = _evaluate(block, carried, splats, lists.splats, chunks, columns)
-        features = jnp.stack([jnp.sum(part.weights * f[:, None, :], axis=0) for f in part.features])
+        features = jnp.sum(part.weights * part.features[:, :, None, :], axis=1)  # [F, P, B]
         # Chunks without splats add zeros, whichever tile they name.
         sums = sums.at[part.tiles].add(jnp.moveaxis(features, -1, 0), indices_are_sorted=True)
         logs = logs.at[part.tiles].add(part.log_sums.T, indices_are_sorted=True)
@@ -230,18 +230,18 @@ def _composite_backward(columns: int, rows: int, saved: Any, cotangents: Any) ->
         total_dx_dx = jnp.sum(slope * part.dx * part.dx, axis=1)
         total_v_v = jnp.sum(v_slope * part.v, axis=1)
         p, q, r = part.whitening
-        rows_of_gradients = [
+        moments = [
             p * p * total_dx - r * total_v,
             q * total_v,
             -p * total_dx_dx,
             -(total_v_v + r * total_v_dx) / q,
             total_v_dx,
             total / jnp.where(part.valid, part.opacities, 1.0),
-            *(jnp.sum(part.weights * g, axis=1) for g in pixel_gradients),
         ]
-        stacked = jnp.stack(rows_of_gradients, axis=-1)
-        stacked = jnp.where(part.valid[..., None], stacked, 0.0)
-        gradients = gradients.at[part.ids].add(stacked)
+        feature_sums = jnp.sum(part.weights * pixel_gradients[:, None], axis=2)  # [F, C, B]
+        entries = jnp.concatenate([jnp.stack(moments), feature_sums])
+        entries = jnp.where(part.valid, entries, 0.0)  # [6 + F, C, B]
+        gradients = gradients.at[part.ids].add(jnp.moveaxis(entries, 0, -1))
         first = part.tiles[0]
         carried = jnp.sum(jnp.where(part.tiles == first, sums, 0.0), axis=1)
         carried = carried + jnp.where(behind_tile == first, behind, 0.0)

@@ -117,6 +117,14 @@ def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
     return jnp.maximum(0.5 + jnp.sum(basis[..., None] * sh, axis=-2), 0.0)
 
 
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Sum of products along a first axis of 3, written out.
+
+    Matrix units would round the operands, and reductions this short compile to slow loops.
+    """
+    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+
+
 def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | None = None) -> Projected:
     """Project all splats onto the screen of one camera; differentiable in both.
 
@@ -125,9 +133,8 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
     focal_x, focal_y, center_x, center_y = camera.intrinsics
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    # Vectors and matrices have the splat as their last axis here, which compiles to long loops. Their
-    # products are written as sums: matrix units would round the operands on accelerators.
-    in_camera = jnp.sum(rotation[:, :, None] * gaussians.positions.T, axis=1) + translation[:, None]
+    # Vectors and matrices have the splat as their last axis here, which compiles to long loops.
+    in_camera = _dot(rotation.T[:, :, None], gaussians.positions.T[:, None]) + translation[:, None]
     front = gaussians.mask & (in_camera[2] > NEAR_PLANE)
     # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
     ahead = jnp.array([[0.0], [0.0], [1.0]], dtype)
@@ -141,13 +148,14 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     if scale_multiplier is not None:
         scales = scales * scale_multiplier.T
     axes = rotation_matrices(gaussians.quaternions) * scales
-    axes_in_camera = jnp.sum(rotation[:, :, None, None] * axes, axis=1)
+    axes_in_camera = _dot(rotation.T[:, :, None, None], axes[:, None])
     row_a = (focal_x / z) * (axes_in_camera[0] - slope_x * axes_in_camera[2])
     row_b = (focal_y / z) * (axes_in_camera[1] - slope_y * axes_in_camera[2])
-    square_a, square_b = jnp.sum(row_a**2, axis=0), jnp.sum(row_b**2, axis=0)
+    square_a, square_b = _dot(row_a, row_a), _dot(row_b, row_b)
     variance_x, variance_y = square_a + DILATION, square_b + DILATION
-    covariance_xy = jnp.sum(row_a * row_b, axis=0)
-    determinant = jnp.sum(jnp.cross(row_a, row_b, axis=0) ** 2, axis=0)
+    covariance_xy = _dot(row_a, row_b)
+    normal = jnp.cross(row_a, row_b, axis=0)
+    determinant = _dot(normal, normal)
     determinant = determinant + DILATION * (square_a + square_b) + DILATION**2
     inverse_y = jnp.sqrt(variance_x / determinant)
     whitening = jnp.stack(
@@ -163,7 +171,7 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     largest = 0.5 * (covariance[0] + covariance[1]) + jnp.hypot(half_difference, covariance[2])
 
     offsets = jnp.where(front, gaussians.positions.T - camera_center(camera)[:, None], ahead)
-    distance = jnp.sqrt(jnp.maximum(jnp.sum(offsets**2, axis=0), tiny))
+    distance = jnp.sqrt(jnp.maximum(_dot(offsets, offsets), tiny))
     return Projected(
         means=means,
         whitening=whitening,
