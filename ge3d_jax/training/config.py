@@ -233,13 +233,15 @@ class Config:
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "toybox": Config(
-        iterations=200,
+        iterations=250,
         views=4,
         image_size=64,
-        splat_capacity=800,
+        splat_capacity=1600,
         buffer_capacity=2**14,
-        nodes=NodeConfig(count=5, jump_max=(160, 100), jump_min=(120, 60), max_step=(800, 500)),
-        guidance=GuidanceConfig(negative_prompt=""),
+        # Nearer nodes leave faces out; farther ones (×1.3) burn the colours.
+        nodes=NodeConfig(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300)),
+        # The small model answers Perp-Neg's negatives by wiping out what all views share: arms, eyes, plates.
+        guidance=GuidanceConfig(scale=10.0, use_perp_neg=False, negative_prompt=""),
         cameras=CameraConfig(
             radius_begin=(3.35, 3.65),
             radius_end=(3.35, 3.65),
@@ -255,7 +257,7 @@ PRESETS: dict[str, Config] = {
         ),
         background=BackgroundConfig(replaced=0.5, random_share=1.0),
         augmentation=AugmentationConfig(scale_noise=0.0),
-        start=StartConfig(count=800, radius=0.5, scale=0.06, opacity=0.27),
+        start=StartConfig(count=1600, radius=0.5, scale=0.042, opacity=0.27),
         optimizer=OptimizerConfig(
             position=(3e-3, 3e-3),
             color=(2e-2, 2e-2),
