@@ -46,7 +46,7 @@ def lists_by_loop(projected: Projected) -> list[list[int]]:
     return covered
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("fits_one_key", [True, False])
 def test_lists_equal_a_loop(seed, fits_one_key, monkeypatch):
     if not fits_one_key:
@@ -68,9 +68,9 @@ def test_lists_equal_a_loop(seed, fits_one_key, monkeypatch):
 
 def test_a_count_beyond_int32_saturates():
     projected = random_projection(0)
-    everywhere = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 400), projected)
+    everywhere = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 260), projected)
     everywhere = everywhere.replace(
-        extents=jnp.full((COUNT * 400, 2), 1e6), visible=jnp.ones(COUNT * 400, bool)
+        extents=jnp.full((COUNT * 260, 2), 1e6), visible=jnp.ones(COUNT * 260, bool)
     )
     lists = tiles.bin_splats(everywhere, width=3000, height=3000, buffer_capacity=16)
     largest = np.iinfo(np.int32).max
