@@ -238,7 +238,7 @@ PRESETS: dict[str, Config] = {
         image_size=64,
         splat_capacity=1600,
         buffer_capacity=2**14,
-        # Nearer nodes leave faces out; farther ones (×1.3) burn the colours.
+        # Nodes that end at 480 leave faces out.
         nodes=NodeConfig(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300)),
         # The small model answers Perp-Neg's negatives by wiping out what all views share: arms, eyes, plates.
         guidance=GuidanceConfig(scale=10.0, use_perp_neg=False, negative_prompt=""),
