@@ -2,7 +2,7 @@
 
     python experiments/train_toybox.py --out=runs/toybox
 
-On two processor cores: five minutes to trace the views, eight for the autoencoder, half an hour to an hour for
+On two processor cores: five minutes to trace the views, eight for the autoencoder, under an hour for
 UNet and text encoder. Every stage is kept in --out; run the same command again after an interruption and it
 goes on where it was. At the end --out/model holds the model in diffusers layout and samples.png shows what
 it makes. `--install` copies it into the package.
