@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.diffusion.checkpoint import load_model
@@ -79,17 +78,6 @@ def _remove_old_results(folder: Path) -> None:
             path.unlink()
 
 
-def _padded(gaussians: Gaussians, capacity: int) -> Gaussians:
-    """The same splats in a buffer of `capacity` entries, the new ones masked."""
-    extra = capacity - gaussians.capacity
-
-    def pad(values: jax.Array) -> jax.Array:
-        return jnp.concatenate([values, jnp.zeros((extra, *values.shape[1:]), values.dtype)])
-
-    padded = jax.tree.map(pad, gaussians)
-    return dataclasses.replace(padded, quaternions=padded.quaternions.at[gaussians.capacity :, 0].set(1.0))
-
-
 def _write_object(folder: Path, gaussians: Gaussians, title: str, viewpoint: Viewpoint) -> np.ndarray:
     """Write the object, then everything to look at; returns the turntable's frames."""
     save_ply(folder / "object.ply", gaussians)
@@ -141,7 +129,6 @@ def generate(
     started = load_ply(start) if start is not None else None
     if started is not None:
         config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
-        started = _padded(started, config.splat_capacity)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
     diffusion = load_model(folder_of_model)
     _remove_old_results(folder)

@@ -6,6 +6,8 @@ unnormalised wxyz quaternions, spherical-harmonic colour in which colour = 0.5 +
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -103,3 +105,14 @@ def make_gaussians(
         sh=sh.at[:count, 0].set((jnp.asarray(colors, dtype) - 0.5) / SH_C0),
         mask=jnp.arange(capacity) < count,
     )
+
+
+def padded(gaussians: Gaussians, capacity: int) -> Gaussians:
+    """The same splats in a buffer of `capacity` entries, no shorter; new ones are masked and unrotated."""
+    count = gaussians.capacity
+
+    def pad(values: jax.Array) -> jax.Array:
+        return jnp.pad(values, [(0, capacity - count)] + [(0, 0)] * (values.ndim - 1))
+
+    longer = jax.tree.map(pad, gaussians)
+    return dataclasses.replace(longer, quaternions=longer.quaternions.at[count:, 0].set(1.0))

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from ge3d_jax.devices import batch_mesh, everywhere, first_copy
 from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_text
 from ge3d_jax.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
 from ge3d_jax.initialize.shapes import ball
-from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.gaussians import Gaussians, padded
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.density_control import control_density, lower_opacities
 from ge3d_jax.training.state import TrainState, initial_state
@@ -74,15 +73,6 @@ def prompt_embeddings(config: Config, model: StableDiffusion, prompt: str) -> Vi
     )
 
 
-def _padded(gaussians: Gaussians, capacity: int) -> Gaussians:
-    """The same splats in a longer buffer; zeros are masked splats."""
-
-    def pad(values: jax.Array) -> jax.Array:
-        return jnp.pad(values, [(0, capacity - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
-
-    return jax.tree.map(pad, gaussians)
-
-
 def begin(config: Config, key: jax.Array, *, start: Gaussians | None = None) -> TrainState:
     """The state before the first iteration, from `start` or the ball of the settings.
 
@@ -96,7 +86,7 @@ def begin(config: Config, key: jax.Array, *, start: Gaussians | None = None) -> 
         raise UserError(
             f"The start has {start.capacity} splats, but splat_capacity is {config.splat_capacity}; raise it."
         )
-    return initial_state(config, _padded(start, config.splat_capacity), run_key)
+    return initial_state(config, padded(start, config.splat_capacity), run_key)
 
 
 def grown_capacity(needed: int) -> int:
