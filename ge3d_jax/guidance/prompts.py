@@ -67,6 +67,21 @@ def embed_views(
     return ViewEmbeddings(front, side, back, negative, noising_embedding)
 
 
+def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which two views a camera lies between, and how near it is to the first.
+
+    Args:
+        azimuth: (B,) radians, any turn; only its distance from the front counts.
+
+    Returns:
+        in_front (B,) bool, front and side rather than side and back; share (B,), r: 1 at the first of the
+        two, 0 at the second, linear in the azimuth between.
+    """
+    distance = jnp.abs(jnp.mod(jnp.rad2deg(azimuth) + 180.0, 360.0) - 180.0)
+    in_front = distance < 90.0
+    return in_front, jnp.where(in_front, 1.0 - distance / 90.0, 1.0 - (distance - 90.0) / 90.0)
+
+
 def perp_neg_embeddings(
     embeddings: ViewEmbeddings, azimuth: jax.Array, *, weight: float = -2.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -80,10 +95,7 @@ def perp_neg_embeddings(
         positive (B, L, D), negatives (B, 2, L, D), weights (B, 2).
     """
     chex.assert_rank(azimuth, 1)
-    degrees = jnp.rad2deg(azimuth)
-    distance = jnp.abs(jnp.mod(degrees + 180.0, 360.0) - 180.0)
-    in_front = distance < 90.0
-    share = jnp.where(in_front, 1.0 - distance / 90.0, 1.0 - (distance - 90.0) / 90.0)
+    in_front, share = view_mixture(azimuth)
 
     def choose(front_half: jax.Array, back_half: jax.Array) -> jax.Array:
         return jnp.where(in_front[:, None, None], front_half, back_half)

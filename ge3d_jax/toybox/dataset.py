@@ -3,16 +3,21 @@
 Views are traced once without paint; every picture is then a view, two colours and a background. Half of the
 pictures stand on white, as finished objects are shown; the others on black or any colour, because a splat
 scene over a random background is what guidance shows to the model.
+
+Where a caption names the view, it does so as guidance asks for it later: by two sentences, of the views to
+both sides of the camera, whose embeddings are mixed by its azimuth. So the model learns where in between a
+camera stands, instead of the quarter it stands in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.toybox.captions import VIEWS, Sentence, caption
+from ge3d_jax.guidance.prompts import view_mixture
+from ge3d_jax.toybox.captions import Sentence, caption
 from ge3d_jax.toybox.objects import COLORS, KINDS
 from ge3d_jax.toybox.render import Layers, paint_layers, random_camera, trace
 
@@ -61,21 +66,22 @@ def layer_bytes(layers: Layers) -> np.ndarray:
     return np.asarray(jnp.round(255.0 * jnp.concatenate(planes, axis=-1)).astype(jnp.uint8))
 
 
-def view_phrase(azimuth: float) -> str:
-    """Word for the side that a camera at `azimuth` (radians) sees: quarters around front and back."""
-    off_front = abs(np.degrees((azimuth + np.pi) % (2 * np.pi) - np.pi))
-    return VIEWS[0] if off_front < 45 else VIEWS[2] if off_front > 135 else VIEWS[1]
-
-
 @dataclass(frozen=True)
 class PicturePlan:
-    """What `count` pictures are made of: view indices, colours and background `(count, 3)`, captions."""
+    """What `count` pictures are made of, and what is said of them.
+
+    views: int (count,), rows of `Views`.
+    primary, secondary, background: float32 (count, 3), colours.
+    captions: `count` pairs of sentences; both the same where no view is named.
+    shares: float32 (count,), r in the text embedding r·first + (1 − r)·second.
+    """
 
     views: np.ndarray
     primary: np.ndarray
     secondary: np.ndarray
     background: np.ndarray
-    captions: list[str]
+    captions: list[tuple[str, str]]
+    shares: np.ndarray
 
 
 def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> PicturePlan:
@@ -95,20 +101,29 @@ def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> Picture
     background = np.where((lot >= WHITE_SHARE) & (lot < WHITE_SHARE + BLACK_SHARE), 0.0, background)
 
     phrased, emptied = rng.random(count) < VIEW_PHRASE_SHARE, rng.random(count) < EMPTY_SHARE
-    captions = [
-        ""
-        if emptied[i]
-        else caption(
-            Sentence(
-                kind=_KIND_NAMES[views.kinds[chosen[i]]],
-                color=_COLOR_NAMES[first[i]],
-                second_color=_COLOR_NAMES[second[i]] if named[i] else None,
-                view=view_phrase(views.azimuths[chosen[i]]) if phrased[i] else None,
-            )
+    in_front, shares = (np.asarray(part) for part in view_mixture(jnp.asarray(views.azimuths[chosen])))
+
+    def sentences(i: int) -> tuple[str, str]:
+        if emptied[i]:
+            return "", ""
+        sentence = Sentence(
+            kind=_KIND_NAMES[views.kinds[chosen[i]]],
+            color=_COLOR_NAMES[first[i]],
+            second_color=_COLOR_NAMES[second[i]] if named[i] else None,
         )
-        for i in range(count)
-    ]
-    return PicturePlan(chosen, palette[first], palette[second], background.astype(np.float32), captions)
+        if not phrased[i]:
+            return caption(sentence), caption(sentence)
+        nearer, farther = ("front", "side") if in_front[i] else ("side", "back")
+        return caption(replace(sentence, view=nearer)), caption(replace(sentence, view=farther))
+
+    return PicturePlan(
+        views=chosen,
+        primary=palette[first],
+        secondary=palette[second],
+        background=background.astype(np.float32),
+        captions=[sentences(i) for i in range(count)],
+        shares=shares,
+    )
 
 
 @jax.jit

@@ -159,12 +159,13 @@ class _LatentData:
     """What the second stage learns from.
 
     mean, log_variance: the latents' posterior, float16 (N, h, w, C), unscaled.
-    ids: int32 (N, L), tokens of the captions.
+    ids: int32 (N, 2, L), tokens of the captions; shares: float32 (N,), see `PicturePlan`.
     """
 
     mean: np.ndarray
     log_variance: np.ndarray
     ids: np.ndarray
+    shares: np.ndarray
 
     @property
     def scaling_factor(self) -> float:
@@ -193,13 +194,15 @@ def _latents(recipe: Recipe, out: Path, views: Views, vae_params: Any, bar: Prog
             mean, log_variance = encode(images)
             moments.append((np.asarray(mean, np.float16), np.asarray(log_variance, np.float16)))
         tokenizer = build_tokenizer(VOCABULARY, out / "tokenizer", training.TEXT_LENGTH)
-        ids = tokenizer(plan.captions, padding="max_length", max_length=training.TEXT_LENGTH)["input_ids"]
+        sentences = [sentence for pair in plan.captions for sentence in pair]
+        tokens = tokenizer(sentences, padding="max_length", max_length=training.TEXT_LENGTH)["input_ids"]
+        ids = np.asarray(tokens, np.int32).reshape(len(plan.captions), 2, -1)
         means, log_variances = (
             np.concatenate(part)[: recipe.pictures] for part in zip(*moments, strict=True)
         )
-        _save_arrays(file, mean=means, log_variance=log_variances, ids=np.asarray(ids, np.int32))
+        _save_arrays(file, mean=means, log_variance=log_variances, ids=ids, shares=plan.shares)
     with np.load(file) as stored:
-        return _LatentData(stored["mean"], stored["log_variance"], stored["ids"])
+        return _LatentData(stored["mean"], stored["log_variance"], stored["ids"], stored["shares"])
 
 
 def _train_diffusion(
@@ -234,13 +237,14 @@ def _train_diffusion(
 
     def step(state: TrainingState, index: int) -> tuple[TrainingState, jax.Array]:
         rows = rows_of(index)
-        batch = (data.mean[rows], data.log_variance[rows], data.ids[rows])
-        mean, log_variance, ids = jax.device_put(batch, divided(mesh))
+        batch = (data.mean[rows], data.log_variance[rows], data.ids[rows], data.shares[rows])
+        mean, log_variance, ids, shares = jax.device_put(batch, divided(mesh))
         return training.diffusion_step(
             state,
             jax.random.fold_in(step_key, index),
             (mean, log_variance),
             ids,
+            shares,
             schedule,
             factor,
             unet=unet,

@@ -176,10 +176,12 @@ def diffusion_loss(
     key: jax.Array,
     latents: jax.Array,
     ids: jax.Array,
+    shares: jax.Array,
 ) -> jax.Array:
     """Mean squared error of v with min-SNR weights min(SNR, 5)/(SNR + 1).
 
-    params: {"unet", "text_encoder"}; latents: (B, h, w, C), scaled; ids: (B, L) tokens of the captions.
+    params: {"unet", "text_encoder"}; latents: (B, h, w, C), scaled; ids: (B, 2, L) tokens of the captions;
+    shares: (B,), r in the text embedding r·first + (1 − r)·second.
     """
     time_key, noise_key = jax.random.split(key)
     batch = latents.shape[0]
@@ -187,7 +189,9 @@ def diffusion_loss(
     times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * schedule.steps
     times = jnp.clip(times.astype(jnp.int32), 0, schedule.steps - 1)
     noise = jax.random.normal(noise_key, latents.shape)
-    text = text_encoder.apply({"params": params["text_encoder"]}, ids)
+    embeddings: Any = text_encoder.apply({"params": params["text_encoder"]}, ids.reshape(2 * batch, -1))
+    first, second = embeddings[::2], embeddings[1::2]
+    text = second + shares[:, None, None] * (first - second)
     noisy = add_noise(schedule, latents, noise, times)
     output: Any = unet.apply({"params": params["unet"]}, noisy, times, text)
     signal = schedule.alphas_cumprod[times]
@@ -212,6 +216,7 @@ def diffusion_step(
     key: jax.Array,
     moments: tuple[jax.Array, jax.Array],
     ids: jax.Array,
+    shares: jax.Array,
     schedule: NoiseSchedule,
     scaling_factor: jax.Array,
     *,
@@ -222,6 +227,7 @@ def diffusion_step(
     """One optimiser step of UNet and text encoder; returns the new state and the loss.
 
     moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; a sample is drawn.
+    ids, shares: as in `diffusion_loss`.
     """
     sample_key, loss_key = jax.random.split(key)
     mean, log_variance = (part.astype(jnp.float32) for part in moments)
@@ -229,6 +235,6 @@ def diffusion_step(
         mean + jnp.exp(0.5 * log_variance) * jax.random.normal(sample_key, mean.shape)
     )
     loss, gradients = jax.value_and_grad(diffusion_loss)(
-        state.params, unet, text_encoder, schedule, loss_key, latents, ids
+        state.params, unet, text_encoder, schedule, loss_key, latents, ids, shares
     )
     return _apply_gradients(state, gradients, optimizer), loss

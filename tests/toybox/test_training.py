@@ -27,10 +27,10 @@ class Module:
 
 
 def loss_of(unet, latents):
-    ids = jnp.zeros((len(latents), 4), jnp.int32)
+    ids, shares = jnp.zeros((len(latents), 2, 4), jnp.int32), jnp.ones(len(latents))
     text = Module(lambda ids: jnp.zeros((*ids.shape, 2)))
     params = {"unet": {}, "text_encoder": {}}
-    return diffusion_loss(params, Module(unet), text, SCHEDULE, jax.random.key(0), latents, ids)
+    return diffusion_loss(params, Module(unet), text, SCHEDULE, jax.random.key(0), latents, ids, shares)
 
 
 def test_diffusion_loss_vanishes_for_the_true_velocity():
@@ -41,6 +41,23 @@ def test_diffusion_loss_vanishes_for_the_true_velocity():
         return noisy * jnp.sqrt(signal / (1 - signal))[times][:, None, None, None]
 
     assert loss_of(unet, jnp.zeros((64, 4, 4, 4))) < 1e-9
+
+
+def test_the_text_is_the_two_captions_mixed_by_the_share():
+    ids = jnp.asarray([[[1, 2], [5, 6]], [[3, 3], [7, 9]]])
+    shares = jnp.asarray([0.25, 1.0])
+    seen = []
+
+    def unet(noisy, times, text):
+        seen.append(text[..., 0])
+        return noisy
+
+    text = Module(lambda ids: ids[..., None].astype(jnp.float32))
+    params = {"unet": {}, "text_encoder": {}}
+    diffusion_loss(
+        params, Module(unet), text, SCHEDULE, jax.random.key(0), jnp.ones((2, 4, 4, 4)), ids, shares
+    )
+    np.testing.assert_allclose(seen[0], [[4.0, 5.0], [3.0, 3.0]])
 
 
 def test_diffusion_loss_of_an_idle_network_is_the_weighted_mean_of_v():
@@ -131,6 +148,6 @@ def test_scaling_factor_brings_latents_to_unit_variance():
     rng = np.random.default_rng(0)
     mean = rng.normal(scale=1.5, size=(50, 8, 8, 4)).astype(np.float16)
     log_variance = np.full_like(mean, np.log(0.25))
-    data = recipe._LatentData(mean, log_variance, np.zeros((50, 4), np.int32))
+    data = recipe._LatentData(mean, log_variance, np.zeros((50, 2, 4), np.int32), np.ones(50, np.float32))
     drawn = mean + 0.5 * rng.normal(size=mean.shape)
     np.testing.assert_allclose(np.std(data.scaling_factor * drawn), 1.0, rtol=0.02)
