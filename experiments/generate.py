@@ -6,7 +6,7 @@ With the bundled model this takes a minute and a half on two processor cores. A 
 folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a page
 to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
 (views.png), pictures from along the way (previews/), and what was set and measured (config.json,
-metrics.jsonl). Ctrl-C keeps the object as it stands.
+metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
 
 Another seed makes another object. --start=object.ply begins with an object there is already and restyles it.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
@@ -28,6 +28,10 @@ _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, ins
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
 )
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every", 250, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
+)
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
@@ -48,9 +52,12 @@ def main() -> None:
         start=_START.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,
+        checkpoint_every=_CHECKPOINT_EVERY.value,
+        resume=_RESUME.value,
     )
     if result.interrupted:
         print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")
+        print("The same command with --resume goes on from here.")
     print(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
     print(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
     print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")

@@ -19,10 +19,11 @@ from ge3d_jax.export.video import save_gif, save_mp4
 from ge3d_jax.export.viewer import save_viewer
 from ge3d_jax.progress import RunProgress, gentle_interrupt
 from ge3d_jax.request import check_image_size, check_prompt, check_seed, find_model
+from ge3d_jax.resume import check_same_run, forget_run, resume_run, save_run
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config, with_overrides
 from ge3d_jax.training.config import preset as preset_config
-from ge3d_jax.training.loop import run
+from ge3d_jax.training.loop import begin, run
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import Metrics
 
@@ -76,6 +77,7 @@ def _remove_old_results(folder: Path) -> None:
     for pattern in ("object.ply", "turntable.*", "views.png", "viewer.html", "previews/iteration_*.png"):
         for path in folder.glob(pattern):
             path.unlink()
+    forget_run(folder)
 
 
 def _write_object(folder: Path, gaussians: Gaussians, title: str, viewpoint: Viewpoint) -> np.ndarray:
@@ -100,6 +102,8 @@ def generate(
     start: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     preview_every: int = 25,
+    checkpoint_every: int = 250,
+    resume: bool = False,
     progress: bool = True,
 ) -> Result:
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
@@ -113,10 +117,13 @@ def generate(
         start: a splat file (.ply) to begin with instead of a grey ball.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
         preview_every: iterations between pictures in previews/; 0 for none.
+        checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
+        resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
 
     Returns:
-        Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands.
+        Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
+        `resume` goes on from there.
 
     Raises:
         UserError: an input that cannot be used; results of an earlier run are untouched then.
@@ -130,31 +137,34 @@ def generate(
     if started is not None:
         config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
+    description = {
+        "prompt": prompt,
+        "seed": seed,
+        "preset": preset,
+        "model": "bundled" if model is None else str(model),
+        "start": str(start) if start is not None else None,
+        "settings": dataclasses.asdict(config),
+        "versions": versions(),
+    }
+    state = begin(config, jax.random.key(seed), start=started)
+    history: list[dict[str, float | int]] = []
+    if resume:
+        check_same_run(folder, description)
+        state, history = resume_run(folder, state)
     diffusion = load_model(folder_of_model)
-    _remove_old_results(folder)
-    write_json(
-        folder / "config.json",
-        {
-            "prompt": prompt,
-            "seed": seed,
-            "preset": preset,
-            "model": "bundled" if model is None else str(model),
-            "start": str(start) if start is not None else None,
-            "settings": dataclasses.asdict(config),
-            "versions": versions(),
-        },
-    )
+    if not resume:
+        _remove_old_results(folder)
+    write_json(folder / "config.json", description)
 
     viewpoint = _viewpoint(config)
     preview_viewpoint = dataclasses.replace(viewpoint, size=_PREVIEW_SIZE)
     preview_azimuths = turntable_azimuths(_PREVIEW_VIEWS)
-    history: list[dict[str, float | int]] = []
-    begun = time.monotonic()
+    begun = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
 
     with (
         RunProgress(config.iterations, enabled=progress) as bar,
         gentle_interrupt(bar) as stop,
-        MetricsFile(folder / "metrics.jsonl") as metrics_file,
+        MetricsFile(folder / "metrics.jsonl", earlier=history) as metrics_file,
     ):
 
         def on_progress(done: int, metrics: Metrics, state: TrainState) -> bool:
@@ -168,9 +178,15 @@ def generate(
                 images = render_around(state.gaussians, preview_azimuths, viewpoint=preview_viewpoint)
                 sheet = view_sheet(images, preview_azimuths, note=f"iteration {done},")
                 save_png(folder / "previews" / f"iteration_{done:05d}.png", sheet)
+            if checkpoint_every and done % checkpoint_every == 0 and done < config.iterations:
+                save_run(folder, state)
             return stop.requested
 
-        result = run(config, diffusion, prompt, jax.random.key(seed), start=started, on_progress=on_progress)
+        result = run(config, diffusion, prompt, state, on_progress=on_progress)
+    if result.interrupted:
+        save_run(folder, result.state)
+    else:
+        forget_run(folder)
     frames = _write_object(folder, result.gaussians, prompt, viewpoint)
     return Result(
         prompt=prompt,

@@ -123,6 +123,31 @@ def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path, monkeypatch):
+    run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 2, "progress": False}
+    run |= {"overrides": SMALL, "checkpoint_every": 1}
+    with monkeypatch.context() as patch:
+        update = RunProgress.update
+
+        def killed_update(self, done, loss, splats):
+            update(self, done, loss, splats)
+            if done == 2:
+                raise RuntimeError
+
+        patch.setattr(RunProgress, "update", killed_update)
+        with pytest.raises(RuntimeError):
+            ge3d_jax.generate(PROMPT, **run)
+    with pytest.raises(UserError, match="started with settings.views = 1, not 2"):
+        ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"views": 2}}, resume=True)
+    resumed = ge3d_jax.generate(PROMPT, **run, resume=True)
+    assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
+    for name in ("object.ply", "views.png"):
+        assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
+    # Finished, there is nothing to go on from.
+    with pytest.raises(UserError, match="holds no interrupted run"):
+        ge3d_jax.generate(PROMPT, **run, resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,8 +61,13 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 class MetricsFile:
     """One JSON object a line, each on disk as soon as it is written, so that a run can be watched."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: TextIO = open(path, "w", encoding="utf-8")
+    def __init__(
+        self, path: str | os.PathLike[str], earlier: Sequence[Mapping[str, float | int]] = ()
+    ) -> None:
+        """Start the file anew, with the `earlier` lines of a run that goes on."""
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(dict(line)) + "\n" for line in earlier), encoding="utf-8")
+        self._file: TextIO = open(path, "a", encoding="utf-8")
 
     def write(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line."""

@@ -98,29 +98,24 @@ def run(
     config: Config,
     model: StableDiffusion,
     prompt: str,
-    key: jax.Array,
+    state: TrainState,
     *,
-    start: Gaussians | None = None,
-    state: TrainState | None = None,
     on_progress: OnProgress | None = None,
 ) -> RunResult:
-    """Make an object.
+    """Make an object, or go on making it.
 
     Args:
-        key: decides everything random; the same key gives the same object.
-        start: splats to begin with; None is the ball of the settings.
-        state: a restored state to go on from, instead of `start`; its own key is used.
+        state: from `begin`, or a restored one; left intact. Its key decides everything random: the same
+            state gives the same object.
         on_progress: called after each iteration with the number done, its metrics and the state; when it
             returns true the run stops there.
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
-
-    Raises:
-        UserError: a start that does not fit the settings.
     """
     embeddings = prompt_embeddings(config, model, prompt)
-    state = begin(config, key, start=start) if state is None else jax.tree.map(lambda x: x.copy(), state)
+    # The steps donate the state they are given.
+    state = jax.tree.map(lambda x: x.copy(), state)
     mesh = batch_mesh(config.views)
     state, model, embeddings = jax.device_put((state, model, embeddings), everywhere(mesh))
     buffer_capacity = config.buffer_capacity

@@ -18,8 +18,9 @@ from ge3d_jax.training.loop import begin, grown_capacity, run
 PROMPT = "a red ball"
 
 
-def _run(config, model, **options):
-    return run(config, model, PROMPT, jax.random.key(0), **options)
+def _run(config, model, *, state=None, start=None, **options):
+    state = begin(config, jax.random.key(0), start=start) if state is None else state
+    return run(config, model, PROMPT, state, **options)
 
 
 @pytest.fixture(scope="module")
