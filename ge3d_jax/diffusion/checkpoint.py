@@ -106,8 +106,9 @@ def read_parameters(
     file: str | os.PathLike[str],
     expected: Mapping[str, Any],
     rename: Callable[[str], str | None] = _same_name,
+    dtype: jnp.dtype = jnp.float32,
 ) -> dict[str, Any]:
-    """Read a parameter tree out of a safetensors file, as float32.
+    """Read a parameter tree out of a safetensors file, as `dtype`.
 
     Args:
         file: the file.
@@ -159,7 +160,7 @@ def read_parameters(
                         f"{file}: the tensor {stored[name]} has the shape {value.shape}, but the model needs "
                         f"{shape}; take weights that belong to the config.json beside it."
                     )
-                parameters[path] = jnp.asarray(_from_tensor(path, value), jnp.float32)
+                parameters[path] = jnp.asarray(_from_tensor(path, value), dtype)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file} is not a readable safetensors file ({error}); copy or download it again."
@@ -233,14 +234,18 @@ def _missing_parts(folder: Path) -> Iterator[str]:
         yield "tokenizer/vocab.json with tokenizer/merges.txt"
 
 
-def load_model(folder: str | os.PathLike[str]) -> StableDiffusion:
-    """Open a Stable Diffusion model folder in diffusers' layout, weights in safetensors, as float32.
+def load_model(model: str | os.PathLike[str], *, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+    """Open a Stable Diffusion model folder in diffusers' layout, weights in safetensors.
+
+    Args:
+        model: the folder.
+        dtype: of the parameters and of what the networks compute: float32 or bfloat16.
 
     Raises:
         UserError: the folder or a part of it is missing or unreadable, is no Stable Diffusion model of the
             supported subset, or holds tensors that do not fit its configs.
     """
-    folder = Path(folder)
+    folder = Path(model)
     if not folder.is_dir():
         raise UserError(
             f"There is no model folder {folder}; give a folder in diffusers' layout, for example a download "
@@ -268,19 +273,20 @@ def load_model(folder: str | os.PathLike[str]) -> StableDiffusion:
     text_config = CLIPTextConfig.from_dict(_read_json(folder / "text_encoder/config.json"))
     return make_model(
         unet_params=read_parameters(
-            folder / UNET_WEIGHTS, parameter_shapes(UNet2DConditionModel(unet_config))
+            folder / UNET_WEIGHTS, parameter_shapes(UNet2DConditionModel(unet_config)), dtype=dtype
         ),
         vae_params=read_parameters(
-            folder / VAE_WEIGHTS, parameter_shapes(AutoencoderKL(vae_config)), _modern_vae_name
+            folder / VAE_WEIGHTS, parameter_shapes(AutoencoderKL(vae_config)), _modern_vae_name, dtype
         ),
         text_params=read_parameters(
-            folder / TEXT_WEIGHTS, parameter_shapes(CLIPTextModel(text_config)), _plain_text_name
+            folder / TEXT_WEIGHTS, parameter_shapes(CLIPTextModel(text_config)), _plain_text_name, dtype
         ),
         unet_config=unet_config,
         vae_config=vae_config,
         text_config=text_config,
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler_config=_read_json(folder / "scheduler/scheduler_config.json"),
+        dtype=dtype,
     )
 
 

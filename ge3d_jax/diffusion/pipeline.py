@@ -69,8 +69,9 @@ def make_model(
     text_config: CLIPTextConfig,
     tokenizer: CLIPTokenizer,
     scheduler_config: Mapping[str, Any],
+    dtype: jnp.dtype = jnp.float32,
 ) -> StableDiffusion:
-    """Put a model together from its parts, float32.
+    """Put a model together from its parts; the networks compute in `dtype`, parameters stay as they are.
 
     Raises:
         UserError: parts that do not fit together, or a schedule that is not supported.
@@ -96,9 +97,9 @@ def make_model(
         vae_params=vae_params,
         text_params=text_params,
         schedule=noise_schedule_from_config(scheduler_config),
-        unet=UNet2DConditionModel(unet_config),
-        vae=AutoencoderKL(vae_config),
-        text_encoder=CLIPTextModel(text_config),
+        unet=UNet2DConditionModel(unet_config, dtype),
+        vae=AutoencoderKL(vae_config, dtype),
+        text_encoder=CLIPTextModel(text_config, dtype),
         scaling_factor=vae_config.scaling_factor,
         tokenizer=tokenizer,
         scheduler_config=tuple(
