@@ -6,15 +6,12 @@ name, `cameras.radius_begin`. Ranges are (low, high); `…_begin` and `…_end` 
 """
 
 import dataclasses
-import difflib
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping
 from typing import Any
 
 from ge3d_jax.errors import UserError
+from ge3d_jax.settings import setting_names, with_overrides
 
 Range = tuple[float, float]
 Color = tuple[float, float, float]
@@ -23,6 +20,7 @@ PUBLISHED_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution."
 )
 NOISING_PROMPTS = ("negative", "empty")
+DENSITY_KINDS = ("clone_split", "mcmc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +124,19 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DensityConfig:
-    """Clone, split, prune and opacity reset; `every` 0: the splats stay as many as they are.
+    """How the number of splats changes; `every` 0: it does not.
 
-    `gradient_threshold` is in NDC units: the pixel gradient × image size / 2, averaged over visible views.
-    Scales are world units. `reset_every` 0: no opacity reset.
+    `kind` clone_split: clone, split, prune and opacity reset (Kerbl et al. 2023). `gradient_threshold` is in
+    NDC units: the pixel gradient × image size / 2, averaged over visible views. Scales are world units.
+    `reset_every` 0: no opacity reset.
+
+    `kind` mcmc: splats as samples of a Markov chain (Kheradmand et al. 2024). Those fainter than
+    `prune_opacity` move to others, and `growth` more come each time until `splat_capacity` is reached.
+    `noise` on the positions is relative to their learning rate; `opacity_penalty` and `scale_penalty` weigh
+    the mean opacity and the mean scale in the loss.
     """
 
+    kind: str = "clone_split"
     first: int = 200
     last: int = 2900
     every: int = 100
@@ -141,6 +146,26 @@ class DensityConfig:
     prune_scale: float = 0.35
     reset_every: int = 300
     reset_opacity: float = 0.01
+    growth: float = 0.05
+    noise: float = 5e5
+    opacity_penalty: float = 0.01
+    scale_penalty: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        if self.kind not in DENSITY_KINDS:
+            raise UserError(
+                f"The setting density.kind is {self.kind!r}; use one of {', '.join(DENSITY_KINDS)}."
+            )
+        for name in ("every", "reset_every", "growth", "noise", "opacity_penalty", "scale_penalty"):
+            value = getattr(self, name)
+            if value < 0:
+                raise UserError(f"The setting density.{name} is {value}, but at least 0 is needed; raise it.")
+
+    @property
+    def is_mcmc(self) -> bool:
+        """Whether splats are samples of a Markov chain."""
+        return self.kind == "mcmc"
 
     def densifies_at(self, done: int) -> bool:
         """Whether density control follows the iteration that makes it `done` in all."""
@@ -148,7 +173,8 @@ class DensityConfig:
 
     def resets_at(self, done: int) -> bool:
         """Whether an opacity reset follows it."""
-        return self.reset_every > 0 and done <= self.last and done % self.reset_every == 0
+        resets = self.reset_every > 0 and not self.is_mcmc
+        return resets and done <= self.last and done % self.reset_every == 0
 
     def prunes_large_at(self, done: int) -> bool:
         """Whether splats above `prune_scale` go too: only once opacities have been reset."""
@@ -168,8 +194,8 @@ class LossConfig:
 class Config:
     """All settings of a run but the model, the prompt and the seed.
 
-    `splat_capacity` bounds the number of splats; `buffer_capacity` is where the intersection buffer of one
-    view starts, it grows by itself.
+    `splat_capacity` bounds the number of splats; their buffer grows towards it by itself. `buffer_capacity`
+    is where the intersection buffer of one view starts, it grows too.
     """
 
     iterations: int = 3000
@@ -200,8 +226,6 @@ class Config:
             "cameras.widen_every": (cameras.widen_every, 1),
             "start.count": (self.start.count, 1),
             "splat_capacity": (self.splat_capacity, self.start.count),
-            "density.every": (self.density.every, 0),
-            "density.reset_every": (self.density.reset_every, 0),
         }
         for name, (value, bound) in least.items():
             if value < bound:
@@ -265,10 +289,25 @@ PRESETS: dict[str, Config] = {
             scale=(5e-3, 5e-3),
             rotation=(5e-3, 5e-3),
         ),
-        density=DensityConfig(every=0, reset_every=0),
+        # The noise goes with the learning rate, which is higher here than where its default comes from.
+        density=DensityConfig(every=0, reset_every=0, noise=1e4),
         loss=LossConfig(total_variation=0.0, scale=0.0),
     ),
 }
+
+
+def density_overrides(config: Any, kind: str) -> dict[str, Any]:
+    """The settings to change for density control of a kind; where `config` has none, ten times in the run.
+
+    Raises:
+        UserError: a kind that does not exist.
+    """
+    overrides: dict[str, Any] = {"density.kind": kind}
+    if config.density.every == 0:
+        every = max(1, config.iterations // 10)
+        overrides |= {"density.every": every, "density.first": every}
+        overrides |= {"density.last": config.iterations - every}
+    return overrides
 
 
 def preset(name: str) -> Config:
@@ -276,84 +315,6 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise UserError(f"The preset {name!r} does not exist; use one of {', '.join(sorted(PRESETS))}.")
     return PRESETS[name]
-
-
-def setting_names(config: Config) -> list[str]:
-    """The dotted names of all settings, in the order of the tree."""
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
-        else:
-            names.append(field.name)
-    return names
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the annotated type `kind`; lists become tuples and whole numbers floats where asked for."""
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        (inner,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
-        return _convert(name, value, inner)
-    if origin is tuple:
-        inner_kinds = typing.get_args(kind)
-        if isinstance(value, list | tuple) and len(value) == len(inner_kinds):
-            return tuple(_convert(name, v, k) for v, k in zip(value, inner_kinds, strict=True))
-        expected = f"{len(inner_kinds)} numbers, as [{', '.join('…' for _ in inner_kinds)}]"
-        raise UserError(f"The setting {name} is {value!r}; give {expected}.")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is float and is_number:
-        return float(value)
-    if kind is int and is_number and value == int(value):
-        return int(value)
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
-    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
-    raise UserError(f"The setting {name} is {value!r}; give {expected}.")
-
-
-def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A copy of `config` with some settings changed.
-
-    Args:
-        overrides: dotted setting name → value. A text for a setting that is no text is read as JSON
-            (`"4"`, `"true"`, `"[3.35, 3.65]"`, `"null"`), so that values may come from a command line.
-
-    Raises:
-        UserError: an unknown setting (names it and close matches) or a value of the wrong kind.
-    """
-    names = setting_names(config)
-    sections: dict[str, dict[str, Any]] = {}
-    for name, given in overrides.items():
-        if name not in names:
-            leaves = {full.rsplit(".", 1)[-1]: full for full in names}
-            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            close += [
-                leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=3)
-            ]
-            remedy = (
-                f"did you mean {' or '.join(dict.fromkeys(close))}" if close else "see the settings' list"
-            )
-            raise UserError(f"The setting {name!r} does not exist; {remedy}?")
-        section, _, leaf = name.rpartition(".")
-        owner = getattr(config, section) if section else config
-        kind = typing.get_type_hints(type(owner))[leaf]
-        value = given
-        if isinstance(given, str) and kind is not str:
-            try:
-                value = json.loads(given)
-            except json.JSONDecodeError:
-                raise UserError(
-                    f"The setting {name} is {given!r}, which cannot be read; write 4, true or [1, 2]."
-                ) from None
-        sections.setdefault(section, {})[leaf] = _convert(name, value, kind)
-    changes = sections.pop("", {})
-    for section, values in sections.items():
-        changes[section] = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **changes)
 
 
 def to_json(config: Config) -> str:
