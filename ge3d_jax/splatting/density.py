@@ -78,6 +78,14 @@ def mean_gradients(statistics: DensityStatistics) -> jax.Array:
     return statistics.gradient_sum / jnp.maximum(statistics.view_count, 1)
 
 
+def entries_needed(
+    gaussians: Gaussians, statistics: DensityStatistics, *, gradient_threshold: jax.Array | float
+) -> jax.Array:
+    """Length of a buffer in which `densify` serves every splat, () int32; pruning may free some."""
+    wants = gaussians.mask & (mean_gradients(statistics) >= gradient_threshold)
+    return jnp.sum(gaussians.mask, dtype=jnp.int32) + jnp.sum(wants, dtype=jnp.int32)
+
+
 def gather_entries(moments: Any, source: jax.Array, is_cleared: jax.Array) -> Any:
     """Move per-splat values: entry i of a leaf (N, ...) becomes entry source[i], or zero if is_cleared[i].
 

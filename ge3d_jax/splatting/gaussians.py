@@ -107,6 +107,18 @@ def make_gaussians(
     )
 
 
+def mean_scale(gaussians: Gaussians) -> jax.Array:
+    """Mean standard deviation of the splats in use, world units; 0 without splats."""
+    scales = jnp.where(gaussians.mask[:, None], jnp.exp(gaussians.log_scales), 0.0)
+    return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
+
+
+def mean_opacity(gaussians: Gaussians) -> jax.Array:
+    """Mean opacity of the splats in use; 0 without splats."""
+    opacities = jnp.where(gaussians.mask, jax.nn.sigmoid(gaussians.opacity_logits), 0.0)
+    return jnp.sum(opacities) / jnp.maximum(jnp.sum(gaussians.mask), 1)
+
+
 def padded(gaussians: Gaussians, capacity: int) -> Gaussians:
     """The same splats in a buffer of `capacity` entries, no shorter; new ones are masked and unrotated."""
     count = gaussians.capacity

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.errors import UserError
+from ge3d_jax.training.density_control import with_capacity
 from ge3d_jax.training.state import TrainState
 
 
@@ -54,13 +55,19 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState) -> Train
     """Read what `save_state` wrote, bit for bit.
 
     Args:
-        template: a state of the same configuration, for shapes, types and the kind of key.
+        template: a state of the same configuration, for shapes, types and the kind of key. The saved buffer
+            of splats may be longer than its.
 
     Raises:
         UserError: no state in `folder`, or one of another configuration (names an array that differs).
     """
+    saved = _saved_shapes(folder)
+    # The buffer of splats may have grown since the run began.
+    length = saved.get("gaussians.mask", ((0,), ""))[0][0]
+    if length > template.gaussians.capacity:
+        template = with_capacity(template, length)
     expected = _arrays_of(template)
-    saved, wanted = _saved_shapes(folder), _shapes(expected)
+    wanted = _shapes(expected)
     differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if differing:
         name = differing[0]

@@ -15,6 +15,8 @@ from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_cam
 from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config
 
 _UP = (0.0, 0.0, 1.0)
+# Folded into the iteration's key, so that runs without this noise draw what they drew before there was any.
+_EXPLORATION_STREAM = 2**31 - 1
 
 
 @struct.dataclass
@@ -30,6 +32,7 @@ class StepInputs:
         flip: scalar bool, mirror the whole batch.
         scale_noise: (B, N, 3), added to 1 and multiplied onto the splats' scales.
         posterior_key: for the sample of the latent.
+        exploration_key: for the noise on the positions.
     """
 
     cameras: Camera
@@ -41,6 +44,7 @@ class StepInputs:
     flip: jax.Array
     scale_noise: jax.Array
     posterior_key: jax.Array
+    exploration_key: jax.Array
 
 
 def _widened(begin: float, end: float, factor: float, times: jax.Array) -> jax.Array:
@@ -150,4 +154,5 @@ def sample_inputs(
         flip=jax.random.bernoulli(keys[5], config.augmentation.flip_probability),
         scale_noise=scale_noise,
         posterior_key=keys[6],
+        exploration_key=jax.random.fold_in(key, _EXPLORATION_STREAM),
     )

@@ -7,7 +7,7 @@ from flax import struct
 
 from ge3d_jax.splatting.density import DensityStatistics, empty_statistics
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.config import Config
+from ge3d_jax.training.config import OptimizerConfig
 from ge3d_jax.training.optimizer import adam, parameters_of
 
 
@@ -30,12 +30,12 @@ class TrainState:
     key: jax.Array
 
 
-def initial_state(config: Config, gaussians: Gaussians, key: jax.Array) -> TrainState:
+def initial_state(optimizer: OptimizerConfig, gaussians: Gaussians, key: jax.Array) -> TrainState:
     """The state before the first iteration. The arrays are copied: steps donate the state's buffers."""
     gaussians, key = jax.tree.map(jnp.copy, (gaussians, key))
     return TrainState(
         gaussians=gaussians,
-        optimizer_state=adam(config.optimizer).init(parameters_of(gaussians)),
+        optimizer_state=adam(optimizer).init(parameters_of(gaussians)),
         statistics=empty_statistics(gaussians.capacity),
         iteration=jnp.zeros((), jnp.int32),
         key=key,

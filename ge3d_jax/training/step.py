@@ -25,11 +25,12 @@ from ge3d_jax.guidance.prompts import (
 from ge3d_jax.guidance.trajectory import denoising_trajectory, noising_trajectory
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.density import accumulate
-from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.gaussians import Gaussians, mean_scale
 from ge3d_jax.splatting.rasterize import Rendered, render
 from ge3d_jax.training.config import Config
+from ge3d_jax.training.density_control import density_penalty, explore
 from ge3d_jax.training.inputs import StepInputs, sample_inputs
-from ge3d_jax.training.optimizer import Parameters, apply_gradients, parameters_of
+from ge3d_jax.training.optimizer import Parameters, apply_gradients, learning_rates, parameters_of
 from ge3d_jax.training.state import TrainState
 
 
@@ -92,12 +93,6 @@ def total_variation(images: jax.Array) -> jax.Array:
     horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
     vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
     return 2.0 * (horizontal + vertical)
-
-
-def mean_scale(gaussians: Gaussians) -> jax.Array:
-    """Mean standard deviation of the splats in use, world units."""
-    scales = jnp.where(gaussians.mask[:, None], jnp.exp(gaussians.log_scales), 0.0)
-    return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
 
 
 def _over_devices(function: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
@@ -197,25 +192,29 @@ def ge3d_step(
         loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
         loss += config.loss.total_variation * total_variation(images)
         loss += config.loss.scale * mean_scale(gaussians)
+        loss += density_penalty(gaussians, config=config.density)
         return loss, (residual, rendered)
 
     screen_offsets = jnp.zeros((views, state.gaussians.capacity, 2))
     (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
         parameters, screen_offsets
     )
+    progress = state.iteration.astype(jnp.float32) / config.iterations
     moved, optimizer_state = apply_gradients(
-        config.optimizer,
-        parameters,
-        gradients,
-        state.optimizer_state,
-        state.iteration.astype(jnp.float32) / config.iterations,
+        config.optimizer, parameters, gradients, state.optimizer_state, progress
+    )
+    gaussians = explore(
+        inputs.exploration_key,
+        dataclasses.replace(state.gaussians, **moved),
+        learning_rates(config.optimizer, progress)["positions"],
+        config=config.density,
     )
     statistics = accumulate(state.statistics, screen_gradients, rendered.radii > 0, config.image_size)
 
     overflow = jnp.max(rendered.overflow)
     is_accepted = overflow == 0
     changed = {
-        "gaussians": dataclasses.replace(state.gaussians, **moved),
+        "gaussians": gaussians,
         "optimizer_state": optimizer_state,
         "statistics": statistics,
         "iteration": state.iteration + 1,
