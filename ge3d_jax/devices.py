@@ -5,6 +5,7 @@ batch, fill it: on two cores the UNet's pass over 16 latents takes 0.55 of the t
 """
 
 import os
+import re
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _AXIS = "batch"
 # More were not measured to help.
 _LARGEST_CPU_COUNT = 2
+# The first generation of NVIDIA GPUs with bfloat16 and with cuDNN's flash attention.
+_AMPERE = (8, 0)
 
 
 def use_processor_cores() -> None:
@@ -42,3 +45,22 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 def first_copy(tree: Any) -> Any:
     """Arrays that lie on several devices as copies, from the first of them; others as they are."""
     return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+
+
+def _compute_capability() -> tuple[int, int] | None:
+    """Generation of the first device where it is an NVIDIA GPU, (8, 0) being Ampere's first; else None."""
+    found = re.fullmatch(r"(\d+)\.(\d+)", getattr(jax.devices()[0], "compute_capability", ""))
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def has_flash_attention() -> bool:
+    """Whether JAX runs on a GPU that cuDNN's flash attention supports: NVIDIA's Ampere and newer."""
+    return (_compute_capability() or (0, 0)) >= _AMPERE
+
+
+def computes_bfloat16() -> bool:
+    """Whether half precision pays on what JAX runs on: on all accelerators but GPUs older than Ampere."""
+    if jax.default_backend() == "cpu":
+        return False
+    capability = _compute_capability()
+    return capability is None or capability >= _AMPERE

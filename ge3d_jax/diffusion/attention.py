@@ -1,16 +1,26 @@
 """Softmax attention whose memory grows linearly in the number of tokens.
 
+On an NVIDIA GPU, cuDNN's flash attention where it can be had; everywhere else, and for shapes that it does
+not take, plain attention of some queries at a time.
+
 Symbols: B batch, Q queries, K keys, H heads, D channels of one head.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Above this many queries the logits (B, H, Q, K) are never held at once. 1024 tokens are 32×32 latents: there
-# the whole matrix is a few tens of MB, and one large product is faster than a loop of small ones.
-WHOLE_QUERIES = 1024
-# Queries per turn of the loop: large enough to keep the matrix product busy, small enough to bound memory.
-CHUNK_QUERIES = 512
+from ge3d_jax.devices import has_flash_attention
+
+# Queries at a time. 1024 tokens are 32×32 latents: there the whole matrix of logits is a few tens of MB a
+# sample, and one large product is faster than a loop of small ones.
+QUERIES_AT_A_TIME = 1024
+
+# What cuDNN takes (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
+# heads of up to 128 channels (256 on Hopper alone) in multiples of 8. Any number of queries and of keys will
+# do, such as the 77 of a text: only with a bias, which is not used here, must they be even.
+_FLASH_TYPES = (jnp.bfloat16, jnp.float16)
+_FLASH_LARGEST_HEAD = 128
+_FLASH_HEAD_MULTIPLE = 8
 
 
 def _attend(
@@ -26,32 +36,61 @@ def _attend(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False) -> jax.Array:
+def chunked_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, chunk: int
+) -> jax.Array:
+    """Plain attention, `chunk` queries at a time: shapes as in `attention`, any type of number."""
+    batch, queries, heads, channels = query.shape
+    positions = jnp.arange(queries)
+    if queries <= chunk:
+        return _attend(query, key, value, positions, causal)
+    chunks = -(-queries // chunk)
+    padding = chunks * chunk - queries
+    padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    padded = padded.reshape(batch, chunks, chunk, heads, channels).swapaxes(0, 1)
+    positions = jnp.arange(chunks * chunk).reshape(chunks, chunk)
+
+    # Recomputed on the way back: the loop would otherwise keep the weights of every chunk for the gradient.
+    @jax.checkpoint
+    def one_chunk(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _attend(part[0], key, value, part[1], causal)
+
+    result = jax.lax.map(one_chunk, (padded, positions))
+    result = result.swapaxes(0, 1).reshape(batch, chunks * chunk, heads, channels)
+    return result[:, :queries]
+
+
+def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
+    """Whether cuDNN's flash attention, on a GPU that has it, computes these shapes and types."""
+    channels = query.shape[-1]
+    return (
+        query.dtype == key.dtype == value.dtype
+        and query.dtype in _FLASH_TYPES
+        and channels <= _FLASH_LARGEST_HEAD
+        and channels % _FLASH_HEAD_MULTIPLE == 0
+    )
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    chunk: int = QUERIES_AT_A_TIME,
+) -> jax.Array:
     """softmax(query · keyᵀ / √D) · value.
 
     Args:
         query: (B, Q, H, D).
         key, value: (B, K, H, D).
         causal: query i sees the keys 0..i only.
+        chunk: queries at a time, at least 1, where flash attention cannot be had: fewer take less memory.
 
     Returns:
         (B, Q, H, D) in the type of `value`.
     """
-    batch, queries, heads, channels = query.shape
-    positions = jnp.arange(queries)
-    if queries <= WHOLE_QUERIES:
-        return _attend(query, key, value, positions, causal)
-    chunks = -(-queries // CHUNK_QUERIES)
-    padding = chunks * CHUNK_QUERIES - queries
-    padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    padded = padded.reshape(batch, chunks, CHUNK_QUERIES, heads, channels).swapaxes(0, 1)
-    positions = jnp.arange(chunks * CHUNK_QUERIES).reshape(chunks, CHUNK_QUERIES)
-
-    # Recomputed on the way back: the loop would otherwise keep the weights of every chunk for the gradient.
-    @jax.checkpoint
-    def one_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _attend(chunk[0], key, value, chunk[1], causal)
-
-    result = jax.lax.map(one_chunk, (padded, positions))
-    result = result.swapaxes(0, 1).reshape(batch, chunks * CHUNK_QUERIES, heads, channels)
-    return result[:, :queries]
+    if has_flash_attention() and takes_flash(query, key, value):
+        # Named: left to itself, JAX takes the plain form and holds all logits in float32.
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+    return chunked_attention(query, key, value, causal=causal, chunk=chunk)

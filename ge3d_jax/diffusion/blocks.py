@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.diffusion.attention import attention
+from ge3d_jax.diffusion.attention import QUERIES_AT_A_TIME, attention
 
 # diffusers' Transformer2DModel and the VAE normalise with this, whatever norm_eps says.
 TRANSFORMER_NORM_EPSILON = 1e-6
@@ -97,6 +97,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         query = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_q")(tokens).reshape(split)
         key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_k")(context).reshape(split)
         value = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_v")(context).reshape(split)
-        mixed = attention(query, key, value).reshape(batch, queries, channels)
+        mixed = attention(query, key, value, chunk=self.attention_chunk).reshape(batch, queries, channels)
         return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(mixed)
 
 
@@ -142,14 +143,16 @@ class BasicTransformerBlock(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, tokens: jax.Array, text: jax.Array) -> jax.Array:
         """`tokens` (B, N, C), `text` (B, L, D) -> (B, N, C)."""
+        how = (self.heads, self.dtype, self.attention_chunk)
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm1")(tokens)
-        tokens = tokens + Attention(self.heads, self.dtype, name="attn1")(normed, normed)
+        tokens = tokens + Attention(*how, name="attn1")(normed, normed)
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm2")(tokens)
-        tokens = tokens + Attention(self.heads, self.dtype, name="attn2")(normed, text)
+        tokens = tokens + Attention(*how, name="attn2")(normed, text)
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm3")(tokens)
         return tokens + FeedForward(self.dtype, name="ff")(normed)
 
@@ -162,6 +165,7 @@ class Transformer2DModel(nn.Module):
     depth: int
     linear_projection: bool
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, hidden: jax.Array, text: jax.Array) -> jax.Array:
@@ -178,7 +182,9 @@ class Transformer2DModel(nn.Module):
         project_out = projection(channels, dtype=self.dtype, kernel_init=zeros, name="proj_out")
         tokens = project_in(hidden).reshape(batch, height * width, channels)
         for layer in range(self.depth):
-            block = BasicTransformerBlock(self.heads, self.dtype, name=f"transformer_blocks_{layer}")
+            block = BasicTransformerBlock(
+                self.heads, self.dtype, self.attention_chunk, name=f"transformer_blocks_{layer}"
+            )
             tokens = block(tokens, text)
         return residual + project_out(tokens.reshape(batch, height, width, channels))
 

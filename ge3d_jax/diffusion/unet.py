@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ge3d_jax.diffusion.attention import QUERIES_AT_A_TIME
 from ge3d_jax.diffusion.blocks import (
     Downsample2D,
     ResnetBlock2D,
@@ -134,6 +135,7 @@ class _Block(nn.Module):
     channels: int
     heads: int
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     def resnet(self, index: int) -> ResnetBlock2D:
         """Residual block number `index`."""
@@ -151,6 +153,7 @@ class _Block(nn.Module):
             config.transformer_layers_per_block,
             config.use_linear_projection,
             self.dtype,
+            self.attention_chunk,
             name=f"attentions_{index}",
         )
 
@@ -210,10 +213,15 @@ class UpBlock(_Block):
 
 
 class UNet2DConditionModel(nn.Module):
-    """Predicts the noise (or v) in latents from their time and a text."""
+    """Predicts the noise (or v) in latents from their time and a text.
+
+    `dtype` is what is computed in; the statistics of norms, softmax and the embedding of the time are float32
+    whatever it says. `attention_chunk`: queries at a time where there is no flash attention.
+    """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(
@@ -246,7 +254,8 @@ class UNet2DConditionModel(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        time = TimestepEmbedding(wide, dtype, name="time_embedding")(sinusoids)
+        # In float32: a few small products, and half precision would blur neighbouring times.
+        time = TimestepEmbedding(wide, jnp.float32, name="time_embedding")(sinusoids)
         text = encoder_hidden_states.astype(dtype)
 
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(sample)
@@ -259,6 +268,7 @@ class UNet2DConditionModel(nn.Module):
                 channels,
                 config.heads[index],
                 dtype,
+                self.attention_chunk,
                 attends=kind == "CrossAttnDownBlock2D",
                 downsamples=index < last,
                 name=f"down_blocks_{index}",
@@ -266,7 +276,14 @@ class UNet2DConditionModel(nn.Module):
             hidden, states = down(hidden, time, text)
             kept += states
 
-        mid = MidBlock(config, config.block_out_channels[-1], config.heads[-1], dtype, name="mid_block")
+        mid = MidBlock(
+            config,
+            config.block_out_channels[-1],
+            config.heads[-1],
+            dtype,
+            self.attention_chunk,
+            name="mid_block",
+        )
         hidden = mid(hidden, time, text)
 
         for index, kind in enumerate(config.up_block_types):
@@ -275,6 +292,7 @@ class UNet2DConditionModel(nn.Module):
                 config.block_out_channels[last - index],
                 config.heads[last - index],
                 dtype,
+                self.attention_chunk,
                 attends=kind == "CrossAttnUpBlock2D",
                 upsamples=index < last,
                 name=f"up_blocks_{index}",

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge3d_jax.diffusion.attention import attention
+from ge3d_jax.diffusion.attention import QUERIES_AT_A_TIME, attention
 from ge3d_jax.diffusion.blocks import Downsample2D, ResnetBlock2D, Upsample2D, conv3x3, group_norm
 from ge3d_jax.diffusion.settings import read_settings
 from ge3d_jax.errors import UserError
@@ -93,6 +93,7 @@ class PixelAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -104,7 +105,7 @@ class PixelAttention(nn.Module):
             nn.Dense(channels, dtype=self.dtype, name=name)(tokens)[:, :, None, :]
             for name in ("to_q", "to_k", "to_v")
         )
-        mixed = attention(query, key, value)[:, :, 0, :]
+        mixed = attention(query, key, value, chunk=self.attention_chunk)[:, :, 0, :]
         mixed = nn.Dense(channels, dtype=self.dtype, name="to_out_0")(mixed)
         return hidden + mixed.reshape(hidden.shape)
 
@@ -115,12 +116,13 @@ class MidBlock(nn.Module):
     channels: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """(B, h, w, C) -> (B, h, w, C)."""
         hidden = ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_0")(hidden)
-        hidden = PixelAttention(self.groups, self.dtype, name="attentions_0")(hidden)
+        hidden = PixelAttention(self.groups, self.dtype, self.attention_chunk, name="attentions_0")(hidden)
         return ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_1")(hidden)
 
 
@@ -132,14 +134,14 @@ class EncoderBlock(nn.Module):
     groups: int
     downsamples: bool
     dtype: jnp.dtype = jnp.float32
+    rematerialise: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """(B, h, w, C) -> (B, h/2, w/2, channels), or the same size without `downsamples`."""
+        layer_type = nn.remat(ResnetBlock2D) if self.rematerialise else ResnetBlock2D
         for layer in range(self.layers):
-            block = ResnetBlock2D(
-                self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
-            )
+            block = layer_type(self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}")
             hidden = block(hidden)
         if self.downsamples:
             hidden = Downsample2D(self.channels, (0, 1), self.dtype, name="downsamplers_0")(hidden)
@@ -173,6 +175,8 @@ class Encoder(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+    rematerialise: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -182,10 +186,18 @@ class Encoder(nn.Module):
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(images)
         for index, channels in enumerate(config.block_out_channels):
             block = EncoderBlock(
-                channels, config.layers_per_block, groups, index < last, dtype, name=f"down_blocks_{index}"
+                channels,
+                config.layers_per_block,
+                groups,
+                index < last,
+                dtype,
+                self.rematerialise,
+                name=f"down_blocks_{index}",
             )
             hidden = block(hidden)
-        hidden = MidBlock(config.block_out_channels[-1], groups, dtype, name="mid_block")(hidden)
+        mid_type = nn.remat(MidBlock) if self.rematerialise else MidBlock
+        mid = mid_type(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
+        hidden = mid(hidden)
         hidden = nn.silu(group_norm(groups, NORM_EPSILON, dtype, "conv_norm_out")(hidden))
         return conv3x3(2 * config.latent_channels, dtype, "conv_out")(hidden)
 
@@ -195,6 +207,7 @@ class Decoder(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
@@ -202,7 +215,8 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.dtype
         groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
         hidden = conv3x3(config.block_out_channels[-1], dtype, "conv_in")(latents)
-        hidden = MidBlock(config.block_out_channels[-1], groups, dtype, name="mid_block")(hidden)
+        mid = MidBlock(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
+        hidden = mid(hidden)
         for index, channels in enumerate(reversed(config.block_out_channels)):
             block = DecoderBlock(
                 channels, config.layers_per_block + 1, groups, index < last, dtype, name=f"up_blocks_{index}"
@@ -213,16 +227,23 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder; use `apply(..., method="encode")` and `apply(..., method="decode")`."""
+    """The autoencoder; use `apply(..., method="encode")` and `apply(..., method="decode")`.
+
+    `dtype` is what is computed in; norms' statistics, softmax and what comes out are float32 whatever it
+    says. `attention_chunk`: queries at a time in attention. `rematerialise`: the encoder keeps only what lies
+    between its blocks for the gradient and computes each block twice; memory for time.
+    """
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+    rematerialise: bool = False
 
     def setup(self) -> None:
         """Name the four parts as diffusers does."""
         latent_channels = self.config.latent_channels
-        self.encoder = Encoder(self.config, self.dtype)
-        self.decoder = Decoder(self.config, self.dtype)
+        self.encoder = Encoder(self.config, self.dtype, self.attention_chunk, self.rematerialise)
+        self.decoder = Decoder(self.config, self.dtype, self.attention_chunk)
         self.quant_conv = nn.Conv(2 * latent_channels, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(latent_channels, (1, 1), dtype=self.dtype)
 

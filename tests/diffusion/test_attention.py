@@ -1,6 +1,7 @@
-"""Attention against a plain NumPy version, whole and in chunks, values and gradients."""
+"""Attention against a plain NumPy version, whole and in chunks, values and gradients; and who computes it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,26 +27,30 @@ def _inputs(queries, keys):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("chunk", [None, 4, 5])
-def test_equals_the_slow_version(monkeypatch, causal, chunk):
-    if chunk is not None:
-        monkeypatch.setattr(module, "WHOLE_QUERIES", 0)
-        monkeypatch.setattr(module, "CHUNK_QUERIES", chunk)
+@pytest.mark.parametrize("chunk", [12, 4, 5])
+def test_equals_the_slow_version(causal, chunk):
     query, key, value = _inputs(12, 12 if causal else 7)
-    output = module.attention(query, key, value, causal=causal)
+    output = module.attention(query, key, value, causal=causal, chunk=chunk)
     np.testing.assert_allclose(output, _slow_attention(query, key, value, causal), rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_do_not_depend_on_the_chunks(monkeypatch):
+@pytest.mark.parametrize("chunk", [12, 5])
+def test_half_precision_is_only_in_the_products(chunk):
+    arrays = [jnp.asarray(array, jnp.bfloat16) for array in _inputs(12, 7)]
+    output = module.attention(*arrays, chunk=chunk)
+    assert output.dtype == jnp.bfloat16
+    expected = _slow_attention(*(np.asarray(array, np.float32) for array in arrays), False)
+    # One rounding of the scaled query, one of the weights, one of the result, each of 2⁻⁹.
+    np.testing.assert_allclose(np.asarray(output, np.float32), expected, atol=4 * 2**-9)
+
+
+def test_gradients_do_not_depend_on_the_chunks():
     inputs, direction = _inputs(11, 7), random_array("direction", (2, 11, 3, 4))
 
-    def gradients():
-        return jax.grad(lambda arrays: (module.attention(*arrays) * direction).sum())(inputs)
+    def gradients(chunk):
+        return jax.grad(lambda arrays: (module.attention(*arrays, chunk=chunk) * direction).sum())(inputs)
 
-    whole = gradients()
-    monkeypatch.setattr(module, "WHOLE_QUERIES", 0)
-    monkeypatch.setattr(module, "CHUNK_QUERIES", 4)
-    for in_chunks, expected in zip(gradients(), whole, strict=True):
+    for in_chunks, expected in zip(gradients(4), gradients(11), strict=True):
         np.testing.assert_allclose(in_chunks, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -54,7 +59,35 @@ def test_memory_grows_linearly_with_the_queries():
         arrays = [jax.ShapeDtypeStruct((1, tokens, 1, 8), np.float32)] * 3
         return jax.jit(module.attention).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
-    few, many = 2 * module.WHOLE_QUERIES, 8 * module.WHOLE_QUERIES
+    few, many = 2 * module.QUERIES_AT_A_TIME, 8 * module.QUERIES_AT_A_TIME
     # Four times the tokens: a whole matrix of logits would take sixteen times the memory.
     assert temporary_bytes(many) <= 6 * temporary_bytes(few)
     assert temporary_bytes(many) < many * many * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "keys", "on_gpu", "flash"),
+    [
+        pytest.param(jnp.bfloat16, 64, 64, True, True, id="the UNet's self-attention"),
+        pytest.param(jnp.bfloat16, 64, 77, True, True, id="the UNet's attention to the text"),
+        pytest.param(jnp.float16, 40, 77, True, True, id="the small heads of 1.5"),
+        pytest.param(jnp.bfloat16, 512, 64, True, False, id="the VAE's single head"),
+        pytest.param(jnp.bfloat16, 4, 64, True, False, id="no multiple of eight"),
+        pytest.param(jnp.float32, 64, 64, True, False, id="float32"),
+        pytest.param(jnp.bfloat16, 64, 64, False, False, id="a processor"),
+    ],
+)
+def test_flash_attention_is_asked_for_by_name_where_it_can_be_had(
+    monkeypatch, dtype, channels, keys, on_gpu, flash
+):
+    asked = []
+
+    def recording(query, key, value, **options):
+        asked.append(options)
+        return query
+
+    monkeypatch.setattr(module, "has_flash_attention", lambda: on_gpu)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recording)
+    query, other = (jax.ShapeDtypeStruct((2, n, 2, channels), dtype) for n in (64, keys))
+    assert jax.eval_shape(module.attention, query, other, other).shape == query.shape
+    assert asked == ([{"is_causal": False, "implementation": "cudnn"}] if flash else [])
