@@ -16,8 +16,7 @@ from ge3d_jax.devices import has_flash_attention
 QUERIES_AT_A_TIME = 1024
 
 # What cuDNN takes (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
-# heads of up to 128 channels (256 on Hopper alone) in multiples of 8. Any number of queries and of keys will
-# do, such as the 77 of a text: only with a bias, which is not used here, must they be even.
+# heads of up to 128 channels (256 on Hopper alone) in multiples of 8.
 _FLASH_TYPES = (jnp.bfloat16, jnp.float16)
 _FLASH_LARGEST_HEAD = 128
 _FLASH_HEAD_MULTIPLE = 8
@@ -71,6 +70,28 @@ def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     )
 
 
+def _flash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Attention by cuDNN; what `takes_flash` says yes to."""
+    queries, keys = query.shape[1], key.shape[1]
+
+    def evened(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0)))
+
+    # JAX refuses the gradient for odd numbers, such as the 77 tokens of a text; a masked one more will do.
+    lengths = {}
+    if queries % 2 or keys % 2:
+        names = {"query_seq_lengths": queries, "key_value_seq_lengths": keys}
+        lengths = {name: jnp.full(query.shape[0], length, jnp.int32) for name, length in names.items()}
+    # Named: left to itself, JAX takes the plain form and holds all logits in float32.
+    result = jax.nn.dot_product_attention(
+        *(evened(array) for array in (query, key, value)),
+        is_causal=causal,
+        implementation="cudnn",
+        **lengths,
+    )
+    return result[:, :queries]
+
+
 def attention(
     query: jax.Array,
     key: jax.Array,
@@ -91,6 +112,5 @@ def attention(
         (B, Q, H, D) in the type of `value`.
     """
     if has_flash_attention() and takes_flash(query, key, value):
-        # Named: left to itself, JAX takes the plain form and holds all logits in float32.
-        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+        return _flash_attention(query, key, value, causal)
     return chunked_attention(query, key, value, causal=causal, chunk=chunk)

@@ -66,28 +66,34 @@ def test_memory_grows_linearly_with_the_queries():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "channels", "keys", "on_gpu", "flash"),
+    ("dtype", "channels", "queries", "keys", "on_gpu", "flash"),
     [
-        pytest.param(jnp.bfloat16, 64, 64, True, True, id="the UNet's self-attention"),
-        pytest.param(jnp.bfloat16, 64, 77, True, True, id="the UNet's attention to the text"),
-        pytest.param(jnp.float16, 40, 77, True, True, id="the small heads of 1.5"),
-        pytest.param(jnp.bfloat16, 512, 64, True, False, id="the VAE's single head"),
-        pytest.param(jnp.bfloat16, 4, 64, True, False, id="no multiple of eight"),
-        pytest.param(jnp.float32, 64, 64, True, False, id="float32"),
-        pytest.param(jnp.bfloat16, 64, 64, False, False, id="a processor"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, True, True, id="the UNet's self-attention"),
+        pytest.param(jnp.bfloat16, 64, 16, 77, True, True, id="the UNet's attention to the text"),
+        pytest.param(jnp.float16, 40, 9, 9, True, True, id="an odd number of tokens"),
+        pytest.param(jnp.bfloat16, 512, 16, 16, True, False, id="the VAE's single head"),
+        pytest.param(jnp.bfloat16, 4, 16, 16, True, False, id="no multiple of eight"),
+        pytest.param(jnp.float32, 64, 16, 16, True, False, id="float32"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, False, False, id="a processor"),
     ],
 )
 def test_flash_attention_is_asked_for_by_name_where_it_can_be_had(
-    monkeypatch, dtype, channels, keys, on_gpu, flash
+    monkeypatch, dtype, channels, queries, keys, on_gpu, flash
 ):
-    asked = []
+    asked, original = [], jax.nn.dot_product_attention
 
-    def recording(query, key, value, **options):
-        asked.append(options)
-        return query
+    def plain(query, key, value, *, implementation, **options):
+        asked.append(implementation)
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+        return original(query, key, value, **options)
 
     monkeypatch.setattr(module, "has_flash_attention", lambda: on_gpu)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", recording)
-    query, other = (jax.ShapeDtypeStruct((2, n, 2, channels), dtype) for n in (64, keys))
-    assert jax.eval_shape(module.attention, query, other, other).shape == query.shape
-    assert asked == ([{"is_causal": False, "implementation": "cudnn"}] if flash else [])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    query, key, value = (
+        jnp.asarray(random_array(name, (1, length, 2, channels)), dtype)
+        for name, length in (("query", queries), ("key", keys), ("value", keys))
+    )
+    output = module.attention(query, key, value)
+    assert asked == (["cudnn"] if flash else [])
+    expected = module.chunked_attention(query, key, value, causal=False, chunk=queries)
+    np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (output, expected)), atol=0.03)
