@@ -4,7 +4,9 @@ Symbols: B batch; H, W image size; h, w latent size; L tokens; D text channels. 
 UNet sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,16 @@ STEPS_OFFSET = 1
 _SCHEDULE_SETTINGS = ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type")
 
 
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A tokenizer that is equal to any other: compiled functions never see words.
+
+    So what is compiled for a model serves it when it is loaded again, with another tokenizer object.
+    """
+
+    tokenizer: CLIPTokenizer = dataclasses.field(compare=False)
+
+
 @struct.dataclass
 class StableDiffusion:
     """A text-to-image latent diffusion model: parameters, schedule, and the modules that give them meaning.
@@ -43,7 +55,7 @@ class StableDiffusion:
         schedule: the noise schedule.
         unet, vae, text_encoder: linen modules (static).
         scaling_factor: VAE latents × this = the latents here (static).
-        tokenizer: turns prompts into ids (static, compared by identity).
+        words: holds the tokenizer (static).
         scheduler_config: the schedule's settings as (key, value) pairs under diffusers' names (static).
     """
 
@@ -55,8 +67,13 @@ class StableDiffusion:
     vae: AutoencoderKL = struct.field(pytree_node=False)
     text_encoder: CLIPTextModel = struct.field(pytree_node=False)
     scaling_factor: float = struct.field(pytree_node=False)
-    tokenizer: CLIPTokenizer = struct.field(pytree_node=False)
+    words: Words = struct.field(pytree_node=False)
     scheduler_config: tuple[tuple[str, Any], ...] = struct.field(pytree_node=False)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """What turns prompts into ids."""
+        return self.words.tokenizer
 
 
 def make_model(
@@ -101,15 +118,30 @@ def make_model(
         vae=AutoencoderKL(vae_config, dtype),
         text_encoder=CLIPTextModel(text_config, dtype),
         scaling_factor=vae_config.scaling_factor,
-        tokenizer=tokenizer,
+        words=Words(tokenizer),
         scheduler_config=tuple(
             (name, scheduler_config[name]) for name in _SCHEDULE_SETTINGS if name in scheduler_config
         ),
     )
 
 
+def with_memory_settings(
+    model: StableDiffusion, *, attention_chunk: int, vae_rematerialise: bool
+) -> StableDiffusion:
+    """The same model, computing the same in other pieces; see AutoencoderKL and UNet2DConditionModel."""
+    return dataclasses.replace(
+        model,
+        unet=model.unet.clone(attention_chunk=attention_chunk),
+        vae=model.vae.clone(attention_chunk=attention_chunk, rematerialise=vae_rematerialise),
+    )
+
+
 def _apply(module: nn.Module, parameters: Any, *inputs: Any, method: str | None = None) -> Any:
-    return module.apply({"params": parameters}, *inputs, method=method)
+    # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) unless told otherwise. Who asks
+    # for float32 there wants its digits; who wants speed takes bfloat16.
+    exact = jax.default_matmul_precision("highest") if module.dtype == jnp.float32 else nullcontext()
+    with exact:
+        return module.apply({"params": parameters}, *inputs, method=method)
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
@@ -149,10 +181,21 @@ def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, te
     return epsilon_from_output(model.schedule, output, x, t)
 
 
+def encode_posterior(model: StableDiffusion, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and log variance, (B, h, w, C) each, of the VAE's own latents of images (B, H, W, 3) in [0, 1]."""
+    chex.assert_rank(images, 4)
+    return _apply(model.vae, model.vae_params, 2.0 * images - 1.0, method="encode")
+
+
 def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
     """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
-    chex.assert_rank(images, 4)
-    mean, log_variance = _apply(model.vae, model.vae_params, 2.0 * images - 1.0, method="encode")
+    return latents_from_posterior(model, *encode_posterior(model, images), key)
+
+
+def latents_from_posterior(
+    model: StableDiffusion, mean: jax.Array, log_variance: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """Latents (B, h, w, C) out of what `encode_posterior` gives: a sample, or the mean without a key."""
     if key is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
     return model.scaling_factor * mean
