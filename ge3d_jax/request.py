@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ge3d_jax.diffusion.hub import check_on_hub, local_model
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import slug
 from ge3d_jax.toybox import model_folder
@@ -16,13 +17,19 @@ _LARGEST_TOYBOX_IMAGE = 128
 
 
 def find_model(model: str | os.PathLike[str] | None) -> Path:
-    """The folder of the model, the bundled one for None. Raises UserError where there is none."""
-    folder = Path(model) if model is not None else model_folder()
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"There is no model in {folder} (no model_index.json); give a folder in diffusers layout."
-        )
-    return folder
+    """What `load_model` is to open: a folder, a single file or an id of the hub; None is the bundled model.
+
+    Costs no more than one small file from the hub, so that a mistake shows before a download.
+
+    Raises:
+        UserError: there is no such model, or it is of another kind.
+    """
+    if model is None:
+        return model_folder()
+    local = local_model(model)
+    if local is None:
+        check_on_hub(Path(model).as_posix())
+    return local or Path(model)
 
 
 def check_prompt(prompt: str, folder: Path) -> None:

@@ -19,8 +19,9 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from ge3d_jax.diffusion import blocks, vae
-from ge3d_jax.diffusion.checkpoint import parameter_shapes, read_parameters, tensor_name
+from ge3d_jax.diffusion.parameters import parameter_shapes, read_parameters, tensor_name
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
+from ge3d_jax.diffusion.tensor_files import open_tensors
 from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
@@ -151,7 +152,7 @@ def random_parameters(shapes: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tensors.safetensors"
         save_file(random_tensors(shapes), file)
-        return read_parameters(file, shapes)
+        return read_parameters(open_tensors(file), shapes, file)
 
 
 def channels_last(name: str, *shape: int) -> np.ndarray:

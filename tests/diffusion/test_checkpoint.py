@@ -15,8 +15,8 @@ from ge3d_jax.diffusion.checkpoint import (
     VAE_WEIGHTS,
     load_model,
     save_model,
-    tensor_name,
 )
+from ge3d_jax.diffusion.parameters import tensor_name
 from ge3d_jax.errors import UserError
 from tests.reference_models import tiny_model
 
