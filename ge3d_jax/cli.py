@@ -5,8 +5,10 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag answer at o
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from absl import app, flags, logging
 
@@ -22,6 +24,18 @@ _SHORTEST_KEPT_SECONDS = 0.5
 def _fail(message: str) -> int:
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     return EXIT_USER_ERROR
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In one line, without the place in the code: it is for the person who runs the script."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -60,12 +74,20 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
     return settings
 
 
+def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
+    """Whole numbers above 0 from a flag that lists them. Raises UserError at anything else."""
+    if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
+        raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, as --{flag}=1,4.")
+    return [int(value) for value in values]
+
+
 def run(main: Callable[[], None]) -> None:
     """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C."""
 
     def guarded(_: Sequence[str]) -> int:
         # JAX tells which accelerators it did not find; on a machine without any that is no news.
         logging.set_verbosity(logging.WARNING)
+        warnings.showwarning = _show_warning
         from ge3d_jax.devices import use_processor_cores
 
         try:

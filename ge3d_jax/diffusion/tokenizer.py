@@ -7,6 +7,7 @@ for bytes, the last one of a word marked by `</w>`, and then joined by the merge
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 # transformers otherwise announces at import that PyTorch is absent, which is as it should be here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+import numpy as np  # noqa: E402
 from transformers import CLIPTokenizer  # noqa: E402  (after the setting it reads at import)
 
 from ge3d_jax.errors import UserError  # noqa: E402
@@ -140,3 +142,31 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> 
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special_tokens = {name: str(getattr(tokenizer, name)) for name in names}
     _write_tokenizer(Path(folder), vocabulary, pairs, special_tokens, tokenizer.model_max_length)
+
+
+def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> np.ndarray:
+    """Token ids of prompts as Stable Diffusion takes them: framed, padded, and cut where they are too long.
+
+    Args:
+        tokenizer: the model's.
+        prompts: B texts, possibly empty.
+        length: L, tokens of every row, start and end tokens included.
+
+    Returns:
+        (B, L) int32.
+
+    Warns:
+        UserWarning: a prompt has more tokens than fit; says which words the model will not see.
+    """
+    # `verbose` off: transformers would speak of indexing errors, which cutting rules out.
+    rows = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
+    for row in rows:
+        if len(row) > length:
+            lost = tokenizer.decode(row[length - 1 : -1])
+            warnings.warn(
+                f"A prompt is longer than the {length} tokens the model reads; it will not see the end "
+                f"{lost!r}. Shorten the prompt.",
+                stacklevel=2,
+            )
+    padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    return np.asarray(padded["input_ids"], np.int32).reshape(len(prompts), length)

@@ -1,11 +1,12 @@
 """Small vocabularies: every word one token, every other text spelled, the same files each time."""
 
 import json
+import warnings
 
 import pytest
 from transformers import CLIPTokenizer
 
-from ge3d_jax.diffusion.tokenizer import build_tokenizer, save_tokenizer
+from ge3d_jax.diffusion.tokenizer import build_tokenizer, prompt_ids, save_tokenizer
 from ge3d_jax.errors import UserError
 
 # Words that share beginnings, middles and ends, so that the merges of one could break another.
@@ -90,3 +91,20 @@ def test_ids_count_from_zero_without_gaps(tmp_path):
 def test_words_of_several_pieces_are_refused(tmp_path, word):
     with pytest.raises(UserError, match="word"):
         build_tokenizer(["red", word], tmp_path, max_length=9)
+
+
+def test_prompts_are_cut_with_a_warning_that_names_what_is_lost(tmp_path):
+    tokenizer = build_tokenizer(WORDS, tmp_path, max_length=9)
+    with pytest.warns(UserWarning, match="the end 'top café'"):
+        ids = prompt_ids(tokenizer, ["red", "red robot top café"], 4)
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    red, robot = tokenizer.convert_tokens_to_ids(["red</w>", "robot</w>"])
+    assert ids.tolist() == [[start, red, end, 0], [start, red, robot, end]]
+
+
+def test_prompts_that_just_fit_raise_no_warning(tmp_path):
+    tokenizer = build_tokenizer(WORDS, tmp_path, max_length=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prompt_ids(tokenizer, ["red robot", ""], 4).shape == (2, 4)
+        assert prompt_ids(tokenizer, ["red " * 7], 9).shape == (1, 9)

@@ -1,0 +1,38 @@
+"""Time the VAE: encoding, encoding with the gradient back to the image, decoding; and PyTorch's beside it.
+
+    python experiments/benchmark_vae.py --model_size=sd21 --batches=4 --peer=torch
+
+Prints a table (median, TFLOP/s, share of the device's own matmul rate, peak memory, compile time, ours over
+theirs) and writes it as JSON to --out. Weights are random: times do not depend on them. The bundled size
+takes a minute on two processor cores. Stable Diffusion's is meant for a GPU; on a processor give --batches=1
+and few --repetitions. --peer=torch needs torch and diffusers (requirements-torch.txt).
+"""
+
+from absl import flags
+
+from ge3d_jax import cli
+from ge3d_jax.benchmarks import options
+
+flags.adopt_module_key_flags(options)
+_BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Numbers of images in one pass.")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    dtype = options.begin()
+    batches = cli.parse_counts("batches", _BATCHES.value)
+    peer = options.load_peer()
+
+    from ge3d_jax.benchmarks.models import SIZES
+    from ge3d_jax.benchmarks.networks import measure_vae
+
+    size = SIZES[options.MODEL_SIZE.value]
+    how = {"repetitions": options.REPETITIONS.value, "warm_up": options.WARM_UP.value}
+    rows = measure_vae(size, dtype, batches, **how)
+    if peer is not None:
+        rows += peer.measure_vae(size, dtype, batches, compiles=options.COMPILE_PEER.value, **how)
+    options.finish("vae", rows, dtype)
+
+
+if __name__ == "__main__":
+    cli.run(main)
