@@ -23,7 +23,8 @@ _LINES_WITHOUT_TERMINAL = 10
 class RunProgress:
     """A bar on a terminal, a line now and then elsewhere, on standard error; nothing unless `enabled`."""
 
-    def __init__(self, total: int, *, enabled: bool = True) -> None:
+    def __init__(self, total: int, *, enabled: bool = True, doing: str = "generating") -> None:
+        self._doing = doing
         console = Console(stderr=True, quiet=not enabled)
         self._console = console
         self._total = total
@@ -53,7 +54,7 @@ class RunProgress:
     def update(self, done: int, loss: float, splats: int) -> None:
         """Show that `done` iterations are through."""
         figures = f" · loss {loss:.4g} · {splats} splats"
-        self._bar.update(self._task, description="generating", completed=done, figures=figures)
+        self._bar.update(self._task, description=self._doing, completed=done, figures=figures)
         every = max(1, self._total // _LINES_WITHOUT_TERMINAL)
         if not self._console.is_terminal and (done % every == 0 or done == self._total):
             self._console.print(f"iteration {done}/{self._total}{figures}", highlight=False)

@@ -112,13 +112,17 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam; each learning rate is (first iteration, last), log-linear between. Positions in world units."""
+    """Adam; each learning rate is (first iteration, last), log-linear between. Positions in world units.
+
+    The colour's bands above degree 0 learn `higher_bands` times as fast as the first.
+    """
 
     position: Range = (2e-4 * 3.5, 1.6e-6 * 3.5)
     color: Range = (0.01, 0.003)
     opacity: Range = (0.05, 0.05)
     scale: Range = (0.005, 0.001)
     rotation: Range = (0.001, 0.0002)
+    higher_bands: float = 1.0
     epsilon: float = 1e-15
 
 
@@ -196,6 +200,11 @@ class Config:
 
     `splat_capacity` bounds the number of splats; their buffer grows towards it by itself. `buffer_capacity`
     is where the intersection buffer of one view starts, it grows too.
+
+    Three settings trade time for memory and change nothing else: `views_per_batch` views go through the
+    networks at a time (null: all of them), attention where the GPU has no fast one takes `attention_chunk`
+    queries at a time, and with `vae_rematerialise` the encoder's blocks are computed again for the gradient
+    instead of kept.
     """
 
     iterations: int = 3000
@@ -203,6 +212,9 @@ class Config:
     image_size: int = 512
     splat_capacity: int = 400_000
     buffer_capacity: int = 2**21
+    views_per_batch: int | None = None
+    attention_chunk: int = 1024
+    vae_rematerialise: bool = False
     nodes: NodeConfig = NodeConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     cameras: CameraConfig = CameraConfig()
@@ -221,6 +233,8 @@ class Config:
             "views": (self.views, 1),
             "image_size": (self.image_size, 1),
             "buffer_capacity": (self.buffer_capacity, 1),
+            "views_per_batch": (self.views_per_pass, 1),
+            "attention_chunk": (self.attention_chunk, 1),
             "nodes.count": (nodes.count, 1),
             "nodes.jump_min": (min(nodes.jump_min), 1),
             "cameras.widen_every": (cameras.widen_every, 1),
@@ -230,6 +244,11 @@ class Config:
         for name, (value, bound) in least.items():
             if value < bound:
                 raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
+        if self.views % self.views_per_pass:
+            raise UserError(
+                f"The setting views_per_batch is {self.views_per_batch}, which does not divide views, "
+                f"{self.views}; give one that does, as 1."
+            )
         for name, radii in (("radius_begin", cameras.radius_begin), ("radius_end", cameras.radius_end)):
             if radii[0] <= 0:
                 raise UserError(f"The setting cameras.{name} starts at {radii[0]}; give radii above 0.")
@@ -252,6 +271,11 @@ class Config:
             value = getattr(self.optimizer, field.name)
             if min(value if isinstance(value, tuple) else (value,)) <= 0:
                 raise UserError(f"The setting optimizer.{field.name} is {value}; give numbers above 0.")
+
+    @property
+    def views_per_pass(self) -> int:
+        """How many views go through the networks at a time."""
+        return self.views if self.views_per_batch is None else self.views_per_batch
 
 
 PRESETS: dict[str, Config] = {

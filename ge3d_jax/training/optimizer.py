@@ -56,4 +56,5 @@ def apply_gradients(
     directions, optimizer_state = adam(config).update(gradients, optimizer_state)
     rates = learning_rates(config, progress)
     updates = {field: -rates[field] * direction for field, direction in directions.items()}
+    updates["sh"] = updates["sh"].at[:, 1:].multiply(config.higher_bands)
     return optax.apply_updates(parameters, updates), optimizer_state

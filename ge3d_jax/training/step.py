@@ -5,8 +5,10 @@ as `StepInputs`; `make_step` draws those and compiles the whole into one functio
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,14 @@ from flax import struct
 from jax.sharding import Mesh
 
 from ge3d_jax.devices import divided, everywhere
-from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_images, predict_epsilon
+from ge3d_jax.diffusion.pipeline import (
+    StableDiffusion,
+    encode_images,
+    encode_posterior,
+    latents_from_posterior,
+    predict_epsilon,
+    with_memory_settings,
+)
 from ge3d_jax.guidance.ge3d import Residual, dbc_weights, ge3d_residual
 from ge3d_jax.guidance.prompts import (
     ViewEmbeddings,
@@ -24,14 +33,15 @@ from ge3d_jax.guidance.prompts import (
 )
 from ge3d_jax.guidance.trajectory import denoising_trajectory, noising_trajectory
 from ge3d_jax.splatting.cameras import Camera
-from ge3d_jax.splatting.density import accumulate
 from ge3d_jax.splatting.gaussians import Gaussians, mean_scale
 from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.training.compilation import Compilation, compilation_of
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.density_control import density_penalty, explore
+from ge3d_jax.training.density_control import density_penalty
 from ge3d_jax.training.inputs import StepInputs, sample_inputs
-from ge3d_jax.training.optimizer import Parameters, apply_gradients, learning_rates, parameters_of
+from ge3d_jax.training.optimizer import Parameters, parameters_of
 from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.update import update
 
 
 @struct.dataclass
@@ -95,16 +105,29 @@ def total_variation(images: jax.Array) -> jax.Array:
     return 2.0 * (horizontal + vertical)
 
 
-def _over_devices(function: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
+def _over_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     """`function` of batches, computed in parts on the mesh's devices; the result is on all of them."""
     if mesh is None:
         return function
 
-    def parted(*batches: jax.Array) -> jax.Array:
+    def parted(*batches: jax.Array) -> Any:
         parts = (jax.lax.with_sharding_constraint(batch, divided(mesh)) for batch in batches)
         return jax.lax.with_sharding_constraint(function(*parts), everywhere(mesh))
 
     return parted
+
+
+def _in_turn(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """`function` of arrays with a leading axis of views, computed for `count` views at a time."""
+
+    def all_views(*arrays: jax.Array) -> Any:
+        if arrays[0].shape[0] == count:
+            return function(*arrays)
+        groups = [array.reshape(-1, count, *array.shape[1:]) for array in arrays]
+        results = jax.lax.map(lambda group: function(*group), groups)
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
+
+    return all_views
 
 
 def trajectory_residual(
@@ -120,38 +143,44 @@ def trajectory_residual(
     """Carry the latents up and down the time nodes and compare (B, h, w, C).
 
     The branches of the guided prediction (∅, the view's text, and with Perp-Neg two views to avoid) go
-    through the UNet in one batch of 2·B or 4·B.
+    through the UNet in one batch: 2 or 4 samples for each of the views that go through at a time.
     """
-    guidance, views = config.guidance, z.shape[0]
-    positive, negatives, weights = perp_neg_embeddings(
-        embeddings, inputs.azimuth, weight=guidance.perp_neg_weight
-    )
-
-    def for_all(embedding: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(embedding, (views, *embedding.shape))
-
-    branches = [for_all(embeddings.negative), positive]
-    if guidance.use_perp_neg:
-        branches += [negatives[:, 0], negatives[:, 1]]
-    text = jnp.concatenate(branches)
-    noising_text = for_all(embeddings.noising)
+    guidance = config.guidance
 
     def predict(x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
         return _over_devices(lambda x, text: predict_epsilon(model, x, t, text), mesh)(x, text)
 
-    def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
-        return predict(x, t, noising_text)
+    def trajectories(
+        z: jax.Array, noise: jax.Array, positive: jax.Array, negatives: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def for_all(embedding: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(embedding, (z.shape[0], *embedding.shape))
 
-    def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        batch = jnp.concatenate([x] * len(branches))
-        empty, wanted, *avoided = jnp.split(predict(batch, t, text), len(branches))
-        if not avoided:
-            return classifier_free_epsilon(empty, wanted, guidance.scale)
-        return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
+        branches = [for_all(embeddings.negative), positive]
+        if guidance.use_perp_neg:
+            branches += [negatives[:, 0], negatives[:, 1]]
+        text = jnp.concatenate(branches)
+        noising_text = for_all(embeddings.noising)
 
-    nodes = (inputs.node_times, inputs.active)
-    noised = noising_trajectory(predict_plain, model.schedule, z, inputs.noise, *nodes)
-    denoised = denoising_trajectory(predict_guided, model.schedule, noised[-1], *nodes)
+        def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
+            return predict(x, t, noising_text)
+
+        def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
+            batch = jnp.concatenate([x] * len(branches))
+            empty, wanted, *avoided = jnp.split(predict(batch, t, text), len(branches))
+            if not avoided:
+                return classifier_free_epsilon(empty, wanted, guidance.scale)
+            return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
+
+        nodes = (inputs.node_times, inputs.active)
+        noised = noising_trajectory(predict_plain, model.schedule, z, noise, *nodes)
+        denoised = denoising_trajectory(predict_guided, model.schedule, noised[-1], *nodes)
+        # The views lead, as `_in_turn` needs it.
+        return noised.swapaxes(0, 1), denoised.swapaxes(0, 1)
+
+    texts = perp_neg_embeddings(embeddings, inputs.azimuth, weight=guidance.perp_neg_weight)
+    states = _in_turn(trajectories, config.views_per_pass)(z, inputs.noise, *texts)
+    noised, denoised = (of_views.swapaxes(0, 1) for of_views in states)
     balance = dbc_weights(
         iteration, config.iterations, config.nodes.count, inputs.active, width=guidance.dbc_width
     )
@@ -174,8 +203,17 @@ def ge3d_step(
     iteration with a larger buffer. The devices of a `mesh` share the passes through the networks; the views
     must divide among them.
     """
+    model = with_memory_settings(
+        model, attention_chunk=config.attention_chunk, vae_rematerialise=config.vae_rematerialise
+    )
     parameters = parameters_of(state.gaussians)
     views = inputs.azimuth.shape[0]
+
+    encode_together = _over_devices(partial(encode_posterior, model), mesh)
+    # Else a loop over the views would keep for the gradient what all of them computed.
+    encode_part = jax.checkpoint(encode_together, prevent_cse=False)
+    is_whole = config.views_per_pass == views
+    encode = encode_together if is_whole else _in_turn(encode_part, config.views_per_pass)
 
     def objective(
         parameters: Parameters, screen_offsets: jax.Array
@@ -183,8 +221,7 @@ def ge3d_step(
         gaussians = dataclasses.replace(state.gaussians, **parameters)
         rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
-        encode = _over_devices(lambda x: encode_images(model, x, inputs.posterior_key), mesh)
-        z = encode(images)
+        z = latents_from_posterior(model, *encode(images), inputs.posterior_key)
         residual = trajectory_residual(
             model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config, mesh=mesh
         )
@@ -199,28 +236,19 @@ def ge3d_step(
     (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
         parameters, screen_offsets
     )
-    progress = state.iteration.astype(jnp.float32) / config.iterations
-    moved, optimizer_state = apply_gradients(
-        config.optimizer, parameters, gradients, state.optimizer_state, progress
-    )
-    gaussians = explore(
-        inputs.exploration_key,
-        dataclasses.replace(state.gaussians, **moved),
-        learning_rates(config.optimizer, progress)["positions"],
-        config=config.density,
-    )
-    statistics = accumulate(state.statistics, screen_gradients, rendered.radii > 0, config.image_size)
-
     overflow = jnp.max(rendered.overflow)
-    is_accepted = overflow == 0
-    changed = {
-        "gaussians": gaussians,
-        "optimizer_state": optimizer_state,
-        "statistics": statistics,
-        "iteration": state.iteration + 1,
-    }
-    kept = {name: getattr(state, name) for name in changed}
-    accepted = jax.tree.map(partial(jnp.where, is_accepted), changed, kept)
+    stepped = update(
+        state,
+        gradients,
+        screen_gradients,
+        rendered.radii,
+        inputs.exploration_key,
+        is_accepted=overflow == 0,
+        progress=state.iteration.astype(jnp.float32) / config.iterations,
+        image_size=config.image_size,
+        optimizer=config.optimizer,
+        density=config.density,
+    )
     metrics = Metrics(
         loss=residual.loss,
         gradient_norm=jnp.sqrt(jnp.sum(residual.gradient**2)),
@@ -229,7 +257,7 @@ def ge3d_step(
         intersections=jnp.max(rendered.intersections),
         overflow=overflow,
     )
-    return dataclasses.replace(state, **accepted), metrics
+    return stepped, metrics
 
 
 def inputs_of(state: TrainState, model: StableDiffusion, config: Config) -> StepInputs:
@@ -261,14 +289,42 @@ def _step(
     return result if mesh is None else jax.lax.with_sharding_constraint(result, everywhere(mesh))
 
 
-def make_step(config: Config, buffer_capacity: int, mesh: Mesh | None = None) -> Step:
+def make_step(
+    config: Config,
+    buffer_capacity: int,
+    mesh: Mesh | None = None,
+    *,
+    on_compiled: Callable[[Compilation], None] | None = None,
+) -> Step:
     """One iteration as one compiled function. It donates the state it is given: use the returned one only.
+
+    It is compiled at its first call, and again where the buffer of splats has grown since.
 
     Args:
         config: all settings, static.
         buffer_capacity: intersections that one view's buffer holds, static.
         mesh: devices that share the networks' work; state, model and embeddings must lie on all of them.
+        on_compiled: told of each compilation, before what it compiled runs.
     """
     # The setting says only where the buffer starts: runs that reach the same size share compiled code.
     config = dataclasses.replace(config, buffer_capacity=buffer_capacity)
-    return partial(_step, config=config, buffer_capacity=buffer_capacity, mesh=mesh)
+    programs: dict[int, jax.stages.Compiled] = {}
+
+    def step(
+        state: TrainState, model: StableDiffusion, embeddings: ViewEmbeddings
+    ) -> tuple[TrainState, Metrics]:
+        capacity = state.gaussians.capacity
+        if capacity not in programs:
+            begun = time.monotonic()
+            lowered = _step.lower(
+                state, model, embeddings, config=config, buffer_capacity=buffer_capacity, mesh=mesh
+            )
+            # The splats grow and never shrink: a program for fewer is done with.
+            programs.clear()
+            programs[capacity] = lowered.compile()
+            if on_compiled is not None:
+                devices = 1 if mesh is None else mesh.size
+                on_compiled(compilation_of(programs[capacity], time.monotonic() - begun, devices))
+        return programs[capacity](state, model, embeddings)
+
+    return step

@@ -1,0 +1,1 @@
+"""Splats from posed pictures, the classic reconstruction; no diffusion."""

@@ -1,0 +1,224 @@
+"""Pictures with known cameras, read from a folder in the layout of NeRF's synthetic scenes.
+
+`transforms.json`, or `transforms_train.json` and `transforms_test.json`, hold `camera_angle_x` (horizontal
+field of view, radians) and `frames`, each with a `file_path` (relative, `.png` where it has no ending) and a
+`transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z backward). The object stands around
+the origin, z is up.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.fitting.similarity import SSIM_WINDOW
+
+_TRAIN, _TEST, _ALL = "transforms_train.json", "transforms_test.json", "transforms.json"
+# Without a split of its own every eighth picture is held out, as is usual since LLFF.
+_HOLD_OUT_EVERY = 8
+# How far a matrix may be from a rotation; files round to six digits or more.
+_ROTATION_TOLERANCE = 1e-3
+_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class PosedImages:
+    """V pictures of one size, and their cameras.
+
+    Attributes:
+        pixels: (V, H, W, 4) uint8, colour times alpha, and alpha.
+        world_to_camera: (V, 4, 4) float32, OpenCV axes, world units.
+        intrinsics: (4,) float32, fx, fy, cx, cy in pixels, of all.
+        names: of the V files.
+    """
+
+    pixels: np.ndarray
+    world_to_camera: np.ndarray
+    intrinsics: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[2], self.pixels.shape[1]
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether no picture has a transparent pixel."""
+        return bool((self.pixels[..., 3] == 255).all())
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Positions of the cameras, (V, 3) world units."""
+        rotations, translations = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
+        return -np.einsum("vji,vj->vi", rotations, translations)
+
+    def subset(self, chosen: np.ndarray) -> "PosedImages":
+        """The pictures of some indices."""
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[chosen],
+            world_to_camera=self.world_to_camera[chosen],
+            names=tuple(self.names[index] for index in chosen),
+        )
+
+
+def read_posed_images(
+    folder: str | os.PathLike[str], *, downscale: int = 1
+) -> tuple[PosedImages, PosedImages]:
+    """The pictures to fit and those held out.
+
+    Args:
+        folder: see the module's text. Where there is no test file, every eighth picture is held out.
+        downscale: each pixel becomes the mean of so many by so many.
+
+    Raises:
+        UserError: a file that is missing, unreadable or lacks something, pictures of unequal size or small,
+            a matrix that is no rotation and shift, cameras that do not see the origin; names file and field.
+    """
+    folder = Path(folder)
+    if downscale < 1:
+        raise UserError(f"The downscale is {downscale}; give 1 or a larger whole number.")
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give one with pictures and a {_ALL}.")
+    file = folder / (_TRAIN if (folder / _TRAIN).is_file() else _ALL)
+    if not file.is_file():
+        raise UserError(
+            f"The folder {folder} has neither {_ALL} nor {_TRAIN}; give one in the layout of NeRF's scenes."
+        )
+    images = _read_file(file, downscale)
+    if (folder / _TEST).is_file():
+        held_out = _read_file(folder / _TEST, downscale)
+        if held_out.size != images.size or not np.allclose(held_out.intrinsics, images.intrinsics):
+            raise UserError(
+                f"The pictures of {folder / _TEST} have another size or camera_angle_x than those of "
+                f"{file}; make them equal."
+            )
+    else:
+        if len(images.names) < 2:
+            raise UserError(
+                f"{file} names {len(images.names)} frame, but one to fit and one to hold out are "
+                "needed; add pictures."
+            )
+        index = np.arange(len(images.names))
+        held_out = images.subset(index[::_HOLD_OUT_EVERY])
+        images = images.subset(index[index % _HOLD_OUT_EVERY > 0])
+    _check_aim(images, file)
+    return images, held_out
+
+
+def scene_radius(images: PosedImages) -> float:
+    """Half of what a picture shows of the plane through the origin along its shorter side, world units."""
+    distance = float(np.median(np.linalg.norm(images.centers, axis=1)))
+    return distance * 0.5 * min(images.size) / float(images.intrinsics[0])
+
+
+def _read_file(file: Path, downscale: int) -> PosedImages:
+    content = _read_json(file)
+    angle, frames = content.get("camera_angle_x"), content.get("frames")
+    if not _is_number(angle) or not 0 < angle < math.pi:
+        raise UserError(f"{file}: camera_angle_x is {angle!r}; give the horizontal field of view in radians.")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{file}: frames is no list of at least one picture; add one.")
+    pixels, matrices, names = [], [], []
+    for index, frame in enumerate(frames):
+        place = f"{file}: frames[{index}]"
+        name = frame.get("file_path") if isinstance(frame, dict) else None
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{place} has no file_path; give the path of its picture.")
+        matrices.append(_world_to_camera(frame.get("transform_matrix"), place))
+        picture = file.parent / name
+        picture = picture if picture.suffix else picture.with_name(picture.name + ".png")
+        pixels.append(_read_picture(picture, downscale))
+        names.append(name)
+        if pixels[-1].shape != pixels[0].shape:
+            raise UserError(
+                f"{picture} has another size than {names[0]}; all pictures need one size, make it equal."
+            )
+    height, width = pixels[0].shape[:2]
+    focal = 0.5 * width / math.tan(0.5 * angle)
+    return PosedImages(
+        pixels=np.stack(pixels),
+        world_to_camera=np.stack(matrices).astype(np.float32),
+        intrinsics=np.array([focal, focal, 0.5 * width, 0.5 * height], np.float32),
+        names=tuple(names),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not readable JSON ({error}); mend it or write it anew.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; give camera_angle_x and frames.")
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _world_to_camera(rows: Any, place: str) -> np.ndarray:
+    """Inverse of an OpenGL camera-to-world matrix, with OpenCV axes, (4, 4) float64."""
+    is_square = isinstance(rows, list) and len(rows) == 4
+    if not is_square or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise UserError(f"{place}: transform_matrix is not 4 rows of 4 numbers; give camera to world.")
+    if not all(_is_number(value) for row in rows for value in row):
+        raise UserError(f"{place}: transform_matrix holds something that is no finite number; mend it.")
+    matrix = np.array(rows, np.float64)
+    rotation = matrix[:3, :3]
+    is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ROTATION_TOLERANCE
+    if not is_rotation or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise UserError(
+            f"{place}: transform_matrix is not a rotation and a shift; remove scales and mirrors from it."
+        )
+    return np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)
+
+
+def _read_picture(path: Path, downscale: int) -> np.ndarray:
+    """A picture as uint8 (H, W, 4), colour times alpha, and alpha."""
+    try:
+        with Image.open(path) as opened:
+            straight = np.asarray(opened.convert("RGBA"), np.float32)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no picture {path}; put it there or drop its frame.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG file.") from error
+    height, width = straight.shape[:2]
+    if height % downscale or width % downscale:
+        raise UserError(
+            f"{path} has {width} by {height} pixels, which {downscale} does not divide; "
+            "choose another downscale."
+        )
+    height, width = height // downscale, width // downscale
+    if min(height, width) < SSIM_WINDOW:
+        raise UserError(
+            f"{path} has {width} by {height} pixels after downscaling, but {SSIM_WINDOW} are needed; "
+            "give larger pictures."
+        )
+    premultiplied = np.concatenate(
+        [straight[..., :3] * (straight[..., 3:] / 255.0), straight[..., 3:]], axis=-1
+    )
+    blocks = premultiplied.reshape(height, downscale, width, downscale, 4)
+    return np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def _check_aim(images: PosedImages, file: Path) -> None:
+    """Refuse cameras most of which do not see the origin, where the object should be."""
+    x, y, depth = images.world_to_camera[:, :3, 3].T
+    focal = images.intrinsics[0]
+    width, height = images.size
+    sees = (depth > 0) & (np.abs(x) * focal < 0.5 * width * depth)
+    sees &= np.abs(y) * focal < 0.5 * height * depth
+    if np.mean(sees) < 0.5:
+        raise UserError(
+            f"{file}: only {int(sees.sum())} of {len(sees)} cameras see the origin, where the object should "
+            "be; move the world, or check that transform_matrix is camera to world with OpenGL axes."
+        )
