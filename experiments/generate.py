@@ -23,7 +23,9 @@ _PRESET = flags.DEFINE_string(
 )
 _MODEL = flags.DEFINE_string("model", None, "Folder of another model, in diffusers layout.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
-_START = flags.DEFINE_string("start", None, "A splat file (.ply) to begin with instead of a grey ball.")
+_START = flags.DEFINE_string(
+    "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a grey ball."
+)
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, instead of the preset's.")
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0

@@ -12,8 +12,9 @@ import numpy as np
 
 from ge3d_jax.diffusion.checkpoint import load_model
 from ge3d_jax.export.folder import MetricsFile, prepare_folder, slug, versions, write_json
-from ge3d_jax.export.ply import load_ply, save_ply
+from ge3d_jax.export.ply import save_ply
 from ge3d_jax.export.sheet import save_png
+from ge3d_jax.export.splats import load_splats
 from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
 from ge3d_jax.export.video import save_gif, save_mp4
 from ge3d_jax.export.viewer import save_viewer
@@ -114,7 +115,7 @@ def generate(
         seed: same seed on the same machine, same object, byte by byte.
         model: folder of another model in diffusers layout; None is the bundled one.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
-        start: a splat file (.ply) to begin with instead of a grey ball.
+        start: a splat file (.ply, .splat or .spz) to begin with instead of a grey ball.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
         preview_every: iterations between pictures in previews/; 0 for none.
         checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
@@ -133,7 +134,7 @@ def generate(
     check_seed(seed)
     config = with_overrides(preset_config(preset), overrides or {})
     check_image_size(config, folder_of_model)
-    started = load_ply(start) if start is not None else None
+    started = load_splats(start) if start is not None else None
     if started is not None:
         config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")

@@ -1,4 +1,7 @@
-"""Splat files: what is written is read back, viewers' layout byte by byte, and bad files named."""
+"""Splat files in the 3DGS layout: what is written is read back, viewers' layout byte by byte, bad files.
+
+plyfile, which shares no code with the reader, writes the files that other tools might have written.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,40 +11,31 @@ from numpy.lib.recfunctions import drop_fields
 
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.ply import load_ply, save_ply
-from ge3d_jax.splatting.gaussians import Gaussians
+from tests.export.splat_files import random_gaussians
+
+FIELDS = ("positions", "log_scales", "opacity_logits", "sh")
 
 
-def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> Gaussians:
-    rng = np.random.default_rng(seed)
-    quaternions = rng.normal(size=(count, 4))
-    mask = np.ones(count, bool)
-    mask[rng.permutation(count)[:dead]] = False
-    return Gaussians(
-        positions=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
-        log_scales=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
-        quaternions=jnp.asarray(
-            quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), jnp.float32
-        ),
-        opacity_logits=jnp.asarray(rng.normal(size=count), jnp.float32),
-        sh=jnp.asarray(rng.normal(size=(count, (degree + 1) ** 2, 3)), jnp.float32),
-        mask=jnp.asarray(mask),
-    )
+def assert_same(read, expected, *, rtol=0.0):
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(read, name), getattr(expected, name), rtol=rtol, err_msg=name)
+    np.testing.assert_allclose(read.quaternions, expected.quaternions, atol=1e-7)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_round_trip(tmp_path, degree):
+@pytest.mark.parametrize("ascii", [False, True])
+def test_round_trip(tmp_path, degree, ascii):
     written = random_gaussians(17, degree, dead=5)
-    path = tmp_path / "object.ply"
-    save_ply(path, written)
-    read = load_ply(path)
+    save_ply(tmp_path / "a.ply", written, ascii=ascii)
+    read = load_ply(tmp_path / "a.ply")
     live = np.asarray(written.mask)
-    assert read.positions.shape == (12, 3)
+    assert read.positions.shape == (12, 3) and read.sh_degree == degree
     assert bool(read.mask.all())
-    for name in ("positions", "log_scales", "opacity_logits", "sh"):
-        np.testing.assert_array_equal(
-            getattr(read, name), np.asarray(getattr(written, name))[live], err_msg=name
-        )
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(read, name), np.asarray(getattr(written, name))[live], name)
     np.testing.assert_allclose(read.quaternions, np.asarray(written.quaternions)[live], atol=1e-7)
+    save_ply(tmp_path / "b.ply", read, ascii=ascii)
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 
 def test_layout_is_the_one_viewers_read(tmp_path):
@@ -75,17 +69,49 @@ def test_same_splats_same_bytes_and_dead_splats_leave_no_trace(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "b.ply"]
 
 
-def test_reads_ascii_other_types_and_any_order(tmp_path):
-    save_ply(tmp_path / "a.ply", random_gaussians(4, degree=0))
+def test_quaternions_are_written_of_unit_length(tmp_path):
+    gaussians = random_gaussians(4, degree=0)
+    stretched = gaussians.replace(quaternions=gaussians.quaternions.at[0].multiply(7.0).at[1].set(0.0))
+    save_ply(tmp_path / "a.ply", stretched)
+    read = load_ply(tmp_path / "a.ply")
+    np.testing.assert_allclose(read.quaternions[0], gaussians.quaternions[0], atol=1e-6)
+    np.testing.assert_array_equal(read.quaternions[1], [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize("kind", ["ascii", "<", ">"])
+def test_reads_other_types_orders_and_neighbours(tmp_path, degree, kind):
+    gaussians = random_gaussians(5, degree)
+    save_ply(tmp_path / "a.ply", gaussians)
     records = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"].data
-    names = sorted(records.dtype.names)
-    other = np.zeros(4, dtype=[(name, "f8") for name in names] + [("extra", "i4")])
+    names = sorted(records.dtype.names, key=lambda name: name[::-1])
+    types = [
+        ("red", "u1"),
+        *((name, ("f8", "f4")[index % 2]) for index, name in enumerate(names)),
+        ("id", "i4"),
+    ]
+    other = np.zeros(5, dtype=types)
     for name in names:
         other[name] = records[name]
-    plyfile.PlyData([plyfile.PlyElement.describe(other, "vertex")], text=True).write(str(tmp_path / "b.ply"))
-    np.testing.assert_allclose(
-        load_ply(tmp_path / "a.ply").positions, load_ply(tmp_path / "b.ply").positions, rtol=1e-6
-    )
+    other["red"], other["id"] = 255, -7
+    before = np.zeros(3, dtype=[("a", "i2"), ("b", "f8")])
+    after = np.zeros(2, dtype=[("vertex_indices", "O")])
+    after["vertex_indices"] = [np.arange(3, dtype="i4"), np.arange(5, dtype="i4")]
+    elements = [
+        plyfile.PlyElement.describe(before, "camera"),
+        plyfile.PlyElement.describe(other, "vertex", comments=["from elsewhere"]),
+        plyfile.PlyElement.describe(after, "face"),
+    ]
+    ply = plyfile.PlyData(elements, text=kind == "ascii", byte_order="=" if kind == "ascii" else kind)
+    ply.write(str(tmp_path / "b.ply"))
+    assert_same(load_ply(tmp_path / "b.ply"), gaussians, rtol=1e-6 if kind == "ascii" else 0.0)
+
+
+def test_reads_lines_that_end_as_on_windows(tmp_path):
+    gaussians = random_gaussians(3, degree=0)
+    save_ply(tmp_path / "a.ply", gaussians, ascii=True)
+    (tmp_path / "b.ply").write_bytes((tmp_path / "a.ply").read_bytes().replace(b"\n", b"\r\n"))
+    assert_same(load_ply(tmp_path / "b.ply"), gaussians)
 
 
 def rewrite(path, change):
@@ -106,15 +132,29 @@ def without(name):
     return lambda records: drop_fields(records, name)
 
 
+def with_list(name):
+    def change(records):
+        types = [(field, "O" if field == name else "f4") for field in records.dtype.names]
+        changed = np.zeros(len(records), types)
+        changed[name] = [np.zeros(2, "f4")] * len(records)
+        return changed
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (with_value("scale_1", 2, np.nan), r"'scale_1' of splat 2 is not a finite"),
-        (with_value("opacity", 0, np.inf), r"'opacity' of splat 0 is not a finite"),
+        (with_value("scale_1", 2, np.inf), r"'scale_1' of splat 2 is not a finite"),
+        (with_value("opacity", 0, np.nan), r"'opacity' of splat 0 is not a finite"),
+        (with_value("f_rest_8", 3, -np.inf), r"'f_rest_8' of splat 3 is not a finite"),
         (lambda records: records[:0], "holds no splats"),
         (without("rot_3"), "no property 'rot_3'"),
         (without("f_dc_0"), "no property 'f_dc_0'"),
         (without("f_rest_4"), "8 f_rest"),
+        (with_list("opacity"), "'opacity' is a list"),
+        (with_list("nx"), "'nx' is a list"),
     ],
 )
 def test_bad_values_are_named(tmp_path, change, says):
@@ -128,39 +168,88 @@ def test_bad_values_are_named(tmp_path, change, says):
 
 def test_zero_rotation_is_named(tmp_path):
     path = tmp_path / "bad.ply"
-    save_ply(path, random_gaussians(4, degree=0).replace(quaternions=jnp.zeros((4, 4))))
-    with pytest.raises(UserError, match="no rotation"):
+    save_ply(path, random_gaussians(4, degree=0))
+
+    def stop(records):
+        for index in range(4):
+            records[f"rot_{index}"][2] = 0
+        return records
+
+    rewrite(path, stop)
+    with pytest.raises(UserError, match="splat 2 are all zero, which is no rotation"):
         load_ply(path)
 
 
+def test_infinite_logits_and_flat_splats_are_read_as_meant(tmp_path):
+    path = tmp_path / "a.ply"
+    save_ply(path, random_gaussians(4, degree=0))
+    rewrite(path, with_value("opacity", 0, np.inf))
+    rewrite(path, with_value("opacity", 1, -np.inf))
+    rewrite(path, with_value("scale_2", 3, -np.inf))
+    read = load_ply(path)
+    assert 10 < read.opacity_logits[0] < 20 and -20 < read.opacity_logits[1] < -10
+    assert 0 < np.exp(read.log_scales[3, 2]) < 1e-6
+
+
+@pytest.mark.parametrize("ascii", [False, True])
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "says"),
     [
-        lambda data: data[:-3],
-        lambda data: data[:60],
-        lambda data: b"",
-        lambda data: b"\x89PNG\r\n" + data,
-        lambda data: data.replace(b"vertex 4", b"vertex 400000000000"),
-        lambda data: data.replace(b"vertex 4", b"vertex -4"),
-        lambda data: data.replace(b"element vertex", b"element vortex"),
-        lambda data: "ply\n".encode("utf-16"),
-    ],
-    ids=[
-        "cut short",
-        "cut in the header",
-        "empty",
-        "not ply",
-        "huge count",
-        "negative",
-        "no vertex",
-        "utf-16",
+        (lambda data: data[:-60], "cut short"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+        (lambda data: data[:60], "end_header"),
+        (lambda data: b"", "begin"),
+        (lambda data: b"\x89PNG\r\n" + data, "begin"),
+        (lambda data: data.replace(b"vertex 4", b"vertex 1000000000000"), "claims 1000000000000 splats"),
+        (lambda data: data.replace(b"vertex 4", b"vertex " + b"9" * 5000), "count"),
+        (lambda data: data.replace(b"vertex 4", b"vertex -4"), "count"),
+        (lambda data: data.replace(b"vertex 4", b"vertex 4.0"), "count"),
+        (lambda data: data.replace(b"element vertex", b"element vortex"), "no 'vertex'"),
+        (lambda data: data.replace(b"float y", b"float x"), "second time"),
+        (lambda data: data.replace(b"float y", b"quaternion y"), "not understood"),
+        (lambda data: data.replace(b"float nx", b"list uchar int nx"), "list"),
+        (lambda data: data.replace(b"float nx", b"float n\xff"), "not text"),
+        (lambda data: data.replace(b" 1.0\n", b" 2.0\n"), "format"),
+        (lambda data: data.replace(b"format", b"comment"), "format"),
+        (lambda data: data.replace(b"float nx", b"uint packed_position"), "compressed"),
+        (
+            lambda data: data.replace(
+                b"element vertex", b"element a 1\nproperty list int int b\nelement vertex"
+            ),
+            "a",
+        ),
+        (
+            lambda data: data.replace(
+                b"element vertex", b"element a 999999999999\nproperty int b\nelement vertex"
+            ),
+            "cut short",
+        ),
+        (
+            lambda data: data.replace(b"property float x\n", b"property float q\n" * 40000),
+            "second|end_header",
+        ),
+        (lambda data: "ply\n".encode("utf-16"), "begin"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, damage):
+def test_damaged_files_are_named(tmp_path, damage, says, ascii):
     path = tmp_path / "bad.ply"
-    save_ply(path, random_gaussians(4, degree=0))
+    save_ply(path, random_gaussians(4, degree=0), ascii=ascii)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="bad.ply"):
+    with pytest.raises(UserError, match=says) as caught:
+        load_ply(path)
+    assert "bad.ply" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("new", [b"half", b"0.5 0.5", b"", b"1e999", b"nan", b"\xff"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_bad_numbers_in_text_are_named(tmp_path, new, row):
+    path = tmp_path / "bad.ply"
+    save_ply(path, random_gaussians(4, degree=0), ascii=True)
+    head, end, body = path.read_bytes().partition(b"end_header\n")
+    lines = [line.split() for line in body.splitlines()]
+    lines[row][1] = new
+    path.write_bytes(head + end + b"".join(b" ".join(line) + b"\n" for line in lines))
+    with pytest.raises(UserError, match=r"bad\.ply"):
         load_ply(path)
 
 
@@ -169,3 +258,5 @@ def test_missing_file_and_folder(tmp_path):
         load_ply(tmp_path / "nothing.ply")
     with pytest.raises(UserError, match="no splat file at"):
         load_ply(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_ply(tmp_path / ("long" * 100))
