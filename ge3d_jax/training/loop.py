@@ -11,6 +11,7 @@ from ge3d_jax.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
 from ge3d_jax.initialize.shapes import ball
 from ge3d_jax.splatting.gaussians import Gaussians, padded
+from ge3d_jax.training.compilation import Compilation, check_memory
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.density_control import first_capacity
 from ge3d_jax.training.iterations import OnProgress, RunResult, iterate
@@ -66,6 +67,7 @@ def run(
     state: TrainState,
     *,
     on_progress: OnProgress | None = None,
+    on_compiled: Callable[[Compilation], None] | None = None,
 ) -> RunResult:
     """Make an object, or go on making it.
 
@@ -74,18 +76,27 @@ def run(
             state gives the same object.
         on_progress: called after each iteration with the number done, its metrics and the state; when it
             returns true the run stops there.
+        on_compiled: told of each compilation: before the first iteration, and where a buffer has grown.
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
+
+    Raises:
+        UserError: an iteration takes more memory than the device has; names the settings that lower it.
     """
     embeddings = prompt_embeddings(config, model, prompt)
     # The steps donate the state they are given.
     state = jax.tree.map(lambda x: x.copy(), state)
-    mesh = batch_mesh(config.views)
+    mesh = batch_mesh(config.views_per_pass, copied=model)
     state, model, embeddings = jax.device_put((state, model, embeddings), everywhere(mesh))
 
+    def compiled(compilation: Compilation) -> None:
+        if on_compiled is not None:
+            on_compiled(compilation)
+        check_memory(compilation, config, mesh.devices.flat[0])
+
     def step_for(buffer_capacity: int) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-        step = make_step(config, buffer_capacity, mesh)
+        step = make_step(config, buffer_capacity, mesh, on_compiled=compiled)
         return lambda state: step(state, model, embeddings)
 
     return iterate(

@@ -221,7 +221,8 @@ def ge3d_step(
         gaussians = dataclasses.replace(state.gaussians, **parameters)
         rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
-        z = latents_from_posterior(model, *encode(images), inputs.posterior_key)
+        mean, log_variance = encode(images)
+        z = latents_from_posterior(model, mean, log_variance, inputs.posterior_key)
         residual = trajectory_residual(
             model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config, mesh=mesh
         )

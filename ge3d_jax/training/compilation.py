@@ -1,0 +1,93 @@
+"""What the compiler says of an iteration before the first one: how long it took, how much memory it takes."""
+
+import dataclasses
+import math
+
+import jax
+
+from ge3d_jax.devices import memory_in_use, memory_limit
+from ge3d_jax.errors import UserError
+from ge3d_jax.training.config import Config
+
+_GIGABYTE = 1e9
+# Below this many queries at a time attention no longer lowers the sum.
+_SMALLEST_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """A compiled iteration. Memory in bytes on each device, as the compiler planned it.
+
+    Attributes:
+        seconds: from tracing to machine code, or from the cache of compiled code.
+        arguments: the splats, their moments, and what is used of the model.
+        outputs: what comes out and does not take an argument's place.
+        temporaries: everything between.
+        devices: how many share the work.
+    """
+
+    seconds: float
+    arguments: int
+    outputs: int
+    temporaries: int
+    devices: int
+
+    @property
+    def total(self) -> int:
+        """All that one iteration needs on each device."""
+        return self.arguments + self.outputs + self.temporaries
+
+    def __str__(self) -> str:
+        """One line for the person who waits."""
+        each = f" on each of {self.devices} devices" if self.devices > 1 else ""
+        return (
+            f"compiled in {self.seconds:.1f} s; an iteration takes {self.total / _GIGABYTE:.2f} GB{each}: "
+            f"{self.arguments / _GIGABYTE:.2f} for the model and the splats, "
+            f"{self.outputs / _GIGABYTE:.2f} for results, {self.temporaries / _GIGABYTE:.2f} between"
+        )
+
+
+def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -> Compilation:
+    """Read the plan of a compiled program."""
+    plan = program.memory_analysis()
+    return Compilation(
+        seconds=seconds,
+        arguments=plan.argument_size_in_bytes,
+        outputs=plan.output_size_in_bytes - plan.alias_size_in_bytes,
+        temporaries=plan.temp_size_in_bytes,
+        devices=devices,
+    )
+
+
+def _remedies(config: Config) -> list[str]:
+    """The settings that lower the memory further, the cheapest in time first."""
+    remedies = []
+    if not config.vae_rematerialise:
+        remedies.append("vae_rematerialise=true")
+    if config.views_per_pass > 1:
+        remedies.append("views_per_batch=1")
+    if config.attention_chunk > _SMALLEST_CHUNK:
+        remedies.append(f"attention_chunk={_SMALLEST_CHUNK}")
+    return remedies
+
+
+def check_memory(compilation: Compilation, config: Config, device: jax.Device) -> None:
+    """Refuse an iteration that cannot run, before it is begun.
+
+    Raises:
+        UserError: it needs more memory than the device has; names the settings that lower it.
+    """
+    held = max(compilation.arguments, memory_in_use(device))
+    needed = held + compilation.outputs + compilation.temporaries
+    if device.platform == "cpu":
+        # All of them are parts of one processor, with one memory.
+        needed *= compilation.devices
+    limit = memory_limit(device) or math.inf
+    if needed <= limit:
+        return
+    remedies = _remedies(config)
+    remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or image_size"
+    raise UserError(
+        f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has "
+        f"{limit / _GIGABYTE:.1f} GB to give; {remedy}."
+    )
