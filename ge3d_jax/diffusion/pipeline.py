@@ -24,7 +24,7 @@ from ge3d_jax.diffusion.ddim import (
     noise_schedule_from_config,
 )
 from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
-from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
 from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.errors import UserError
@@ -145,12 +145,9 @@ def _apply(module: nn.Module, parameters: Any, *inputs: Any, method: str | None 
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
-    """Token ids (B, L) int32 of `prompts`, padded or cut to the length the model was trained with."""
+    """Token ids (B, L) int32 of `prompts`, padded or cut, with a warning, to the length the model knows."""
     length = min(model.tokenizer.model_max_length, model.text_encoder.config.max_position_embeddings)
-    ids = model.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)[
-        "input_ids"
-    ]
-    return np.asarray(ids, np.int32)
+    return prompt_ids(model.tokenizer, prompts, length)
 
 
 @jax.jit
