@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from ge3d_jax import cli
+from ge3d_jax.caching import cache_folder
 
 _PARTS = ("recogniser", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
@@ -107,7 +108,7 @@ def main() -> None:
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
     folder = None if chosen == ("recogniser",) else find_model(_MODEL.value)
     out = prepare_folder(_OUT.value)
-    gallery = load_gallery(cli.cache_folder().parent, report=print)
+    gallery = load_gallery(cache_folder(), report=print)
     for part in chosen:
         print(f"measuring the {part}", flush=True)
         if folder is None or part == "recogniser":

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ge3d_jax.caching import keep_compiled_code
 from ge3d_jax.diffusion.checkpoint import load_model
 from ge3d_jax.export.folder import MetricsFile, prepare_folder, slug, versions, write_json
 from ge3d_jax.export.ply import save_ply
@@ -129,6 +130,7 @@ def generate(
     Raises:
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
+    keep_compiled_code()
     folder_of_model = find_model(model)
     check_prompt(prompt, folder_of_model)
     check_seed(seed)
@@ -183,7 +185,9 @@ def generate(
                 save_run(folder, state)
             return stop.requested
 
-        result = run(config, diffusion, prompt, state, on_progress=on_progress)
+        result = run(
+            config, diffusion, prompt, state, on_progress=on_progress, on_compiled=lambda c: bar.say(str(c))
+        )
     if result.interrupted:
         save_run(folder, result.state)
     else:

@@ -3,7 +3,6 @@
 Nothing heavy is imported here, so that `--help` and a mistyped flag answer at once.
 """
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,13 +11,12 @@ from typing import TextIO
 
 from absl import app, flags, logging
 
+from ge3d_jax.caching import keep_compiled_code
 from ge3d_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 # What a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
-# Compilations shorter than this are not worth a file.
-_SHORTEST_KEPT_SECONDS = 0.5
 
 
 def _fail(message: str) -> int:
@@ -46,21 +44,6 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     if len(positional) > 1:
         sys.exit(_fail(f"{positional[1]!r} belongs to no flag; put quotes around a prompt of several words."))
     return positional
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept between runs: $XDG_CACHE_HOME or ~/.cache, then ge3d_jax/xla."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ge3d_jax" / "xla"
-
-
-def keep_compiled_code() -> None:
-    """Let JAX reuse what it compiled in earlier runs; a cache folder set by JAX's own variable goes first."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_KEPT_SECONDS)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
