@@ -12,6 +12,8 @@ Another seed makes another object. --start=object.ply begins with an object ther
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 """
 
+from typing import Any
+
 from absl import flags
 
 from ge3d_jax import cli
@@ -34,14 +36,23 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 250, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
+_DENSITY = flags.DEFINE_string(
+    "density", None, "How the number of splats changes: clone_split, or mcmc, a fixed budget."
+)
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
 def main() -> None:
     """Run `ge3d_jax.generate` with the flags and say where the files are."""
-    overrides = cli.parse_settings(_SET.value)
+    overrides: dict[str, Any] = dict(cli.parse_settings(_SET.value))
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
+
+    if _DENSITY.value is not None:
+        from ge3d_jax.training.config import density_overrides, preset, with_overrides
+
+        chosen = with_overrides(preset(_PRESET.value), overrides)
+        overrides = density_overrides(chosen, _DENSITY.value) | overrides
 
     from ge3d_jax.api import generate
 

@@ -13,12 +13,10 @@ import numpy as np
 from ge3d_jax.caching import keep_compiled_code
 from ge3d_jax.diffusion.checkpoint import load_model
 from ge3d_jax.export.folder import MetricsFile, prepare_folder, slug, versions, write_json
-from ge3d_jax.export.ply import save_ply
+from ge3d_jax.export.results import remove_object, write_object
 from ge3d_jax.export.sheet import save_png
 from ge3d_jax.export.splats import load_splats
 from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
-from ge3d_jax.export.video import save_gif, save_mp4
-from ge3d_jax.export.viewer import save_viewer
 from ge3d_jax.progress import RunProgress, gentle_interrupt
 from ge3d_jax.request import check_image_size, check_prompt, check_seed, find_model
 from ge3d_jax.resume import check_same_run, forget_run, resume_run, save_run
@@ -29,10 +27,6 @@ from ge3d_jax.training.loop import begin, run
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import Metrics
 
-_TURNTABLE_FRAMES = 64
-_TURNTABLE_FPS = 20
-# The sheet shows every eighth frame of the turntable: eight views.
-_SHEET_STRIDE = 8
 _PREVIEW_VIEWS = 4
 _PREVIEW_SIZE = 128
 
@@ -75,23 +69,10 @@ def _viewpoint(config: Config) -> Viewpoint:
 
 
 def _remove_old_results(folder: Path) -> None:
-    """What an earlier run left in the same folder would pass for this one's."""
-    for pattern in ("object.ply", "turntable.*", "views.png", "viewer.html", "previews/iteration_*.png"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    remove_object(folder)
+    for path in folder.glob("previews/iteration_*.png"):
+        path.unlink()
     forget_run(folder)
-
-
-def _write_object(folder: Path, gaussians: Gaussians, title: str, viewpoint: Viewpoint) -> np.ndarray:
-    """Write the object, then everything to look at; returns the turntable's frames."""
-    save_ply(folder / "object.ply", gaussians)
-    save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
-    azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
-    frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
-    save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
-    save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
-    save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
-    return frames
 
 
 def generate(
@@ -192,7 +173,7 @@ def generate(
         save_run(folder, result.state)
     else:
         forget_run(folder)
-    frames = _write_object(folder, result.gaussians, prompt, viewpoint)
+    frames = write_object(folder, result.gaussians, title=prompt, viewpoint=viewpoint)
     return Result(
         prompt=prompt,
         seed=seed,

@@ -1,0 +1,182 @@
+"""Fitting in miniature: the order of the pictures, what is written, stopping and going on, both densities."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.export.ply import load_ply
+from ge3d_jax.fitting.config import FitConfig
+from ge3d_jax.fitting.fit import begin_fit, fit_images, in_world_units
+from ge3d_jax.fitting.step import choose_views, image_loss, over_background, with_degree
+from ge3d_jax.progress import RunProgress
+from ge3d_jax.settings import with_overrides
+from ge3d_jax.toybox.captions import Sentence
+from ge3d_jax.toybox.posed_images import write_posed_images
+
+ROOT = Path(__file__).parent.parent.parent
+# Small enough for seconds; the splats already fill their buffer, so that one length is compiled.
+SMALL = {
+    "iterations": 40,
+    "views": 1,
+    "start.count": 120,
+    "splat_capacity": 150,
+    "sh_every": 10,
+    "start.sh_degree": 1,
+    "buffer_capacity": 4096,
+    "density.first": 10,
+    "density.every": 10,
+    "density.last": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mushroom")
+    write_posed_images(folder, Sentence("mushroom", "red"), views=5, test_views=2, size=24, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    return fit_images(images, out=tmp_path_factory.mktemp("fit"), overrides=SMALL, progress=False)
+
+
+def test_a_fit_comes_closer_and_writes_everything(whole):
+    names = {path.name for path in whole.folder.iterdir()}
+    assert names == {
+        "object.ply",
+        "viewer.html",
+        "turntable.mp4",
+        "turntable.gif",
+        "views.png",
+        "comparison.png",
+        "held_out.json",
+        "config.json",
+        "metrics.jsonl",
+    }
+    lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == whole.metrics and [line["iteration"] for line in lines] == list(range(1, 41))
+    assert np.mean([line["loss"] for line in lines[-5:]]) < 0.7 * np.mean(
+        [line["loss"] for line in lines[:5]]
+    )
+    assert lines[-1]["splats"] == 150
+    measured = json.loads((whole.folder / "held_out.json").read_text())
+    assert measured["psnr"] == whole.psnr > 12 and 0 < measured["ssim"] == whole.ssim < 1
+    np.testing.assert_allclose(np.mean([one["psnr"] for one in measured["pictures"].values()]), whole.psnr)
+    saved = load_ply(whole.folder / "object.ply")
+    assert saved.capacity == int(whole.gaussians.mask.sum()) == 150 and saved.sh_degree == 1
+    assert np.abs(np.asarray(saved.sh[:, 1:])).max() > 0
+
+
+def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path, monkeypatch):
+    update = RunProgress.update
+
+    def interrupted(self, done, loss, splats):
+        update(self, done, loss, splats)
+        if done == 15:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunProgress, "update", interrupted)
+    stopped = fit_images(images, out=tmp_path, overrides=SMALL, progress=False)
+    assert stopped.interrupted and stopped.iterations == 15 and load_ply(tmp_path / "object.ply").capacity > 0
+    monkeypatch.setattr(RunProgress, "update", update)
+    with pytest.raises(UserError, match="settings.views"):
+        fit_images(images, out=tmp_path, overrides=SMALL | {"views": 2}, resume=True, progress=False)
+    again = fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
+    assert not again.interrupted and again.iterations == 40
+    assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
+    assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
+    with pytest.raises(UserError, match="no interrupted run"):
+        fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
+
+
+def test_a_fixed_budget_and_a_buffer_too_small(images, tmp_path):
+    settings = SMALL | {"density.kind": "mcmc", "iterations": 21, "buffer_capacity": 64}
+    result = fit_images(images, out=tmp_path, overrides=settings, progress=False)
+    # 120, and 5 % more after iterations 10 and 20.
+    assert [line["splats"] for line in result.metrics][9:12] == [120, 126, 126]
+    assert result.metrics[-1]["splats"] == 132
+    assert all(line["overflow"] == 0 for line in result.metrics)
+    assert result.metrics[-1]["loss"] < result.metrics[0]["loss"]
+
+
+def test_pictures_take_turns():
+    chosen = np.concatenate(
+        [choose_views(jax.random.key(0), jnp.int32(i), views=3, count=7) for i in range(14)]
+    ).reshape(6, 7)
+    assert (np.sort(chosen, axis=1) == np.arange(7)).all()
+    assert len({tuple(order) for order in chosen}) > 1
+
+
+def test_higher_bands_wait_their_turn():
+    gaussians = begin_fit(
+        with_overrides(FitConfig(), {"start.count": 5, "start.sh_degree": 3}), jax.random.key(0)
+    )
+    gaussians = gaussians.gaussians.replace(sh=jnp.ones_like(gaussians.gaussians.sh))
+    for degree, bands in ((0, 1), (1, 4), (2, 9), (3, 16)):
+        sh = np.asarray(with_degree(gaussians, degree).sh)
+        assert (sh[:, :bands] == 1).all() and not sh[:, bands:].any()
+
+
+def test_units_of_length():
+    gaussians = begin_fit(with_overrides(FitConfig(), {"start.count": 5}), jax.random.key(0)).gaussians
+    scaled = in_world_units(gaussians, 2.5)
+    np.testing.assert_allclose(scaled.positions, 2.5 * gaussians.positions, rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(scaled.log_scales), 2.5 * jnp.exp(gaussians.log_scales), rtol=1e-5)
+    np.testing.assert_array_equal(scaled.opacity_logits, gaussians.opacity_logits)
+
+
+def test_loss_and_background():
+    pixels = np.zeros((12, 12, 4), np.uint8)
+    pixels[..., :] = 51, 0, 0, 102
+    image = over_background(jnp.asarray(pixels), jnp.asarray([1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(image[3, 4], [0.2 + 0.6, 0.3, 0.0], rtol=1e-5)
+    assert abs(float(image_loss(image, image, dssim=0.2))) < 1e-5
+    np.testing.assert_allclose(image_loss(image + 0.1, image, dssim=0.0), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"images": "none"}, "no folder none"),
+        ({"seed": -1}, "seed is -1"),
+        ({"overrides": {"density.kind": "magic"}}, "clone_split, mcmc"),
+        ({"overrides": {"iteration": 3}}, "iterations"),
+        ({"overrides": {"views": 0}}, "views is 0"),
+        ({"overrides": {"splat_capacity": 10}}, "splat_capacity is 10"),
+        ({"overrides": {"loss.dssim": 2}}, "loss.dssim"),
+        ({"overrides": {"start.opacity": 1}}, "start.opacity"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(images, tmp_path, changes, says):
+    arguments = {"images": images, "out": tmp_path / "out"} | changes
+    with pytest.raises(UserError, match=says):
+        fit_images(arguments.pop("images"), progress=False, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("fit_images.py", ["--images=none"], "no folder none"),
+        ("render_toybox.py", ["--prompt=a red dragon"], "dragon"),
+    ],
+)
+def test_scripts_tell_a_mistake_in_one_line(script, arguments, says):
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert finished.returncode == 2 and finished.stdout == "" and says in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
