@@ -25,10 +25,11 @@ def _window_means(maps: jax.Array) -> jax.Array:
     for axis in (0, 1):
         # Shifted sums fuse into one loop; a convolution this thin compiles to a slow one on processors.
         length = maps.shape[axis] - SSIM_WINDOW + 1
-        maps = sum(
+        shifted = [
             float(weight) * jax.lax.slice_in_dim(maps, start, start + length, axis=axis)
             for start, weight in enumerate(weights)
-        )
+        ]
+        maps = sum(shifted[1:], start=shifted[0])
     return maps
 
 

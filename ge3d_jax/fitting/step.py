@@ -115,10 +115,9 @@ def image_loss(image: jax.Array, target: jax.Array, *, dssim: float) -> jax.Arra
 
 
 @struct.dataclass
-class _Part:
-    """What a device finds out about its share of the views; per view but for the gradients."""
+class _Seen:
+    """What a device finds out about its share of the views, all with a leading axis of them."""
 
-    gradients: Parameters
     screen_gradients: jax.Array
     radii: jax.Array
     losses: jax.Array
@@ -138,18 +137,18 @@ def _gradients(
     config: FitConfig,
     buffer_capacity: int,
     axis: str,
-) -> _Part:
+) -> tuple[Parameters, _Seen]:
     """Losses and gradients of this device's views, the gradients summed over all devices."""
     views, height, width = pixels.shape[:3]
     targets = over_background(pixels, backgrounds)
 
     def objective(parameters: Parameters, screen_offsets: jax.Array) -> tuple[jax.Array, tuple]:
         changed = dataclasses.replace(gaussians, **parameters)
-        seen = with_degree(changed, degree)
+        shown = with_degree(changed, degree)
 
         def one(matrix: jax.Array, background: jax.Array, offsets: jax.Array, target: jax.Array) -> tuple:
             rendered = render_view(
-                seen,
+                shown,
                 matrix,
                 intrinsics,
                 background,
@@ -169,8 +168,7 @@ def _gradients(
     (gradients, screen_gradients), (losses, psnrs, rendered) = jax.grad(
         objective, argnums=(0, 1), has_aux=True
     )(parameters_of(gaussians), screen_offsets)
-    return _Part(
-        gradients=jax.lax.psum(gradients, axis),
+    seen = _Seen(
         screen_gradients=screen_gradients,
         radii=rendered.radii,
         losses=losses,
@@ -178,6 +176,7 @@ def _gradients(
         intersections=rendered.intersections,
         overflow=rendered.overflow,
     )
+    return jax.lax.psum(gradients, axis), seen
 
 
 def fit_step(
@@ -195,11 +194,11 @@ def fit_step(
     degree = jnp.minimum(state.iteration // config.sh_every, config.start.sh_degree)
     (axis,) = mesh.axis_names
     shared, own = PartitionSpec(), PartitionSpec(axis)
-    part = jax.shard_map(
+    gradients, seen = jax.shard_map(
         partial(_gradients, config=config, buffer_capacity=buffer_capacity, axis=axis),
         mesh=mesh,
         in_specs=(shared, shared, shared, own, own, own),
-        out_specs=_Part(shared, own, own, own, own, own, own),
+        out_specs=(shared, own),
         # Gradients of shared values stay each device's own until they are summed.
         check_vma=False,
     )(
@@ -210,13 +209,13 @@ def fit_step(
         views.pixels[chosen],
         sample_backgrounds(background_key, config.background, config.views),
     )
-    overflow = jnp.max(part.overflow)
+    overflow = jnp.max(seen.overflow)
     height, width = views.pixels.shape[1:3]
     stepped = update(
         state,
-        part.gradients,
-        part.screen_gradients,
-        part.radii,
+        gradients,
+        seen.screen_gradients,
+        seen.radii,
         exploration_key,
         is_accepted=overflow == 0,
         progress=state.iteration.astype(jnp.float32) / config.iterations,
@@ -225,10 +224,10 @@ def fit_step(
         density=config.density,
     )
     metrics = FitMetrics(
-        loss=jnp.mean(part.losses),
-        psnr=jnp.mean(part.psnrs),
+        loss=jnp.mean(seen.losses),
+        psnr=jnp.mean(seen.psnrs),
         splats=jnp.sum(state.gaussians.mask),
-        intersections=jnp.max(part.intersections),
+        intersections=jnp.max(seen.intersections),
         overflow=overflow,
     )
     # The next iteration must find the state placed as this one did, or it would be compiled again.
