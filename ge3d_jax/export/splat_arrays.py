@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ge3d_jax.errors import UserError
@@ -96,13 +96,9 @@ def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
 
 def to_gaussians(arrays: SplatArrays) -> Gaussians:
     """The pytree without padding: `mask` all true."""
-    return Gaussians(
-        positions=jnp.asarray(arrays.positions),
-        log_scales=jnp.asarray(arrays.log_scales),
-        quaternions=jnp.asarray(arrays.quaternions),
-        opacity_logits=jnp.asarray(arrays.opacity_logits),
-        sh=jnp.asarray(arrays.sh),
-        mask=jnp.ones(len(arrays.positions), bool),
+    # Put rather than converted: jnp.asarray would compile a program for every number of splats.
+    return jax.device_put(
+        Gaussians(**vars(arrays), mask=np.ones(len(arrays.positions), bool))  # type: ignore[arg-type]
     )
 
 

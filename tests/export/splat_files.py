@@ -1,24 +1,31 @@
 """Random splats for the tests of splat files."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.splatting.gaussians import Gaussians
 
 
 def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> Gaussians:
-    """Splats of every kind, `dead` of them masked; quaternions of unit length."""
+    """Splats of every kind, `dead` of them masked; quaternions of unit length.
+
+    NumPy's arrays, which a test changes without a compilation for each change.
+    """
     rng = np.random.default_rng(seed)
     quaternions = rng.normal(size=(count, 4))
     mask = np.ones(count, bool)
     mask[rng.permutation(count)[:dead]] = False
     return Gaussians(
-        positions=jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
-        log_scales=jnp.asarray(rng.normal(size=(count, 3)) - 3, jnp.float32),
-        quaternions=jnp.asarray(
-            quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), jnp.float32
-        ),
-        opacity_logits=jnp.asarray(rng.normal(size=count) * 3, jnp.float32),
-        sh=jnp.asarray(rng.normal(size=(count, (degree + 1) ** 2, 3)) * 0.5, jnp.float32),
-        mask=jnp.asarray(mask),
+        positions=rng.normal(size=(count, 3)).astype(np.float32),
+        log_scales=(rng.normal(size=(count, 3)) - 3).astype(np.float32),
+        quaternions=(quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).astype(np.float32),
+        opacity_logits=(rng.normal(size=count) * 3).astype(np.float32),
+        sh=(rng.normal(size=(count, (degree + 1) ** 2, 3)) * 0.5).astype(np.float32),
+        mask=mask,
     )
+
+
+def with_values(gaussians: Gaussians, field: str, where: object, value: object) -> Gaussians:
+    """The same splats with other numbers in some places of one field."""
+    changed = np.array(getattr(gaussians, field))
+    changed[where] = value
+    return gaussians.replace(**{field: changed})
