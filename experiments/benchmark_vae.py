@@ -21,16 +21,17 @@ def main() -> None:
     """Measure, print and write."""
     dtype = options.begin()
     batches = cli.parse_counts("batches", _BATCHES.value)
-    peer = options.load_peer()
+    peer = options.load_peer("ge3d_jax.benchmarks.peer")
 
     from ge3d_jax.benchmarks.models import SIZES
-    from ge3d_jax.benchmarks.networks import measure_vae
+    from ge3d_jax.benchmarks.networks import VAE_WORKS, measure_networks
 
     size = SIZES[options.MODEL_SIZE.value]
     how = {"repetitions": options.REPETITIONS.value, "warm_up": options.WARM_UP.value}
-    rows = measure_vae(size, dtype, batches, **how)
+    rows = measure_networks(VAE_WORKS, size, dtype, batches, **how)
     if peer is not None:
-        rows += peer.measure_vae(size, dtype, batches, compiles=options.COMPILE_PEER.value, **how)
+        compiles = options.COMPILE_PEER.value
+        rows += peer.measure_networks(VAE_WORKS, size, dtype, batches, compiles=compiles, **how)
     options.finish("vae", rows, dtype)
 
 

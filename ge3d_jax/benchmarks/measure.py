@@ -119,17 +119,19 @@ def measure_jax(
 def matmul_rate(dtype: jnp.dtype) -> float:
     """Operations per second of large square products in `dtype`: what the networks are held against.
 
-    Taken as JAX computes them, so float32 on a GPU means TensorFloat-32 where the GPU has it. All devices of
-    a processor work at it at once, as they do on a batch.
+    float32 is float32, as the networks compute it, not TensorFloat-32. All devices work at it at once, as
+    they do on a batch.
     """
     platform = jax.default_backend()
     size = _MATRIX_SIZE.get(platform, _MATRIX_SIZE_ELSEWHERE)
     products = _PRODUCTS.get(platform, _PRODUCTS_ELSEWHERE)
 
+    precision = "highest" if dtype == jnp.float32 else "default"
+
     @jax.jit
     def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
         for _ in range(products):
-            left = left @ right
+            left = jnp.matmul(left, right, precision=precision)
         return left
 
     devices = jax.devices()

@@ -1,7 +1,7 @@
 """Networks of the bundled model's size and of Stable Diffusion 2.1's, with random weights."""
 
+import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,12 +11,19 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ge3d_jax.diffusion.checkpoint import parameter_shapes
-from ge3d_jax.diffusion.unet import UNetConfig
-from ge3d_jax.diffusion.vae import VAEConfig
-from ge3d_jax.toybox import training
+from ge3d_jax.diffusion.ddim import NoiseSchedule, noise_schedule_from_config
+from ge3d_jax.diffusion.pipeline import StableDiffusion, Words, with_memory_settings
+from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
+from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.toybox import model_folder, training
+
+# More queries than any network has: attention then computes nothing twice, and shows all of its products.
+_UNDIVIDED = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Size:
     """What distinguishes a model for timing: configurations, pixels, tokens of a text, preset of a run."""
 
@@ -61,9 +68,9 @@ SIZES = {
 }
 
 
-def random_parameters(module: nn.Module, dtype: jnp.dtype, seed: int = 0) -> Any:
+def random_parameters(module: nn.Module, dtype: jnp.dtype) -> Any:
     """Weights of one of the three networks, sized so that activations stay near one."""
-    rng = np.random.Generator(np.random.SFC64(seed))
+    rng = np.random.Generator(np.random.SFC64(0))
 
     def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
         if path[-1] == "bias":
@@ -77,3 +84,43 @@ def random_parameters(module: nn.Module, dtype: jnp.dtype, seed: int = 0) -> Any
 
     shapes = flatten_dict(parameter_shapes(module))
     return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
+
+
+def noise_schedule() -> NoiseSchedule:
+    """The published schedule, with a network that predicts the noise."""
+    return noise_schedule_from_config({**training.SCHEDULER_CONFIG, "prediction_type": "epsilon"})
+
+
+def _model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
+    """A model of a size without any parameters."""
+    return StableDiffusion(
+        unet_params={},
+        vae_params={},
+        text_params={},
+        schedule=noise_schedule(),
+        unet=UNet2DConditionModel(size.unet, dtype),
+        vae=AutoencoderKL(size.vae, dtype),
+        text_encoder=CLIPTextModel(CLIPTextConfig(), dtype),
+        scaling_factor=size.vae.scaling_factor,
+        words=Words(CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")),
+        scheduler_config=(),
+    )
+
+
+def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool) -> StableDiffusion:
+    """A model with random weights in the networks asked for; the text encoder has none."""
+    model = _model(size, dtype)
+    return dataclasses.replace(
+        model,
+        unet_params=random_parameters(model.unet, dtype) if has_unet else {},
+        vae_params=random_parameters(model.vae, dtype) if has_vae else {},
+    )
+
+
+def countable_model(size: Size) -> StableDiffusion:
+    """A model of shapes instead of weights, whose products all show: float32, attention undivided."""
+    model = _model(size, jnp.dtype(jnp.float32))
+    model = with_memory_settings(model, attention_chunk=_UNDIVIDED, vae_rematerialise=False)
+    return dataclasses.replace(
+        model, unet_params=parameter_shapes(model.unet), vae_params=parameter_shapes(model.vae)
+    )

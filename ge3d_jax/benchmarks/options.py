@@ -1,5 +1,6 @@
 """What the benchmark scripts share: their flags, and how a run begins and ends."""
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,8 @@ def begin() -> "jnp.dtype":
     return compute_dtype(DTYPE.value)
 
 
-def load_peer() -> Any:
-    """The module that runs PyTorch, or None where none is asked for.
+def load_peer(module: str) -> Any:
+    """The module of this package that runs PyTorch, or None where no peer is asked for.
 
     Raises:
         UserError: something that it needs is not installed.
@@ -48,14 +49,13 @@ def load_peer() -> Any:
     if PEER.value == "none":
         return None
     try:
-        from ge3d_jax.benchmarks import peer
+        return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
             f"--peer=torch lacks the package {error.name}; run pip install -r requirements-torch.txt, or for "
             "a machine without network bring the wheels that pip download -r requirements-torch.txt fetches "
             "elsewhere (for a GPU, a torch built for CUDA)."
         ) from None
-    return peer
 
 
 def finish(

@@ -100,7 +100,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _time(row["median_seconds"]),
         words("flop_per_second", "{:.3f}", 1e-12),
         words("share_of_matmul_rate", "{:.0%}"),
-        words("peak_bytes", "{:.2f} GB", 1e-9),
+        words("peak_bytes", "{:,.0f} MB", 1e-6),
         _time(row["compile_seconds"]),
         words("ours_over_theirs", "{:.2f}"),
         row["note"],

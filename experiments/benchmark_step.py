@@ -1,0 +1,45 @@
+"""Time one iteration of a run, and the same assembled from PyTorch's diffusers.
+
+    python experiments/benchmark_step.py --model_size=sd21 --peer=torch
+
+The settings are those of the size's preset (toybox, paper); --set=name=value changes them, --splats says how
+many splats it begins with. Prints a table (median, TFLOP/s of the networks, share of the device's own matmul
+rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random: times do not
+depend on them. The bundled size takes two minutes on two processor cores; Stable Diffusion's is meant for a
+GPU. --peer=torch needs torch and diffusers (requirements-torch.txt), and gsplat for rendering: without it the
+peer's row leaves rendering out and says so.
+"""
+
+from absl import flags
+
+from ge3d_jax import cli
+from ge3d_jax.benchmarks import options
+
+flags.adopt_module_key_flags(options)
+_SPLATS = flags.DEFINE_integer("splats", None, "Splats to begin with.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    dtype = options.begin()
+    overrides = cli.parse_settings(_SET.value)
+    peer = options.load_peer("ge3d_jax.benchmarks.peer_iteration")
+
+    from ge3d_jax.benchmarks.iteration import measure_iteration, with_count
+    from ge3d_jax.benchmarks.models import SIZES
+    from ge3d_jax.training.config import preset, with_overrides
+
+    size = SIZES[options.MODEL_SIZE.value]
+    config = with_count(with_overrides(preset(size.preset), overrides), _SPLATS.value)
+    how = {"repetitions": options.REPETITIONS.value, "warm_up": options.WARM_UP.value}
+    rows = [measure_iteration(size, config, dtype, **how)]
+    if peer is not None:
+        rows += peer.measure_iteration(size, config, dtype, compiles=options.COMPILE_PEER.value, **how)
+    options.finish(
+        "step", rows, dtype, preset=size.preset, views=config.views, splats=config.start.count, **overrides
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
