@@ -2,8 +2,8 @@
 
     python experiments/train_toybox.py --out=runs/toybox
 
-On two processor cores: five minutes to trace the views, eight for the autoencoder, under an hour for
-UNet and text encoder. Every stage is kept in --out; run the same command again after an interruption and it
+On two processor cores: five minutes to trace the views, eight for the autoencoder, an hour for UNet
+and text encoder. Every stage is kept in --out; run the same command again after an interruption and it
 goes on where it was. At the end --out/model holds the model in diffusers layout and samples.png shows what
 it makes. `--install` copies it into the package.
 """
@@ -21,7 +21,7 @@ _PICTURES = flags.DEFINE_integer("pictures", 32768, "Pictures the UNet is traine
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 600, "Steps of the autoencoder.", lower_bound=1)
 _VAE_BATCH = flags.DEFINE_integer("vae_batch", 16, "Pictures a step of the autoencoder.", lower_bound=2)
 _VAE_RATE = flags.DEFINE_float("vae_learning_rate", 5e-3, "Peak learning rate of the autoencoder.")
-_STEPS = flags.DEFINE_integer("unet_steps", 2600, "Steps of UNet and text encoder.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("unet_steps", 5200, "Steps of UNet and text encoder.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("unet_batch", 48, "Latents a step of UNet and text encoder.", lower_bound=2)
 _RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 250, "Steps between saved states.", lower_bound=1)

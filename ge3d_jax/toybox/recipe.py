@@ -56,7 +56,7 @@ class Recipe:
     vae_steps: int = 600
     vae_batch: int = 16
     vae_learning_rate: float = 5e-3
-    unet_steps: int = 2600
+    unet_steps: int = 5200
     unet_batch: int = 48
     unet_learning_rate: float = 3e-3
     save_every: int = 250

@@ -289,7 +289,7 @@ PRESETS: dict[str, Config] = {
         # Nodes that end at 480 leave faces out.
         nodes=NodeConfig(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300)),
         # The small model answers Perp-Neg's negatives by wiping out what all views share: arms, eyes, plates.
-        guidance=GuidanceConfig(scale=10.0, use_perp_neg=False, negative_prompt=""),
+        guidance=GuidanceConfig(use_perp_neg=False, negative_prompt=""),
         cameras=CameraConfig(
             radius_begin=(3.35, 3.65),
             radius_end=(3.35, 3.65),
@@ -307,11 +307,11 @@ PRESETS: dict[str, Config] = {
         augmentation=AugmentationConfig(scale_noise=0.0),
         start=StartConfig(count=1600, radius=0.5, scale=0.042, opacity=0.27),
         optimizer=OptimizerConfig(
-            position=(3e-3, 3e-3),
-            color=(2e-2, 2e-2),
-            opacity=(3e-2, 3e-2),
-            scale=(5e-3, 5e-3),
-            rotation=(5e-3, 5e-3),
+            position=(4e-3, 1e-3),
+            color=(3e-2, 5e-3),
+            opacity=(3e-2, 1e-2),
+            scale=(7e-3, 2e-3),
+            rotation=(7e-3, 2e-3),
         ),
         # The noise goes with the learning rate, which is higher here than where its default comes from.
         density=DensityConfig(every=0, reset_every=0, noise=1e4),
