@@ -36,13 +36,19 @@ def _show_warning(
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
+def _parse_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     try:
         positional = flags.FLAGS(list(arguments))
     except flags.Error as error:
         sys.exit(_fail(f"{str(error).rstrip('.')}. See --help for the flags."))
-    if len(positional) > 1:
-        sys.exit(_fail(f"{positional[1]!r} belongs to no flag; put quotes around a prompt of several words."))
+    given = positional[1:]
+    if len(given) < len(names):
+        sys.exit(_fail(f"{names[len(given)]} is missing; give {' '.join(names)}. See --help for the flags."))
+    if len(given) > len(names):
+        extra = given[len(names)]
+        sys.exit(
+            _fail(f"{extra!r} belongs to no flag; put quotes around a prompt or a name of several words.")
+        )
     return positional
 
 
@@ -64,10 +70,13 @@ def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
     return [int(value) for value in values]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C."""
+def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:
+    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C.
 
-    def guarded(_: Sequence[str]) -> int:
+    positional: names of what stands on the command line without a flag, all needed; `main` is called with them.
+    """
+
+    def guarded(arguments: Sequence[str]) -> int:
         # JAX tells which accelerators it did not find; on a machine without any that is no news.
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = _show_warning
@@ -76,7 +85,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             use_processor_cores()
             keep_compiled_code()
-            main()
+            main(*arguments[1:])
         except UserError as error:
             return _fail(str(error))
         except KeyboardInterrupt:
@@ -84,4 +93,4 @@ def run(main: Callable[[], None]) -> None:
             return EXIT_INTERRUPTED
         return 0
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=lambda arguments: _parse_flags(arguments, positional))

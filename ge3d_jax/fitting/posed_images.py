@@ -7,24 +7,20 @@ the origin, z is up.
 """
 
 import dataclasses
-import json
 import math
 import os
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
 
+from ge3d_jax.camera_files import is_number, read_json_object, world_to_camera
 from ge3d_jax.errors import UserError
 from ge3d_jax.fitting.similarity import SSIM_WINDOW
 
 _TRAIN, _TEST, _ALL = "transforms_train.json", "transforms_test.json", "transforms.json"
 # Without a split of its own every eighth picture is held out, as is usual since LLFF.
 _HOLD_OUT_EVERY = 8
-# How far a matrix may be from a rotation; files round to six digits or more.
-_ROTATION_TOLERANCE = 1e-3
-_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +116,9 @@ def scene_radius(images: PosedImages) -> float:
 
 
 def _read_file(file: Path, downscale: int) -> PosedImages:
-    content = _read_json(file)
+    content = read_json_object(file)
     angle, frames = content.get("camera_angle_x"), content.get("frames")
-    if not _is_number(angle) or not 0 < angle < math.pi:
+    if not is_number(angle) or not 0 < angle < math.pi:
         raise UserError(f"{file}: camera_angle_x is {angle!r}; give the horizontal field of view in radians.")
     if not isinstance(frames, list) or not frames:
         raise UserError(f"{file}: frames is no list of at least one picture; add one.")
@@ -132,7 +128,7 @@ def _read_file(file: Path, downscale: int) -> PosedImages:
         name = frame.get("file_path") if isinstance(frame, dict) else None
         if not isinstance(name, str) or not name:
             raise UserError(f"{place} has no file_path; give the path of its picture.")
-        matrices.append(_world_to_camera(frame.get("transform_matrix"), place))
+        matrices.append(world_to_camera(frame.get("transform_matrix"), place))
         picture = file.parent / name
         picture = picture if picture.suffix else picture.with_name(picture.name + ".png")
         pixels.append(_read_picture(picture, downscale))
@@ -149,37 +145,6 @@ def _read_file(file: Path, downscale: int) -> PosedImages:
         intrinsics=np.array([focal, focal, 0.5 * width, 0.5 * height], np.float32),
         names=tuple(names),
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); mend it or write it anew.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; give camera_angle_x and frames.")
-    return content
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _world_to_camera(rows: Any, place: str) -> np.ndarray:
-    """Inverse of an OpenGL camera-to-world matrix, with OpenCV axes, (4, 4) float64."""
-    is_square = isinstance(rows, list) and len(rows) == 4
-    if not is_square or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise UserError(f"{place}: transform_matrix is not 4 rows of 4 numbers; give camera to world.")
-    if not all(_is_number(value) for row in rows for value in row):
-        raise UserError(f"{place}: transform_matrix holds something that is no finite number; mend it.")
-    matrix = np.array(rows, np.float64)
-    rotation = matrix[:3, :3]
-    is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ROTATION_TOLERANCE
-    if not is_rotation or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
-        raise UserError(
-            f"{place}: transform_matrix is not a rotation and a shift; remove scales and mirrors from it."
-        )
-    return np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)
 
 
 def _read_picture(path: Path, downscale: int) -> np.ndarray:

@@ -63,7 +63,7 @@ SLOWEST_SECONDS = 2.0
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run found: files tried, how many were still read, the slowest (processor time), the hungriest."""
+    """What a run found: files tried, how many were read, the slowest (processor time), the hungriest."""
 
     files: int = 0
     read: int = 0
