@@ -1,8 +1,8 @@
 """Cameras from JSON files in the manner of NeRF: transforms.json, with a matrix for each frame.
 
 A file holds `camera_angle_x` (horizontal field of view, radians), or as nerfstudio writes it `fl_x`, `w` and
-perhaps `fl_y`, `cx`, `cy`, `h` (pixels), and `frames`, each with a `transform_matrix` (camera to world, 4 × 4;
-OpenGL axes: x right, y up, z backward).
+perhaps `fl_y`, `cx`, `cy`, `h` (pixels), and `frames`, each with a `transform_matrix` (4 × 4, camera to
+world, OpenGL axes: x right, y up, z backward).
 """
 
 import json
@@ -23,7 +23,7 @@ _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises UserError where it is missing, unreadable or something else."""
+    """The object that a JSON file holds. Raises UserError where it is missing or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -64,7 +64,7 @@ def world_to_camera(rows: Any, place: str) -> np.ndarray:
 def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> Camera:
     """The cameras of a file in the order of its frames, with a leading axis as under `jax.vmap`.
 
-    size: (width, height) of the pictures to render, pixels; the field of view from left to right is the file's.
+    size: (width, height) of the pictures to render, pixels; the field of view across is the file's.
     Raises: UserError naming the file and what it lacks.
     """
     path = Path(path)

@@ -73,7 +73,7 @@ def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
 def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:
     """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C.
 
-    positional: names of what stands on the command line without a flag, all needed; `main` is called with them.
+    positional: names of what stands on the command line without a flag, all needed; `main` is given each.
     """
 
     def guarded(arguments: Sequence[str]) -> int:

@@ -1,17 +1,18 @@
 """Looking at splats from all around: frames for a turntable, the sheet of views and the previews."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.export.sheet import image_grid, to_uint8
-from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.splatting.rasterize import render
+from ge3d_jax.splatting.rasterize import Rendered, render
 
 _FIRST_BUFFER = 2**15
 
@@ -30,27 +31,25 @@ class Viewpoint:
     size: int = 256
 
 
-@partial(jax.jit, static_argnames=("viewpoint", "buffer_capacity"))
-def _render_around(
-    gaussians: Gaussians,
-    azimuths: jax.Array,
-    background: jax.Array,
-    viewpoint: Viewpoint,
-    buffer_capacity: int,
-) -> tuple[jax.Array, jax.Array]:
-    def one(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
-        camera = orbit_camera(
-            azimuth=azimuth,
-            polar=viewpoint.polar,
-            radius=viewpoint.radius,
-            fov=viewpoint.fov,
-            size=viewpoint.size,
-        )
-        rendered = render(gaussians, camera, background=background, buffer_capacity=buffer_capacity)
-        return rendered.rgb, rendered.intersections
+@partial(jax.jit, static_argnames="buffer_capacity")
+def _render(gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int) -> Rendered:
+    return render(gaussians, camera, background=background, buffer_capacity=buffer_capacity)
 
-    # One view after the other: memory stays that of one picture.
-    return jax.lax.map(one, azimuths)
+
+def render_each(
+    gaussians: Gaussians, cameras: Camera, *, background: tuple[float, float, float]
+) -> Iterator[np.ndarray]:
+    """Pictures from cameras with a leading axis, one after the other, each uint8 (height, width, 3)."""
+    capacity = _FIRST_BUFFER
+    for index in range(len(cameras.intrinsics)):
+        camera = jax.tree.map(itemgetter(index), cameras)
+        while True:
+            rendered = _render(gaussians, camera, jnp.asarray(background, jnp.float32), capacity)
+            needed = int(rendered.intersections)
+            if needed <= capacity:
+                break
+            capacity = 2 ** (needed - 1).bit_length()
+        yield to_uint8(np.asarray(rendered.rgb))
 
 
 def render_around(
@@ -61,15 +60,15 @@ def render_around(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
     """Pictures from the given azimuths (radians, 0 = front), uint8 (len(azimuths), size, size, 3)."""
-    capacity = _FIRST_BUFFER
-    while True:
-        images, intersections = _render_around(
-            gaussians, jnp.asarray(azimuths, jnp.float32), jnp.asarray(background), viewpoint, capacity
-        )
-        needed = int(intersections.max())
-        if needed <= capacity:
-            return to_uint8(np.asarray(images))
-        capacity = 2 ** (needed - 1).bit_length()
+    around = partial(
+        orbit_camera,
+        polar=viewpoint.polar,
+        radius=viewpoint.radius,
+        fov=viewpoint.fov,
+        size=viewpoint.size,
+    )
+    cameras = jax.vmap(lambda azimuth: around(azimuth=azimuth))(jnp.asarray(azimuths, jnp.float32))
+    return np.stack(list(render_each(gaussians, cameras, background=background)))
 
 
 def turntable_azimuths(count: int) -> np.ndarray:

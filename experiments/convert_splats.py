@@ -1,0 +1,33 @@
+"""Convert a splat file to another format; the ending tells which.
+
+    python experiments/convert_splats.py outputs/a-red-mushroom-0/object.ply mushroom.spz
+
+.ply   3D Gaussian Splatting, what every tool reads: nothing is lost. --ascii writes it as text.
+.splat 32 bytes a splat, for web viewers: colours and rotations in 8 bits, no view-dependent colour.
+.spz   about a tenth of a .ply: everything in 8 bits, positions in 24.
+
+A million splats take a few seconds. Coordinates stay as they are.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from ge3d_jax import cli
+
+_ASCII = flags.DEFINE_bool("ascii", False, "Write a .ply as text.")
+
+
+def main(source: str, target: str) -> None:
+    """Convert, and say what came of it."""
+    from ge3d_jax.export.convert import convert_splats
+
+    gaussians = convert_splats(source, target, ascii=_ASCII.value)
+    print(f"{gaussians.capacity} splats, colour of degree {gaussians.sh_degree}, from {source}")
+    print(f"  {target}, {Path(target).stat().st_size / 1e6:.2f} MB")
+    if gaussians.sh_degree > 0 and target.lower().endswith(".splat"):
+        print("  A .splat file has no view-dependent colour; degree 0 was kept.")
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=("SOURCE", "TARGET"))

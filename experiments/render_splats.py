@@ -1,0 +1,62 @@
+"""Look at a splat file: a turntable, a camera path, a sheet of views, one picture, or a page to turn it.
+
+    python experiments/render_splats.py --splats=outputs/a-red-mushroom-0/object.ply
+    python experiments/render_splats.py --splats=garden.spz --up=-y --out=garden.mp4 --size=640x360
+    python experiments/render_splats.py --splats=garden.spz --cameras=transforms.json --out=flight.mp4
+    python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
+
+--splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<its name>/ then holds
+turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes only
+that one. The cameras stand where nearly all of the splats are seen. Captures commonly have y down: --up=-y.
+"""
+
+from absl import flags
+
+from ge3d_jax import cli
+
+_SPLATS = flags.DEFINE_string("splats", None, "A .ply, .splat or .spz file.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<name>."
+)
+_CAMERAS = flags.DEFINE_string(
+    "cameras", None, "Instead of a turntable: a camera path, JSON like NeRF's transforms.json."
+)
+_FRAMES = flags.DEFINE_integer("frames", 64, "Frames of the turntable.")
+_VIEWS = flags.DEFINE_integer("views", 8, "Views on the sheet (.png).")
+_FPS = flags.DEFINE_integer("fps", 20, "Frames a second.")
+_SIZE = flags.DEFINE_string("size", "512", "Pixels, as 512 or 640x360.")
+_AZIMUTH = flags.DEFINE_float(
+    "azimuth", None, "Where the turntable begins, degrees, 0 = +x; with a .png, one picture from there."
+)
+_ELEVATION = flags.DEFINE_float("elevation", 20.0, "Degrees above the horizon.")
+_RADIUS = flags.DEFINE_float("radius", None, "Distance of the cameras, in the file's units; found by itself.")
+_FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
+_UP = flags.DEFINE_string("up", "z", "What is up in the file: z, y or -y.")
+_BACKGROUND = flags.DEFINE_string("background", "white", "A colour, as white, black or #8090a0.")
+
+
+def main() -> None:
+    """Render and say where the files are."""
+    from ge3d_jax.export.show import parse_color, parse_size, render_splats
+
+    written = render_splats(
+        _SPLATS.value,
+        out=_OUT.value,
+        camera_path=_CAMERAS.value,
+        frames=_FRAMES.value,
+        views=_VIEWS.value,
+        fps=_FPS.value,
+        size=parse_size(_SIZE.value),
+        azimuth_degrees=_AZIMUTH.value,
+        elevation_degrees=_ELEVATION.value,
+        radius=_RADIUS.value,
+        fov_degrees=_FOV.value,
+        up=_UP.value,
+        background=parse_color(_BACKGROUND.value),
+    )
+    for path in written:
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

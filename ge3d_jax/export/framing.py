@@ -1,0 +1,120 @@
+"""Where to look at splats of any size, place and upright direction: the same frame for all.
+
+In that frame the splats' centre is the origin, all but a few of them are within 1, and an orbit's z is up.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.splatting.cameras import Camera, look_at
+from ge3d_jax.splatting.gaussians import Gaussians
+
+# Share of the splats that are left out on either side of each axis: captures have strays far away.
+_STRAYS = 0.02
+# A splat reaches about this many standard deviations.
+_REACH = 2.0
+# Splats fainter than this do not count, in logits: an opacity of 0.1.
+_FAINT = math.log(0.1 / 0.9)
+# Air around what is shown.
+_MARGIN = 1.08
+
+# The rotation, as a quaternion wxyz, that takes z to the direction which is up in a file; x stays, the front.
+_HALF = math.sqrt(0.5)
+UPRIGHT = {"z": (1.0, 0.0, 0.0, 0.0), "y": (_HALF, -_HALF, 0.0, 0.0), "-y": (_HALF, _HALF, 0.0, 0.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The sphere that holds nearly all of the splats: center (3,) and radius, in the file's units."""
+
+    center: np.ndarray
+    radius: float
+
+
+def find_frame(gaussians: Gaussians) -> Frame:
+    """The frame of splats; strays and faint ones have no say in it."""
+    counts = np.asarray(gaussians.mask) & (np.asarray(gaussians.opacity_logits) > _FAINT)
+    if not counts.any():
+        counts = np.asarray(gaussians.mask)
+    positions = np.asarray(gaussians.positions, np.float64)[counts]
+    low, high = np.quantile(positions, [_STRAYS, 1.0 - _STRAYS], axis=0)
+    center = 0.5 * (low + high)
+    with np.errstate(over="ignore"):
+        reach = _REACH * np.exp(np.asarray(gaussians.log_scales, np.float64)[counts].max(axis=1))
+    distances = np.linalg.norm(positions - center, axis=1) + np.minimum(reach, np.median(reach) * 10.0)
+    return Frame(center=center, radius=max(float(np.quantile(distances, 1.0 - _STRAYS)), 1e-12))
+
+
+def framed(gaussians: Gaussians, frame: Frame) -> Gaussians:
+    """The splats moved and scaled into the frame; not turned, so that view-dependent colour stays right."""
+    return dataclasses.replace(
+        gaussians,
+        positions=(gaussians.positions - jnp.asarray(frame.center, jnp.float32)) / frame.radius,
+        log_scales=gaussians.log_scales - math.log(frame.radius),
+    )
+
+
+def framed_cameras(cameras: Camera, frame: Frame) -> Camera:
+    """Cameras of the file's world, with a leading axis, in the frame of `framed`."""
+    matrices = np.asarray(cameras.world_to_camera, np.float64).copy()
+    matrices[:, :3, 3] += matrices[:, :3, :3] @ frame.center
+    matrices[:, :3, 3] /= frame.radius
+    return dataclasses.replace(cameras, world_to_camera=jnp.asarray(matrices, jnp.float32))
+
+
+def rotation_matrix(up: str) -> np.ndarray:
+    """The rotation (3, 3) of `UPRIGHT[up]`."""
+    w, x, _, _ = UPRIGHT[up]
+    cosine, sine = w * w - x * x, 2 * w * x
+    return np.array([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])
+
+
+def upright(gaussians: Gaussians, up: str) -> Gaussians:
+    """The splats turned so that z is up; their view-dependent colour is left behind, and so left out."""
+    w, x, y, z = jnp.moveaxis(gaussians.quaternions, -1, 0)
+    c, s, _, _ = UPRIGHT[up]
+    # The product of the inverse of (c, s, 0, 0) with each quaternion.
+    turned = jnp.stack([c * w + s * x, c * x - s * w, c * y + s * z, c * z - s * y], axis=-1)
+    positions = gaussians.positions @ jnp.asarray(rotation_matrix(up), jnp.float32)
+    return dataclasses.replace(gaussians, positions=positions, quaternions=turned, sh=gaussians.sh[:, :1])
+
+
+def fitting_distance(fov: float, size: tuple[int, int]) -> float:
+    """How far from the origin a camera sees the whole frame. fov: full vertical field of view, radians."""
+    width, height = size
+    half = min(0.5 * fov, math.atan(math.tan(0.5 * fov) * width / height))
+    return _MARGIN / math.sin(half)
+
+
+def orbit_cameras(
+    azimuths: np.ndarray, *, polar: float, distance: float, fov: float, size: tuple[int, int], up: str
+) -> Camera:
+    """Cameras around the origin of the frame, with a leading axis; all angles in radians.
+
+    azimuths: (T,), 0 = on +x, counter-clockwise seen from where `up` points. polar: from `up`.
+    """
+    width, height = size
+    turn = rotation_matrix(up)
+    directions = np.stack(
+        [
+            np.sin(polar) * np.cos(azimuths),
+            np.sin(polar) * np.sin(azimuths),
+            np.full(len(azimuths), np.cos(polar)),
+        ],
+        axis=1,
+    )
+    places = jnp.asarray(distance * directions @ turn.T, jnp.float32)
+    top = jnp.asarray(turn[:, 2], jnp.float32)
+    matrices = jax.vmap(lambda place: look_at(place, jnp.zeros(3), top))(places)
+    focal = 0.5 * height / math.tan(0.5 * fov)
+    intrinsics = np.array([focal, focal, 0.5 * width, 0.5 * height], np.float32)
+    return Camera(
+        world_to_camera=matrices,
+        intrinsics=jnp.asarray(np.tile(intrinsics, (len(azimuths), 1))),
+        width=width,
+        height=height,
+    )

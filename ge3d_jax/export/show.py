@@ -1,0 +1,174 @@
+"""Pictures of any splat file: a turntable or a camera path as a video, views on a sheet, a page to turn it."""
+
+import math
+import os
+import re
+from operator import itemgetter
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import ImageColor
+from rich.progress import track
+
+from ge3d_jax.camera_files import read_camera_path
+from ge3d_jax.errors import UserError
+from ge3d_jax.export.folder import prepare_folder, slug
+from ge3d_jax.export.framing import (
+    UPRIGHT,
+    find_frame,
+    fitting_distance,
+    framed,
+    framed_cameras,
+    orbit_cameras,
+    upright,
+)
+from ge3d_jax.export.sheet import image_grid, save_png
+from ge3d_jax.export.splats import check_splat_path, load_splats
+from ge3d_jax.export.turntable import Viewpoint, render_each, turntable_azimuths
+from ge3d_jax.export.video import save_gif, save_mp4
+from ge3d_jax.export.viewer import save_viewer
+
+_ENDINGS = (".mp4", ".gif", ".png", ".html")
+_IN_A_FOLDER = ("turntable.mp4", "turntable.gif", "views.png", "viewer.html")
+_SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
+_SHEET_COLUMNS = 4
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels of "512" or "640x360". Raises UserError at anything else."""
+    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip().lower())
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
+        raise UserError(
+            f"The size is {text!r}; give pixels from {_SMALLEST_SIDE} to {_LARGEST_SIDE}, as 512 or 640x360."
+        )
+    return size
+
+
+def parse_color(text: str) -> tuple[float, float, float]:
+    """RGB in [0, 1] of a colour's name or of #rrggbb. Raises UserError at anything else."""
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise UserError(f"The background is {text!r}; give a colour as white, black or #8090a0.") from error
+    return red / 255.0, green / 255.0, blue / 255.0
+
+
+def _targets(splats: Path, out: str | os.PathLike[str] | None) -> list[Path]:
+    """The files to write: the one that is named, or all of them in a folder."""
+    path = Path(out) if out is not None else Path("outputs") / (slug(splats.stem) or "splats")
+    if path.suffix.lower() in _ENDINGS:
+        prepare_folder(path.parent)
+        return [path]
+    if path.suffix and not path.is_dir():
+        raise UserError(f"{path} does not end as {', '.join(_ENDINGS)}, nor as a folder does; name another.")
+    return [prepare_folder(path) / name for name in _IN_A_FOLDER]
+
+
+def render_splats(
+    splats: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    camera_path: str | os.PathLike[str] | None = None,
+    frames: int = 64,
+    views: int = 8,
+    fps: int = 20,
+    size: tuple[int, int] = (512, 512),
+    azimuth_degrees: float | None = None,
+    elevation_degrees: float = 20.0,
+    radius: float | None = None,
+    fov_degrees: float = 30.0,
+    up: str = "z",
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    progress: bool = True,
+) -> list[Path]:
+    """Look at a splat file from around it, or along a path of cameras.
+
+    Args:
+        splats: a .ply, .splat or .spz file.
+        out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or one picture where
+            `azimuth_degrees` is given; .html, a page to turn the splats in a browser. Or a folder for one of
+            each; None is outputs/<name of the file>.
+        camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.camera_files`.
+        frames, fps: of the turntable. A path has as many frames as cameras.
+        views: pictures on the sheet, evenly from the turntable or the path.
+        size: (width, height) in pixels.
+        azimuth_degrees: where the turntable begins; 0 looks at the side of +x, 90 at that of +y.
+        elevation_degrees: of the turntable's cameras above the horizon.
+        radius: distance of the turntable's cameras from the middle of the splats, in the file's units; None
+            is as near as shows nearly all of them.
+        fov_degrees: full vertical field of view of the turntable's cameras.
+        up: what is up in the file: "z" as here, "y", or "-y" as in most captures.
+        background: RGB in [0, 1]; the page has its own.
+        progress: whether to show a bar.
+
+    Returns:
+        the files that were written.
+
+    Raises:
+        UserError: an input that cannot be used, before anything is rendered.
+    """
+    path = Path(splats)
+    check_splat_path(path)
+    for name, value, least, most in (
+        ("number of frames", frames, 1, 10_000),
+        ("number of views", views, 1, 100),
+        ("number of frames a second", fps, 1, 60),
+        ("elevation", elevation_degrees, -90.0, 90.0),
+        ("field of view", fov_degrees, 1.0, 150.0),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"The {name} is {value}; give one from {least:g} to {most:g}.")
+    if radius is not None and not (math.isfinite(radius) and radius > 0):
+        raise UserError(f"The radius is {radius}; give a distance above 0.")
+    if azimuth_degrees is not None and not math.isfinite(azimuth_degrees):
+        raise UserError(f"The azimuth is {azimuth_degrees}; give degrees.")
+    if up not in UPRIGHT:
+        raise UserError(f"Up is {up!r}; give one of {', '.join(UPRIGHT)}.")
+    cameras = read_camera_path(camera_path, size=size) if camera_path is not None else None
+    gaussians = load_splats(path)
+    targets = _targets(path, out)
+
+    frame = find_frame(gaussians)
+    gaussians = framed(gaussians, frame)
+    fov, polar = math.radians(fov_degrees), math.radians(90.0 - elevation_degrees)
+    distance = radius / frame.radius if radius is not None else fitting_distance(fov, size)
+    is_still = azimuth_degrees is not None and camera_path is None
+    endings = {target.suffix.lower() for target in targets}
+    if cameras is not None:
+        cameras = framed_cameras(cameras, frame)
+        count = len(cameras.intrinsics)
+        labels = [f"frame {index}" for index in range(count)]
+    else:
+        count = frames if endings & {".mp4", ".gif"} else 1 if is_still else views
+        azimuths = turntable_azimuths(count) + math.radians(azimuth_degrees or 0.0)
+        labels = [f"{degrees % 360:.0f}°" for degrees in np.round(np.rad2deg(azimuths))]
+        cameras = orbit_cameras(azimuths, polar=polar, distance=distance, fov=fov, size=size, up=up)
+    chosen = np.unique(np.arange(min(views, count)) * count // min(views, count))
+    if endings == {".png"}:
+        # Only what the sheet shows.
+        cameras = jax.tree.map(itemgetter(chosen), cameras)
+        labels = [labels[index] for index in chosen]
+        chosen = np.arange(len(chosen))
+
+    images = np.zeros((0, size[1], size[0], 3), np.uint8)
+    if endings != {".html"}:
+        each = render_each(gaussians, cameras, background=background)
+        total = len(cameras.intrinsics)
+        images = np.stack(list(track(each, "Rendering", total=total, transient=True, disable=not progress)))
+    for target in targets:
+        match target.suffix.lower():
+            case ".mp4":
+                save_mp4(target, images, fps=fps)
+            case ".gif":
+                save_gif(target, images, fps=fps)
+            case ".png" if is_still:
+                save_png(target, images[0])
+            case ".png":
+                names = [labels[index] for index in chosen]
+                save_png(target, image_grid(list(images[chosen]), names, columns=_SHEET_COLUMNS))
+            case _:
+                viewpoint = Viewpoint(radius=distance, polar=polar, fov=fov)
+                save_viewer(target, upright(gaussians, up), title=path.stem, viewpoint=viewpoint)
+    return targets
