@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path, PurePath
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
 from ge3d_jax.diffusion.folder import (
     INDEX_FILE,
@@ -76,7 +76,7 @@ def local_model(model: str | os.PathLike[str]) -> Path | None:
         if path.suffix != ".safetensors":
             raise UserError(f"The model {path} is no .safetensors file; give one, or a folder or hub id.")
         return path
-    if _HUB_ID.fullmatch(Path(model).as_posix()) and path.suffix != ".safetensors":
+    if _HUB_ID.fullmatch(os.fspath(model)) and path.suffix != ".safetensors":
         return None
     raise UserError(
         f"There is no model in {path}; give a folder in diffusers' layout, a .safetensors file or an id of "
@@ -102,24 +102,41 @@ def _explain(model_id: str, error: Exception) -> UserError:
     )
 
 
-def _fetch_index(model_id: str) -> Path:
-    """The model's index, from the cache where the hub cannot be reached; checked."""
+def _fetch(model_id: str, name: str) -> Path:
+    """One file of a model, from the cache where it is there."""
     try:
-        index = Path(hf_hub_download(model_id, INDEX_FILE))
+        return Path(hf_hub_download(model_id, name))
     except (HTTPError, OSError) as error:
-        # A file that is not there, on a hub that answers; the cache's own "not there" means no network.
-        if isinstance(error, EntryNotFoundError) and isinstance(error, HTTPError):
-            raise UserError(
-                f"{model_id} on the hub is no model in diffusers' layout (no {INDEX_FILE}); {MIRRORS}."
-            ) from error
         raise _explain(model_id, error) from error
-    check_index(read_json(index), model_id)
-    return index
+
+
+def _find(model_id: str) -> tuple[list[str] | None, Path]:
+    """The names of the files a model has on the hub, None where only the cache can tell, and its index.
+
+    A model that its publisher took away is still taken from the cache.
+    """
+    try:
+        names = [file.rfilename for file in HfApi().model_info(model_id).siblings or ()]
+    except (HTTPError, OSError) as error:
+        cached = try_to_load_from_cache(model_id, INDEX_FILE)
+        if not isinstance(cached, str):
+            raise _explain(model_id, error) from error
+        return None, Path(cached)
+    if INDEX_FILE not in names:
+        raise UserError(
+            f"{model_id} on the hub is no model in diffusers' layout (no {INDEX_FILE}); {MIRRORS}."
+        )
+    return names, _fetch(model_id, INDEX_FILE)
 
 
 def check_on_hub(model_id: str) -> None:
-    """Look whether the hub or the cache has this model, at the cost of one small file. Raises UserError."""
-    _fetch_index(model_id)
+    """Look whether the hub or the cache has a model of the right kind, at the cost of one small file.
+
+    Raises:
+        UserError: the model is gone, gated or of another kind, or the hub cannot be reached.
+    """
+    index = _find(model_id)[1]
+    check_index(read_json(index), model_id)
 
 
 def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
@@ -129,7 +146,7 @@ def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
     for part, name in weights.items():
         needed += [f"{part}/config.json", name]
         if name.endswith(".json"):
-            needed += [f"{part}/{shard}" for shard in shards(hf_hub_download(model_id, name))]
+            needed += [f"{part}/{shard}" for shard in shards(_fetch(model_id, name))]
     return needed
 
 
@@ -141,17 +158,13 @@ def download(model_id: str, *, half: bool) -> Path:
         half: prefer half-precision weights, which are half the size.
 
     Raises:
-        UserError: the model is gone, gated, of another kind or incomplete, or the hub cannot be reached and
-            the cache has not all of it.
+        UserError: see `check_on_hub`; also a model that is incomplete, there or in the cache.
     """
-    cached = _fetch_index(model_id).parent
-    try:
-        names = HfApi().list_repo_files(model_id)
-    except (HTTPError, OSError) as error:
-        try:
-            choose_files(file_names(cached), model_id, half=half)
-        except UserError:
-            raise _explain(model_id, error) from error
+    names, index = _find(model_id)
+    check_index(read_json(index), model_id)
+    if names is None:
+        cached = index.parent
+        choose_files(file_names(cached), f"{model_id} (in the cache; the hub does not give it)", half=half)
         return cached
     try:
         return Path(snapshot_download(model_id, allow_patterns=_needed(model_id, names, half)))

@@ -5,6 +5,7 @@ A parameter's path in the tree gives its tensor's name by rule, `down_blocks_0/r
 height, width); linear layers (in, out) here, there (out, in).
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -143,8 +144,9 @@ def write_parameters(file: str | os.PathLike[str], parameters: Mapping[str, Any]
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
+@functools.lru_cache(maxsize=8)
 def parameter_shapes(module: nn.Module) -> dict[str, Any]:
-    """The tree of parameter shapes of one of the three networks; computes nothing."""
+    """The tree of parameter shapes of one of the three networks; computes nothing. Not to be changed."""
     key = jax.random.key(0)
     if isinstance(module, UNet2DConditionModel):
         size = 2 ** (len(module.config.block_out_channels) - 1)

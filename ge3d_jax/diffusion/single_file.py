@@ -185,7 +185,7 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
     )
 
 
-def _vae_config(tensors: Tensors, file: Path) -> VAEConfig:
+def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
     return VAEConfig(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -195,6 +195,7 @@ def _vae_config(tensors: Tensors, file: Path) -> VAEConfig:
         ),
         layers_per_block=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=_shape(tensors, "post_quant_conv.weight", file)[0],
+        sample_size=latent_size * 2 ** (levels - 1),
     )
 
 
@@ -291,8 +292,9 @@ def open_single_file(file: Path) -> ModelFiles:
     else:
         text = rename_tensors(clip, plain_text_name)
         layers, activation = _count(text, r"encoder\.layers\.(\d+)\."), "quick_gelu"
-    unet_config = _unet_config(unet, file, _SIZES.get(scheduler.get("prediction_type", "epsilon"), 64))
-    vae_config = _vae_config(vae, file)
+    size = _SIZES["v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"]
+    unet_config = _unet_config(unet, file, size)
+    vae_config = _vae_config(vae, file, size)
     beside = file.parent / "tokenizer"
     folder = beside if beside.is_dir() else download_tokenizer(BASE_MIRROR if second else SD1_MIRROR)
     return ModelFiles(

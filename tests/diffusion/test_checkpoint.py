@@ -5,6 +5,7 @@ import shutil
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -108,6 +109,64 @@ def test_reads_half_precision_as_float32(folder, saved):
             lambda leaf: np.asarray(leaf).astype(np.float16).astype(np.float32), getattr(saved[0], name)
         )
         chex.assert_trees_all_equal(getattr(loaded, name), expected)
+
+
+def test_everything_is_of_the_type_asked_for(folder, saved):
+    loaded = load_model(folder, dtype=jnp.bfloat16)
+    for name in PARAMETERS:
+        expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), getattr(saved[0], name))
+        chex.assert_trees_all_equal(getattr(loaded, name), expected)
+        chex.assert_trees_all_equal_dtypes(getattr(loaded, name), expected)
+    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {jnp.bfloat16}
+
+
+@pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
+def test_half_precision_variants(folder, saved, stored):
+    """Taken for bfloat16, and for want of others; the tensors' own type does not matter."""
+    kernel = np.asarray(saved[0].unet_params["conv_in"]["kernel"])
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        half = folder / file.replace(".safetensors", ".fp16.safetensors")
+        shutil.copy(folder / file, half)
+        _rewrite(half, lambda tensors: {name: (2 * value).astype(stored) for name, value in tensors.items()})
+    whole, half = load_model(folder), load_model(folder, dtype=jnp.bfloat16)
+    _assert_same_parameters(whole, saved[0])
+    doubled = (2 * kernel).astype(stored)
+    np.testing.assert_array_equal(half.unet_params["conv_in"]["kernel"], doubled.astype(jnp.bfloat16))
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        (folder / file).unlink()
+    np.testing.assert_array_equal(load_model(folder).unet_params["conv_in"]["kernel"], doubled)
+
+
+def test_reads_shards(folder, saved):
+    for file, variant in ((UNET_WEIGHTS, ""), (TEXT_WEIGHTS, ".fp16")):
+        tensors = load_file(folder / file)
+        (folder / file).unlink()
+        weight_map = {}
+        for number, name in enumerate(sorted(tensors)):
+            weight_map[name] = f"part-{number % 3}.safetensors"
+        for shard in sorted(set(weight_map.values())):
+            part = {name: value for name, value in tensors.items() if weight_map[name] == shard}
+            save_file(part, (folder / file).with_name(shard))
+        (folder / f"{file}.index{variant}.json").write_text(json.dumps({"weight_map": weight_map}))
+    _assert_same_parameters(load_model(folder), saved[0])
+    (folder / "unet/part-1.safetensors").unlink()
+    with pytest.raises(UserError, match="unet/part-1.safetensors is missing"):
+        load_model(folder)
+
+
+def test_old_files_are_refused_with_the_command_that_converts_them(folder):
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        (folder / file).rename((folder / file).with_suffix(".bin"))
+    with pytest.raises(
+        UserError, match=f"lacks {UNET_WEIGHTS}.*python -c .*from_pretrained.*save_pretrained"
+    ):
+        load_model(folder)
+
+
+def test_a_folder_with_a_single_file_says_how_to_take_it(tmp_path):
+    (tmp_path / "v1-5.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="no model_index.json.*give .*v1-5.safetensors"):
+        load_model(tmp_path)
 
 
 def test_reads_the_old_names_of_the_vae_attention(folder, saved):
@@ -224,6 +283,12 @@ def test_another_kind_of_model_is_refused(folder):
     index["unet"] = ["diffusers", "SD3Transformer2DModel"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="SD3Transformer2DModel"):
+        load_model(folder)
+
+
+def test_a_broken_tokenizer_is_named(folder):
+    (folder / "tokenizer/vocab.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer in .* cannot be read"):
         load_model(folder)
 
 
