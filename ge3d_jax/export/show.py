@@ -1,4 +1,4 @@
-"""Pictures of any splat file: a turntable or a camera path as a video, views on a sheet, a page to turn it."""
+"""Pictures of any splat file: a turntable or camera path as a video, views on a sheet, a page to turn it."""
 
 import math
 import os
