@@ -16,7 +16,11 @@ from absl import flags
 
 from ge3d_jax import cli
 
-_MODEL = flags.DEFINE_string("model", None, "The model to check; by default the bundled one. See README.md.")
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
 )

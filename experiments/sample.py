@@ -17,7 +17,9 @@ from ge3d_jax import cli
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", None, 'What to show, as "a red mushroom"; may be given many times.', required=True
 )
-_MODEL = flags.DEFINE_string("model", None, "Another model than the bundled one; see README.md.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
+)
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the pictures shall not show.")
 _STEPS = flags.DEFINE_integer("steps", 25, "Steps of DDIM.")
 _GUIDANCE = flags.DEFINE_float("guidance", 7.5, "How strongly the text pulls; 1 is not at all.")
@@ -27,12 +29,19 @@ _SIZE = flags.DEFINE_integer("size", None, "Edge in pixels, instead of what the 
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
 )
+_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
+_LORA_STRENGTH = flags.DEFINE_multi_float(
+    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
+)
+_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
+    "textual_inversion", [], "A file with the embedding of a new word for the prompt; many times."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sample-<prompt>.")
 
 
 def main() -> None:
     """Sample, and say where the pictures are."""
-    from ge3d_jax.precision import compute_dtype
+    from ge3d_jax.request import pair_loras
     from ge3d_jax.sampling import sample_to_folder
 
     folder = sample_to_folder(
@@ -44,7 +53,9 @@ def main() -> None:
         seed=_SEED.value,
         count=_COUNT.value,
         size=_SIZE.value,
-        dtype=compute_dtype(_DTYPE.value),
+        dtype=_DTYPE.value,
+        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
+        textual_inversions=_TEXTUAL_INVERSION.value,
         out=_OUT.value,
     )
     print(f"  All pictures:    {folder / 'sheet.png'}")

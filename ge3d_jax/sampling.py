@@ -24,7 +24,8 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.export.sheet import enlarge, image_grid, save_png, to_uint8
-from ge3d_jax.request import check_prompt, check_seed, find_model
+from ge3d_jax.precision import compute_dtype
+from ge3d_jax.request import check_adapters, check_prompt, check_seed, find_model
 
 # Edge of the written pictures, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192
@@ -115,7 +116,9 @@ def sample_to_folder(
     seed: int = 0,
     count: int = 1,
     size: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
@@ -129,7 +132,8 @@ def sample_to_folder(
         seed: the first picture's; the next have the next seeds, the same ones for every prompt.
         count: pictures of each prompt.
         size: edge in pixels; None is what the model was trained on.
-        dtype: what the networks compute in.
+        dtype: what the networks compute in, as `compute_dtype` takes it.
+        loras, textual_inversions: files that change the model, as `load_model` takes them.
         out: folder; None is outputs/sample-<first prompt>.
         progress: whether to say on standard error how far it is.
 
@@ -148,8 +152,10 @@ def sample_to_folder(
     place = find_model(model)
     for prompt in prompts:
         check_prompt(prompt, place)
+    check_adapters([*(file for file, _ in loras), *textual_inversions])
+    networks_dtype = compute_dtype(dtype)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"sample-{slug(prompts[0])}")
-    diffusion = load_model(place, dtype=dtype)
+    diffusion = load_model(place, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions)
     size = picture_size(diffusion, size)
     sampling_times(diffusion.schedule.steps, steps)
     embeddings = encode_text(diffusion, [*prompts, negative_prompt])
@@ -197,7 +203,9 @@ def sample_to_folder(
             "seed": seed,
             "count": count,
             "size": size,
-            "dtype": jnp.dtype(dtype).name,
+            "dtype": networks_dtype.name,
+            "loras": [[str(file), strength] for file, strength in loras],
+            "textual_inversions": [str(file) for file in textual_inversions],
             "versions": versions(),
         },
     )

@@ -22,6 +22,7 @@ _COLUMNS = ("work", "by", "median", "TFLOP/s", "of matmul", "memory", "compile",
 _WIDTH = 120
 _NOTHING = "–"
 _PAGE = "README.md"
+_BENCHMARKS = ("unet", "vae", "step")
 
 # What is wanted on a GPU.
 _GPU_TARGETS = (
@@ -136,8 +137,9 @@ def save(content: dict[str, Any], folder: Path) -> Path:
 
 
 def _markdown(folder: Path) -> str:
-    """The page of all JSON files in a folder."""
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    """The page of the networks' and the iteration's JSON files in a folder."""
+    files = [file for name in _BENCHMARKS for file in sorted(folder.glob(f"{name}-*.json"))]
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     lines = [
         "# Benchmarks",
         "",

@@ -2,8 +2,9 @@
 
     python -m pytest -m slow tests/torch/test_full_size.py -s
 
-Not in the default run: it takes some minutes, 8 GB of memory and 9 GB of disk. One network at a time: PyTorch's
-is filled, written to a folder, run and dropped before ours reads the folder. -s shows the measured errors.
+Not in the default run: it takes some minutes, 8 GB of memory and 10 GB of disk. One network at a time:
+PyTorch's is filled, written to a folder, run and dropped before ours reads the folder. -s shows the measured
+errors.
 """
 
 import gc

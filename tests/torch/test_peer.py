@@ -14,7 +14,7 @@ from ge3d_jax.benchmarks.networks import UNET_FORWARD, VAE_WORKS, row_name
 from ge3d_jax.diffusion.parameters import parameter_shapes
 from ge3d_jax.training.config import preset, with_overrides
 from ge3d_jax.training.inputs import sample_inputs
-from ge3d_jax.training.step import latent_shape, trajectory_residual
+from ge3d_jax.training.step import trajectory_residual
 from tests.reference_models import random_parameters, relative_difference
 from tests.reference_torch import fill
 
@@ -32,7 +32,7 @@ def test_the_iteration_hands_back_the_same_residual(use_perp_neg):
     model = random_model(SIZE, jnp.dtype(jnp.float32), has_unet=False, has_vae=False)
     model = dataclasses.replace(model, unet_params=random_parameters(parameter_shapes(model.unet)))
     state = iteration.first_state(config)
-    shape = latent_shape(model, config.image_size)
+    shape = (SIZE.latent_size, SIZE.latent_size, SIZE.vae.latent_channels)
     capacity = state.gaussians.capacity
     inputs = sample_inputs(state.key, config, 0, latent_shape=shape, capacity=capacity)
     z = np.random.default_rng(0).normal(size=inputs.noise.shape).astype(np.float32)
