@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,12 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
     if peft:
         notes = read_json(file.parent / _PEFT_NOTES)
         return {"unet": notes, "text_encoder": notes}
-    header = json.loads(read_metadata(file).get(_HEADER_NOTES, "{}"))
+    try:
+        header = json.loads(read_metadata(file).get(_HEADER_NOTES, "{}"))
+    except ValueError as error:
+        raise UserError(
+            f"The notes {_HEADER_NOTES} of {file} are not JSON ({error}); save it again."
+        ) from error
     return {
         part: {key.removeprefix(f"{part}."): value for key, value in header.items() if key.startswith(part)}
         for part in ("unet", "text_encoder")
@@ -155,7 +160,10 @@ def _edit(tensor: StoredTensor, up: StoredTensor, down: StoredTensor, scale: flo
     return add
 
 
-def _one_file(file: Path, strength: float, targets: Targets, aliases: Mapping[str, _Place]) -> Iterable:
+def _one_file(
+    file: Path, strength: float, targets: Targets, aliases: Mapping[str, _Place]
+) -> Iterator[tuple[str, str, Edit]]:
+    """The network, the tensor and the change of everything that a file changes."""
     changes, peft = _read_changes(file, aliases)
     notes = _read_notes(file, peft)
     for (part, name), change in changes.items():
