@@ -5,7 +5,7 @@
     python experiments/render_splats.py --splats=garden.spz --cameras=transforms.json --out=flight.mp4
     python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
---splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<its name>/ then holds
+--splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<folder>-<name>/ holds
 turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes only
 that one. The cameras stand where nearly all of the splats are seen. Captures commonly have y down: --up=-y.
 """
@@ -16,7 +16,9 @@ from ge3d_jax import cli
 
 _SPLATS = flags.DEFINE_string("splats", None, "A .ply, .splat or .spz file.", required=True)
 _OUT = flags.DEFINE_string(
-    "out", None, "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<name>."
+    "out",
+    None,
+    "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<folder>-<name>.",
 )
 _CAMERAS = flags.DEFINE_string(
     "cameras", None, "Instead of a turntable: a camera path, JSON like NeRF's transforms.json."

@@ -15,8 +15,8 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 # Share of the splats that are left out on either side of each axis: captures have strays far away.
 _STRAYS = 0.02
-# A splat reaches about this many standard deviations.
-_REACH = 2.0
+# An opaque splat can be seen about this many standard deviations far.
+_REACH = 3.0
 # Splats fainter than this do not count, in logits: an opacity of 0.1.
 _FAINT = math.log(0.1 / 0.9)
 # Air around what is shown.

@@ -57,7 +57,9 @@ def parse_color(text: str) -> tuple[float, float, float]:
 
 def _targets(splats: Path, out: str | os.PathLike[str] | None) -> list[Path]:
     """The files to write: the one that is named, or all of them in a folder."""
-    path = Path(out) if out is not None else Path("outputs") / (slug(splats.stem) or "splats")
+    # Runs name all their objects alike, their folders apart.
+    name = slug(f"{splats.parent.name}-{splats.stem}")
+    path = Path(out) if out is not None else Path("outputs") / (name or "splats")
     if path.suffix.lower() in _ENDINGS:
         prepare_folder(path.parent)
         return [path]
@@ -89,7 +91,7 @@ def render_splats(
         splats: a .ply, .splat or .spz file.
         out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or one picture where
             `azimuth_degrees` is given; .html, a page to turn the splats in a browser. Or a folder for one of
-            each; None is outputs/<name of the file>.
+            each; None is outputs/<folder of the splats>-<name of the splats>.
         camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.camera_files`.
         frames, fps: of the turntable. A path has as many frames as cameras.
         views: pictures on the sheet, evenly from the turntable or the path.

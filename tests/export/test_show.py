@@ -229,6 +229,14 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, monkeypatch, opt
     assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
 
 
+def test_the_folder_is_named_after_the_splats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_splats(tmp_path / "a-mug-0" / "object.spz", signposts())
+    written = render_splats("a-mug-0/object.spz", frames=2, views=2, **OPTIONS)
+    assert {str(path.parent) for path in written} == {"outputs/a-mug-0-object"}
+    assert all(path.stat().st_size > 0 for path in written)
+
+
 def test_sizes_and_colours():
     assert parse_size("512") == (512, 512) and parse_size(" 640X360 ") == (640, 360)
     for text in ("", "8", "640x", "1x2x3", "-5", "99999", "1e3"):
