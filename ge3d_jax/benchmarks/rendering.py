@@ -118,9 +118,9 @@ def row_name(case: Case) -> str:
     return f"{case.splats:,} splats, {case.size} px, {views}, {case.work}"
 
 
-def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> list[Measurement]:
-    """One row per case, views divided among the devices."""
-    rows = []
+def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> tuple[list[Measurement], list[int]]:
+    """One row per case, views divided among the devices, and how many entries a view's buffer had to hold."""
+    rows, entries = [], []
     for case in cases:
         gaussians, cameras = ball(case.splats), cameras_around(case.views, case.size)
         needed = needed_capacity(gaussians, cameras)
@@ -139,7 +139,7 @@ def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> list[Me
                 seconds=seconds,
                 compile_seconds=compile_seconds,
                 peak_bytes=peak_bytes(compiled),
-                note=f"{needed:,} entries",
             )
         )
-    return rows
+        entries.append(needed)
+    return rows, entries

@@ -18,7 +18,7 @@ PARALLEL_SINE = 1e-4
 class Camera:
     """A pinhole camera; under `jax.vmap` the two arrays gain a leading axis and the size stays shared.
 
-    world_to_camera: (4, 4) float, rigid transform, world units.
+    world_to_camera: (4, 4) float, rigid transform, world units; its last row is taken to be 0, 0, 0, 1.
     intrinsics: (4,) float, fx, fy, cx, cy in pixels.
     width, height: image size in pixels (static).
     """
@@ -87,6 +87,13 @@ def orbit_camera(
 
 
 def camera_center(camera: Camera) -> jax.Array:
-    """Position of the camera in world units, (3,): -Rᵀt of the rigid transform."""
-    rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    return -_rotate(rotation.T, translation)
+    """Position of the camera in world units, (3,): the point that the transform sends to the origin.
+
+    Solved for any invertible matrix by Cramer's rule, so that a gradient with respect to `world_to_camera` is
+    right for each of its entries alone, not only along rigid motions.
+    """
+    rows, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
+    # Crosswise products of the rows are the columns of the inverse, times the determinant.
+    columns = jnp.cross(jnp.roll(rows, -1, axis=0), jnp.roll(rows, -2, axis=0))
+    determinant = jnp.sum(rows[0] * columns[0])
+    return -jnp.sum(columns * translation[:, None], axis=0) / determinant

@@ -1,17 +1,24 @@
 """Front-to-back compositing of the tiles' splats, with its own gradient.
 
-A tile's list is cut into chunks of CHUNK splats, and the chunks of all tiles are processed in their order,
-BLOCK at a time, so that no work is spent on empty tiles, however unevenly the splats lie. Arrays of a block
-have the layout [C, P, B]: splat within the chunk, pixel within the tile, chunk. Their size is constant;
-beside inputs and image, the backward pass is handed only the light that reaches each block.
+Tiles are taken LANES at a time, those with the longest lists first, so that the tiles of a group have about
+as much to do; a group goes through its lists CHUNK splats at a time until every list has ended or its tile
+is dark. Arrays of one step have the layout [B, C, P]: tile within the group, splat within the chunk, pixel
+within the tile. A group's state is small and stays in the processor's cache; beside inputs and image the
+backward pass is handed only the light that reaches each chunk. Under `vmap` the views' tiles join one list.
+
+No two writes ever go to one place and no order is left open, so the same input gives the same bits: gradients
+of the (tile, splat) entries go to slots of their own, which are added up splat by splat in a fixed tree.
+
+A GPU kernel would replace `_forward` and `_backward`, which are one function each from flat arrays to flat
+arrays; there is none yet, because there was no GPU to prove it on.
 
 Symbols, for splat i of a pixel's list, front to back:
     α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 where under MIN_ALPHA
-    T_i  transmittance before the splat, Π_{j<i} (1 − α_j), its logarithm from chunk to chunk
-    w_i  weight α_i·T_i;   f_i  features (colour, depth);   F = Σ w_i·f_i;   T_end  transmittance behind all
-Gradient, from those of F and log T_end:
+    T_i  transmittance before the splat, Π_{j<i} (1 − α_j);   T_end  that behind all
+    w_i  weight α_i·T_i;   f_i  features (colour, depth, and a constant 1);   F = Σ w_i·f_i
+Gradient, from those of F and T_end:
     ∂L/∂f_i = w_i·∂L/∂F
-    ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + ∂L/∂log T_end) / (1 − α_i)
+    ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + T_end·∂L/∂T_end) / (1 − α_i)
 """
 
 from __future__ import annotations
@@ -22,22 +29,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from ge3d_jax.splatting.projection import MIN_ALPHA
 from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 
-# Splats per chunk: a tile wastes half a chunk on average, a shorter one makes more rows to add up. A chunk of
+# Splats per step of a tile: half a chunk is wasted on average, a shorter one stores more light. A chunk of
 # capped alphas passes 0.01¹⁶ of the light, which float32 still holds.
 CHUNK = 16
-# Chunks per step of the loop: with 8×8 tiles an array of a block is 128 KiB, which stays in a core's cache.
-BLOCK = 32
+# Tiles per group: an array of a step is 128 KiB, which stays in a core's cache.
+LANES = 32
 # Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
 MAX_ALPHA = 0.99
+# A tile whose every pixel passes less light than this is finished. No pixel changes by more; at 1e-4, the
+# usual value, the gradients of splats in the dark are missed in the fourth digit.
+MIN_TRANSMITTANCE = 1e-6
 PIXELS = TILE_SIZE * TILE_SIZE
-
-
-# What the loops carry: the block's number and three arrays that it adds to or hands on.
-_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Splats2D(NamedTuple):
@@ -52,209 +59,354 @@ class Splats2D(NamedTuple):
     features: jax.Array
 
 
-class _Chunks(NamedTuple):
-    """Where the chunks lie: tiles, starts and counts (K,) int32, and the number of blocks in use ()."""
+class _Work(NamedTuple):
+    """The lists as flat arrays, which those of several views can join."""
 
-    tiles: jax.Array
-    starts: jax.Array
-    counts: jax.Array
-    blocks: jax.Array
-
-
-class _Block(NamedTuple):
-    """One block of chunks, evaluated."""
-
-    tiles: jax.Array  # [B]
-    ids: jax.Array  # [C, B] into the splat buffer
-    valid: jax.Array  # [C, B]
-    whitening: jax.Array  # [3, C, B]
-    opacities: jax.Array  # [C, B]
-    features: jax.Array  # [F, C, B]
-    dx: jax.Array  # [C, P, B]
-    u: jax.Array  # [C, P, B]
-    v: jax.Array  # [C, P, B]
-    alpha: jax.Array  # [C, P, B]
-    weights: jax.Array  # [C, P, B]
-    transmittance: jax.Array  # [C, P, B], before the splat
-    log_sums: jax.Array  # [P, B], logarithm of the chunk's own transmittance
+    table: jax.Array  # (N, 6 + F) means, whitening, opacity, features
+    splats: jax.Array  # (capacity,) int32 rows of the table
+    centers: jax.Array  # (tiles, 2) middles of the tiles, pixels
+    begins: jax.Array  # (tiles,) int32 into `splats`
+    counts: jax.Array  # (tiles,) int32
+    storage: jax.Array  # (tiles,) int32, first of the tile's rows among the chunks' stored light
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+class _Step(NamedTuple):
+    """One chunk of each tile of a group, evaluated."""
+
+    entries: jax.Array  # [B, C] places in the list
+    valid: jax.Array  # [B, C]
+    whitening: tuple[jax.Array, jax.Array, jax.Array]  # p, q, r, each [B, C]
+    opacities: jax.Array  # [B, C]
+    features: jax.Array  # [B, C, K], the last is 1
+    offset_x: jax.Array  # [B, C], tile's middle − mean
+    offset_y: jax.Array  # [B, C]
+    alpha: jax.Array  # [B, C, P]
+    transmittance: jax.Array  # [B, C, P], before the splat
+    after: jax.Array  # [B, P], behind the chunk
 
 
-def _chunk_lists(lists: TileLists) -> _Chunks:
-    """Cut every tile's list into chunks; the table has room for the worst case in whole blocks."""
-    tile_count, capacity = lists.starts.shape[0] - 1, lists.splats.shape[0]
-    room = -(-(capacity // CHUNK + tile_count) // BLOCK) * BLOCK
-    chunks_per_tile = (lists.starts[1:] - lists.starts[:-1] + CHUNK - 1) // CHUNK
-    ends = jnp.cumsum(chunks_per_tile)
-    chunk = jnp.arange(room, dtype=jnp.int32)
-    tiles = jnp.minimum(jnp.searchsorted(ends, chunk, side="right"), tile_count - 1).astype(jnp.int32)
-    starts = lists.starts[tiles] + (chunk - (ends - chunks_per_tile)[tiles]) * CHUNK
-    counts = jnp.where(chunk < ends[-1], jnp.clip(lists.starts[tiles + 1] - starts, 0, CHUNK), 0)
-    return _Chunks(tiles, starts, counts, (ends[-1] + BLOCK - 1) // BLOCK)
+def _einsum(terms: str, *arrays: jax.Array) -> jax.Array:
+    return jnp.einsum(terms, *arrays, precision=lax.Precision.HIGHEST)
 
 
-def _slice(values: jax.Array, block: jax.Array) -> jax.Array:
-    return lax.dynamic_slice_in_dim(values, block * BLOCK, BLOCK)
-
-
-def _evaluate(
-    block: jax.Array, carried: jax.Array, splats: Splats2D, ids: jax.Array, chunks: _Chunks, columns: int
-) -> _Block:
-    """Alphas, transmittances and weights of one block.
-
-    carried: (P,) logarithm of the light left by earlier blocks in the tile of this block's first chunk.
-    """
-    tiles, starts, counts = (_slice(values, block) for values in chunks[:3])
-    within = jnp.arange(CHUNK, dtype=jnp.int32)[:, None]
-    valid = within < counts
-    ids = ids[jnp.where(valid, starts + within, 0)]
-    means = jnp.moveaxis(splats.means[ids], -1, 0)
-    whitening = jnp.moveaxis(splats.whitening[ids], -1, 0)
-    features = jnp.moveaxis(splats.features[ids], -1, 0)
-    opacities = jnp.where(valid, splats.opacities[ids], 0.0)
-
-    # Positions relative to the tile keep their digits in large images.
-    dtype = splats.means.dtype
+def _pixel_offsets(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """x and y (P,) of a tile's pixel centres from its middle; small numbers keep their digits."""
     pixel = jnp.arange(PIXELS, dtype=jnp.int32)
-    local_x, local_y = (pixel % TILE_SIZE).astype(dtype) + 0.5, (pixel // TILE_SIZE).astype(dtype) + 0.5
-    corner_x, corner_y = (((axis) * TILE_SIZE).astype(dtype) for axis in (tiles % columns, tiles // columns))
-    dx = local_x[:, None] - (means[0] - corner_x)[:, None, :]
-    dy = local_y[:, None] - (means[1] - corner_y)[:, None, :]
-    p, q, r = whitening[:, :, None, :]
-    u, v = p * dx, q * dy - r * dx
-    alpha = opacities[:, None, :] * jnp.exp(-0.5 * (u * u + v * v))
-    alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
+    middle = 0.5 * (TILE_SIZE - 1)
+    return (pixel % TILE_SIZE).astype(dtype) - middle, (pixel // TILE_SIZE).astype(dtype) - middle
 
-    # Within the chunk light is a running product, from chunk to chunk a sum of logarithms. The light that a
-    # faint chunk stops has digits that the product has lost.
-    inside, product = _running_product(1.0 - alpha)
-    stopped = jnp.sum(alpha * inside, axis=0)
-    log_sums = jnp.where(stopped < 0.5, jnp.log1p(-jnp.minimum(stopped, 0.5)), jnp.log(product))
-    earlier = _same_tile(tiles) & (jnp.arange(BLOCK)[:, None] < jnp.arange(BLOCK))
-    before = _matmul(log_sums, earlier.astype(dtype)) + jnp.where(tiles == tiles[0], carried[:, None], 0.0)
-    transmittance = inside * jnp.exp(before)
-    weights = alpha * transmittance
-    return _Block(
-        tiles, ids, valid, whitening, opacities, features, dx, u, v, alpha, weights, transmittance, log_sums
+
+def _tile_centers(columns: int, rows: int, dtype: Any) -> jax.Array:
+    x, y = jnp.meshgrid(jnp.arange(columns), jnp.arange(rows))
+    return (jnp.stack([x, y], axis=-1).reshape(-1, 2).astype(dtype) + 0.5) * TILE_SIZE
+
+
+def _grouped(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tiles, longest list first, in whole groups (G·B,), and the number of groups with anything to do.
+
+    Lanes that fill up the last group hold the number of tiles, which is beyond all.
+    """
+    order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
+    filled = -(-counts.shape[0] // LANES) * LANES
+    order = jnp.pad(order, (0, filled - counts.shape[0]), constant_values=counts.shape[0])
+    return order, (jnp.sum(counts > 0) + LANES - 1) // LANES
+
+
+def _group(work: _Work, order: jax.Array, group: jax.Array) -> tuple[jax.Array, _Work]:
+    """Tiles (B,) of a group, and the work with its fields per tile cut down to them."""
+    tiles = lax.dynamic_slice_in_dim(order, group * LANES, LANES)
+    counts = jnp.where(tiles < work.counts.shape[0], work.counts[tiles], 0)
+    return tiles, work._replace(
+        centers=work.centers[tiles], begins=work.begins[tiles], counts=counts, storage=work.storage[tiles]
     )
 
 
-def _running_product(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Products of the values (C, ...) before each, and of all; written out because C is short and fixed."""
-    products = [jnp.ones_like(values[0])]
-    for value in values:
-        products.append(products[-1] * value)
-    return jnp.stack(products[:-1]), products[-1]
+def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Array) -> _Step:
+    """Alphas and transmittances of one chunk of each lane that is open (B,); `before` (B, P) is its light."""
+    within = chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
+    valid = is_open[:, None] & (within < lanes.counts[:, None])
+    entries = jnp.where(valid, lanes.begins[:, None] + within, 0)
+    rows = lanes.table[lanes.splats[entries]]
+    mean_x, mean_y, p, q, r, opacity = jnp.moveaxis(rows[..., :6], -1, 0)
+    offset_x, offset_y = lanes.centers[:, :1] - mean_x, lanes.centers[:, 1:] - mean_y
+    opacity = jnp.where(valid, opacity, 0.0)
+    x, y = _pixel_offsets(rows.dtype)
+    u = (p * offset_x)[..., None] + p[..., None] * x
+    v = (q * offset_y - r * offset_x)[..., None] + (q[..., None] * y - r[..., None] * x)
+    alpha = opacity[..., None] * jnp.exp(-0.5 * (u * u + v * v))
+    alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
+    # Written out, because the chunk is short and fixed.
+    products = [before]
+    for splat in range(CHUNK):
+        products.append(products[-1] * (1.0 - alpha[:, splat]))
+    return _Step(
+        entries=entries,
+        valid=valid,
+        whitening=(p, q, r),
+        opacities=opacity,
+        features=jnp.concatenate([rows[..., 6:], jnp.ones_like(rows[..., :1])], axis=-1),
+        offset_x=offset_x,
+        offset_y=offset_y,
+        alpha=alpha,
+        transmittance=jnp.stack(products[:-1], axis=1),
+        after=products[-1],
+    )
 
 
-def _same_tile(tiles: jax.Array) -> jax.Array:
-    return tiles[:, None] == tiles
+def _distinct(is_used: jax.Array, index: jax.Array, size: int) -> jax.Array:
+    """`index` where used, elsewhere places beyond `size`, no two alike: a scatter drops them."""
+    spare = size + jnp.arange(index.size, dtype=jnp.int32).reshape(index.shape)
+    return jnp.where(is_used, index, spare)
 
 
-def _forward(
-    columns: int, rows: int, splats: Splats2D, lists: TileLists
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features (tiles, P, F), log transmittance (tiles, P), and that in front of each block (blocks, P)."""
-    chunks = _chunk_lists(lists)
-    dtype, channels = splats.means.dtype, splats.features.shape[-1]
-    tile_count = columns * rows
+@custom_vmap
+def _forward(work: _Work, stored: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Composite every tile.
 
-    def step(state: _State) -> _State:
-        block, sums, logs, carries = state
-        carried = logs[chunks.tiles[block * BLOCK]]
-        part = _evaluate(block, carried, splats, lists.splats, chunks, columns)
-        features = jnp.sum(part.weights * part.features[:, :, None, :], axis=1)  # [F, P, B]
-        # Chunks without splats add zeros, whichever tile they name.
-        sums = sums.at[part.tiles].add(jnp.moveaxis(features, -1, 0), indices_are_sorted=True)
-        logs = logs.at[part.tiles].add(part.log_sums.T, indices_are_sorted=True)
-        return block + 1, sums, logs, lax.dynamic_update_index_in_dim(carries, carried, block, 0)
+    stored: (rows, P) zeros, room for the light before each chunk.
+    Returns F (tiles, K, P), T_end (tiles, P), `stored` filled in, and the chunks done per tile, int32.
+    """
+    tile_count, channels, dtype = work.counts.shape[0], work.table.shape[1] - 5, work.table.dtype
+    order, groups = _grouped(work.counts)
 
-    state = (
+    def composite_group(state: tuple) -> tuple:
+        group, sums, light, done, stored = state
+        tiles, lanes = _group(work, order, group)
+
+        def composite_chunk(state: tuple) -> tuple:
+            chunk, is_open, sums, light, done, stored = state
+            step = _evaluate(lanes, chunk, is_open, light)
+            sums = sums + _einsum("bck,bcp->bkp", step.features, step.alpha * step.transmittance)
+            place = _distinct(is_open, lanes.storage + chunk, stored.shape[0])
+            stored = stored.at[place].set(light, mode="drop", unique_indices=True)
+            done = done + is_open
+            chunk = chunk + 1
+            is_bright = jnp.any(step.after > MIN_TRANSMITTANCE, axis=1)
+            return chunk, is_bright & (lanes.counts > chunk * CHUNK), sums, step.after, done, stored
+
+        start = (
+            jnp.zeros((), jnp.int32),
+            lanes.counts > 0,
+            jnp.zeros((LANES, channels, PIXELS), dtype),
+            jnp.ones((LANES, PIXELS), dtype),
+            jnp.zeros(LANES, jnp.int32),
+            stored,
+        )
+        _, _, *results, stored = lax.while_loop(lambda state: jnp.any(state[1]), composite_chunk, start)
+        whole = [
+            old.at[tiles].set(new, mode="drop", unique_indices=True)
+            for old, new in zip((sums, light, done), results, strict=True)
+        ]
+        return group + 1, *whole, stored
+
+    start = (
         jnp.zeros((), jnp.int32),
         jnp.zeros((tile_count, channels, PIXELS), dtype),
-        jnp.zeros((tile_count, PIXELS), dtype),
-        jnp.zeros((chunks.tiles.shape[0] // BLOCK, PIXELS), dtype),
+        jnp.ones((tile_count, PIXELS), dtype),
+        jnp.zeros(tile_count, jnp.int32),
+        stored,
     )
-    _, sums, logs, carries = lax.while_loop(lambda state: state[0] < chunks.blocks, step, state)
-    return jnp.moveaxis(sums, 1, 2), logs, carries
+    _, sums, light, done, stored = lax.while_loop(lambda state: state[0] < groups, composite_group, start)
+    return sums, light, stored, done
+
+
+@custom_vmap
+def _backward(
+    work: _Work,
+    slots: jax.Array,
+    stored: jax.Array,
+    light: jax.Array,
+    sum_gradients: jax.Array,
+    light_gradients: jax.Array,
+    gradients: jax.Array,
+) -> jax.Array:
+    """Gradients of the table's rows, one row per slot.
+
+    `work.counts` are what the forward pass looked at; slots (capacity,) int32; stored, light, and the
+    gradients of F and T_end as `_forward` returns them; gradients: (capacity, 6 + F) zeros to write to.
+    """
+    dtype = work.table.dtype
+    order, groups = _grouped(work.counts)
+    x, y = _pixel_offsets(dtype)
+    monomials = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+
+    def group_gradients(state: tuple) -> tuple:
+        group, gradients = state
+        tiles, lanes = _group(work, order, group)
+        pixel_gradients = sum_gradients[tiles]  # [B, K, P]
+
+        def chunk_gradients(state: tuple) -> tuple:
+            chunk, behind, gradients = state
+            is_open = lanes.counts > chunk * CHUNK
+            step = _evaluate(lanes, chunk, is_open, stored[lanes.storage + chunk])
+            towards = sum(
+                step.features[..., k, None] * pixel_gradients[:, k, None]
+                for k in range(step.features.shape[-1])
+            )
+            weights = step.alpha * step.transmittance
+            weighted = weights * towards
+            sums = [behind]
+            for splat in range(CHUNK - 1, -1, -1):
+                sums.append(sums[-1] + weighted[:, splat])
+            after = jnp.stack(sums[-2::-1], axis=1)
+            alpha_gradients = step.transmittance * towards - after / (1.0 - step.alpha)
+            # Through the exponential; a capped alpha does not move.
+            passes = (step.alpha > 0.0) & (step.alpha < MAX_ALPHA)
+            slope = jnp.where(passes, step.alpha * alpha_gradients, 0.0)
+            rows = jnp.concatenate(
+                [
+                    jnp.stack(_moment_gradients(step, _einsum("bcp,pm->bcm", slope, monomials)), axis=-1),
+                    _einsum("bcp,bkp->bck", weights, pixel_gradients[:, :-1]),
+                ],
+                axis=-1,
+            )
+            place = _distinct(step.valid, slots[step.entries], gradients.shape[0])
+            gradients = gradients.at[place].set(rows, mode="drop", unique_indices=True)
+            return chunk - 1, sums[-1], gradients
+
+        last = (jnp.max(lanes.counts) - 1) // CHUNK
+        behind = light[tiles] * light_gradients[tiles]
+        _, _, gradients = lax.while_loop(
+            lambda state: state[0] >= 0, chunk_gradients, (last, behind, gradients)
+        )
+        return group + 1, gradients
+
+    start = (jnp.zeros((), jnp.int32), gradients)
+    return lax.while_loop(lambda state: state[0] < groups, group_gradients, start)[1]
+
+
+def _moment_gradients(step: _Step, moments: jax.Array) -> list[jax.Array]:
+    """Gradients [B, C] of mean, whitening and opacity, from sums over the pixels.
+
+    moments: [B, C, 6], those of s = α·∂L/∂α with 1, x, y, x², x·y, y², x and y from the tile's middle:
+    with the mean's offset e the distance is dx = e + x, and so on.
+    """
+    total, x, y, x_x, x_y, y_y = jnp.moveaxis(moments, -1, 0)
+    p, q, r = step.whitening
+    e, h = step.offset_x, step.offset_y
+    v = q * h - r * e  # at the tile's middle
+    total_v = v * total + q * y - r * x
+    total_v_dx = e * total_v + v * x + q * x_y - r * x_x
+    total_v_dy = h * total_v + v * y + q * y_y - r * x_y
+    return [
+        p * p * (e * total + x) - r * total_v,
+        q * total_v,
+        -p * (e * e * total + 2.0 * e * x + x_x),
+        -total_v_dy,
+        total_v_dx,
+        total / jnp.where(step.valid, step.opacities, 1.0),
+    ]
+
+
+def _merge(value: jax.Array, is_batched: bool, views: int, stride: int = 0) -> jax.Array:
+    """Join (views, n, ...) to (views·n, ...); indices into arrays of `stride` per view move along."""
+    if not is_batched:
+        value = jnp.broadcast_to(value, (views, *value.shape))
+    if stride:
+        offsets = stride * jnp.arange(views, dtype=value.dtype)
+        value = value + offsets.reshape(-1, *[1] * (value.ndim - 1))
+    return value.reshape(-1, *value.shape[2:])
+
+
+def _merge_work(work: _Work, batched: _Work, views: int, rows: int) -> _Work:
+    """Join the work of all views; `rows` is the number of stored rows of light of one."""
+    splat_count, capacity = (
+        field.shape[int(is_batched)]
+        for field, is_batched in ((work.table, batched.table), (work.splats, batched.splats))
+    )
+    strides = _Work(0, splat_count, 0, capacity, 0, rows)
+    return _Work(
+        *(_merge(*field, views, stride) for *field, stride in zip(work, batched, strides, strict=True))
+    )
+
+
+def _split(value: jax.Array, views: int) -> jax.Array:
+    return value.reshape(views, -1, *value.shape[1:])
+
+
+@_forward.def_vmap
+def _forward_of_views(views: int, batched: Any, work: _Work, stored: jax.Array) -> tuple[Any, Any]:
+    merged = _merge_work(work, batched[0], views, stored.shape[-2])
+    results = _forward(merged, _merge(stored, batched[1], views))
+    return tuple(_split(result, views) for result in results), (True,) * len(results)
+
+
+@_backward.def_vmap
+def _backward_of_views(views: int, batched: Any, work: _Work, *arrays: jax.Array) -> tuple[Any, Any]:
+    slots, stored, *images, gradients = arrays
+    capacity, rows = gradients.shape[-2], stored.shape[-2]
+    strides = (capacity,) + (0,) * (len(arrays) - 1)
+    merged = [
+        _merge(*field, views, stride) for *field, stride in zip(arrays, batched[1:], strides, strict=True)
+    ]
+    return _split(_backward(_merge_work(work, batched[0], views, rows), *merged), views), True
+
+
+def _work(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[_Work, jax.Array]:
+    """The lists as `_Work`, and empty rows for the light before each chunk."""
+    counts = lists.starts[1:] - lists.starts[:-1]
+    chunks = (counts + CHUNK - 1) // CHUNK
+    table = jnp.concatenate(
+        [splats.means, splats.whitening, splats.opacities[:, None], splats.features], axis=1
+    )
+    work = _Work(
+        table=table,
+        splats=lists.splats,
+        centers=_tile_centers(columns, rows, table.dtype),
+        begins=lists.starts[:-1],
+        counts=counts,
+        storage=jnp.cumsum(chunks) - chunks,
+    )
+    most_chunks = lists.splats.shape[0] // CHUNK + columns * rows
+    # Zeros, but known to be so only with the lists: XLA would fill a constant, and hold its memory, early.
+    return work, jnp.full((most_chunks, PIXELS), lists.starts[0], table.dtype)
+
+
+def sum_ranges(values: jax.Array, begins: jax.Array, ends: jax.Array, longest: int) -> jax.Array:
+    """Σ of values[begin:end] (M, W) for each of N ranges no longer than `longest`, always in one order.
+
+    Pairs of rows are added up level by level; at each level a range takes the row that sticks out at either
+    end. So a sum of n rows has the rounding of log n additions, and nothing is ever written twice.
+    """
+    totals = jnp.zeros((begins.shape[0], values.shape[1]), values.dtype)
+    for level in range(longest.bit_length()):
+        # Row k is now a sum of 2^level rows; a range has those left that lie within it whole.
+        first, last = (begins + (2**level - 1)) >> level, ends >> level
+        for row, boundary in ((first, first), (last - 1, last)):
+            sticks_out = (boundary & 1 == 1) & (first < last)
+            totals = totals + jnp.where(sticks_out[:, None], values[jnp.where(sticks_out, row, 0)], 0.0)
+        values = jnp.pad(values, ((0, values.shape[0] % 2), (0, 0)))
+        values = values[0::2] + values[1::2]
+    return totals
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def composite(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums of the features (tiles, P, F) and log T_end (tiles, P), P pixels along rows.
+    """F (tiles, F + 1, P) and T_end (tiles, P), P pixels along rows; the last of F is Σ w, the alpha.
 
-    The logarithm, because 1 − T_end of a faint pixel keeps its digits only as −expm1(log T_end).
+    That sum keeps the digits of a faint pixel, which 1 − T_end has lost.
 
     columns, rows: the tile grid. Differentiable in `splats`; `lists` gets no gradient.
     """
-    features, logs, _ = _forward(columns, rows, splats, lists)
-    return features, logs
+    sums, light, _, _ = _forward(*_work(columns, rows, splats, lists))
+    return sums, light
 
 
 def _composite_forward(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[Any, Any]:
-    features, logs, carries = _forward(columns, rows, splats, lists)
-    return (features, logs), (splats, lists, carries)
+    work, stored = _work(columns, rows, splats, lists)
+    sums, light, stored, done = _forward(work, stored)
+    work = work._replace(counts=jnp.minimum(work.counts, done * CHUNK))
+    return (sums, light), (work, lists, stored, light)
 
 
 def _composite_backward(columns: int, rows: int, saved: Any, cotangents: Any) -> tuple[Splats2D, None]:
-    splats, lists, carries = saved
-    feature_gradients = jnp.moveaxis(cotangents[0], 2, 0)  # (F, tiles, P)
-    end_gradients = cotangents[1]
-    chunks = _chunk_lists(lists)
-    dtype = splats.means.dtype
-    channels = splats.features.shape[-1]
-    slots = jnp.arange(BLOCK)
-
-    def step(state: _State) -> _State:
-        block, behind_tile, behind, gradients = state
-        part = _evaluate(block, carries[block], splats, lists.splats, chunks, columns)
-        pixel_gradients = jnp.swapaxes(feature_gradients[:, part.tiles], 1, 2)  # [F, P, B]
-        towards = sum(f[:, None, :] * g for f, g in zip(part.features, pixel_gradients, strict=True))
-        weighted = part.weights * towards
-        sums = jnp.sum(weighted, axis=0)  # [P, B]
-        later = _same_tile(part.tiles) & (slots[:, None] > slots)
-        after = _matmul(sums, later.astype(dtype)) + end_gradients[part.tiles].T
-        after = after + jnp.where(part.tiles == behind_tile, behind[:, None], 0.0)
-        triangle = jnp.triu(jnp.ones((CHUNK, CHUNK), dtype), 1)
-        inside = _matmul(triangle, weighted.reshape(CHUNK, -1)).reshape(weighted.shape)
-        alpha_gradients = part.transmittance * towards - (inside + after) / (1.0 - part.alpha)
-        # Through the exponential; a capped alpha does not move.
-        passes = (part.alpha > 0.0) & (part.alpha < MAX_ALPHA)
-        slope = jnp.where(passes, part.alpha * alpha_gradients, 0.0)
-        v_slope = part.v * slope
-        total, total_v = jnp.sum(slope, axis=1), jnp.sum(v_slope, axis=1)  # [C, B]
-        total_dx, total_v_dx = jnp.sum(slope * part.dx, axis=1), jnp.sum(v_slope * part.dx, axis=1)
-        total_dx_dx = jnp.sum(slope * part.dx * part.dx, axis=1)
-        total_v_v = jnp.sum(v_slope * part.v, axis=1)
-        p, q, r = part.whitening
-        moments = [
-            p * p * total_dx - r * total_v,
-            q * total_v,
-            -p * total_dx_dx,
-            -(total_v_v + r * total_v_dx) / q,
-            total_v_dx,
-            total / jnp.where(part.valid, part.opacities, 1.0),
-        ]
-        feature_sums = jnp.sum(part.weights * pixel_gradients[:, None], axis=2)  # [F, C, B]
-        entries = jnp.concatenate([jnp.stack(moments), feature_sums])
-        entries = jnp.where(part.valid, entries, 0.0)  # [6 + F, C, B]
-        gradients = gradients.at[part.ids].add(jnp.moveaxis(entries, 0, -1))
-        first = part.tiles[0]
-        carried = jnp.sum(jnp.where(part.tiles == first, sums, 0.0), axis=1)
-        carried = carried + jnp.where(behind_tile == first, behind, 0.0)
-        return block - 1, first, carried, gradients
-
-    state = (
-        chunks.blocks - 1,
-        jnp.full((), -1, jnp.int32),
-        jnp.zeros((PIXELS,), dtype),
-        jnp.zeros((splats.means.shape[0], 6 + channels), dtype),
-    )
-    _, _, _, gradients = lax.while_loop(lambda state: state[0] >= 0, step, state)
-    return Splats2D(gradients[:, :2], gradients[:, 2:5], gradients[:, 5], gradients[:, 6:]), None
+    work, lists, stored, light = saved
+    shape = (lists.splats.shape[0], work.table.shape[1])
+    # Zeros, for light is not negative; like those for the stored light they must not be a constant.
+    empty = jnp.full(shape, jnp.minimum(light[0, 0], 0.0))
+    gradients = _backward(work, lists.slots, stored, light, *cotangents, empty)
+    sums = sum_ranges(gradients, lists.slot_begins, lists.slot_ends, columns * rows)
+    return Splats2D(sums[:, :2], sums[:, 2:5], sums[:, 5], sums[:, 6:]), None
 
 
 composite.defvjp(_composite_forward, _composite_backward)

@@ -9,9 +9,14 @@ Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
                 in pixels  u = p·dx,  v = q·dy − r·dx,  u² + v² = dᵀ·Σ⁻¹·d
 The factor replaces the usual conic because a needle's u² + v² stays exact in float32 where the conic's three
 large terms cancel; its determinant comes from |a × b|² for the same reason.
+
+The dilation makes thin splats wider and so, seen from far, too strong; the compensation of Mip-Splatting (Yu
+et al. 2024, the screen-space filter) multiplies the opacity by √(|A·Aᵀ| / |A·Aᵀ + DILATION·I|).
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +27,15 @@ from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
 # Variance added on the screen, px²: a splat thinner than a pixel would fall between the pixel centres.
 DILATION = 0.3
-# Splats nearer than this (world units) are dropped: the projection diverges at the camera's plane.
+# Splats nearer than this (world units) are not drawn: the projection diverges at the camera's plane.
 NEAR_PLANE = 0.01
-# The Jacobian is taken no further out than this many half fields of view, where its linearisation explodes.
-FRUSTUM_MARGIN = 1.3
+# The Jacobian is taken no further outside of the image than this many half fields of view: its linearisation
+# explodes there. As in gsplat, also where the principal point is off the middle.
+FRUSTUM_MARGIN = 0.3
 # A contribution under one step of an 8-bit image is skipped; it also bounds the extent of a splat.
 MIN_ALPHA = 1.0 / 255.0
+# Least ratio of areas under the compensation's root, whose slope is infinite at 0.
+SMALLEST_RATIO = 1e-12
 # Room for rounding when the extent decides which pixels are looked at, pixels.
 EXTENT_MARGIN = 0.05
 
@@ -56,12 +64,12 @@ class Projected:
 
     means: (N, 2) centres, pixels.
     whitening: (N, 3) p, q, r of the module's docstring, 1/pixels.
-    opacities: (N,) in [0, 1].
+    opacities: (N,) in [0, 1], compensated if asked for.
     colors: (N, 3) RGB ≥ 0.
     depths: (N,) camera-space z, world units.
     extents: (N, 2) half width and half height of the box in which alpha can reach MIN_ALPHA, pixels.
     radii: (N,) the same along the longer axis of the ellipse, pixels; 0 where not visible.
-    visible: (N,) bool: a splat, in front of the near plane, able to reach MIN_ALPHA.
+    visible: (N,) bool: a splat, its centre between the near and the far plane, able to reach MIN_ALPHA.
     """
 
     means: jax.Array
@@ -125,25 +133,36 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
     return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
 
 
-def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | None = None) -> Projected:
+def project(
+    gaussians: Gaussians,
+    camera: Camera,
+    scale_multiplier: jax.Array | None = None,
+    *,
+    near: float = NEAR_PLANE,
+    far: float = math.inf,
+    antialiased: bool = False,
+) -> Projected:
     """Project all splats onto the screen of one camera; differentiable in both.
 
     scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
+    near, far: a splat is drawn where its centre's camera-space z lies between these, world units.
+    antialiased: compensate the opacity for the dilation, see the module's text.
     """
     dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
     focal_x, focal_y, center_x, center_y = camera.intrinsics
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     # Vectors and matrices have the splat as their last axis here, which compiles to long loops.
     in_camera = _dot(rotation.T[:, :, None], gaussians.positions.T[:, None]) + translation[:, None]
-    front = gaussians.mask & (in_camera[2] > NEAR_PLANE)
+    front = gaussians.mask & (in_camera[2] > near) & (in_camera[2] < far)
     # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
     ahead = jnp.array([[0.0], [0.0], [1.0]], dtype)
     x, y, z = jnp.where(front, in_camera, ahead)
     means = jnp.stack([focal_x * x / z + center_x, focal_y * y / z + center_y], axis=-1)
 
-    limit_x = FRUSTUM_MARGIN * 0.5 * camera.width / focal_x
-    limit_y = FRUSTUM_MARGIN * 0.5 * camera.height / focal_y
-    slope_x, slope_y = jnp.clip(x / z, -limit_x, limit_x), jnp.clip(y / z, -limit_y, limit_y)
+    half_x, half_y = 0.5 * camera.width / focal_x, 0.5 * camera.height / focal_y
+    left, top = -center_x / focal_x, -center_y / focal_y
+    slope_x = jnp.clip(x / z, left - FRUSTUM_MARGIN * half_x, left + (2.0 + FRUSTUM_MARGIN) * half_x)
+    slope_y = jnp.clip(y / z, top - FRUSTUM_MARGIN * half_y, top + (2.0 + FRUSTUM_MARGIN) * half_y)
     scales = jnp.exp(jnp.where(front, gaussians.log_scales.T, 0.0))
     if scale_multiplier is not None:
         scales = scales * scale_multiplier.T
@@ -155,14 +174,16 @@ def project(gaussians: Gaussians, camera: Camera, scale_multiplier: jax.Array | 
     variance_x, variance_y = square_a + DILATION, square_b + DILATION
     covariance_xy = _dot(row_a, row_b)
     normal = jnp.cross(row_a, row_b, axis=0)
-    determinant = _dot(normal, normal)
-    determinant = determinant + DILATION * (square_a + square_b) + DILATION**2
+    square_area = _dot(normal, normal)
+    determinant = square_area + DILATION * (square_a + square_b) + DILATION**2
     inverse_y = jnp.sqrt(variance_x / determinant)
     whitening = jnp.stack(
         [1.0 / jnp.sqrt(variance_x), inverse_y, inverse_y * covariance_xy / variance_x], axis=-1
     )
 
     opacities = jax.nn.sigmoid(gaussians.opacity_logits)
+    if antialiased:
+        opacities = opacities * jnp.sqrt(jnp.maximum(square_area / determinant, SMALLEST_RATIO))
     visible = front & (opacities > MIN_ALPHA)
     # alpha = opacity·exp(−m/2) reaches MIN_ALPHA where m = dᵀΣ⁻¹d is at most this.
     reach = 2.0 * jnp.log(jnp.maximum(jax.lax.stop_gradient(opacities) / MIN_ALPHA, 1.0))

@@ -88,8 +88,9 @@ def _splat_alpha(
     rotation = camera.world_to_camera[:3, :3]
     point = rotation @ position + camera.world_to_camera[:3, 3]
     size = jnp.array([camera.width, camera.height])
-    limit = 1.3 * 0.5 * size / camera.intrinsics[:2]
-    clamped = jnp.concatenate([jnp.clip(point[:2] / point[2], -limit, limit) * point[2], point[2:]])
+    focal, center = camera.intrinsics[:2], camera.intrinsics[2:]
+    lowest, highest = -center / focal - 0.15 * size / focal, (size - center) / focal + 0.15 * size / focal
+    clamped = jnp.concatenate([jnp.clip(point[:2] / point[2], lowest, highest) * point[2], point[2:]])
     jacobian = jax.jacfwd(_pinhole)(clamped, camera.intrinsics) @ rotation
     covariance = jacobian @ _world_covariance(quaternion, scales) @ jacobian.T + 0.3 * jnp.eye(2)
     offsets = pixels - (_pinhole(point, camera.intrinsics) + screen_offset)
@@ -105,13 +106,15 @@ def render_reference(
     background: jax.Array,
     screen_offsets: jax.Array | None = None,
     scale_multiplier: jax.Array | None = None,
+    near: float = 0.01,
+    far: float = math.inf,
 ) -> ReferenceImage:
     """Render by brute force; arguments as of `rasterize.render`, without a buffer to overflow."""
     count = gaussians.mask.shape[0]
     dtype = gaussians.positions.dtype
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     depths = gaussians.positions @ rotation[2] + translation[2]
-    seen = gaussians.mask & (depths > 0.01)
+    seen = gaussians.mask & (depths > near) & (depths < far)
     eye = -jnp.linalg.inv(rotation) @ translation
     in_front = eye + rotation[2]
     columns, rows = jnp.meshgrid(jnp.arange(camera.width) + 0.5, jnp.arange(camera.height) + 0.5)

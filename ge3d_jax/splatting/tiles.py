@@ -1,8 +1,12 @@
 """Binning: which splats touch which tile of the screen, nearest first, as one sorted list of static length.
 
-An intersection is a (tile, splat) pair. Splats are ranked by depth once; an intersection's key is
-tile·N + rank, so that one sort orders the list by tile, then depth, then (equal depths) index in the buffer.
-Nothing here has a gradient.
+A splat is listed in a tile where its ellipse alpha ≥ MIN_ALPHA may cover a pixel's centre of it. Per row of
+tiles the ellipse covers one span of columns, so the list is made in two steps, each "count, then expand":
+splats to (splat, row) pairs, pairs to (splat, tile) entries. An entry's number in that order is its slot; the
+slots of one splat are neighbours, which lets gradients be added up without two writers at one place.
+
+Splats are ranked by depth once; an entry's key is tile·N + rank, so that one sort orders the list by tile,
+then depth, then (equal depths) index in the buffer. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from ge3d_jax.splatting.projection import Projected
+from ge3d_jax.splatting.projection import EXTENT_MARGIN, MIN_ALPHA, Projected
 
 # Edge of a tile, pixels. Small splats waste most of a larger tile; a smaller one lengthens the list.
 TILE_SIZE = 8
 # Keys are unsigned 32-bit: 64-bit integers need a switch that not every program can turn on.
 LARGEST_KEY = jnp.iinfo(jnp.uint32).max
+# The ellipse is taken this much larger (squared radius): near its tips a span is a root of rounded numbers.
+REACH_MARGIN = 1e-5
 
 
 @struct.dataclass
@@ -25,14 +31,20 @@ class TileLists:
     """The splats of every tile, front to back.
 
     splats: (buffer_capacity,) int32 indices into the splat buffer; the first `starts[-1]` are in use.
+    slots: (buffer_capacity,) int32, for each of them its number in the order by splat.
     starts: (tiles + 1,) int32: tile t owns splats[starts[t] : starts[t + 1]]; tiles run along rows.
-    intersections: () int32, entries needed, saturating at the largest int32.
-    overflow: () int32, entries needed beyond the capacity; where it is not 0 the lists are incomplete.
+    slot_begins, slot_ends: (N,) int32: a splat's slots are begin ≤ slot < end.
+    intersections: () int32, length that the buffer needs: the entries, or the (splat, row) pairs where these
+        are more; where not even the pairs fit, a bound that suffices. Saturates at the largest int32.
+    overflow: () int32, by how much the buffer is too short; where it is not 0 the lists are incomplete.
     touched: (N,) bool, the splat lies on at least one tile.
     """
 
     splats: jax.Array
+    slots: jax.Array
     starts: jax.Array
+    slot_begins: jax.Array
+    slot_ends: jax.Array
     intersections: jax.Array
     overflow: jax.Array
     touched: jax.Array
@@ -43,17 +55,56 @@ def tile_grid(width: int, height: int) -> tuple[int, int]:
     return -(-width // TILE_SIZE), -(-height // TILE_SIZE)
 
 
-def _tile_boxes(projected: Projected, width: int, height: int) -> tuple[jax.Array, jax.Array]:
-    """First tile (N, 2) and number of tiles (N, 2) along x and y under each splat's extent; 0 if unseen."""
-    grid = jnp.array(tile_grid(width, height), jnp.int32)
-    size = jnp.array([width, height], projected.means.dtype)
-    # A pixel's centre lies 0.5 inside it: shifting by that makes "covers the centre" a floor and a ceiling.
-    low = jnp.clip(jnp.ceil(projected.means - projected.extents - 0.5), 0, size).astype(jnp.int32)
-    high = jnp.clip(jnp.floor(projected.means + projected.extents - 0.5), -1, size - 1).astype(jnp.int32)
-    first = low // TILE_SIZE
-    count = jnp.where(high >= low, high // TILE_SIZE - first + 1, 0)
-    seen = projected.visible & jnp.all(count > 0, axis=-1)
-    return jnp.minimum(first, grid - 1), jnp.where(seen[:, None], count, 0)
+def _covered(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """First tile and number of tiles along an axis of `size` pixels whose pixel centres meet [low, high]."""
+    # A pixel's centre lies 0.5 inside it: shifting by that makes "covers the centre" a ceiling and a floor.
+    first_pixel = jnp.clip(jnp.ceil(low - 0.5), 0, size).astype(jnp.int32)
+    last_pixel = jnp.clip(jnp.floor(high - 0.5), -1, size - 1).astype(jnp.int32)
+    first = first_pixel // TILE_SIZE
+    return first, jnp.where(last_pixel >= first_pixel, last_pixel // TILE_SIZE - first + 1, 0)
+
+
+def _saturating_sum(counts: jax.Array) -> jax.Array:
+    """Sum () int32 of counts ≥ 0. It would wrap for absurd scenes, and a rounded float sum tells so."""
+    largest = jnp.iinfo(jnp.int32).max
+    wraps = jnp.sum(counts.astype(jnp.float32)) >= largest
+    return jnp.where(wraps, largest, jnp.sum(counts)).astype(jnp.int32)
+
+
+def _owners(ends: jax.Array, length: int) -> jax.Array:
+    """For each of `length` places the run that holds it, runs lying end to end; the last one beyond them."""
+    passed = jnp.zeros(length, jnp.int32).at[ends].add(1, mode="drop", wrap_negative_indices=False)
+    return jnp.minimum(jnp.cumsum(passed), ends.shape[0] - 1)
+
+
+def _row_spans(
+    projected: Projected, splats: jax.Array, tile_rows: jax.Array, width: int, height: int
+) -> tuple[jax.Array, jax.Array]:
+    """First column of tiles and number of columns that each of `splats` covers in its row of tiles.
+
+    With u = p·dx, v = q·dy − r·dx the ellipse u² + v² ≤ m is, at the height dy,
+    (p² + r²)·dx = q·r·dy ± √((p² + r²)·m − p²·q²·dy²); its ends in x lie at dy = ±(r/q)·√m/p.
+    """
+    reach = 2.0 * jnp.log(jnp.maximum(projected.opacities / MIN_ALPHA, 1.0)) * (1.0 + REACH_MARGIN)
+    center_x, center_y = projected.means[:, 0], projected.means[:, 1]
+    p, q, r = jnp.moveaxis(projected.whitening, -1, 0)
+    packed = jnp.stack([center_x, center_y, p, q, r, reach], axis=-1)[splats]
+    center_x, center_y, p, q, r, reach = jnp.moveaxis(packed, -1, 0)
+    squares = p * p + r * r
+    top = jnp.sqrt(reach * squares) / (p * q)
+    first_pixel = tile_rows * TILE_SIZE
+    last_pixel = jnp.minimum(first_pixel + TILE_SIZE, height) - 1
+    low = first_pixel.astype(center_y.dtype) + (0.5 - EXTENT_MARGIN) - center_y
+    high = last_pixel.astype(center_y.dtype) + (0.5 + EXTENT_MARGIN) - center_y
+    low, high = jnp.clip(low, -top, top), jnp.clip(high, -top, top)
+    extreme = r * jnp.sqrt(reach) / (p * q)
+
+    def side(sign: float) -> jax.Array:
+        dy = jnp.clip(sign * extreme, low, high)
+        root = jnp.sqrt(jnp.maximum(squares * reach - (p * q * dy) ** 2, 0.0))
+        return center_x + (q * r * dy + sign * root) / squares + sign * EXTENT_MARGIN
+
+    return _covered(side(-1.0), side(1.0), width)
 
 
 def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity: int) -> TileLists:
@@ -61,48 +112,67 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     projected = lax.stop_gradient(projected)
     columns, rows = tile_grid(width, height)
     tile_count, splat_count = columns * rows, projected.depths.shape[0]
-    first, extent = _tile_boxes(projected, width, height)
-    counts = extent[:, 0] * extent[:, 1]
-    touched = counts > 0
-    seen_depths = jnp.where(touched, projected.depths, jnp.inf)
+    low, high = projected.means - projected.extents, projected.means + projected.extents
+    _, box_columns = _covered(low[:, 0], high[:, 0], width)
+    first_rows, row_counts = _covered(low[:, 1], high[:, 1], height)
+    row_counts = jnp.where(projected.visible & (box_columns > 0), row_counts, 0)
+    seen_depths = jnp.where(row_counts > 0, projected.depths, jnp.inf)
     _, order = lax.sort((seen_depths, jnp.arange(splat_count, dtype=jnp.int32)), num_keys=1, is_stable=True)
-    first, extent, counts = first[order], extent[order], counts[order]
+    first_rows, row_counts, box_columns = first_rows[order], row_counts[order], box_columns[order]
 
-    ends = jnp.cumsum(counts)
-    # The int32 sum wraps for absurd scenes; a rounded float sum tells so, and the count then saturates.
-    largest = jnp.iinfo(jnp.int32).max
-    wraps = jnp.sum(counts.astype(jnp.float32)) >= largest
-    needed = jnp.where(wraps, largest, ends[-1]).astype(jnp.int32)
+    # Splats to pairs of splat and row.
+    pair_ends = jnp.cumsum(row_counts)
+    pair_begins = pair_ends - row_counts
+    pairs = _saturating_sum(row_counts)
+    pair = jnp.arange(buffer_capacity, dtype=jnp.int32)
+    pair_ranks = _owners(pair_ends, buffer_capacity)
+    pair_rows = first_rows[pair_ranks] + pair - pair_begins[pair_ranks]
+    first_columns, column_counts = _row_spans(projected, order[pair_ranks], pair_rows, width, height)
+    column_counts = jnp.where(pair < pairs, column_counts, 0)
 
-    slots = jnp.arange(buffer_capacity, dtype=jnp.int32)
-    begins = ends - counts
-    owners = jnp.zeros(buffer_capacity, jnp.int32).at[ends].add(1, mode="drop", wrap_negative_indices=False)
-    ranks = jnp.minimum(jnp.cumsum(owners), splat_count - 1)
-    step = slots - begins[ranks]
-    box_width = jnp.maximum(extent[ranks, 0], 1)
-    tile = (first[ranks, 1] + step // box_width) * columns + first[ranks, 0] + step % box_width
-    used = slots < needed
-    tile = jnp.where(used, tile, tile_count)
-    sorted_ranks, starts = _sort_by_tile(tile, ranks, tile_count, splat_count)
+    # Pairs to entries.
+    entry_ends = jnp.cumsum(column_counts)
+    entry_begins = entry_ends - column_counts
+    entries = _saturating_sum(column_counts)
+    slot = jnp.arange(buffer_capacity, dtype=jnp.int32)
+    owner = _owners(entry_ends, buffer_capacity)
+    tile = pair_rows[owner] * columns + first_columns[owner] + slot - entry_begins[owner]
+    tile, ranks, starts = _sort_by_tile(
+        jnp.where(slot < entries, tile, tile_count), pair_ranks[owner], tile_count, splat_count
+    )
+    owner = pair_begins[ranks] + tile // columns - first_rows[ranks]
+    slots = entry_begins[owner] + tile % columns - first_columns[owner]
+
+    bounds = jnp.concatenate([jnp.zeros(1, jnp.int32), entry_ends])
+    begins, ends = (bounds[jnp.clip(value, 0, buffer_capacity)] for value in (pair_begins, pair_ends))
+    unranked = jnp.zeros((splat_count, 2), jnp.int32).at[order].set(jnp.stack([begins, ends], axis=-1))
+    needed = jnp.where(
+        pairs > buffer_capacity, _saturating_sum(row_counts * box_columns), jnp.maximum(entries, pairs)
+    )
     return TileLists(
-        splats=order[sorted_ranks],
+        splats=order[ranks],
+        slots=slots,
         starts=starts,
+        slot_begins=jnp.minimum(unranked[:, 0], buffer_capacity),
+        slot_ends=jnp.minimum(unranked[:, 1], buffer_capacity),
         intersections=needed,
         overflow=jnp.maximum(needed - buffer_capacity, 0),
-        touched=touched,
+        touched=unranked[:, 1] > unranked[:, 0],
     )
 
 
 def _sort_by_tile(
     tile: jax.Array, ranks: jax.Array, tile_count: int, splat_count: int
-) -> tuple[jax.Array, jax.Array]:
-    """Ranks sorted by (tile, rank), and where each tile starts; unused entries have tile = tile_count."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tiles and ranks sorted by (tile, rank), and where each tile starts; unused entries come last."""
     if (tile_count + 1) * splat_count <= LARGEST_KEY:
         # One integer key sorts several times faster than a pair does, on CPU and GPU alike.
         keys = tile.astype(jnp.uint32) * jnp.uint32(splat_count) + ranks.astype(jnp.uint32)
         keys = lax.sort(keys, is_stable=False)
         bounds = jnp.arange(tile_count + 1, dtype=jnp.uint32) * jnp.uint32(splat_count)
-        return (keys % splat_count).astype(jnp.int32), jnp.searchsorted(keys, bounds).astype(jnp.int32)
-    tile, ranks = lax.sort((tile, ranks), num_keys=2, is_stable=False)
-    bounds = jnp.arange(tile_count + 1, dtype=tile.dtype)
-    return ranks, jnp.searchsorted(tile, bounds).astype(jnp.int32)
+        starts = jnp.searchsorted(keys, bounds).astype(jnp.int32)
+        tile, ranks = (keys // splat_count).astype(jnp.int32), (keys % splat_count).astype(jnp.int32)
+    else:
+        tile, ranks = lax.sort((tile, ranks), num_keys=2, is_stable=False)
+        starts = jnp.searchsorted(tile, jnp.arange(tile_count + 1, dtype=tile.dtype)).astype(jnp.int32)
+    return tile, ranks, starts

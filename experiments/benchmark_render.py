@@ -1,0 +1,70 @@
+"""Time the rasterizer, forward and with gradients, and a renderer in PyTorch beside it.
+
+    python experiments/benchmark_render.py --splats=10000 --sizes=256 --peer=torch
+
+Prints a table (time per view, per splat, per pixel and per entry of the tiles' lists, memory, compile time,
+PyTorch's time over ours), and writes it as JSON, with a page, to --out. The line above takes two minutes on
+two processor cores, nearly all of it PyTorch's. Without --splats and --sizes it goes through 10 k, 100 k and
+1 M splats at 256, 512 and 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
+(requirements-torch.txt).
+"""
+
+import datetime
+import importlib
+import itertools
+import os
+
+from absl import flags
+
+from ge3d_jax import cli
+from ge3d_jax.errors import UserError
+
+_SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
+_SIZES = flags.DEFINE_list("sizes", ["256", "512", "1024"], "Edges of the square images, pixels.")
+_VIEWS = flags.DEFINE_list("views", ["1", "4"], "Numbers of views.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Runs whose median is shown.", lower_bound=1)
+_WARM_UP = flags.DEFINE_integer("warm_up", 1, "Runs before those.", lower_bound=0)
+_PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same scene.")
+_OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the JSON file and the page.")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    splats, sizes, views = (cli.parse_counts(flag.name, flag.value) for flag in (_SPLATS, _SIZES, _VIEWS))
+    # JAX would else take most of a GPU's memory at once and leave the peer none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    # Code kept from an earlier run would be loaded in the place of compiling, whose time is measured.
+    jax.config.update("jax_enable_compilation_cache", False)
+    from ge3d_jax.benchmarks import render_report, rendering
+    from ge3d_jax.export.folder import prepare_folder
+
+    folder = prepare_folder(_OUT.value)
+    peer = None
+    if _PEER.value == "torch":
+        try:
+            peer = importlib.import_module("ge3d_jax.benchmarks.peer_rendering")
+        except ImportError as error:
+            raise UserError(
+                f"--peer=torch lacks the package {error.name}; run pip install -r requirements-torch.txt."
+            ) from None
+    how = {"repetitions": _REPETITIONS.value, "warm_up": _WARM_UP.value}
+    cases = [
+        rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)
+    ]
+    ours, entries = rendering.measure(cases, **how)
+    content = render_report.report(
+        cases,
+        ours,
+        entries,
+        peer.measure(cases, **how) if peer else None,
+        repetitions=_REPETITIONS.value,
+        date=datetime.date.today(),
+    )
+    render_report.print_table(content)
+    print(f"  The numbers:  {render_report.save(content, folder)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

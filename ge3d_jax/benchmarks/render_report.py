@@ -1,0 +1,154 @@
+"""The rasterizer's times: a table on the terminal, JSON, and the page of all JSON files of a folder."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from ge3d_jax.benchmarks.measure import Measurement, device_name
+from ge3d_jax.benchmarks.rendering import Case
+from ge3d_jax.export.folder import slug, versions, write_json
+from ge3d_jax.files import atomic_path
+
+_COLUMNS = (
+    "splats",
+    "px",
+    "views",
+    "pass",
+    "ms per view",
+    "ns per splat",
+    "ns per pixel",
+    "ns per entry",
+    "memory",
+    "compile",
+    "PyTorch, ms per view",
+    "PyTorch / ours",
+)
+_WIDTH = 130
+_NOTHING = "–"
+_PAGE = "README.md"
+
+
+def report(
+    cases: Sequence[Case],
+    ours: Sequence[Measurement],
+    entries: Sequence[int],
+    peer: Sequence[Measurement] | None,
+    *,
+    repetitions: int,
+    date: datetime.date,
+) -> dict[str, Any]:
+    """Everything of one run as JSON has it; `entries` is what a view's intersection buffer had to hold."""
+    rows = []
+    for index, (case, row, needed) in enumerate(zip(cases, ours, entries, strict=True)):
+        theirs = None if peer is None else peer[index]
+        rows.append(
+            dataclasses.asdict(case)
+            | {
+                "entries": needed,
+                "seconds": row.seconds,
+                "median_seconds": row.median,
+                "peak_bytes": row.peak_bytes,
+                "compile_seconds": row.compile_seconds,
+                "torch_seconds": None if theirs is None else theirs.seconds,
+                "torch_median_seconds": None if theirs is None else theirs.median,
+                "torch_note": "" if theirs is None else theirs.note,
+            }
+        )
+    return {
+        "benchmark": "render",
+        "device": device_name(),
+        "platform": jax.default_backend(),
+        "date": date.isoformat(),
+        "repetitions": repetitions,
+        "rows": rows,
+        "versions": versions(),
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    seconds = row["median_seconds"] / row["views"]
+    theirs = row["torch_median_seconds"]
+    return [
+        f"{row['splats']:,}",
+        str(row["size"]),
+        str(row["views"]),
+        row["work"],
+        f"{1e3 * seconds:,.0f}",
+        f"{1e9 * seconds / row['splats']:,.0f}",
+        f"{1e9 * seconds / row['size'] ** 2:,.0f}",
+        f"{1e9 * seconds / row['entries']:,.0f}",
+        f"{row['peak_bytes'] / 1e6:,.0f} MB" if row["peak_bytes"] else _NOTHING,
+        f"{row['compile_seconds']:.1f} s",
+        f"{1e3 * theirs / row['views']:,.0f}" if theirs else _NOTHING,
+        f"{theirs / row['median_seconds']:.0f}" if theirs else _NOTHING,
+    ]
+
+
+def _title(content: dict[str, Any]) -> str:
+    return f"{content['device']}, {content['date']}, median of {content['repetitions']}"
+
+
+def print_table(content: dict[str, Any]) -> None:
+    """Show what `report` gave on the terminal."""
+    table = Table(*_COLUMNS, title=_title(content))
+    for row in content["rows"]:
+        table.add_row(*_cells(row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(table)
+
+
+def save(content: dict[str, Any], folder: Path) -> Path:
+    """Write JSON to `folder`, named after the device, and the folder's page anew."""
+    path = folder / f"render-{slug(content['device'])}.json"
+    write_json(path, content)
+    with atomic_path(folder / _PAGE) as page:
+        page.write_text(_markdown(folder), encoding="utf-8")
+    return path
+
+
+def _markdown(folder: Path) -> str:
+    """The page of all JSON files in a folder."""
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    lines = [
+        "# The rasterizer's times",
+        "",
+        "Written by `experiments/benchmark_render.py`; do not edit. A ball of splats, scale ∝ N^(−1/3), that",
+        "fills most of the image. An entry is a (tile, splat) pair. Several views are divided among the",
+        "cores, one view runs on one. Memory is that of the compiled program, arguments and results",
+        "included. PyTorch is a vectorised renderer, every splat at every pixel in chunks, with autograd, on",
+        "all cores; *PyTorch / ours* is how many times longer it takes; left out where it takes many minutes.",
+        "",
+    ]
+    for content in contents:
+        packages = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+        lines += [
+            f"## {_title(content)}",
+            "",
+            f"{packages}.",
+            "",
+            "| " + " | ".join(_COLUMNS) + " |",
+            "|" + "---|" * len(_COLUMNS),
+            *("| " + " | ".join(_cells(row)) + " |" for row in content["rows"]),
+            "",
+        ]
+    if not any(content["platform"] == "gpu" for content in contents):
+        lines += [
+            "## On a GPU",
+            "",
+            "Not measured yet.",
+            "",
+            "| splats | px | views | pass | ours | gsplat | splax |",
+            "|---|---|---|---|---|---|---|",
+            "| | | | | | | |",
+            "",
+        ]
+    return "\n".join(lines)

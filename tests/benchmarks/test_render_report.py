@@ -1,0 +1,37 @@
+"""The page of the rasterizer's times."""
+
+import datetime
+import json
+
+import jax.numpy as jnp
+
+from ge3d_jax.benchmarks import render_report
+from ge3d_jax.benchmarks.measure import Measurement
+from ge3d_jax.benchmarks.rendering import BACKWARD, FORWARD, Case, ball
+
+
+def test_the_page_says_what_was_measured(tmp_path):
+    cases = [Case(1000, 50, 1, FORWARD), Case(1000, 50, 4, BACKWARD)]
+    ours = [
+        Measurement("", "ge3d_jax", (0.002, 0.001, 0.009), compile_seconds=1.5, peak_bytes=3_000_000),
+        Measurement("", "ge3d_jax", (0.008,), compile_seconds=2.5),
+    ]
+    peer = [Measurement("", "PyTorch eager", (0.1,)), Measurement("", "PyTorch eager", note="not run")]
+    content = render_report.report(
+        cases, ours, [500, 700], peer, repetitions=3, date=datetime.date(2026, 1, 2)
+    )
+    path = render_report.save(content, tmp_path)
+    assert json.loads(path.read_text())["rows"][0]["median_seconds"] == 0.002
+    page = (tmp_path / "README.md").read_text()
+    assert "| 1,000 | 50 | 1 | forward | 2 | 2,000 | 800 | 4,000 | 3 MB | 1.5 s | 100 | 50 |" in page
+    assert "| 1,000 | 50 | 4 | forward + backward | 2 | 2,000 | 800 | 2,857 | – | 2.5 s | – | – |" in page
+    assert "2026-01-02" in page and "Not measured yet" in page
+
+
+def test_the_scene_keeps_its_cover_at_any_number():
+    for count in (100, 800):
+        splats = ball(count)
+        assert splats.capacity == count
+        assert float((splats.positions**2).sum(-1).max()) <= 0.25 + 1e-6
+    ratio = jnp.exp(ball(100).log_scales[0, 0] - ball(800).log_scales[0, 0])
+    assert abs(float(ratio) - 2.0) < 1e-5
