@@ -10,6 +10,7 @@ import pytest
 
 from ge3d_jax.errors import UserError
 from ge3d_jax.initialize.shapes import ball
+from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.config import DensityConfig
 from ge3d_jax.training.density_control import control_density, grown_capacity, lower_opacities
@@ -32,6 +33,23 @@ def whole(tiny_config, tiny_model):
         seen.append((done, metrics, int(state.gaussians.mask.sum()), float(opacities.max())))
 
     return _run(tiny_config, tiny_model, on_progress=watch), seen
+
+
+def test_a_run_tells_once_what_it_compiled(tiny_config, tiny_model):
+    told = []
+    _run(tiny_config, tiny_model, on_compiled=told.append, on_progress=lambda *_: True)
+    (compilation,) = told
+    assert compilation.seconds > 0 and compilation.devices == 1
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.unet_params))
+    assert compilation.arguments > weights
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_first_iteration(tiny_config, tiny_model, monkeypatch):
+    monkeypatch.setattr(compilation_module, "memory_limit", lambda device: 1000)
+    seen = []
+    with pytest.raises(UserError, match="views_per_batch=1"):
+        _run(tiny_config, tiny_model, on_progress=lambda done, *_: seen.append(done))
+    assert not seen
 
 
 def test_a_run_goes_through_and_reports_every_iteration(whole):

@@ -180,6 +180,62 @@ def test_guidance_asks_the_network_once_per_node_for_all_branches(
         assert batches == [(2, 2), (guided, guided)]
 
 
+def test_the_network_is_asked_only_for_what_the_loss_uses(
+    tiny_config, tiny_model, embeddings, draw, monkeypatch
+):
+    asked = []
+
+    def counting(model, x, t, text):
+        jax.debug.callback(lambda t, size=x.shape[0]: asked.append((int(t), size)), t, ordered=True)
+        return x
+
+    monkeypatch.setattr(step_module, "predict_epsilon", counting)
+    inputs = draw(begin(tiny_config, jax.random.key(0)))
+    # Two jumps of three were made: the top node's time repeats.
+    inputs = inputs.replace(node_times=jnp.array([0, 70, 150, 150]), active=jnp.int32(2))
+    z = jnp.zeros((2, 8, 8, 4))
+    residual = partial(step_module.trajectory_residual, config=tiny_config)
+    jax.jit(residual)(tiny_model, embeddings, inputs, z, 0).loss.block_until_ready()
+    jax.effects_barrier()
+    # Up without the text, one sample a view, never at the top; down with it, two a view, never at 0.
+    assert asked == [(0, 2), (70, 2), (150, 4), (70, 4)]
+
+
+def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, embeddings, draw, monkeypatch):
+    def mixing(model, x, t, text):
+        return 0.1 * x * jnp.mean(text**2, axis=(1, 2))[:, None, None, None] + 0.01 * t
+
+    monkeypatch.setattr(step_module, "predict_epsilon", mixing)
+    inputs = draw(begin(tiny_config, jax.random.key(0)))
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    together = with_overrides(tiny_config, {"guidance.use_perp_neg": True})
+    in_turn = with_overrides(together, {"views_per_batch": 1})
+    expected, got = (
+        jax.jit(partial(step_module.trajectory_residual, config=config))(tiny_model, embeddings, inputs, z, 0)
+        for config in (together, in_turn)
+    )
+    assert not np.allclose(expected.gradient[0], expected.gradient[1])
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_settings_that_save_memory_do_not_change_the_result(
+    tiny_config, tiny_model, embeddings, draw, compiled_step
+):
+    settings = {"views_per_batch": 1, "attention_chunk": 24, "vae_rematerialise": True}
+    frugal = with_overrides(tiny_config, settings)
+    state = begin(tiny_config, jax.random.key(0))
+    inputs = draw(state)
+    frugal_step = jax.jit(partial(ge3d_step, config=frugal, buffer_capacity=BUFFER))
+    results = [step(state, tiny_model, embeddings, inputs) for step in (compiled_step, frugal_step)]
+    (expected, got), (expected_metrics, metrics) = zip(*results, strict=True)
+    assert float(metrics.loss) == pytest.approx(float(expected_metrics.loss), rel=1e-5)
+    # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
+    before, after = (
+        np.concatenate([np.ravel(s.optimizer_state.mu[field]) for field in FIELDS]) for s in (expected, got)
+    )
+    assert np.linalg.norm(after - before) < 1e-4 * np.linalg.norm(before)
+
+
 def test_regularisers_are_what_they_say(tiny_config):
     image = jnp.zeros((1, 3, 3, 3)).at[0, 1, 1].set(1.0)
     # Two unit edges across and two along, each shared over 6 neighbour pairs.

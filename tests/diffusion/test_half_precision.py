@@ -1,0 +1,116 @@
+"""The networks in bfloat16: near to float32, and float32 where rounding would hurt."""
+
+import dataclasses
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.diffusion import pipeline
+from tests.reference_models import channels_last, tiny_model
+
+# 2⁻⁹ is one rounding; a few dozen layers add theirs like a random walk.
+TOLERANCE = 0.03
+PROMPTS = ["a red robot", "a blue mushroom"]
+
+
+def _in_half(model):
+    """The same model stored and computed in bfloat16."""
+    parameters = ("unet_params", "vae_params", "text_params")
+    networks = ("unet", "vae", "text_encoder")
+    stored = {
+        name: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), getattr(model, name))
+        for name in parameters
+    }
+    return dataclasses.replace(
+        model, **stored, **{name: getattr(model, name).clone(dtype=jnp.bfloat16) for name in networks}
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    model = tiny_model(tmp_path_factory.mktemp("words"))
+    return model, _in_half(model)
+
+
+def _distance(got, expected):
+    assert got.dtype == jnp.float32
+    return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
+
+
+def test_texts_are_near(models):
+    whole, half = (pipeline.encode_text(model, PROMPTS) for model in models)
+    assert 0 < _distance(half, whole) < TOLERANCE
+
+
+def test_predictions_are_near(models):
+    x, text = jnp.asarray(channels_last("x", 2, 4, 8, 8)), pipeline.encode_text(models[0], PROMPTS)
+    whole, half = (jax.jit(pipeline.predict_epsilon)(model, x, jnp.array(400), text) for model in models)
+    assert 0 < _distance(half, whole) < TOLERANCE
+
+
+def test_latents_and_their_gradients_are_near(models):
+    image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
+    direction = channels_last("direction", 1, 4, 8, 8)
+
+    @jax.jit
+    def encode(model):
+        return jax.vjp(lambda x: pipeline.encode_images(model, x, jax.random.key(1)), image)
+
+    (whole, carry_back), (half, carry_half) = (encode(model) for model in models)
+    assert 0 < _distance(half, whole) < TOLERANCE
+    (gradient,), (half_gradient,) = carry_back(direction), carry_half(direction)
+    assert 0 < _distance(half_gradient, gradient) < 2 * TOLERANCE
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def test_statistics_softmax_and_time_are_float32(models):
+    x, text = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 12, 12))
+    jaxprs = [
+        jax.make_jaxpr(lambda: pipeline.predict_epsilon(models[1], x, 5, text))().jaxpr,
+        jax.make_jaxpr(lambda: pipeline.encode_images(models[1], jnp.zeros((1, 16, 16, 3)), None))().jaxpr,
+    ]
+    seen = {}
+    for jaxpr in jaxprs:
+        for equation in _equations(jaxpr):
+            dtypes = {str(variable.aval.dtype) for variable in equation.invars}
+            seen.setdefault(equation.primitive.name, set()).update(dtypes)
+    for name in ("rsqrt", "exp", "sin", "cos", "reduce_sum", "reduce_max"):
+        assert seen[name] == {"float32"}, name
+    assert "bfloat16" in seen["conv_general_dilated"] and "bfloat16" in seen["dot_general"]
+
+
+def test_rematerialising_the_encoder_keeps_less_and_changes_nothing(models):
+    model = models[0]
+    image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
+    frugal = pipeline.with_memory_settings(model, attention_chunk=20, vae_rematerialise=True)
+
+    @jax.jit
+    def gradient(model):
+        return jax.grad(lambda x: jnp.sum(pipeline.encode_images(model, x, None) ** 2))(image)
+
+    np.testing.assert_allclose(gradient(frugal), gradient(model), rtol=1e-4, atol=1e-6)
+
+    def kept(model):
+        function = jax.eval_shape(
+            lambda x: jax.vjp(lambda x: pipeline.encode_posterior(model, x), x)[1], image
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(function))
+
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.vae_params))
+    assert kept(frugal) - parameters < 0.5 * (kept(model) - parameters)
+
+
+def test_what_is_compiled_does_not_depend_on_the_tokenizer_s_identity(models, tmp_path):
+    again = tiny_model(tmp_path)
+    assert again.tokenizer is not models[0].tokenizer
+    assert jax.tree.structure(again) == jax.tree.structure(models[0])
+    assert hash(jax.tree.structure(again)) == hash(jax.tree.structure(models[0]))

@@ -1,0 +1,73 @@
+"""What a person is told of an iteration before it runs, and when it is refused."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ge3d_jax.errors import UserError
+from ge3d_jax.training import compilation as module
+from ge3d_jax.training.compilation import Compilation, check_memory, compilation_of
+from ge3d_jax.training.config import Config
+
+GIGABYTE = 10**9
+NEEDS_TEN = Compilation(
+    seconds=12.34, arguments=3 * GIGABYTE, outputs=GIGABYTE, temporaries=6 * GIGABYTE, devices=1
+)
+
+
+def _gpu(limit, in_use=0):
+    stats = {"bytes_limit": limit * GIGABYTE, "bytes_in_use": in_use * GIGABYTE}
+    return SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+
+
+def test_the_plan_is_the_compiler_s_and_donated_memory_counts_once():
+    numbers = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    function = jax.jit(lambda x, y: (x + y, jnp.outer(x, y).sum()), donate_argnums=0)
+    plan = compilation_of(function.lower(numbers, numbers).compile(), 1.5, 2)
+    assert (plan.seconds, plan.devices, plan.arguments) == (1.5, 2, 8000)
+    # The sum takes the first argument's place; the scalar, and perhaps a table of the two, come on top.
+    assert 4 <= plan.outputs < 100
+    assert plan.total == plan.arguments + plan.outputs + plan.temporaries
+
+
+def test_one_line_says_time_and_memory():
+    text = str(NEEDS_TEN)
+    assert "\n" not in text
+    for part in ("12.3 s", "10.00 GB:", "3.00 for the model", "6.00 between"):
+        assert part in text
+    assert "on each of 2 devices" in str(dataclasses.replace(NEEDS_TEN, devices=2))
+
+
+def test_what_fits_passes_and_what_does_not_names_the_settings():
+    config = Config()
+    check_memory(NEEDS_TEN, config, _gpu(10))
+    with pytest.raises(
+        UserError, match=r"10\.0 GB .* has 9\.0 GB .* vae_rematerialise=true and views_per_ba"
+    ):
+        check_memory(NEEDS_TEN, config, _gpu(9))
+    # What lies on the device beside the arguments counts too.
+    with pytest.raises(UserError, match=r"12\.0 GB"):
+        check_memory(NEEDS_TEN, config, _gpu(11, in_use=5))
+
+
+def test_settings_that_are_low_already_are_not_named():
+    low = dataclasses.replace(Config(), views_per_batch=1, vae_rematerialise=True)
+    with pytest.raises(UserError) as failure:
+        check_memory(NEEDS_TEN, low, _gpu(9))
+    assert "attention_chunk=256" in str(failure.value) and "views_per_batch" not in str(failure.value)
+    with pytest.raises(UserError, match="lower views or image_size"):
+        check_memory(NEEDS_TEN, dataclasses.replace(low, attention_chunk=256), _gpu(9))
+
+
+def test_the_parts_of_a_processor_share_one_memory(monkeypatch):
+    monkeypatch.setattr(module, "memory_limit", lambda device: 15 * GIGABYTE)
+    processor = SimpleNamespace(platform="cpu", memory_stats=lambda: None)
+    check_memory(NEEDS_TEN, Config(), processor)
+    with pytest.raises(UserError, match=r"20\.0 GB"):
+        check_memory(dataclasses.replace(NEEDS_TEN, devices=2), Config(), processor)
+    # Where nobody knows how much there is, nothing is refused.
+    monkeypatch.setattr(module, "memory_limit", lambda device: None)
+    check_memory(NEEDS_TEN, Config(), processor)
