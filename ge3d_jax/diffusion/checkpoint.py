@@ -100,22 +100,30 @@ def load_model(
         edits["text_encoder"][_TOKEN_TABLE] = [edit]
         text_config = dataclasses.replace(text_config, vocab_size=vocabulary)
 
-    def read(part: str, network: NetworkFiles, module: nn.Module) -> dict[str, Any]:
-        changes = {name: _in_turn(several) for name, several in edits.get(part, {}).items()}
-        return read_parameters(
-            network.tensors, parameter_shapes(module), network.source, dtype=dtype, edits=changes
-        )
-
-    return make_model(
-        unet_params=read("unet", files.unet, UNet2DConditionModel(files.unet_config)),
-        vae_params=read("vae", files.vae, AutoencoderKL(files.vae_config)),
-        text_params=read("text_encoder", files.text_encoder, CLIPTextModel(files.text_config)),
+    # Before the weights, which take long: whether the parts fit together.
+    parts = make_model(
+        unet_params=None,
+        vae_params=None,
+        text_params=None,
         unet_config=files.unet_config,
         vae_config=files.vae_config,
         text_config=text_config,
         tokenizer=files.tokenizer,
         scheduler_config=files.scheduler_config,
         dtype=dtype,
+    )
+
+    def read(part: str, network: NetworkFiles, module: nn.Module) -> dict[str, Any]:
+        changes = {name: _in_turn(several) for name, several in edits.get(part, {}).items()}
+        return read_parameters(
+            network.tensors, parameter_shapes(module), network.source, dtype=dtype, edits=changes
+        )
+
+    return dataclasses.replace(
+        parts,
+        unet_params=read("unet", files.unet, UNet2DConditionModel(files.unet_config)),
+        vae_params=read("vae", files.vae, AutoencoderKL(files.vae_config)),
+        text_params=read("text_encoder", files.text_encoder, CLIPTextModel(files.text_config)),
     )
 
 
