@@ -72,22 +72,22 @@ def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
 
 def _flash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
     """Attention by cuDNN; what `takes_flash` says yes to."""
-    queries, keys = query.shape[1], key.shape[1]
+    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    # JAX refuses the gradient for odd numbers, such as the 77 tokens of a text; a masked one more will do.
+    is_odd = queries % 2 == 1 or keys % 2 == 1
 
     def evened(array: jax.Array) -> jax.Array:
         return jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0)))
 
-    # JAX refuses the gradient for odd numbers, such as the 77 tokens of a text; a masked one more will do.
-    lengths = {}
-    if queries % 2 or keys % 2:
-        names = {"query_seq_lengths": queries, "key_value_seq_lengths": keys}
-        lengths = {name: jnp.full(query.shape[0], length, jnp.int32) for name, length in names.items()}
     # Named: left to itself, JAX takes the plain form and holds all logits in float32.
     result = jax.nn.dot_product_attention(
-        *(evened(array) for array in (query, key, value)),
+        evened(query),
+        evened(key),
+        evened(value),
         is_causal=causal,
+        query_seq_lengths=jnp.full(batch, queries, jnp.int32) if is_odd else None,
+        key_value_seq_lengths=jnp.full(batch, keys, jnp.int32) if is_odd else None,
         implementation="cudnn",
-        **lengths,
     )
     return result[:, :queries]
 

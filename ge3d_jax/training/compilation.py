@@ -39,6 +39,8 @@ class Compilation:
 
     def __str__(self) -> str:
         """One line for the person who waits."""
+        if not self.total:
+            return f"compiled in {self.seconds:.1f} s"
         each = f" on each of {self.devices} devices" if self.devices > 1 else ""
         return (
             f"compiled in {self.seconds:.1f} s; an iteration takes {self.total / _GIGABYTE:.2f} GB{each}: "
@@ -48,8 +50,10 @@ class Compilation:
 
 
 def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -> Compilation:
-    """Read the plan of a compiled program."""
+    """Read the plan of a compiled program; memory is 0 where the compiler does not tell it."""
     plan = program.memory_analysis()
+    if plan is None:
+        return Compilation(seconds=seconds, arguments=0, outputs=0, temporaries=0, devices=devices)
     return Compilation(
         seconds=seconds,
         arguments=plan.argument_size_in_bytes,

@@ -33,6 +33,12 @@ def test_the_plan_is_the_compiler_s_and_donated_memory_counts_once():
     assert plan.total == plan.arguments + plan.outputs + plan.temporaries
 
 
+def test_a_compiler_that_does_not_tell_its_plan_stops_nobody():
+    plan = compilation_of(SimpleNamespace(memory_analysis=lambda: None), 1.5, 1)
+    assert str(plan) == "compiled in 1.5 s"
+    check_memory(plan, Config(), _gpu(1))
+
+
 def test_one_line_says_time_and_memory():
     text = str(NEEDS_TEN)
     assert "\n" not in text
