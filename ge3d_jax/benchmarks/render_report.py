@@ -125,7 +125,7 @@ def _markdown(folder: Path) -> str:
         "fills most of the image. An entry is a (tile, splat) pair. Several views are divided among the",
         "cores, one view runs on one. Memory is that of the compiled program, arguments and results",
         "included. PyTorch is a vectorised renderer, every splat at every pixel in chunks, with autograd, on",
-        "all cores; *PyTorch / ours* is how many times longer it takes; left out where it takes many minutes.",
+        "all cores; *PyTorch / ours* is how many times longer it takes; left out where that is many minutes.",
         "",
     ]
     for content in contents:

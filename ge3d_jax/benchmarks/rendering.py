@@ -5,6 +5,7 @@ colour and opacity, their scale ∝ N^(−1/3): as many splats deep along a ray 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,6 +119,10 @@ def row_name(case: Case) -> str:
     return f"{case.splats:,} splats, {case.size} px, {views}, {case.work}"
 
 
+def _run(compiled: Callable[[Gaussians, Camera], Any], gaussians: Gaussians, cameras: Camera) -> None:
+    jax.block_until_ready(compiled(gaussians, cameras))
+
+
 def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> tuple[list[Measurement], list[int]]:
     """One row per case, views divided among the devices, and how many entries a view's buffer had to hold."""
     rows, entries = [], []
@@ -128,9 +133,7 @@ def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> tuple[l
         lowered = jax.jit(program(case.work, int(SPARE * needed), mesh)).lower(gaussians, cameras)
         compiled, compile_seconds = compile_anew(lowered)
         seconds = time_calls(
-            lambda compiled=compiled, inputs=(gaussians, cameras): jax.block_until_ready(compiled(*inputs)),
-            repetitions=repetitions,
-            warm_up=warm_up,
+            functools.partial(_run, compiled, gaussians, cameras), repetitions=repetitions, warm_up=warm_up
         )
         rows.append(
             Measurement(
