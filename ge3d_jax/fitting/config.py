@@ -34,11 +34,11 @@ class FitConfig:
 
     iterations: int = 2000
     views: int = 2
-    splat_capacity: int = 20_000
+    splat_capacity: int = 8_000
     buffer_capacity: int = 2**15
     sh_every: int = 400
     background: BackgroundConfig = BackgroundConfig(replaced=0.5, random_share=1.0)
-    start: StartConfig = StartConfig(count=4000, radius=1.0, opacity=0.1, sh_degree=2)
+    start: StartConfig = StartConfig(count=3000, radius=1.0, opacity=0.1, sh_degree=2)
     optimizer: OptimizerConfig = OptimizerConfig(
         position=(4e-3, 1e-4),
         color=(2e-2, 5e-3),
@@ -51,7 +51,7 @@ class FitConfig:
         first=200,
         last=1400,
         every=100,
-        gradient_threshold=4e-4,
+        gradient_threshold=1e-3,
         clone_scale=0.03,
         prune_scale=0.3,
         reset_every=0,
