@@ -13,8 +13,13 @@ from ge3d_jax.training.state import TrainState
 _STATE = "state"
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
-# Another version of a package may go on with a run.
-_FREE_TO_CHANGE = "versions"
+# What does not change what is computed: another version or another device's memory may go on with a run.
+_FREE_TO_CHANGE = (
+    "versions",
+    "settings.views_per_batch",
+    "settings.attention_chunk",
+    "settings.vae_rematerialise",
+)
 
 
 def save_run(folder: Path, state: TrainState) -> None:
@@ -59,7 +64,7 @@ def _differences(found: Any, wanted: Any, prefix: str = "") -> list[tuple[str, A
     different = []
     for name in sorted(found.keys() | wanted.keys()):
         old, new = found.get(name), wanted.get(name)
-        if prefix + name == _FREE_TO_CHANGE:
+        if prefix + name in _FREE_TO_CHANGE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             different += _differences(old, new, f"{prefix}{name}.")
