@@ -40,6 +40,8 @@ _LEAST_PSNR = 20.0
 _LATENT_RANGE = (0.4, 2.5)
 # Share of the blind guess's error that a sound network stays below.
 _LARGEST_SHARE = 0.5
+# How much worse the network must be at a time that it is not told.
+_LEAST_TIME_FACTOR = 1.1
 # Least difference of two prompts' embeddings, as a share of their size.
 _LEAST_TEXT_DIFFERENCE = 0.05
 
@@ -269,14 +271,14 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
         Finding(
             "Does the UNet listen to the time?",
             f"told t = {_WRONG_TIME} instead of {last}, its error is {at_wrong_time / right[last]:.2f} times",
-            "more than 1",
-            "1 or less: the time embedding's weights or settings are wrong",
-            at_wrong_time > right[last],
+            f"at least {_LEAST_TIME_FACTOR}",
+            "about 1 or less: the time embedding's weights or settings are wrong",
+            at_wrong_time >= _LEAST_TIME_FACTOR * right[last],
         ),
         Finding(
             "Does the right caption help the UNet?",
-            f"at t = {_CAPTION_TIME} for {best} of {count} pictures no other's caption is better",
-            "all of them",
+            f"at t = {_CAPTION_TIME} its own caption is the best for {best} of {count} pictures",
+            f"{count} of {count}",
             f"one of {count} or so: text encoder, tokenizer or cross-attention are wrong",
             best == count,
         ),
