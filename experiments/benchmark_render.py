@@ -58,7 +58,7 @@ def main() -> None:
         cases,
         ours,
         entries,
-        peer.measure(cases, **how) if peer else None,
+        peer.measure(cases) if peer else None,
         repetitions=_REPETITIONS.value,
         date=datetime.date.today(),
     )

@@ -109,8 +109,11 @@ def render_views(
     return images.reshape(-1, cameras.height, cameras.width, 3), images.square().mean()
 
 
-def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> list[Measurement]:
-    """The rows of `rendering.measure`, from PyTorch; those that would take too long say so."""
+def measure(cases: Sequence[Case]) -> list[Measurement]:
+    """The rows of `rendering.measure`, from PyTorch, each run once: it may take minutes.
+
+    Those that would take too long say so instead.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for case in cases:
@@ -126,6 +129,6 @@ def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> list[Me
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        seconds = time_calls(call, repetitions=repetitions, warm_up=warm_up)
+        seconds = time_calls(call, repetitions=1, warm_up=0)
         rows.append(Measurement(row_name(case), EAGER, seconds))
     return rows

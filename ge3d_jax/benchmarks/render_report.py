@@ -73,21 +73,23 @@ def report(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    seconds = row["median_seconds"] / row["views"]
-    theirs = row["torch_median_seconds"]
+    def per(seconds: float | None, scale: float, count: int = 1) -> str:
+        return f"{scale * seconds / row['views'] / count:,.0f}" if seconds else _NOTHING
+
+    ours, theirs = row["median_seconds"], row["torch_median_seconds"]
     return [
         f"{row['splats']:,}",
         str(row["size"]),
         str(row["views"]),
         row["work"],
-        f"{1e3 * seconds:,.0f}",
-        f"{1e9 * seconds / row['splats']:,.0f}",
-        f"{1e9 * seconds / row['size'] ** 2:,.0f}",
-        f"{1e9 * seconds / row['entries']:,.0f}",
+        per(ours, 1e3),
+        per(ours, 1e9, row["splats"]),
+        per(ours, 1e9, row["size"] ** 2),
+        per(ours, 1e9, row["entries"]),
         f"{row['peak_bytes'] / 1e6:,.0f} MB" if row["peak_bytes"] else _NOTHING,
-        f"{row['compile_seconds']:.1f} s",
-        f"{1e3 * theirs / row['views']:,.0f}" if theirs else _NOTHING,
-        f"{theirs / row['median_seconds']:.0f}" if theirs else _NOTHING,
+        f"{row['compile_seconds']:.1f} s" if row["compile_seconds"] else _NOTHING,
+        per(theirs, 1e3),
+        f"{theirs / ours:.0f}" if theirs and ours else _NOTHING,
     ]
 
 
@@ -125,7 +127,8 @@ def _markdown(folder: Path) -> str:
         "fills most of the image. An entry is a (tile, splat) pair. Several views are divided among the",
         "cores, one view runs on one. Memory is that of the compiled program, arguments and results",
         "included. PyTorch is a vectorised renderer, every splat at every pixel in chunks, with autograd, on",
-        "all cores; *PyTorch / ours* is how many times longer it takes; left out where that is many minutes.",
+        "all cores, run once; *PyTorch / ours* is how many times longer it takes. Rows that would take many",
+        "minutes or gigabytes are left out.",
         "",
     ]
     for content in contents:
