@@ -3,12 +3,13 @@
     python experiments/render_toybox.py --prompt="a red mushroom" --out=outputs/mushroom-images
     python experiments/fit_images.py --images=outputs/mushroom-images
 
---images is a folder in the layout of NeRF's synthetic scenes: transforms_train.json and transforms_test.json,
-or one transforms.json of which every eighth picture is held out. The folder outputs/fit-mushroom-images/ then
-holds the splats (object.ply), a page to turn them in a browser (viewer.html), a turntable, a sheet of views
-(views.png), held-out pictures above their renders (comparison.png), PSNR and SSIM of these (held_out.json),
-and what was set and measured (config.json, metrics.jsonl). Ctrl-C keeps the splats as they stand; the same
-command with --resume goes on from there.
+With 64 pictures of 128 pixels it takes four minutes of processor time, on two cores together. A bar shows how
+far it is. --images is a folder in the layout of NeRF's synthetic scenes: transforms_train.json and
+transforms_test.json, or one transforms.json of which every eighth picture is held out. The folder
+outputs/fit-mushroom-images/ then holds the splats (object.ply), a page to turn them in a browser
+(viewer.html), a turntable, a sheet of views (views.png), held-out pictures above their renders
+(comparison.png), PSNR and SSIM of these (held_out.json), and what was set and measured (config.json,
+metrics.jsonl). Ctrl-C keeps the splats as they stand; the same command with --resume goes on from there.
 
 --density=mcmc keeps to a budget instead of cloning and splitting (--set=splat_capacity=8000). Every setting
 in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downscale=4.

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -133,29 +134,31 @@ def test_a_fixed_budget_grows_slowly(images):
 
 
 def test_pictures_take_turns():
-    chosen = np.concatenate(
-        [choose_views(jax.random.key(0), jnp.int32(i), views=3, count=7) for i in range(14)]
-    ).reshape(6, 7)
+    choose = jax.jit(partial(choose_views, views=3, count=7))
+    chosen = np.concatenate([choose(jax.random.key(0), jnp.int32(i)) for i in range(14)]).reshape(6, 7)
     assert (np.sort(chosen, axis=1) == np.arange(7)).all()
     assert len({tuple(order) for order in chosen}) > 1
 
 
-def test_higher_bands_wait_their_turn():
-    gaussians = begin_fit(
-        with_overrides(FitConfig(), {"start.count": 5, "start.sh_degree": 3}), jax.random.key(0)
-    )
-    gaussians = gaussians.gaussians.replace(sh=jnp.ones_like(gaussians.gaussians.sh))
+@pytest.fixture(scope="module")
+def five_splats():
+    config = with_overrides(FitConfig(), {"start.count": 5, "splat_capacity": 5, "start.sh_degree": 3})
+    return begin_fit(config, jax.random.key(0)).gaussians
+
+
+def test_higher_bands_wait_their_turn(five_splats):
+    gaussians = five_splats.replace(sh=jnp.ones((5, 16, 3)))
     for degree, bands in ((0, 1), (1, 4), (2, 9), (3, 16)):
         sh = np.asarray(with_degree(gaussians, degree).sh)
         assert (sh[:, :bands] == 1).all() and not sh[:, bands:].any()
 
 
-def test_units_of_length():
-    gaussians = begin_fit(with_overrides(FitConfig(), {"start.count": 5}), jax.random.key(0)).gaussians
-    scaled = in_world_units(gaussians, 2.5)
-    np.testing.assert_allclose(scaled.positions, 2.5 * gaussians.positions, rtol=1e-6)
-    np.testing.assert_allclose(jnp.exp(scaled.log_scales), 2.5 * jnp.exp(gaussians.log_scales), rtol=1e-5)
-    np.testing.assert_array_equal(scaled.opacity_logits, gaussians.opacity_logits)
+def test_units_of_length(five_splats):
+    scaled = in_world_units(five_splats, 2.5)
+    np.testing.assert_allclose(scaled.positions, 2.5 * np.asarray(five_splats.positions), rtol=1e-6)
+    scales = 2.5 * np.exp(np.asarray(five_splats.log_scales))
+    np.testing.assert_allclose(np.exp(np.asarray(scaled.log_scales)), scales, rtol=1e-5)
+    np.testing.assert_array_equal(scaled.opacity_logits, five_splats.opacity_logits)
 
 
 def test_loss_and_background():
@@ -163,8 +166,9 @@ def test_loss_and_background():
     pixels[..., :] = 51, 0, 0, 102
     image = over_background(jnp.asarray(pixels), jnp.asarray([1.0, 0.5, 0.0]))
     np.testing.assert_allclose(image[3, 4], [0.2 + 0.6, 0.3, 0.0], rtol=1e-5)
-    assert abs(float(image_loss(image, image, dssim=0.2))) < 1e-5
-    np.testing.assert_allclose(image_loss(image + 0.1, image, dssim=0.0), 0.1, rtol=1e-4)
+    loss = jax.jit(image_loss)
+    assert abs(float(loss(image, image, dssim=0.2))) < 1e-5
+    np.testing.assert_allclose(loss(image + 0.1, image, dssim=0.0), 0.1, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
