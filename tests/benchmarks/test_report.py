@@ -94,7 +94,7 @@ def test_json_and_page(content, tmp_path, capsys):
     assert json.loads(path.read_text()) == json.loads(json.dumps(content))
     assert "cpu" in path.name and "toybox" in path.name
     page = (tmp_path / "README.md").read_text()
-    assert "| work a | ge3d_jax | 2.00 s | 0.500 | 12% | 1,000 MB |" in page
+    assert "| work a | ge3d_jax | 2.00 s | 1.00 s | 0.500 | 12% | 1,000 MB |" in page
     assert "Not measured yet" in page and "≥ 50 %" in page
     report.save(content | {"platform": "gpu", "device": "Some GPU"}, tmp_path)
     page = (tmp_path / "README.md").read_text()
