@@ -53,11 +53,10 @@ def main() -> None:
     cases = [
         rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)
     ]
-    ours, entries = rendering.measure(cases, **how)
+    measured = rendering.measure(cases, **how)
     content = render_report.report(
         cases,
-        ours,
-        entries,
+        *measured,
         peer.measure(cases) if peer else None,
         repetitions=_REPETITIONS.value,
         date=datetime.date.today(),

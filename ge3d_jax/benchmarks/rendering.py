@@ -6,6 +6,7 @@ colour and opacity, their scale ∝ N^(−1/3): as many splats deep along a ray 
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,22 +126,42 @@ def _run(compiled: Callable[[Gaussians, Camera], Any], gaussians: Gaussians, cam
     jax.block_until_ready(compiled(gaussians, cameras))
 
 
-def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> tuple[list[Measurement], list[int]]:
-    """One row per case, views divided among the devices, and how many entries a view's buffer had to hold."""
-    rows, entries = [], []
+def timed(call: Callable[[], Any], *, repetitions: int, warm_up: int) -> tuple[tuple[float, ...], float]:
+    """Seconds of each repetition, and the processor's seconds of one on average.
+
+    On a machine that has other work, too, the processor's say more: they hardly grow with it.
+    """
+    time_calls(call, repetitions=0, warm_up=warm_up)
+    begun = time.process_time()
+    seconds = time_calls(call, repetitions=repetitions, warm_up=0)
+    return seconds, (time.process_time() - begun) / repetitions
+
+
+def measure(
+    cases: Sequence[Case], *, repetitions: int, warm_up: int
+) -> tuple[list[Measurement], list[int], list[float | None]]:
+    """One row per case, views divided among the devices.
+
+    Also how many entries a view's buffer had to hold, and the processor's seconds of one repetition.
+    """
+    rows: list[Measurement] = []
+    entries: list[int] = []
+    processor_seconds: list[float | None] = []
     for case in cases:
         gaussians, cameras = ball(case.splats), cameras_around(case.views, case.size)
         needed = needed_capacity(gaussians, cameras)
         entries.append(needed)
         if needed * case.views > LARGEST_ENTRIES:
             rows.append(Measurement(row_name(case), "ge3d_jax", note="not run: too much memory"))
+            processor_seconds.append(None)
             continue
         mesh = batch_mesh(case.views)
         lowered = jax.jit(program(case.work, int(SPARE * needed), mesh)).lower(gaussians, cameras)
         compiled, compile_seconds = compile_anew(lowered)
-        seconds = time_calls(
+        seconds, busy = timed(
             functools.partial(_run, compiled, gaussians, cameras), repetitions=repetitions, warm_up=warm_up
         )
+        processor_seconds.append(busy)
         rows.append(
             Measurement(
                 work=row_name(case),
@@ -150,4 +171,4 @@ def measure(cases: Sequence[Case], *, repetitions: int, warm_up: int) -> tuple[l
                 peak_bytes=peak_bytes(compiled),
             )
         )
-    return rows, entries
+    return rows, entries, processor_seconds

@@ -18,13 +18,15 @@ def test_the_page_says_what_was_measured(tmp_path):
     ]
     peer = [Measurement("", "PyTorch eager", (0.1,)), Measurement("", "PyTorch eager", note="not run")]
     content = render_report.report(
-        cases, ours, [500, 700], peer, repetitions=3, date=datetime.date(2026, 1, 2)
+        cases, ours, [500, 700], [0.002, 0.016], peer, repetitions=3, date=datetime.date(2026, 1, 2)
     )
     path = render_report.save(content, tmp_path)
     assert json.loads(path.read_text())["rows"][0]["median_seconds"] == 0.002
     page = (tmp_path / "README.md").read_text()
-    assert "| 1,000 | 50 | 1 | forward | 2 | 2,000 | 800 | 4,000 | 3 MB | 1.5 s | 100 | 50 |" in page
-    assert "| 1,000 | 50 | 4 | forward + backward | 2 | 2,000 | 800 | 2,857 | – | 2.5 s | – | – |" in page
+    assert "| 1,000 | 50 | 1 | forward | 2 | 2 | 2,000 | 800 | 4,000 | 3 MB | 1.5 s | 100 | 50 |" in page
+    assert (
+        "| 1,000 | 50 | 4 | forward + backward | 2 | 4 | 4,000 | 1,600 | 5,714 | – | 2.5 s | – | – |" in page
+    )
     assert "2026-01-02" in page and "Not measured yet" in page
 
 
