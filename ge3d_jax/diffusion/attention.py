@@ -1,7 +1,7 @@
 """Softmax attention whose memory grows linearly in the number of tokens.
 
 On an NVIDIA GPU, cuDNN's flash attention where it can be had; everywhere else, and for shapes that it does
-not take, plain attention of some queries at a time.
+not take, plain attention of some heads and queries at a time.
 
 Symbols: B batch, Q queries, K keys, H heads, D channels of one head.
 """
@@ -11,9 +11,12 @@ import jax.numpy as jnp
 
 from ge3d_jax.devices import has_flash_attention
 
-# Queries at a time. 1024 tokens are 32×32 latents: there the whole matrix of logits is a few tens of MB a
-# sample, and one large product is faster than a loop of small ones.
+# Most queries at a time. With it logits take 16 MiB at a time, which a processor's cache about holds: 512 to
+# 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time of all heads at once.
 QUERIES_AT_A_TIME = 1024
+_KEYS_AT_A_TIME = 4096
+# A product of fewer rows than this wastes more than the cache gains.
+_SHORTEST_PART = 128
 
 # What cuDNN takes (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
 # heads of up to 128 channels (256 on Hopper alone) in multiples of 8.
@@ -25,38 +28,59 @@ _FLASH_HEAD_MULTIPLE = 8
 def _attend(
     query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array, causal: bool
 ) -> jax.Array:
-    """Plain attention of the queries standing at `positions` (Q,). Logits and softmax are float32."""
-    scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    """Plain attention of scaled queries (..., Q, D) that stand at `positions` (Q,) to keys (..., K, D).
+
+    Logits, softmax and sums are float32. The softmax is divided by its sum after the product with the values,
+    whose rows are shorter than its own.
+    """
+    logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
     if causal:
-        visible = jnp.arange(key.shape[1])[None, :] <= positions[:, None]
+        visible = jnp.arange(key.shape[-2])[None, :] <= positions[:, None]
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    mixed = jnp.einsum(
+        "...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def _parts(batch: int, queries: int, keys: int, heads: int, chunk: int) -> tuple[int, int]:
+    """Queries and heads at a time: a divisor of the heads, at most `chunk` queries."""
+    rows = chunk * _KEYS_AT_A_TIME // (batch * keys)
+    length = min(queries, chunk, max(rows, _SHORTEST_PART))
+    most = max(1, rows // length)
+    return length, max(number for number in range(1, heads + 1) if heads % number == 0 and number <= most)
 
 
 def chunked_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, chunk: int
 ) -> jax.Array:
-    """Plain attention, `chunk` queries at a time: shapes as in `attention`, any type of number."""
+    """Plain attention, some heads and at most `chunk` queries at a time: shapes as in `attention`."""
     batch, queries, heads, channels = query.shape
-    positions = jnp.arange(queries)
-    if queries <= chunk:
-        return _attend(query, key, value, positions, causal)
-    chunks = -(-queries // chunk)
-    padding = chunks * chunk - queries
-    padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    padded = padded.reshape(batch, chunks, chunk, heads, channels).swapaxes(0, 1)
-    positions = jnp.arange(chunks * chunk).reshape(chunks, chunk)
+    length, heads_together = _parts(batch, queries, key.shape[1], heads, chunk)
+    # Heads first: each is a product of contiguous matrices, and the batch stays whole for who divides it.
+    query, key, value = (jnp.moveaxis(array, 2, 0) for array in (query * channels**-0.5, key, value))
+    if (length, heads_together) == (queries, heads):
+        return jnp.moveaxis(_attend(query, key, value, jnp.arange(queries), causal), 0, 2)
+    count = -(-queries // length)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, count * length - queries), (0, 0)))
+    positions = jnp.arange(count * length).reshape(count, length)
 
-    # Recomputed on the way back: the loop would otherwise keep the weights of every chunk for the gradient.
-    @jax.checkpoint
-    def one_chunk(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _attend(part[0], key, value, part[1], causal)
+    def some_heads(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        query, key, value = arrays
 
-    result = jax.lax.map(one_chunk, (padded, positions))
-    result = result.swapaxes(0, 1).reshape(batch, chunks * chunk, heads, channels)
-    return result[:, :queries]
+        # Recomputed on the way back: the loop would else keep the weights of every part for the gradient.
+        @jax.checkpoint
+        def some_queries(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return _attend(part[0], key, value, part[1], causal)
+
+        split = query.reshape(heads_together, batch, count, length, channels)
+        mixed = jax.lax.map(some_queries, (jnp.moveaxis(split, 2, 0), positions))
+        return jnp.moveaxis(mixed, 0, 2).reshape(heads_together, batch, count * length, -1)
+
+    grouped = (array.reshape(-1, heads_together, *array.shape[1:]) for array in (query, key, value))
+    mixed = jax.lax.map(some_heads, tuple(grouped)).reshape(heads, batch, count * length, -1)
+    return jnp.moveaxis(mixed[:, :, :queries], 0, 2)
 
 
 def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:

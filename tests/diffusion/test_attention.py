@@ -26,9 +26,15 @@ def _inputs(queries, keys):
     return [random_array(name, (2, length, 3, 4)) for name, length in names.items()]
 
 
+@pytest.fixture(params=[4096, 1], ids=["all heads at once", "one head at a time"])
+def few_keys(request, monkeypatch):
+    """As if the inputs were large: few keys fit at a time."""
+    monkeypatch.setattr(module, "_KEYS_AT_A_TIME", request.param)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("chunk", [12, 4, 5])
-def test_equals_the_slow_version(causal, chunk):
+def test_equals_the_slow_version(few_keys, causal, chunk):
     query, key, value = _inputs(12, 12 if causal else 7)
     output = module.attention(query, key, value, causal=causal, chunk=chunk)
     np.testing.assert_allclose(output, _slow_attention(query, key, value, causal), rtol=1e-5, atol=1e-6)
@@ -44,7 +50,7 @@ def test_half_precision_is_only_in_the_products(chunk):
     np.testing.assert_allclose(np.asarray(output, np.float32), expected, atol=4 * 2**-9)
 
 
-def test_gradients_do_not_depend_on_the_chunks():
+def test_gradients_do_not_depend_on_the_chunks(few_keys):
     inputs, direction = _inputs(11, 7), random_array("direction", (2, 11, 3, 4))
 
     def gradients(chunk):
