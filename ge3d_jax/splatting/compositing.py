@@ -7,7 +7,7 @@ within the tile. A group's state is small and stays in the processor's cache; be
 backward pass is handed only the light that reaches each chunk. Under `vmap` the views' tiles join one list.
 
 No two writes ever go to one place and no order is left open, so the same input gives the same bits: gradients
-of the (tile, splat) entries go to slots of their own, which are added up splat by splat in a fixed tree.
+of the (tile, splat) entries go to slots of their own, which are added up splat by splat in `range_sums`.
 
 A GPU kernel would replace `_forward` and `_backward`, which are one function each from flat arrays to flat
 arrays; there is none yet, because there was no GPU to prove it on.
@@ -32,6 +32,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from ge3d_jax.splatting.projection import MIN_ALPHA
+from ge3d_jax.splatting.range_sums import sum_ranges
 from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 
 # Splats per step of a tile: half a chunk is wasted on average, a shorter one stores more light. A chunk of
@@ -364,24 +365,6 @@ def _work(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[
     most_chunks = lists.splats.shape[0] // CHUNK + columns * rows
     # Zeros, but known to be so only with the lists: XLA would fill a constant, and hold its memory, early.
     return work, jnp.full((most_chunks, PIXELS), lists.starts[0], table.dtype)
-
-
-def sum_ranges(values: jax.Array, begins: jax.Array, ends: jax.Array, longest: int) -> jax.Array:
-    """Σ of values[begin:end] (M, W) for each of N ranges no longer than `longest`, always in one order.
-
-    Pairs of rows are added up level by level; at each level a range takes the row that sticks out at either
-    end. So a sum of n rows has the rounding of log n additions, and nothing is ever written twice.
-    """
-    totals = jnp.zeros((begins.shape[0], values.shape[1]), values.dtype)
-    for level in range(longest.bit_length()):
-        # Row k is now a sum of 2^level rows; a range has those left that lie within it whole.
-        first, last = (begins + (2**level - 1)) >> level, ends >> level
-        for row, boundary in ((first, first), (last - 1, last)):
-            sticks_out = (boundary & 1 == 1) & (first < last)
-            totals = totals + jnp.where(sticks_out[:, None], values[jnp.where(sticks_out, row, 0)], 0.0)
-        values = jnp.pad(values, ((0, values.shape[0] % 2), (0, 0)))
-        values = values[0::2] + values[1::2]
-    return totals
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
