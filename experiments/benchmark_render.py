@@ -5,14 +5,15 @@
 Prints a table (time per view, per splat, per pixel and per entry of the tiles' lists, memory, compile time,
 PyTorch's time over ours), and writes it as JSON, with a page, to --out. The line above takes two minutes on
 two processor cores, nearly all of it PyTorch's. Without --splats and --sizes it goes through 10 k, 100 k and
-1 M splats at 256, 512 and 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
-(requirements-torch.txt).
+1 M splats at 128 to 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
+(requirements-torch.txt), --plot needs matplotlib (requirements-dev.txt).
 """
 
 import datetime
 import importlib
 import itertools
 import os
+from typing import Any
 
 from absl import flags
 
@@ -20,12 +21,23 @@ from ge3d_jax import cli
 from ge3d_jax.errors import UserError
 
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
-_SIZES = flags.DEFINE_list("sizes", ["256", "512", "1024"], "Edges of the square images, pixels.")
+_SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
 _VIEWS = flags.DEFINE_list("views", ["1", "4"], "Numbers of views.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Runs whose median is shown.", lower_bound=1)
 _WARM_UP = flags.DEFINE_integer("warm_up", 1, "Runs before those.", lower_bound=0)
 _PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same scene.")
+_PLOT = flags.DEFINE_bool("plot", False, "Draw how the cost grows with splats and pixels, too.")
 _OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the JSON file and the page.")
+
+
+def _load(module: str, flag: str, requirements: str) -> Any:
+    """A module of the benchmarks that needs more than the package itself does."""
+    try:
+        return importlib.import_module(f"ge3d_jax.benchmarks.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"--{flag} lacks the package {error.name}; run pip install -r requirements-{requirements}.txt."
+        ) from None
 
 
 def main() -> None:
@@ -41,14 +53,8 @@ def main() -> None:
     from ge3d_jax.export.folder import prepare_folder
 
     folder = prepare_folder(_OUT.value)
-    peer = None
-    if _PEER.value == "torch":
-        try:
-            peer = importlib.import_module("ge3d_jax.benchmarks.peer_rendering")
-        except ImportError as error:
-            raise UserError(
-                f"--peer=torch lacks the package {error.name}; run pip install -r requirements-torch.txt."
-            ) from None
+    peer = _load("peer_rendering", "peer=torch", "torch") if _PEER.value == "torch" else None
+    plot = _load("render_plot", "plot", "dev") if _PLOT.value else None
     how = {"repetitions": _REPETITIONS.value, "warm_up": _WARM_UP.value}
     cases = [
         rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)
@@ -62,6 +68,8 @@ def main() -> None:
         date=datetime.date.today(),
     )
     render_report.print_table(content)
+    if plot:
+        plot.draw(content, render_report.plot_path(content, folder))
     print(f"  The numbers:  {render_report.save(content, folder)}")
 
 

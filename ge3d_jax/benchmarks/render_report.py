@@ -75,26 +75,31 @@ def report(
     }
 
 
+def busy_seconds(row: dict[str, Any], platform: str) -> float | None:
+    """What one view costs: on a processor its own time, which other work on the machine hardly changes."""
+    seconds = row["processor_seconds"] if platform == "cpu" else row["median_seconds"]
+    return seconds / row["views"] if seconds else None
+
+
 def _cells(row: dict[str, Any], platform: str) -> list[str]:
     def per(seconds: float | None, scale: float, count: int = 1) -> str:
-        return f"{scale * seconds / row['views'] / count:,.0f}" if seconds else _NOTHING
+        return f"{scale * seconds / count:,.0f}" if seconds else _NOTHING
 
     ours, theirs = row["median_seconds"], row["torch_median_seconds"]
-    # Costs per something are those of the processor, which other work on the machine hardly changes.
-    busy = row["processor_seconds"] if platform == "cpu" else ours
+    busy = busy_seconds(row, platform)
     return [
         f"{row['splats']:,}",
         str(row["size"]),
         str(row["views"]),
         row["work"],
-        per(ours, 1e3),
+        per(ours, 1e3, row["views"]),
         per(busy, 1e3),
         per(busy, 1e9, row["splats"]),
         per(busy, 1e9, row["size"] ** 2),
         per(busy, 1e9, row["entries"]),
         f"{row['peak_bytes'] / 1e6:,.0f} MB" if row["peak_bytes"] else _NOTHING,
         f"{row['compile_seconds']:.1f} s" if row["compile_seconds"] else _NOTHING,
-        per(theirs, 1e3),
+        per(theirs, 1e3, row["views"]),
         f"{theirs / ours:.0f}" if theirs and ours else _NOTHING,
     ]
 
@@ -114,9 +119,18 @@ def print_table(content: dict[str, Any]) -> None:
     console.print(table)
 
 
+def _name(content: dict[str, Any]) -> str:
+    return f"render-{slug(content['device'])}"
+
+
+def plot_path(content: dict[str, Any], folder: Path) -> Path:
+    """Where the picture of the costs belongs, for the page to show it."""
+    return folder / f"{_name(content)}.png"
+
+
 def save(content: dict[str, Any], folder: Path) -> Path:
     """Write JSON to `folder`, named after the device, and the folder's page anew."""
-    path = folder / f"render-{slug(content['device'])}.json"
+    path = folder / f"{_name(content)}.json"
     write_json(path, content)
     with atomic_path(folder / _PAGE) as page:
         page.write_text(_markdown(folder), encoding="utf-8")
@@ -151,6 +165,8 @@ def _markdown(folder: Path) -> str:
             *("| " + " | ".join(_cells(row, content["platform"])) + " |" for row in content["rows"]),
             "",
         ]
+        if plot_path(content, folder).exists():
+            lines += [f"![cost per splat, pixel and entry]({plot_path(content, folder).name})", ""]
     if not any(content["platform"] == "gpu" for content in contents):
         lines += [
             "## On a GPU",
