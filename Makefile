@@ -39,7 +39,7 @@ pytest: .venv/.dev
 	.venv/bin/python -m pytest -n $(WORKERS) --ignore=tests/torch
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
-	.venv-torch/bin/python -m pytest tests/torch
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch
 
 format: .venv/.dev  ## Rewrite the sources in the project's style
 	.venv/bin/ruff check --fix-only --quiet .

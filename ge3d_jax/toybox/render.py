@@ -82,8 +82,11 @@ def trace(kind: str, camera: Camera) -> Layers:
     """Trace one view of `kind`; the result takes any paint (`paint_layers`)."""
     solids = KINDS[kind].solids
 
+    def distances(points: jax.Array) -> jax.Array:
+        return jnp.stack([value for _, value in solids(points)])
+
     def distance(points: jax.Array) -> jax.Array:
-        return jnp.min(jnp.stack([value for _, value in solids(points)]), axis=0)
+        return jnp.min(distances(points), axis=0)
 
     origin = camera_center(camera)
     directions = _rays(camera)
@@ -100,14 +103,16 @@ def trace(kind: str, camera: Camera) -> Layers:
     points = origin + travelled[:, None] * directions
     hit = (distance(points) < _HIT_DISTANCE) & (half_chord > 0.0)
 
-    normals = jax.grad(lambda p: jnp.sum(distance(p)))(points)
+    nearest = jnp.argmin(distances(points), axis=0)
+    # Not the gradient of the minimum: that asks which distance equals it, and where the compiler computes a
+    # distance twice, rounded in two ways, none does.
+    normals = jax.grad(lambda p: jnp.sum(jnp.take_along_axis(distances(p), nearest[None], axis=0)))(points)
     facing = jnp.maximum(normals @ jnp.asarray(_LIGHT_DIRECTION), 0.0)
     shade = jnp.where(
         hit, _AMBIENT + _DIFFUSE * facing / jnp.maximum(jnp.linalg.norm(normals, axis=-1), 1e-6), 0.0
     )
 
     paints = [paint for paint, _ in solids(points)]
-    nearest = jnp.argmin(jnp.stack([value for _, value in solids(points)]), axis=0)
     own_colors = jnp.asarray([(0.0, 0.0, 0.0) if isinstance(paint, str) else paint for paint in paints])
 
     def wears(slot: str) -> jax.Array:

@@ -34,7 +34,9 @@ def ellipsoid(points: jax.Array, center: Vector, radii: Vector) -> jax.Array:
 def box(points: jax.Array, center: Vector, half_size: Vector, rounding: float = 0.03) -> jax.Array:
     """Axis-aligned box with half edges `half_size`, its edges rounded by a radius inside that size."""
     outside = jnp.abs(points - jnp.asarray(center)) - jnp.asarray(half_size) + rounding
-    inside = jnp.minimum(jnp.max(outside, axis=-1), 0.0)
+    # Not `max`: its gradient divides by the number of entries that equal it, which rounding may make 0.
+    deepest = jnp.maximum(jnp.maximum(outside[..., 0], outside[..., 1]), outside[..., 2])
+    inside = jnp.minimum(deepest, 0.0)
     return _length(jnp.maximum(outside, 0.0)) + inside - rounding
 
 
