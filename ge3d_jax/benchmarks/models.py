@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ge3d_jax.diffusion.checkpoint import parameter_shapes
 from ge3d_jax.diffusion.ddim import NoiseSchedule, noise_schedule_from_config
-from ge3d_jax.diffusion.pipeline import StableDiffusion, Words, with_memory_settings
+from ge3d_jax.diffusion.pipeline import StableDiffusion, Words, with_attention_chunk
 from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
 from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
@@ -120,7 +120,7 @@ def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool)
 def countable_model(size: Size) -> StableDiffusion:
     """A model of shapes instead of weights, whose products all show: float32, attention undivided."""
     model = _model(size, jnp.dtype(jnp.float32))
-    model = with_memory_settings(model, attention_chunk=_UNDIVIDED, vae_rematerialise=False)
+    model = with_attention_chunk(model, _UNDIVIDED)
     return dataclasses.replace(
         model, unet_params=parameter_shapes(model.unet), vae_params=parameter_shapes(model.vae)
     )

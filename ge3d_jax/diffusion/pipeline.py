@@ -125,14 +125,12 @@ def make_model(
     )
 
 
-def with_memory_settings(
-    model: StableDiffusion, *, attention_chunk: int, vae_rematerialise: bool
-) -> StableDiffusion:
-    """The same model, computing the same in other pieces; see AutoencoderKL and UNet2DConditionModel."""
+def with_attention_chunk(model: StableDiffusion, chunk: int) -> StableDiffusion:
+    """The same model with so many queries at a time in attention, where there is no flash attention."""
     return dataclasses.replace(
         model,
-        unet=model.unet.clone(attention_chunk=attention_chunk),
-        vae=model.vae.clone(attention_chunk=attention_chunk, rematerialise=vae_rematerialise),
+        unet=model.unet.clone(attention_chunk=chunk),
+        vae=model.vae.clone(attention_chunk=chunk),
     )
 
 

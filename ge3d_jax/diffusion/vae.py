@@ -134,14 +134,14 @@ class EncoderBlock(nn.Module):
     groups: int
     downsamples: bool
     dtype: jnp.dtype = jnp.float32
-    rematerialise: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """(B, h, w, C) -> (B, h/2, w/2, channels), or the same size without `downsamples`."""
-        layer_type = nn.remat(ResnetBlock2D) if self.rematerialise else ResnetBlock2D
         for layer in range(self.layers):
-            block = layer_type(self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}")
+            block = ResnetBlock2D(
+                self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
+            )
             hidden = block(hidden)
         if self.downsamples:
             hidden = Downsample2D(self.channels, (0, 1), self.dtype, name="downsamplers_0")(hidden)
@@ -176,7 +176,6 @@ class Encoder(nn.Module):
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
-    rematerialise: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -186,17 +185,10 @@ class Encoder(nn.Module):
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(images)
         for index, channels in enumerate(config.block_out_channels):
             block = EncoderBlock(
-                channels,
-                config.layers_per_block,
-                groups,
-                index < last,
-                dtype,
-                self.rematerialise,
-                name=f"down_blocks_{index}",
+                channels, config.layers_per_block, groups, index < last, dtype, name=f"down_blocks_{index}"
             )
             hidden = block(hidden)
-        mid_type = nn.remat(MidBlock) if self.rematerialise else MidBlock
-        mid = mid_type(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
+        mid = MidBlock(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
         hidden = mid(hidden)
         hidden = nn.silu(group_norm(groups, NORM_EPSILON, dtype, "conv_norm_out")(hidden))
         return conv3x3(2 * config.latent_channels, dtype, "conv_out")(hidden)
@@ -230,19 +222,17 @@ class AutoencoderKL(nn.Module):
     """The autoencoder; use `apply(..., method="encode")` and `apply(..., method="decode")`.
 
     `dtype` is what is computed in; norms' statistics, softmax and what comes out are float32 whatever it
-    says. `attention_chunk`: queries at a time in attention. `rematerialise`: the encoder keeps only what lies
-    between its blocks for the gradient and computes each block twice; memory for time.
+    says. `attention_chunk`: queries at a time in attention.
     """
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
-    rematerialise: bool = False
 
     def setup(self) -> None:
         """Name the four parts as diffusers does."""
         latent_channels = self.config.latent_channels
-        self.encoder = Encoder(self.config, self.dtype, self.attention_chunk, self.rematerialise)
+        self.encoder = Encoder(self.config, self.dtype, self.attention_chunk)
         self.decoder = Decoder(self.config, self.dtype, self.attention_chunk)
         self.quant_conv = nn.Conv(2 * latent_channels, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(latent_channels, (1, 1), dtype=self.dtype)

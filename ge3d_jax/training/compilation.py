@@ -66,10 +66,10 @@ def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -
 def _remedies(config: Config) -> list[str]:
     """The settings that lower the memory further, the strongest first; BUILD.md has their figures."""
     remedies = []
+    if not config.vae_rematerialise and config.views > 1:
+        remedies.append("vae_rematerialise=true")
     if config.views_per_pass > 1:
         remedies.append("views_per_batch=1")
-    if not config.vae_rematerialise:
-        remedies.append("vae_rematerialise=true")
     if not remedies and config.attention_chunk > _SMALLEST_CHUNK:
         # Only then may attention be what takes most.
         remedies.append(f"attention_chunk={_SMALLEST_CHUNK}")

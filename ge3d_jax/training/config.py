@@ -203,8 +203,8 @@ class Config:
 
     Three settings trade time for memory and change nothing else: `views_per_batch` views go through the
     networks at a time (null: all of them), attention where the GPU has no fast one takes `attention_chunk`
-    queries at a time, and with `vae_rematerialise` the encoder's blocks are computed again for the gradient
-    instead of kept.
+    queries at a time, and with `vae_rematerialise` the VAE encodes one view at a time (one on each device)
+    and computes what it needs for the gradient again instead of keeping it for all views.
     """
 
     iterations: int = 3000
@@ -214,7 +214,7 @@ class Config:
     buffer_capacity: int = 2**21
     views_per_batch: int | None = None
     attention_chunk: int = 1024
-    vae_rematerialise: bool = False
+    vae_rematerialise: bool = True
     nodes: NodeConfig = NodeConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     cameras: CameraConfig = CameraConfig()
@@ -285,6 +285,8 @@ PRESETS: dict[str, Config] = {
         views=4,
         image_size=64,
         splat_capacity=1600,
+        # A small picture takes little memory.
+        vae_rematerialise=False,
         buffer_capacity=2**14,
         # Nodes that end at 480 leave faces out.
         nodes=NodeConfig(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300)),

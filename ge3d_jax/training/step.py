@@ -22,7 +22,7 @@ from ge3d_jax.diffusion.pipeline import (
     encode_posterior,
     latents_from_posterior,
     predict_epsilon,
-    with_memory_settings,
+    with_attention_chunk,
 )
 from ge3d_jax.guidance.ge3d import Residual, dbc_weights, ge3d_residual
 from ge3d_jax.guidance.prompts import (
@@ -187,6 +187,19 @@ def trajectory_residual(
     return ge3d_residual(z, noised, denoised, balance, strength=config.loss.residual)
 
 
+def views_encoder(
+    model: StableDiffusion, *, config: Config, mesh: Mesh | None = None
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """The VAE's `encode_posterior` for all views (B, H, W, 3), as many at a time as the settings say."""
+    encode = _over_devices(partial(encode_posterior, model), mesh)
+    one_each = 1 if mesh is None else mesh.size
+    at_a_time = one_each if config.vae_rematerialise else config.views_per_pass
+    if at_a_time == config.views:
+        return encode
+    # Else a loop over the views would keep for the gradient what all of them computed.
+    return _in_turn(jax.checkpoint(encode, prevent_cse=False), at_a_time)
+
+
 def ge3d_step(
     state: TrainState,
     model: StableDiffusion,
@@ -203,17 +216,11 @@ def ge3d_step(
     iteration with a larger buffer. The devices of a `mesh` share the passes through the networks; the views
     must divide among them.
     """
-    model = with_memory_settings(
-        model, attention_chunk=config.attention_chunk, vae_rematerialise=config.vae_rematerialise
-    )
+    model = with_attention_chunk(model, config.attention_chunk)
     parameters = parameters_of(state.gaussians)
     views = inputs.azimuth.shape[0]
 
-    encode_together = _over_devices(partial(encode_posterior, model), mesh)
-    # Else a loop over the views would keep for the gradient what all of them computed.
-    encode_part = jax.checkpoint(encode_together, prevent_cse=False)
-    is_whole = config.views_per_pass == views
-    encode = encode_together if is_whole else _in_turn(encode_part, config.views_per_pass)
+    encode = views_encoder(model, config=config, mesh=mesh)
 
     def objective(
         parameters: Parameters, screen_offsets: jax.Array

@@ -236,6 +236,20 @@ def test_settings_that_save_memory_do_not_change_the_result(
     assert np.linalg.norm(after - before) < 1e-4 * np.linalg.norm(before)
 
 
+def test_views_encoded_in_turn_keep_little_for_the_gradient(tiny_config, tiny_model):
+    views = with_overrides(tiny_config, {"views": 6, "vae_rematerialise": False})
+    images = jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)
+
+    def kept(config):
+        encode = step_module.views_encoder(tiny_model, config=config)
+        pull_back = jax.eval_shape(lambda x: jax.vjp(encode, x)[1], images)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(tiny_model.vae_params))
+    whole = kept(views) - parameters
+    assert kept(with_overrides(views, {"vae_rematerialise": True})) - parameters < 0.1 * whole
+
+
 def test_regularisers_are_what_they_say(tiny_config):
     image = jnp.zeros((1, 3, 3, 3)).at[0, 1, 1].set(1.0)
     # Two unit edges across and two along, each shared over 6 neighbour pairs.
