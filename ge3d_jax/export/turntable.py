@@ -12,7 +12,7 @@ import numpy as np
 from ge3d_jax.export.sheet import image_grid, to_uint8
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.splatting.rasterize import Rendered, check_capacity, largest_capacity, render
 
 _FIRST_BUFFER = 2**15
 
@@ -31,24 +31,38 @@ class Viewpoint:
     size: int = 256
 
 
-@partial(jax.jit, static_argnames="buffer_capacity")
-def _render(gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int) -> Rendered:
-    return render(gaussians, camera, background=background, buffer_capacity=buffer_capacity)
+@partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))
+def _render(
+    gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int, antialiased: bool
+) -> Rendered:
+    return render(
+        gaussians, camera, background=background, buffer_capacity=buffer_capacity, antialiased=antialiased
+    )
 
 
 def render_each(
-    gaussians: Gaussians, cameras: Camera, *, background: tuple[float, float, float]
+    gaussians: Gaussians,
+    cameras: Camera,
+    *,
+    background: tuple[float, float, float],
+    antialiased: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Pictures from cameras with a leading axis, one after the other, each uint8 (height, width, 3)."""
+    """Pictures from cameras with a leading axis, one after the other, each uint8 (height, width, 3).
+
+    antialiased: see `rasterize.render`.
+    Raises UserError where the splats cover more tiles than there is memory for.
+    """
     capacity = _FIRST_BUFFER
     for index in range(len(cameras.intrinsics)):
         camera = jax.tree.map(itemgetter(index), cameras)
         while True:
-            rendered = _render(gaussians, camera, jnp.asarray(background, jnp.float32), capacity)
+            behind = jnp.asarray(background, jnp.float32)
+            rendered = _render(gaussians, camera, behind, capacity, antialiased)
             needed = int(rendered.intersections)
             if needed <= capacity:
                 break
-            capacity = 2 ** (needed - 1).bit_length()
+            check_capacity(needed, cameras.width, cameras.height)
+            capacity = min(2 ** (needed - 1).bit_length(), largest_capacity())
         yield to_uint8(np.asarray(rendered.rgb))
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ge3d_jax.devices import memory_limit
 from ge3d_jax.errors import UserError
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.compositing import Splats2D, composite
@@ -28,8 +29,12 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 SMALLEST_ALPHA = 0.5 * MIN_ALPHA
 # Where `render_image` begins, entries; below this a shorter buffer saves nothing.
 FIRST_CAPACITY = 2**14
-# Entries are numbered in 32 bits; a buffer of this length takes tens of gigabytes.
+# Entries are numbered in 32 bits, and so are the sums over them; this leaves a margin.
 LARGEST_CAPACITY = 2**30
+# What an entry takes in a forward pass, bytes; with gradients it is up to twice as much.
+_ENTRY_BYTES = 64
+# Of a device's memory, for the buffer: the rest is for the splats, the image and other programs.
+_LARGEST_SHARE = 0.5
 
 
 @struct.dataclass
@@ -117,6 +122,25 @@ def render(
     )
 
 
+def largest_capacity() -> int:
+    """The longest buffer that the device has memory for when it renders, entries."""
+    memory = memory_limit(jax.devices()[0])
+    if memory is None:
+        return LARGEST_CAPACITY
+    return min(LARGEST_CAPACITY, int(_LARGEST_SHARE * memory) // _ENTRY_BYTES)
+
+
+def check_capacity(needed: int, width: int, height: int) -> None:
+    """Refuse a view that needs a longer buffer than there is memory for. Raises UserError."""
+    largest = largest_capacity()
+    if needed > largest:
+        raise UserError(
+            f"The splats cover up to {needed} tiles of the {width}×{height} image, but there is memory for "
+            f"{largest}: render a smaller image (--size), or see whether the scales in the splat file are "
+            "logarithms, as they must be."
+        )
+
+
 _draw = functools.partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))(render)
 
 
@@ -131,7 +155,7 @@ def render_image(
 ) -> Rendered:
     """Render one view outside of `jit`, with a buffer that doubles until every splat fits; see `render`.
 
-    Raises UserError where the splats cover more tiles than a buffer can ever hold.
+    Raises UserError where the splats cover more tiles than there is memory for.
     """
     capacity = FIRST_CAPACITY
     while True:
@@ -147,9 +171,5 @@ def render_image(
         overflow = int(rendered.overflow)
         if overflow == 0:
             return rendered
-        if capacity + overflow > LARGEST_CAPACITY:
-            raise UserError(
-                f"the splats cover {capacity + overflow} tiles of the {camera.width}×{camera.height} image, "
-                f"but a buffer holds {LARGEST_CAPACITY} at most: render a smaller image"
-            )
-        capacity = 2 * capacity
+        check_capacity(capacity + overflow, camera.width, camera.height)
+        capacity = min(2 * capacity, largest_capacity())

@@ -493,9 +493,23 @@ def test_an_image_outside_of_jit_finds_its_buffer(monkeypatch):
     image = rasterize.render_image(scene, camera, background=WHITE)
     assert int(image.overflow) == 0
     np.testing.assert_array_equal(image.rgb, expected.rgb)
+    monkeypatch.setattr(rasterize, "LARGEST_CAPACITY", int(expected.intersections) + 1)
+    np.testing.assert_array_equal(rasterize.render_image(scene, camera, background=WHITE).rgb, expected.rgb)
     monkeypatch.setattr(rasterize, "LARGEST_CAPACITY", 100)
     with pytest.raises(UserError, match="render a smaller image"):
         rasterize.render_image(scene, camera, background=WHITE)
+
+
+def test_the_longest_buffer_fits_the_memory(monkeypatch):
+    scene, camera = simple_scene(20, 20), camera_at(1.0)
+    for memory in (2**30, 2**34):
+        monkeypatch.setattr(rasterize, "memory_limit", lambda _, memory=memory: memory)
+        capacity = rasterize.largest_capacity()
+        draw_all = functools.partial(render, background=WHITE, buffer_capacity=capacity)
+        plan = jax.jit(draw_all).lower(scene, camera).compile().memory_analysis()
+        assert 0.2 * memory < plan.temp_size_in_bytes < 0.7 * memory
+    monkeypatch.setattr(rasterize, "memory_limit", lambda _: None)
+    assert rasterize.largest_capacity() == rasterize.LARGEST_CAPACITY
 
 
 def test_mistakes_are_named():
