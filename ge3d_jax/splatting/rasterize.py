@@ -31,8 +31,8 @@ SMALLEST_ALPHA = 0.5 * MIN_ALPHA
 FIRST_CAPACITY = 2**14
 # Entries are numbered in 32 bits, and so are the sums over them; this leaves a margin.
 LARGEST_CAPACITY = 2**30
-# What an entry takes in a forward pass, bytes; with gradients it is up to twice as much.
-_ENTRY_BYTES = 64
+# What an entry takes in a forward pass, bytes; with gradients it takes up to 120.
+_ENTRY_BYTES = 72
 # Of a device's memory, for the buffer: the rest is for the splats, the image and other programs.
 _LARGEST_SHARE = 0.5
 
