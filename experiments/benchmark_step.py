@@ -36,9 +36,8 @@ def main() -> None:
     rows = [measure_iteration(size, config, dtype, **how)]
     if peer is not None:
         rows += peer.measure_iteration(size, config, dtype, compiles=options.COMPILE_PEER.value, **how)
-    options.finish(
-        "step", rows, dtype, preset=size.preset, views=config.views, splats=config.start.count, **overrides
-    )
+    settings = {"preset": size.preset, **overrides, "views": config.views, "splats": config.start.count}
+    options.finish("step", rows, dtype, **settings)
 
 
 if __name__ == "__main__":

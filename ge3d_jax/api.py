@@ -19,9 +19,17 @@ from ge3d_jax.export.splats import load_splats
 from ge3d_jax.export.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
 from ge3d_jax.precision import compute_dtype
 from ge3d_jax.progress import RunProgress, gentle_interrupt
-from ge3d_jax.request import check_adapters, check_image_size, check_prompt, check_seed, find_model
+from ge3d_jax.request import (
+    check_adapters,
+    check_image_size,
+    check_picture_size,
+    check_prompt,
+    check_seed,
+    find_model,
+)
 from ge3d_jax.resume import check_same_run, forget_run, resume_run, save_run
 from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.training.compilation import Compilation
 from ge3d_jax.training.config import Config, with_overrides
 from ge3d_jax.training.config import preset as preset_config
 from ge3d_jax.training.loop import begin, run
@@ -152,10 +160,7 @@ def generate(
     diffusion = load_model(
         folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
     )
-    if not resume:
-        _remove_old_results(folder)
-    write_json(folder / "config.json", description)
-
+    check_picture_size(config, diffusion)
     viewpoint = _viewpoint(config)
     preview_viewpoint = dataclasses.replace(viewpoint, size=_PREVIEW_SIZE)
     preview_azimuths = turntable_azimuths(_PREVIEW_VIEWS)
@@ -182,9 +187,13 @@ def generate(
                 save_run(folder, state)
             return stop.requested
 
-        result = run(
-            config, diffusion, prompt, state, on_progress=on_progress, on_compiled=lambda c: bar.say(str(c))
-        )
+        def on_compiled(compilation: Compilation) -> None:
+            bar.say(str(compilation))
+            if not history and not resume:
+                _remove_old_results(folder)
+            write_json(folder / "config.json", description)
+
+        result = run(config, diffusion, prompt, state, on_progress=on_progress, on_compiled=on_compiled)
     if result.interrupted:
         save_run(folder, result.state)
     else:

@@ -1,4 +1,4 @@
-"""The one exception that is a person's mistake rather than ours."""
+"""The exceptions that are a person's doing rather than ours."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Scripts print the sentence and exit with status 2; no traceback is shown.
     """
+
+
+class RunDropped(KeyboardInterrupt):
+    """The person wants a run ended at once, without its result; not caught on the way up."""

@@ -10,18 +10,21 @@ has the error ᾱ_t·s²/(ᾱ_t·s² + 1 − ᾱ_t): the measure that sound weig
 """
 
 import dataclasses
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from PIL import Image, ImageDraw
 
 from ge3d_jax.diffusion.ddim import add_noise, epsilon_from_output
-from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images, encode_text
-from ge3d_jax.sampling import picture_size
+from ge3d_jax.diffusion.pipeline import (
+    StableDiffusion,
+    decode_latents,
+    encode_images,
+    encode_text,
+    unet_output,
+)
+from ge3d_jax.request import picture_size
 from ge3d_jax.toybox.captions import Sentence, caption
 from ge3d_jax.toybox.render import render_sentence, toybox_camera
 
@@ -154,9 +157,7 @@ def _there_and_back(model: StableDiffusion, pictures: jax.Array) -> tuple[jax.Ar
     return latents, decode_latents(model, latents)
 
 
-@partial(jax.jit, static_argnames="unet")
-def _run_unet(unet: nn.Module, parameters: Any, x: jax.Array, t: jax.Array, text: jax.Array) -> Any:
-    return unet.apply({"params": parameters}, x, t, text)
+_run_unet = jax.jit(unet_output)
 
 
 def _finite(model: StableDiffusion) -> Finding:
@@ -230,7 +231,7 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
 
     def output(time: int, told: int, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = add_noise(schedule, latents, noise, time)
-        return x, _run_unet(model.unet, model.unet_params, x, jnp.full(count, told), text)
+        return x, _run_unet(model, x, jnp.full(count, told), text)
 
     def error(epsilon: jax.Array) -> float:
         return float(jnp.mean((epsilon - noise) ** 2) / jnp.mean(noise**2))

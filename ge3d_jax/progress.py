@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ge3d_jax.errors import RunDropped
+
 # How many lines a run prints where there is no terminal to draw a bar on.
 _LINES_WITHOUT_TERMINAL = 10
 
@@ -73,7 +75,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def gentle_interrupt(progress: RunProgress) -> Iterator[StopRequest]:
-    """While the block runs, the first Ctrl-C only sets `requested`; the second interrupts as usual.
+    """While the block runs, the first Ctrl-C only sets `requested`; the second raises RunDropped.
 
     A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops.
     Outside the main thread, where Python takes no signals, Ctrl-C stays what it was.
@@ -84,9 +86,12 @@ def gentle_interrupt(progress: RunProgress) -> Iterator[StopRequest]:
         return
     previous = signal.getsignal(signal.SIGINT)
 
+    def drop(number: int, frame: FrameType | None) -> None:
+        raise RunDropped
+
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         request.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, drop)
         progress.say("Stopping after this iteration, then writing the object; Ctrl-C again to drop it.")
 
     signal.signal(signal.SIGINT, on_interrupt)

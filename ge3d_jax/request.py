@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ge3d_jax.diffusion.hub import check_on_hub, local_model, refuse_pickled
+from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import slug
 from ge3d_jax.toybox import model_folder
@@ -74,4 +75,33 @@ def check_image_size(config: Config, folder: Path) -> None:
         raise UserError(
             f"The setting image_size is {config.image_size}, but the bundled model knows pictures of 64 "
             "pixels; name a larger model with --model, or keep to the preset toybox."
+        )
+
+
+def picture_size(model: StableDiffusion, size: int | None) -> int:
+    """The edge of the pictures to make, pixels: `size`, or what the model was trained on.
+
+    Raises:
+        UserError: a size the networks cannot halve often enough, or none where the model says none.
+    """
+    downscale, halvings = model.vae.config.downscale, len(model.unet.config.block_out_channels) - 1
+    multiple = downscale * 2**halvings
+    if size is None:
+        if model.unet.config.sample_size is None:
+            raise UserError("This model's unet/config.json has no sample_size; say the size of the pictures.")
+        return model.unet.config.sample_size * downscale
+    if size < multiple or size % multiple:
+        raise UserError(f"The size is {size} pixels; this model needs a multiple of {multiple}.")
+    return size
+
+
+def check_picture_size(config: Config, model: StableDiffusion) -> None:
+    """Refuse pictures that a model cannot take, or far smaller than it was trained on. Raises UserError."""
+    size = picture_size(model, config.image_size)
+    trained = model.unet.config.sample_size
+    if trained is not None and size < trained * model.vae.config.downscale / 2:
+        raise UserError(
+            f"The setting image_size is {size}, but this model was trained on pictures of "
+            f"{trained * model.vae.config.downscale} pixels and sees nothing in small ones; "
+            "for Stable Diffusion add --preset=paper."
         )

@@ -25,7 +25,7 @@ from ge3d_jax.errors import UserError
 from ge3d_jax.export.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.export.sheet import enlarge, image_grid, save_png, to_uint8
 from ge3d_jax.precision import compute_dtype
-from ge3d_jax.request import check_adapters, check_prompt, check_seed, find_model
+from ge3d_jax.request import check_adapters, check_prompt, check_seed, find_model, picture_size
 
 # Edge of the written pictures, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192
@@ -49,23 +49,6 @@ def _guided_step(
 
 
 _decode = jax.jit(decode_latents)
-
-
-def picture_size(model: StableDiffusion, size: int | None) -> int:
-    """The edge of the pictures to make, pixels: `size`, or what the model was trained on.
-
-    Raises:
-        UserError: a size the networks cannot halve often enough, or none where the model says none.
-    """
-    downscale, halvings = model.vae.config.downscale, len(model.unet.config.block_out_channels) - 1
-    multiple = downscale * 2**halvings
-    if size is None:
-        if model.unet.config.sample_size is None:
-            raise UserError("This model's unet/config.json has no sample_size; say the size of the pictures.")
-        return model.unet.config.sample_size * downscale
-    if size < multiple or size % multiple:
-        raise UserError(f"The size is {size} pixels; this model needs a multiple of {multiple}.")
-    return size
 
 
 def sample_picture(

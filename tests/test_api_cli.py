@@ -1,7 +1,9 @@
 """The whole path on a tiny random model: what is written, what is refused, how a run is stopped."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from PIL import Image
 
 import ge3d_jax
 from ge3d_jax import cli
+from ge3d_jax.diffusion.checkpoint import load_model
+from ge3d_jax.diffusion.unet import UNet2DConditionModel
 from ge3d_jax.edit import edit_2d
-from ge3d_jax.errors import UserError
+from ge3d_jax.errors import RunDropped, UserError
 from ge3d_jax.export.folder import slug
 from ge3d_jax.export.ply import load_ply
 from ge3d_jax.progress import RunProgress, gentle_interrupt
-from ge3d_jax.request import pair_loras
+from ge3d_jax.request import check_picture_size, pair_loras
+from ge3d_jax.training.config import PRESETS, with_overrides
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +180,30 @@ def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, change
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"image_size": 18}, "multiple of 8"),
+        ({"image_size": 4}, "multiple of 8"),
+        ({"nodes.max_step": [1500, 300]}, "goes up to 1500"),
+    ],
+)
+def test_a_refused_run_leaves_earlier_results_as_they_were(model, result, tmp_path, overrides, says):
+    folder = tmp_path / "run"
+    shutil.copytree(result.folder, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=says):
+        ge3d_jax.generate(PROMPT, model=model, out=folder, overrides=SMALL | overrides, progress=False)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_pictures_far_smaller_than_the_model_s_are_refused(model):
+    loaded = load_model(model)
+    unet = UNet2DConditionModel(dataclasses.replace(loaded.unet.config, sample_size=64))
+    with pytest.raises(UserError, match="pictures of 256 pixels .* --preset=paper"):
+        check_picture_size(with_overrides(PRESETS["toybox"], SMALL), dataclasses.replace(loaded, unet=unet))
+
+
 def test_output_folder_that_is_a_file(model, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken cannot be written to"):
@@ -244,7 +273,8 @@ def test_first_interrupt_asks_and_second_interrupts():
     with RunProgress(1, enabled=False) as progress, gentle_interrupt(progress) as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+        # Another one than a plain Ctrl-C, after which a run gives what it has.
+        with pytest.raises(RunDropped):
             signal.raise_signal(signal.SIGINT)
 
 

@@ -54,6 +54,9 @@ def _damaged(model, name):
     if name == "time embedding turned":
         path = ("time_embedding", "linear_2", "kernel")
         return replace(model, unet_params=_turned(model.unet_params, path))
+    if name == "deaf to time":
+        silent = jax.tree.map(jnp.zeros_like, model.unet_params["time_embedding"])
+        return replace(model, unet_params={**model.unet_params, "time_embedding": silent})
     if name == "words lost":
         blank = jax.tree.map(jnp.zeros_like, model.text_params)
         return replace(model, text_params=blank)
@@ -78,6 +81,7 @@ def test_the_bundled_model_passes(model, probe):
         ("prediction type", {NOISE}),
         ("scaling factor", {SIZE}),
         ("time embedding turned", {NOISE}),
+        ("deaf to time", {TIME}),
         ("words lost", {WORDS}),
         ("not a number", {WEIGHTS, WORDS}),
     ],

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ge3d_jax.devices import has_flash_attention
 
-# Most queries at a time. With it logits take 16 MiB at a time, which a processor's cache about holds: 512 to
-# 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time of all heads at once.
+# Most queries at a time. Logits then take 16 MiB, unless that made parts too short, and a processor's cache
+# about holds them: 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time that
+# all heads at once do.
 QUERIES_AT_A_TIME = 1024
 _KEYS_AT_A_TIME = 4096
 # A product of fewer rows than this wastes more than the cache gains.

@@ -5,12 +5,12 @@ progress bars, its login (`hf auth login`) and its switches (HF_HUB_OFFLINE, HF_
 """
 
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path, PurePath
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from ge3d_jax.diffusion.folder import (
     INDEX_FILE,
@@ -31,7 +31,6 @@ MIRRORS = (
     f"(768 pixels), 1.5 at {SD1_MIRROR}"
 )
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Files that hold Python objects: opening one runs whatever it says.
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -55,6 +54,14 @@ def refuse_pickled(file: PurePath) -> None:
         )
 
 
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
 def local_model(model: str | os.PathLike[str]) -> Path | None:
     """The folder or .safetensors file that `model` names, or None when it is an id of the hub.
 
@@ -76,7 +83,7 @@ def local_model(model: str | os.PathLike[str]) -> Path | None:
         if path.suffix != ".safetensors":
             raise UserError(f"The model {path} is no .safetensors file; give one, or a folder or hub id.")
         return path
-    if _HUB_ID.fullmatch(os.fspath(model)) and path.suffix != ".safetensors":
+    if _is_hub_id(os.fspath(model)) and path.suffix != ".safetensors":
         return None
     raise UserError(
         f"There is no model in {path}; give a folder in diffusers' layout, a .safetensors file or an id of "

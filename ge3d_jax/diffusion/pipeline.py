@@ -159,6 +159,11 @@ def encode_text(model: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
     return encode_text_ids(model, tokenize(model, prompts))
 
 
+def unet_output(model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+    """What the UNet itself says, ε or v (B, h, w, C); arguments as for `predict_epsilon`."""
+    return _apply(model.unet, model.unet_params, x, t, text)
+
+
 def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, text: jax.Array) -> jax.Array:
     """ε_φ(x_t, t, y): the noise the UNet sees in `x`, converted where the network predicts v.
 
@@ -172,7 +177,7 @@ def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, te
         (B, h, w, C).
     """
     chex.assert_rank([x, text], [4, 3])
-    output = _apply(model.unet, model.unet_params, x, jnp.asarray(t), text)
+    output = unet_output(model, x, jnp.asarray(t), text)
     return epsilon_from_output(model.schedule, output, x, t)
 
 

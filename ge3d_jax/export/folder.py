@@ -59,18 +59,26 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 class MetricsFile:
-    """One JSON object a line, each on disk as soon as it is written, so that a run can be watched."""
+    """One JSON object a line, each on disk as soon as it is written, so that a run can be watched.
+
+    The file is begun with the first line, and left as it was until then.
+    """
 
     def __init__(
         self, path: str | os.PathLike[str], earlier: Sequence[Mapping[str, float | int]] = ()
     ) -> None:
-        """Start the file anew, with the `earlier` lines of a run that goes on."""
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(dict(line)) + "\n" for line in earlier), encoding="utf-8")
-        self._file: TextIO = open(path, "a", encoding="utf-8")
+        """Prepare to start the file anew, with the `earlier` lines of a run that goes on."""
+        self._path = path
+        self._earlier = tuple(earlier)
+        self._file: TextIO | None = None
 
     def write(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line."""
+        if self._file is None:
+            with atomic_path(self._path) as temporary:
+                lines = (json.dumps(dict(line)) + "\n" for line in self._earlier)
+                temporary.write_text("".join(lines), encoding="utf-8")
+            self._file = open(self._path, "a", encoding="utf-8")
         self._file.write(json.dumps(dict(metrics)) + "\n")
         self._file.flush()
 
@@ -78,4 +86,5 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

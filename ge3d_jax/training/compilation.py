@@ -10,8 +10,6 @@ from ge3d_jax.errors import UserError
 from ge3d_jax.training.config import Config
 
 _GIGABYTE = 1e9
-# Below this many queries at a time attention no longer lowers the sum.
-_SMALLEST_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +61,13 @@ def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -
     )
 
 
-def _remedies(config: Config) -> list[str]:
+def _remedies(config: Config, devices: int) -> list[str]:
     """The settings that lower the memory further, the strongest first; BUILD.md has their figures."""
-    remedies = []
-    if not config.vae_rematerialise and config.views > 1:
-        remedies.append("vae_rematerialise=true")
-    if config.views_per_pass > 1:
-        remedies.append("views_per_batch=1")
-    if not remedies and config.attention_chunk > _SMALLEST_CHUNK:
-        # Only then may attention be what takes most.
-        remedies.append(f"attention_chunk={_SMALLEST_CHUNK}")
-    return remedies
+    if config.views_per_pass <= devices:
+        # Each device has one view at a time already.
+        return []
+    remedies = [] if config.vae_rematerialise else ["vae_rematerialise=true"]
+    return [*remedies, f"views_per_batch={devices}"]
 
 
 def check_memory(compilation: Compilation, config: Config, device: jax.Device) -> None:
@@ -90,7 +84,7 @@ def check_memory(compilation: Compilation, config: Config, device: jax.Device) -
     limit = memory_limit(device) or math.inf
     if needed <= limit:
         return
-    remedies = _remedies(config)
+    remedies = _remedies(config, compilation.devices)
     remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or image_size"
     raise UserError(
         f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has "

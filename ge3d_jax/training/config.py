@@ -201,10 +201,11 @@ class Config:
     `splat_capacity` bounds the number of splats; their buffer grows towards it by itself. `buffer_capacity`
     is where the intersection buffer of one view starts, it grows too.
 
-    Three settings trade time for memory and change nothing else: `views_per_batch` views go through the
-    networks at a time (null: all of them), attention where the GPU has no fast one takes `attention_chunk`
-    queries at a time, and with `vae_rematerialise` the VAE encodes one view at a time (one on each device)
-    and computes what it needs for the gradient again instead of keeping it for all views.
+    Three settings trade time for memory and change nothing else. With `vae_rematerialise` the VAE encodes one
+    view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
+    it for all views. `views_per_batch` views go through all networks at a time (null: all of them); at 1 the
+    former changes nothing more. Attention where the GPU has no fast one takes at most `attention_chunk`
+    queries at a time, fewer for large batches.
     """
 
     iterations: int = 3000
@@ -261,6 +262,17 @@ class Config:
             raise UserError(
                 f"The setting nodes.max_step {nodes.max_step} leaves no room for one jump of "
                 f"{nodes.jump_max}; raise it."
+            )
+        for name, fovs in (
+            ("fov_radians_begin", cameras.fov_radians_begin),
+            ("fov_radians_end", cameras.fov_radians_end),
+        ):
+            if not 0 < min(fovs) <= max(fovs) < math.pi:
+                raise UserError(f"The setting cameras.{name} is {fovs}; give angles between 0 and π.")
+        if self.guidance.dbc_width <= 0:
+            raise UserError(
+                f"The setting guidance.dbc_width is {self.guidance.dbc_width}; give a share of the "
+                "iterations above 0."
             )
         if self.guidance.noising_prompt not in NOISING_PROMPTS:
             raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from ge3d_jax.devices import first_copy
+from ge3d_jax.errors import RunDropped
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import DensityConfig
 from ge3d_jax.training.density_control import follow_schedule, grown_capacity
@@ -63,6 +64,9 @@ def iterate(
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
+
+    Raises:
+        RunDropped: as it comes, without a result.
     """
     step = make_step(buffer_capacity)
     done, is_stopped = int(state.iteration), False
@@ -74,13 +78,18 @@ def iterate(
                 buffer_capacity = grown_capacity(int(metrics.intersections))
                 step = make_step(buffer_capacity)
                 continue
+            state = follow_schedule(state, done + 1, config=density, splat_capacity=splat_capacity)
             done += 1
-            state = follow_schedule(state, done, config=density, splat_capacity=splat_capacity)
             if on_progress is not None:
                 is_stopped = bool(on_progress(done, metrics, first_copy(state)))
+    except RunDropped:
+        raise
     except KeyboardInterrupt:
         # Caught in the instant after the step took over the state's memory, there is nothing left to give.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             raise
+        if int(state.iteration) > done:
+            # Caught between the step and what its iteration ends with.
+            state = follow_schedule(state, done + 1, config=density, splat_capacity=splat_capacity)
     done = int(state.iteration)
     return RunResult(first_copy(state), done, buffer_capacity, interrupted=done < iterations)

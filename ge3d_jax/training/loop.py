@@ -76,7 +76,8 @@ def run(
             state gives the same object.
         on_progress: called after each iteration with the number done, its metrics and the state; when it
             returns true the run stops there.
-        on_compiled: told of each compilation: before the first iteration, and where a buffer has grown.
+        on_compiled: told of each compilation that fits the device: before the first iteration, and where a
+            buffer has grown.
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
@@ -84,6 +85,11 @@ def run(
     Raises:
         UserError: an iteration takes more memory than the device has; names the settings that lower it.
     """
+    highest, last = max(config.nodes.max_step), model.schedule.steps - 1
+    if highest > last:
+        raise UserError(
+            f"The setting nodes.max_step goes up to {highest}, but the model's times end at {last}; lower it."
+        )
     embeddings = prompt_embeddings(config, model, prompt)
     # The steps donate the state they are given.
     state = jax.tree.map(lambda x: x.copy(), state)
@@ -91,9 +97,9 @@ def run(
     state, model, embeddings = jax.device_put((state, model, embeddings), everywhere(mesh))
 
     def compiled(compilation: Compilation) -> None:
+        check_memory(compilation, config, mesh.devices.flat[0])
         if on_compiled is not None:
             on_compiled(compilation)
-        check_memory(compilation, config, mesh.devices.flat[0])
 
     def step_for(buffer_capacity: int) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
         step = make_step(config, buffer_capacity, mesh, on_compiled=compiled)

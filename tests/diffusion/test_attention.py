@@ -23,13 +23,19 @@ def _slow_attention(query, key, value, causal):
 
 def _inputs(queries, keys):
     names = {"query": queries, "key": keys, "value": keys}
-    return [random_array(name, (2, length, 3, 4)) for name, length in names.items()]
+    return [random_array(name, (2, length, 4, 4)) for name, length in names.items()]
 
 
-@pytest.fixture(params=[4096, 1], ids=["all heads at once", "one head at a time"])
+@pytest.fixture(
+    params=[(4096, 4, 4), (28, 4, 2), (1, 1, 1)],
+    ids=["all heads at once", "two heads at a time", "one head at a time"],
+)
 def few_keys(request, monkeypatch):
     """As if the inputs were large: few keys fit at a time."""
-    monkeypatch.setattr(module, "_KEYS_AT_A_TIME", request.param)
+    keys, shortest, heads = request.param
+    monkeypatch.setattr(module, "_KEYS_AT_A_TIME", keys)
+    monkeypatch.setattr(module, "_SHORTEST_PART", shortest)
+    assert module._parts(2, 12, 7, 4, 4)[1] == heads
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -51,7 +57,7 @@ def test_half_precision_is_only_in_the_products(chunk):
 
 
 def test_gradients_do_not_depend_on_the_chunks(few_keys):
-    inputs, direction = _inputs(11, 7), random_array("direction", (2, 11, 3, 4))
+    inputs, direction = _inputs(11, 7), random_array("direction", (2, 11, 4, 4))
 
     def gradients(chunk):
         return jax.grad(lambda arrays: (module.attention(*arrays, chunk=chunk) * direction).sum())(inputs)

@@ -236,7 +236,8 @@ def test_a_single_file_takes_its_tokenizer_from_the_hub(hub, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere", "./some/folder", "a/b/c", "/nowhere/at-all", "missing.safetensors"]
+    "name",
+    ["nowhere", "./some/folder", "a/b/c", "/nowhere/at-all", "missing.safetensors", "a/sd--2", "a/sd..2"],
 )
 def test_what_is_no_id_is_not_looked_for_on_the_hub(hub, name):
     with pytest.raises(UserError, match="There is no model in .*sd2-community"):

@@ -58,12 +58,13 @@ def test_what_fits_passes_and_what_does_not_names_the_settings():
 
 
 def test_settings_that_are_low_already_are_not_named():
-    low = dataclasses.replace(Config(), views_per_batch=1, vae_rematerialise=True)
-    with pytest.raises(UserError) as failure:
-        check_memory(NEEDS_TEN, low, _gpu(9))
-    assert "attention_chunk=256" in str(failure.value) and "views_per_batch" not in str(failure.value)
+    with pytest.raises(UserError, match=r"to give; set views_per_batch=1\."):
+        check_memory(NEEDS_TEN, Config(), _gpu(9))
+    # One view at a time, or one on each device: nothing is left to divide.
     with pytest.raises(UserError, match="lower views or image_size"):
-        check_memory(NEEDS_TEN, dataclasses.replace(low, attention_chunk=256), _gpu(9))
+        check_memory(NEEDS_TEN, Config(views_per_batch=1), _gpu(9))
+    with pytest.raises(UserError, match="lower views or image_size"):
+        check_memory(dataclasses.replace(NEEDS_TEN, devices=4), Config(), _gpu(9))
 
 
 def test_the_parts_of_a_processor_share_one_memory(monkeypatch):

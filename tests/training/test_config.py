@@ -73,6 +73,8 @@ def test_overrides_of_every_kind():
         ("attention_chunk", 0, "attention_chunk"),
         ("optimizer.color", [0, 1], "optimizer.color"),
         ("splat_capacity", 3, "splat_capacity"),
+        ("guidance.dbc_width", 0, "dbc_width is 0"),
+        ("cameras.fov_radians_end", [0, 0.5], "fov_radians_end"),
     ],
 )
 def test_a_mistake_is_named(name, value, message):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.errors import UserError
+from ge3d_jax.errors import RunDropped, UserError
 from ge3d_jax.initialize.shapes import ball
 from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
@@ -92,6 +92,14 @@ def test_an_interrupt_gives_the_object_as_it_stands(tiny_config, tiny_model):
     result = _run(tiny_config, tiny_model, on_progress=interrupt)
     assert result.interrupted and result.iterations == 1
     chex.assert_tree_all_finite(result.gaussians)
+
+
+def test_a_dropped_run_gives_nothing(tiny_config, tiny_model):
+    def drop(done, metrics, state):
+        raise RunDropped
+
+    with pytest.raises(RunDropped):
+        _run(tiny_config, tiny_model, on_progress=drop)
 
 
 def test_the_given_start_is_padded_used_and_left_intact(tiny_config, tiny_model):

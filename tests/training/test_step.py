@@ -218,10 +218,12 @@ def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, embeddings, d
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"views_per_batch": 1, "attention_chunk": 24}, {"vae_rematerialise": True}]
+)
 def test_settings_that_save_memory_do_not_change_the_result(
-    tiny_config, tiny_model, embeddings, draw, compiled_step
+    settings, tiny_config, tiny_model, embeddings, draw, compiled_step
 ):
-    settings = {"views_per_batch": 1, "attention_chunk": 24, "vae_rematerialise": True}
     frugal = with_overrides(tiny_config, settings)
     state = begin(tiny_config, jax.random.key(0))
     inputs = draw(state)
