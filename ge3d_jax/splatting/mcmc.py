@@ -25,6 +25,9 @@ from ge3d_jax.splatting.projection import rotation_matrices
 # The noise falls off around this opacity, this steeply (section 4.2 of the paper).
 NOISE_OPACITY = 0.005
 NOISE_STEEPNESS = 100.0
+# How far a living splat is kept above the logit of a dead one: about 1 % of its opacity, where float32 rounds
+# to a ten-thousandth of that.
+_ALIVE_MARGIN = 0.01
 # The trapezoid rule on half of the symmetric integrand; its error is below float32 for a thousand copies.
 _QUADRATURE_STEP = 0.0625
 _QUADRATURE_REACH = 7.5
@@ -106,11 +109,11 @@ def relocate(
     source = jnp.where(is_placed, drawn, index)
     copies = jnp.ones(count, jnp.int32).at[drawn].add(is_placed.astype(jnp.int32))[source]
     shared, factor = shared_opacity(opacities[source], copies)
-    # One that shares a faint splat's place would be dead at once.
-    shared = jnp.maximum(shared, dead_opacity)
     moved = jax.tree.map(lambda leaf: leaf[source], gaussians)
     has_changed = copies > 1
-    logits = jnp.log(shared) - jnp.log1p(-shared)
+    # One that shares a faint splat's place would be dead at once.
+    dead_logit = jnp.log(dead_opacity) - jnp.log1p(-dead_opacity)
+    logits = jnp.maximum(jnp.log(shared) - jnp.log1p(-shared), dead_logit + _ALIVE_MARGIN)
     log_scales = moved.log_scales + jnp.log(factor)[:, None]
     placed = dataclasses.replace(
         moved,

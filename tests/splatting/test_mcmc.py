@@ -128,7 +128,7 @@ def test_fifty_rounds_lose_and_double_nothing():
         alone, shared = mask & (copies == 1), mask & (copies > 1)
         opacity, old = (np.asarray(jax.nn.sigmoid(g.opacity_logits), np.float64) for g in (gaussians, before))
         np.testing.assert_array_equal(gaussians.opacity_logits[alone], logits[alone])
-        expected = np.maximum(1 - (1 - old[source]) ** (1 / copies.clip(1)), DEAD)
+        expected = np.maximum(1 - (1 - old[source]) ** (1 / copies.clip(1)), 1.01 * DEAD)
         np.testing.assert_allclose(opacity[shared], expected[shared], rtol=1e-3)
         np.testing.assert_array_equal(gaussians.log_scales[alone], -2.0)
         assert (np.asarray(gaussians.log_scales[shared]) < -2.0).all()
@@ -137,6 +137,26 @@ def test_fifty_rounds_lose_and_double_nothing():
         np.testing.assert_array_equal(carried["nu"][mask, 2], np.where(alone, number + 1, 0)[mask])
         assert int(carried["count"]) == round_number
     assert mask.sum() == 35
+
+
+@pytest.mark.parametrize("dead_opacity", [1e-3, DEAD, 0.05, 0.9])
+def test_none_is_dead_right_after(dead_opacity):
+    random = np.random.default_rng(7)
+    for round_number in range(10):
+        # Just alive, or dead: all that share a place are as faint as they may be.
+        logit = math.log(dead_opacity / (1 - dead_opacity))
+        logits = logit + random.choice([-1.0, 1e-3, 0.1], COUNT)
+        before = dataclasses.replace(splats(8), opacity_logits=jnp.asarray(logits, jnp.float32))
+        after, _, report = move(
+            jax.random.key(round_number), before, {}, dead_opacity=dead_opacity, growth=0.0, limit=COUNT
+        )
+        assert int(report.relocated) > 3
+        opacities = np.asarray(jax.nn.sigmoid(after.opacity_logits))
+        assert (opacities > np.float32(dead_opacity)).all() and opacities.max() < dead_opacity * 1.11
+        _, _, again = move(
+            jax.random.key(round_number), after, {}, dead_opacity=dead_opacity, growth=0.0, limit=COUNT
+        )
+        assert int(again.relocated) == 0
 
 
 def test_places_are_drawn_by_opacity():
