@@ -1,24 +1,35 @@
 """Pictures with known cameras, read from a folder in the layout of NeRF's synthetic scenes.
 
-`transforms.json`, or `transforms_train.json` and `transforms_test.json`, hold `camera_angle_x` (horizontal
-field of view, radians) and `frames`, each with a `file_path` (relative, `.png` where it has no ending) and a
-`transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z backward). The object stands around
-the origin, z is up.
+`transforms.json`, or `transforms_train.json` and `transforms_test.json`, hold the camera (`camera_angle_x`,
+or `fl_x` with others, see `ge3d_jax.camera_files`) and `frames`, each with a `file_path` (relative, `.png`
+where it has no ending) and a `transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z
+backward). The object stands around the origin, z is up; the pictures are of one camera and not distorted.
 """
 
 import dataclasses
-import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ge3d_jax.camera_files import is_number, read_json_object, world_to_camera
+from ge3d_jax.camera_files import (
+    LENS_FIELDS,
+    intrinsics,
+    is_number,
+    read_json_object,
+    shared_camera,
+    world_to_camera,
+)
 from ge3d_jax.errors import UserError
 from ge3d_jax.fitting.similarity import SSIM_WINDOW
 
 _TRAIN, _TEST, _ALL = "transforms_train.json", "transforms_test.json", "transforms.json"
+# The names that nerfstudio and COLMAP have for cameras that bend nothing where the lens's numbers are 0.
+_PLAIN_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
+# How far the shape of the pictures may be from the file's w and h, pixels: those made smaller were rounded.
+_SHAPE_TOLERANCE = 1.0
 # Without a split of its own every eighth picture is held out, as is usual since LLFF.
 _HOLD_OUT_EVERY = 8
 
@@ -93,8 +104,8 @@ def read_posed_images(
         held_out = _read_file(folder / _TEST, downscale)
         if held_out.size != images.size or not np.allclose(held_out.intrinsics, images.intrinsics):
             raise UserError(
-                f"The pictures of {folder / _TEST} have another size or camera_angle_x than those of "
-                f"{file}; make them equal."
+                f"The pictures of {folder / _TEST} have another size or another camera than those of {file}; "
+                "make them equal."
             )
     else:
         if len(images.names) < 2:
@@ -112,14 +123,13 @@ def read_posed_images(
 def scene_radius(images: PosedImages) -> float:
     """Half of what a picture shows of the plane through the origin along its shorter side, world units."""
     distance = float(np.median(np.linalg.norm(images.centers, axis=1)))
-    return distance * 0.5 * min(images.size) / float(images.intrinsics[0])
+    sides = zip(images.size, images.intrinsics.tolist(), strict=False)
+    return min(distance * 0.5 * side / focal for side, focal in sides)
 
 
 def _read_file(file: Path, downscale: int) -> PosedImages:
     content = read_json_object(file)
-    angle, frames = content.get("camera_angle_x"), content.get("frames")
-    if not is_number(angle) or not 0 < angle < math.pi:
-        raise UserError(f"{file}: camera_angle_x is {angle!r}; give the horizontal field of view in radians.")
+    frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
         raise UserError(f"{file}: frames is no list of at least one picture; add one.")
     pixels, matrices, names = [], [], []
@@ -138,13 +148,34 @@ def _read_file(file: Path, downscale: int) -> PosedImages:
                 f"{picture} has another size than {names[0]}; all pictures need one size, make it equal."
             )
     height, width = pixels[0].shape[:2]
-    focal = 0.5 * width / math.tan(0.5 * angle)
+    camera = shared_camera(file, content, frames)
+    taken = (width * downscale, height * downscale)
+    _check_camera(file, camera, taken)
     return PosedImages(
         pixels=np.stack(pixels),
         world_to_camera=np.stack(matrices).astype(np.float32),
-        intrinsics=np.array([focal, focal, 0.5 * width, 0.5 * height], np.float32),
+        intrinsics=intrinsics(file, camera, (width, height), taken=taken).astype(np.float32),
         names=tuple(names),
     )
+
+
+def _check_camera(file: Path, camera: dict[str, Any], taken: tuple[int, int]) -> None:
+    """Refuse a lens that bends what is straight, and pictures of another shape than the file says."""
+    bent = [name for name in LENS_FIELDS if camera.get(name, 0) != 0]
+    if camera.get("camera_model", _PLAIN_MODELS[0]) not in _PLAIN_MODELS:
+        bent.append("camera_model")
+    if bent:
+        raise UserError(
+            f"{file}: {bent[0]} is {camera[bent[0]]!r}, but only pictures without distortion can be fitted; "
+            "undistort the pictures first, as nerfstudio and COLMAP do."
+        )
+    width, height = (camera.get(name, side) for name, side in zip(("w", "h"), taken, strict=True))
+    if is_number(width) and is_number(height) and width > 0:
+        if abs(taken[0] * height / width - taken[1]) > _SHAPE_TOLERANCE:
+            raise UserError(
+                f"{file}: w and h are {width} and {height}, but its pictures have {taken[0]} by {taken[1]} "
+                "pixels, which is another shape; give the pictures that the cameras were found with."
+            )
 
 
 def _read_picture(path: Path, downscale: int) -> np.ndarray:
@@ -177,11 +208,10 @@ def _read_picture(path: Path, downscale: int) -> np.ndarray:
 
 def _check_aim(images: PosedImages, file: Path) -> None:
     """Refuse cameras most of which do not see the origin, where the object should be."""
-    x, y, depth = images.world_to_camera[:, :3, 3].T
-    focal = images.intrinsics[0]
-    width, height = images.size
-    sees = (depth > 0) & (np.abs(x) * focal < 0.5 * width * depth)
-    sees &= np.abs(y) * focal < 0.5 * height * depth
+    origins, depth = images.world_to_camera[:, :2, 3], images.world_to_camera[:, 2, 3]
+    # From the picture's left and top, times the depth, which may be 0.
+    places = origins * images.intrinsics[:2] + images.intrinsics[2:] * depth[:, None]
+    sees = (depth > 0) & ((places > 0) & (places < np.array(images.size) * depth[:, None])).all(axis=1)
     if np.mean(sees) < 0.5:
         raise UserError(
             f"{file}: only {int(sees.sum())} of {len(sees)} cameras see the origin, where the object should "

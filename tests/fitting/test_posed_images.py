@@ -79,6 +79,41 @@ def test_axes_and_pixels_by_hand(tmp_path):
     np.testing.assert_array_equal(train.pixels[0, 6:], 0)
 
 
+def test_intrinsics_in_pixels_are_those_of_a_field_of_view(copied):
+    place, content = copied
+    write(place, content)
+    expected, _ = read_posed_images(place)
+    focal = float(expected.intrinsics[0])
+    del content["camera_angle_x"]
+    # As instant-ngp and nerfstudio write them, of the pictures as they are, or of larger ones.
+    for factor in (1, 4):
+        middle = factor * SIZE / 2
+        pixels = {"fl_x": factor * focal, "cx": middle, "cy": middle, "k1": 0.0, "camera_model": "OPENCV"}
+        if factor > 1:
+            pixels |= {"w": factor * SIZE, "h": factor * SIZE}
+        write(place, content | pixels)
+        found, _ = read_posed_images(place)
+        np.testing.assert_allclose(found.intrinsics, expected.intrinsics, rtol=1e-6)
+        np.testing.assert_allclose(scene_radius(found), scene_radius(expected), rtol=1e-6)
+        # Or with each frame.
+        write(place, content | {"frames": [frame | pixels for frame in content["frames"]]})
+        np.testing.assert_array_equal(read_posed_images(place)[0].intrinsics, found.intrinsics)
+
+
+def test_intrinsics_shrink_with_the_pictures(copied):
+    place, content = copied
+    pixels = {"fl_x": 50.0, "fl_y": 40.0, "cx": SIZE / 2 + 3, "cy": SIZE / 2 - 2, "w": SIZE, "h": SIZE}
+    write(place, content | pixels | {"camera_angle_y": 2.0})
+    whole, _ = read_posed_images(place)
+    np.testing.assert_allclose(whole.intrinsics, [50, 40, SIZE / 2 + 3, SIZE / 2 - 2])
+    np.testing.assert_allclose(scene_radius(whole), RADIUS * SIZE / 2 / 50, rtol=1e-5)
+    half, _ = read_posed_images(place, downscale=2)
+    np.testing.assert_allclose(half.intrinsics, whole.intrinsics / 2)
+    write(place, content | {"camera_angle_y": 0.6})
+    sides, _ = read_posed_images(place)
+    np.testing.assert_allclose(sides.intrinsics[1], SIZE / 2 / np.tan(0.3), rtol=1e-6)
+
+
 def test_every_eighth_is_held_out(copied):
     place, content = copied
     content["frames"] = [dict(content["frames"][0]) for _ in range(17)]
@@ -113,6 +148,14 @@ AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
         (spoil(transform_matrix=[1, 2, 3]), r"frames\[1\]: transform_matrix is not 4 rows"),
         (spoil(transform_matrix=[[float("nan")] * 4] * 4), "no finite number"),
         (spoil(transform_matrix=SCALED), "not a rotation and a shift"),
+        (lambda c: c.update(k1=0.01), "k1 is 0.01, .* undistort the pictures first"),
+        (spoil(p2=-1e-4), r"frames\[1\] has p2 -0.0001, but frames\[0\] has None"),
+        (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "camera_model is 'OPENCV_FISHEYE'"),
+        (spoil(fl_x=30.0), r"frames\[1\] has fl_x 30.0, but frames\[0\] has None"),
+        (lambda c: c.update(fl_x=-3), "fl_x is -3"),
+        (lambda c: c.update(w=48, h=36), "another shape"),
+        (lambda c: c.update(camera_angle_y=7), "camera_angle_y is 7"),
+        (lambda c: c.update(fl_x=30.0, cx=2 * SIZE), "see the origin"),
         (lambda c: [frame.update(transform_matrix=AWAY) for frame in c["frames"]], "see the origin"),
     ],
 )
@@ -140,7 +183,7 @@ def test_what_is_missing_or_does_not_fit_is_named(copied, tmp_path):
         with pytest.raises(UserError, match=says):
             read_posed_images(place, downscale=downscale)
     write(place, content | {"camera_angle_x": 0.7}, "transforms_test.json")
-    with pytest.raises(UserError, match="another size or camera_angle_x"):
+    with pytest.raises(UserError, match="another size or another camera"):
         read_posed_images(place)
     Image.new("RGB", (SIZE, SIZE + 1)).save(place / "train" / "r_2.png")
     with pytest.raises(UserError, match="another size than"):
