@@ -5,6 +5,7 @@ same settings serve scenes of any size.
 """
 
 import dataclasses
+from typing import Any
 
 from ge3d_jax.errors import UserError
 from ge3d_jax.training.config import BackgroundConfig, DensityConfig, OptimizerConfig, StartConfig
@@ -53,6 +54,7 @@ class FitConfig:
         every=100,
         gradient_threshold=1e-3,
         clone_scale=0.03,
+        # Waits for a `reset_every`: where opacities are not reset, splats are not pruned for their size.
         prune_scale=0.3,
         reset_every=0,
         noise=1e5,
@@ -76,3 +78,12 @@ class FitConfig:
             raise UserError(
                 f"The setting start.opacity is {self.start.opacity}; give a number between 0 and 1."
             )
+
+
+def settings_in_use(config: FitConfig) -> dict[str, Any]:
+    """All settings as a tree, less those that nothing reads while opacities are not reset."""
+    settings = dataclasses.asdict(config)
+    if config.density.is_mcmc or config.density.reset_every == 0:
+        for name in ("prune_scale", "reset_opacity"):
+            del settings["density"][name]
+    return settings

@@ -17,7 +17,7 @@ from ge3d_jax.export.folder import MetricsFile, prepare_folder, slug, versions, 
 from ge3d_jax.export.results import remove_object, write_object
 from ge3d_jax.export.sheet import image_grid, save_png, to_uint8
 from ge3d_jax.export.turntable import Viewpoint
-from ge3d_jax.fitting.config import FitConfig
+from ge3d_jax.fitting.config import FitConfig, settings_in_use
 from ge3d_jax.fitting.posed_images import PosedImages, read_posed_images, scene_radius
 from ge3d_jax.fitting.similarity import psnr, ssim
 from ge3d_jax.fitting.step import FitMetrics, Views, make_fit_step, over_background, render_view, views_of
@@ -200,7 +200,7 @@ def fit_images(
         "images": str(images),
         "downscale": downscale,
         "seed": seed,
-        "settings": dataclasses.asdict(config),
+        "settings": settings_in_use(config),
         "versions": versions(),
     }
     history: list[dict[str, float | int]] = []

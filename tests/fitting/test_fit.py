@@ -1,5 +1,6 @@
 """Fitting in miniature: the order of the pictures, what is written, stopping and going on, both densities."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from ge3d_jax.devices import batch_mesh
 from ge3d_jax.errors import UserError
 from ge3d_jax.export.ply import load_ply
-from ge3d_jax.fitting.config import FitConfig
+from ge3d_jax.fitting.config import FitConfig, settings_in_use
 from ge3d_jax.fitting.fit import begin_fit, fit_images, in_world_units
 from ge3d_jax.fitting.posed_images import read_posed_images, scene_radius
 from ge3d_jax.fitting.step import (
@@ -131,6 +132,14 @@ def test_a_fixed_budget_grows_slowly(images):
     assert result.iterations == 21 and int(result.gaussians.mask.sum()) == 132
     losses = [float(metrics.loss) for metrics in seen]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_the_settings_of_a_fit_are_those_that_are_read(whole):
+    shown = json.loads((whole.folder / "config.json").read_text())["settings"]["density"]
+    assert shown["prune_opacity"] == 0.005 and not {"prune_scale", "reset_opacity"} & shown.keys()
+    resetting = with_overrides(FitConfig(), {"density.reset_every": 300})
+    assert settings_in_use(resetting)["density"]["prune_scale"] == 0.3
+    assert settings_in_use(resetting) == dataclasses.asdict(resetting)
 
 
 def test_pictures_take_turns():
