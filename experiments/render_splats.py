@@ -1,13 +1,15 @@
 """Look at a splat file: a turntable, a camera path, a sheet of views, one picture, or a page to turn it.
 
     python experiments/render_splats.py --splats=outputs/a-red-mushroom-0/object.ply
-    python experiments/render_splats.py --splats=garden.spz --up=-y --out=garden.mp4 --size=640x360
-    python experiments/render_splats.py --splats=garden.spz --cameras=transforms.json --out=flight.mp4
+    python experiments/render_splats.py --splats=garden.ply --up=-y --out=garden.mp4 --size=640x360
+    python experiments/render_splats.py --splats=garden.ply --cameras=transforms.json --out=flight.mp4
     python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
 --splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<folder>-<name>/ holds
 turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes only
-that one. The cameras stand where nearly all of the splats are seen. Captures commonly have y down: --up=-y.
+that one. The cameras stand where nearly all of the splats are seen. Captures commonly have y down: --up=-y. A
+.spz is y up by its specification: --up=y; or as its .ply was, where it was converted without turning, as
+convert_splats.py does.
 """
 
 from absl import flags
@@ -34,6 +36,11 @@ _ELEVATION = flags.DEFINE_float("elevation", 20.0, "Degrees above the horizon.")
 _RADIUS = flags.DEFINE_float("radius", None, "Distance of the cameras, in the file's units; found by itself.")
 _FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
 _UP = flags.DEFINE_string("up", "z", "What is up in the file: z, y or -y.")
+_ANTIALIASED = flags.DEFINE_bool(
+    "antialiased",
+    False,
+    "Weaken splats thinner than a pixel: for splats that were trained with antialiasing (Mip-Splatting).",
+)
 _BACKGROUND = flags.DEFINE_string("background", "white", "A colour, as white, black or #8090a0.")
 
 
@@ -55,6 +62,7 @@ def main() -> None:
         fov_degrees=_FOV.value,
         up=_UP.value,
         background=parse_color(_BACKGROUND.value),
+        antialiased=_ANTIALIASED.value,
     )
     for path in written:
         print(f"  {path}")

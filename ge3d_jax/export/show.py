@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -26,13 +27,15 @@ from ge3d_jax.export.framing import (
 from ge3d_jax.export.sheet import image_grid, save_png
 from ge3d_jax.export.splats import check_splat_path, load_splats
 from ge3d_jax.export.turntable import Viewpoint, render_each, turntable_azimuths
-from ge3d_jax.export.video import save_gif, save_mp4
+from ge3d_jax.export.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.export.viewer import save_viewer
 
 _ENDINGS = (".mp4", ".gif", ".png", ".html")
 _IN_A_FOLDER = ("turntable.mp4", "turntable.gif", "views.png", "viewer.html")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
 _SHEET_COLUMNS = 4
+# Pixels of all frames of a .gif, which must be held until it is written: two bytes each.
+_LARGEST_GIF = 2**31
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -83,6 +86,7 @@ def render_splats(
     fov_degrees: float = 30.0,
     up: str = "z",
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    antialiased: bool = False,
     progress: bool = True,
 ) -> list[Path]:
     """Look at a splat file from around it, or along a path of cameras.
@@ -96,20 +100,23 @@ def render_splats(
         frames, fps: of the turntable. A path has as many frames as cameras.
         views: pictures on the sheet, evenly from the turntable or the path.
         size: (width, height) in pixels.
-        azimuth_degrees: where the turntable begins; 0 looks at the side of +x, 90 at that of +y.
+        azimuth_degrees: where the turntable begins, counter-clockwise seen from above; 0 looks at the side of
+            +x, 90 at that of +y, -z or +z, where `up` is "z", "y" or "-y".
         elevation_degrees: of the turntable's cameras above the horizon.
         radius: distance of the turntable's cameras from the middle of the splats, in the file's units; None
             is as near as shows nearly all of them.
         fov_degrees: full vertical field of view of the turntable's cameras.
         up: what is up in the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
+        antialiased: weaken splats thinner than a pixel, for splats that were trained so (Mip-Splatting); the
+            page does not.
         progress: whether to show a bar.
 
     Returns:
         the files that were written.
 
     Raises:
-        UserError: an input that cannot be used, before anything is rendered.
+        UserError: an input that cannot be used, before anything is written.
     """
     path = Path(splats)
     check_splat_path(path)
@@ -154,23 +161,66 @@ def render_splats(
         labels = [labels[index] for index in chosen]
         chosen = np.arange(len(chosen))
 
-    images = np.zeros((0, size[1], size[0], 3), np.uint8)
-    if endings != {".html"}:
-        each = render_each(gaussians, cameras, background=background)
-        total = len(cameras.intrinsics)
-        images = np.stack(list(track(each, "Rendering", total=total, transient=True, disable=not progress)))
+    total = len(cameras.intrinsics)
+    if ".gif" in endings and total * math.prod(size) > _LARGEST_GIF:
+        raise UserError(
+            f"A .gif of {total} frames of {size[0]} by {size[1]} pixels is too large to hold; give fewer "
+            "frames or a smaller size, or write a .mp4."
+        )
+
+    def render(indices: np.ndarray, doing: str) -> Iterator[np.ndarray]:
+        some = jax.tree.map(itemgetter(indices), cameras)
+        each = render_each(gaussians, some, background=background, antialiased=antialiased)
+        return iter(track(each, doing, total=len(indices), transient=True, disable=not progress))
+
+    names = None if is_still else [labels[index] for index in chosen]
+    _write_pictures(targets, render, total=total, chosen=chosen, names=names, fps=fps)
     for target in targets:
-        match target.suffix.lower():
-            case ".mp4":
-                save_mp4(target, images, fps=fps)
-            case ".gif":
-                save_gif(target, images, fps=fps)
-            case ".png" if is_still:
-                save_png(target, images[0])
-            case ".png":
-                names = [labels[index] for index in chosen]
-                save_png(target, image_grid(list(images[chosen]), names, columns=_SHEET_COLUMNS))
-            case _:
-                viewpoint = Viewpoint(radius=distance, polar=polar, fov=fov)
-                save_viewer(target, upright(gaussians, up), title=path.stem, viewpoint=viewpoint)
+        if target.suffix.lower() == ".html":
+            viewpoint = Viewpoint(radius=distance, polar=polar, fov=fov)
+            save_viewer(target, upright(gaussians, up), title=path.stem, viewpoint=viewpoint)
     return targets
+
+
+def _write_pictures(
+    targets: Sequence[Path],
+    render: Callable[[np.ndarray, str], Iterator[np.ndarray]],
+    *,
+    total: int,
+    chosen: np.ndarray,
+    names: Sequence[str] | None,
+    fps: int,
+) -> None:
+    """Write the targets that are pictures or videos, all from one rendering of `total` frames.
+
+    A .mp4 takes each frame as it comes; besides, only the sheet's are held, and the .gif's as a byte a pixel.
+
+    render: indices of frames, and what to call that → the frames.
+    chosen: indices of the sheet's frames. names: for under them; None where the sheet is just a picture.
+    """
+    files = {target.suffix.lower(): target for target in targets}
+    if not files.keys() & {".mp4", ".gif", ".png"}:
+        return
+    pages = None
+    if ".gif" in files:
+        pages = GifPages(list(render(palette_indices(total), "Choosing colours")))
+    sheet: list[np.ndarray] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for index, image in enumerate(render(np.arange(total), "Rendering")):
+            if pages is not None:
+                pages.add(image)
+            if ".png" in files and index in chosen:
+                sheet.append(image)
+            yield image
+
+    if ".mp4" in files:
+        save_mp4(files[".mp4"], frames(), fps=fps)
+    else:
+        for _ in frames():
+            pass
+    if pages is not None:
+        pages.save(files[".gif"], fps)
+    if ".png" in files:
+        image = sheet[0] if names is None else image_grid(sheet, names, columns=_SHEET_COLUMNS)
+        save_png(files[".png"], image)

@@ -79,9 +79,32 @@ def test_mp4_opens_with_even_sides(tmp_path):
     assert len(list(reader)) == 6
 
 
-def test_videos_need_frames(tmp_path):
+def test_frames_one_by_one_are_the_same_video(tmp_path):
+    frames = moving_square()
+    save_mp4(tmp_path / "a.mp4", frames)
+    save_mp4(tmp_path / "b.mp4", (frame for frame in frames))
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("save", [save_gif, save_mp4])
+def test_videos_need_frames(tmp_path, save):
     with pytest.raises(ValueError, match="at least one"):
-        save_gif(tmp_path / "a.gif", np.zeros((0, 8, 8, 3), np.uint8))
+        save(tmp_path / "a", np.zeros((0, 8, 8, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def stopped():
+        yield from moving_square()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_mp4(tmp_path / "a.mp4", stopped())
+    for program, says in (("/bin/false", "cannot be written, ffmpeg says"), ("/no/ffmpeg", "cannot be run")):
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+        with pytest.raises(UserError, match=says):
+            # More than a pipe holds.
+            save_mp4(tmp_path / "a.mp4", moving_square())
     assert not list(tmp_path.iterdir())
 
 

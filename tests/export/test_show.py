@@ -2,8 +2,10 @@
 
 import json
 import math
+import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,10 +13,12 @@ from PIL import Image
 import tests.export.splat_files as splat_files
 from ge3d_jax.camera_files import read_camera_path
 from ge3d_jax.errors import UserError
+from ge3d_jax.export import show
 from ge3d_jax.export.framing import find_frame, fitting_distance, framed, orbit_cameras, upright
 from ge3d_jax.export.show import parse_color, parse_size, render_splats
 from ge3d_jax.export.splats import load_splats, save_splats
 from ge3d_jax.export.turntable import Viewpoint, render_around, render_each
+from ge3d_jax.splatting import rasterize
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
 
@@ -73,6 +77,52 @@ def test_cameras_are_those_of_the_turntable_of_a_run():
     around = render_around(gaussians, azimuths, viewpoint=viewpoint, background=(0.0, 0.0, 0.0))
     each = np.stack(list(render_each(gaussians, ours, background=(0.0, 0.0, 0.0))))
     assert np.abs(around.astype(int) - each).max() <= 1
+
+
+def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):
+    # Scales that are no logarithms: each splat covers every tile.
+    gaussians = splat_files.random_gaussians(5000, degree=0)
+    save_splats(tmp_path / "a.ply", gaussians.replace(log_scales=np.full((5000, 3), 0.01, np.float32)))
+    monkeypatch.setattr(rasterize, "memory_limit", lambda _: 2**22)
+    with pytest.raises(UserError, match=r"there is memory for \d+: render a smaller image .*logarithms"):
+        render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", **OPTIONS | {"size": (64, 64)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_antialiasing_is_passed_to_the_renderer(tmp_path):
+    # Splats a tenth of a pixel wide, which widening to a pixel would else show as if they were as wide.
+    thin = signposts().replace(log_scales=jnp.full((3, 3), math.log(0.01)))
+    save_splats(tmp_path / "a.ply", thin)
+    light = {}
+    for antialiased in (False, True):
+        options = OPTIONS | {"antialiased": antialiased, "radius": 6.0, "azimuth_degrees": 30.0}
+        render_splats(tmp_path / "a.ply", out=tmp_path / "a.png", **options)
+        light[antialiased] = np.asarray(Image.open(tmp_path / "a.png"), float).sum()
+    assert 0 < light[True] < 0.5 * light[False]
+
+
+def test_frames_are_not_held(tmp_path, monkeypatch):
+    alive, most = [], 0
+
+    def render_each(gaussians, cameras, **_):
+        nonlocal alive, most
+        for index in range(len(cameras.intrinsics)):
+            image = np.full((SIZE, SIZE, 3), index, np.uint8)
+            alive = [reference for reference in alive if reference() is not None] + [weakref.ref(image)]
+            most = max(most, len(alive))
+            yield image
+            del image
+
+    monkeypatch.setattr(show, "render_each", render_each)
+    save_splats(tmp_path / "a.ply", signposts())
+    render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", frames=60, **OPTIONS)
+    assert most <= 4
+    # The views of the sheet, and before them the frames that the colours of the .gif are chosen on.
+    render_splats(tmp_path / "a.ply", out=tmp_path / "all", frames=60, views=5, **OPTIONS)
+    assert most <= 12
+    with pytest.raises(UserError, match="too large to hold"):
+        options = OPTIONS | {"size": (4096, 4096), "frames": 10_000}
+        render_splats(tmp_path / "a.ply", out=tmp_path / "b.gif", **options)
 
 
 @pytest.mark.parametrize(
