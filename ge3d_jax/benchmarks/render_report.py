@@ -1,4 +1,4 @@
-"""The rasterizer's times: a table on the terminal, JSON, and the page of all JSON files of a folder."""
+"""The rasterizer's times: a table on the terminal, JSON, and the page of all such files of a folder."""
 
 import dataclasses
 import datetime
@@ -34,6 +34,7 @@ _COLUMNS = (
 _WIDTH = 130
 _NOTHING = "–"
 _PAGE = "README.md"
+_PREFIX = "render-"
 
 
 def report(
@@ -120,7 +121,7 @@ def print_table(content: dict[str, Any]) -> None:
 
 
 def _name(content: dict[str, Any]) -> str:
-    return f"render-{slug(content['device'])}"
+    return f"{_PREFIX}{slug(content['device'])}"
 
 
 def plot_path(content: dict[str, Any], folder: Path) -> Path:
@@ -138,8 +139,9 @@ def save(content: dict[str, Any], folder: Path) -> Path:
 
 
 def _markdown(folder: Path) -> str:
-    """The page of all JSON files in a folder."""
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    """The page of all files of `save` in a folder, which may hold other JSON files, too."""
+    files = sorted(folder.glob(f"{_PREFIX}*.json"))
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     lines = [
         "# The rasterizer's times",
         "",

@@ -22,6 +22,8 @@ def test_the_page_says_what_was_measured(tmp_path):
         cases, ours, [500, 700], [0.008, 0.004], peer, repetitions=3, date=datetime.date(2026, 1, 2)
     )
     draw(content, render_report.plot_path(content, tmp_path))
+    # Another's file in the same folder.
+    (tmp_path / "other.json").write_text('{"rows": 7}')
     path = render_report.save(content, tmp_path)
     assert json.loads(path.read_text())["rows"][0]["median_seconds"] == 0.008
     page = (tmp_path / "README.md").read_text()
