@@ -2,11 +2,13 @@
 
     python experiments/convert_splats.py outputs/a-red-mushroom-0/object.ply mushroom.spz
 
-.ply   3D Gaussian Splatting, what every tool reads: nothing is lost. --ascii writes it as text.
+.ply   3D Gaussian Splatting, what every tool reads: loses nothing but the length of quaternions, which has no
+       meaning. --ascii writes it as text.
 .splat 32 bytes a splat, for web viewers: colours and rotations in 8 bits, no view-dependent colour.
-.spz   about a tenth of a .ply: everything in 8 bits, positions in 24.
+.spz   about a fifth of a .ply: colours, opacities and scales in 8 bits, rotations in 10, positions in 24.
 
-A million splats take a few seconds. Coordinates stay as they are.
+A million splats take a few seconds. Coordinates stay as they are. So what is up in a .spz is what was up in
+its .ply, often -y, where its specification has y up: a viewer that goes by that shows it upside down.
 """
 
 from pathlib import Path

@@ -44,7 +44,8 @@ def load_splats(path: str | os.PathLike[str]) -> Gaussians:
 def save_splats(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     """Write the live splats (`mask`) in the format that the ending of `path` names.
 
-    .ply keeps everything to the bit; .spz rounds; .splat rounds and leaves out view-dependent colour. Same
-    splats, same bytes. Raises: UserError where the ending is unknown or the format cannot hold the splats.
+    .ply keeps everything to the bit but the length of quaternions, which it makes 1; .spz rounds; .splat
+    rounds and leaves out view-dependent colour. Same splats, same bytes.
+    Raises: UserError where the ending is unknown or the format cannot hold the splats.
     """
     _SAVERS[check_splat_path(path)](Path(path), gaussians)

@@ -1,4 +1,4 @@
-"""Splat files in the packed format of Niantic (.spz), about a tenth of a .ply in length.
+"""Splat files in the packed format of Niantic (.spz), about a fifth of a .ply in length.
 
 Read are versions 2 and 3 (one gzip stream) and 4 (one zstd stream for each field); written is version 3,
 which every reader of the format knows. A header of four-byte numbers (magic "NGSP", version, count) and of
@@ -12,9 +12,11 @@ bytes (degree, fractional bits, flags, reserved) is followed by the fields, each
                 bits, then the other three, each a sign and 9 bits of 511·√2·|q|
     sh          for each coefficient, for each channel, 128·(1 + f_rest)
 
-Extensions of vendors are left aside. Coordinates are carried over as they are, as converters and viewers
-commonly do; by its specification the format has y up. The packing is written out here, on zlib and zstd,
-because a stream may unpack to a thousand times its length: it is held to what its header says as it unpacks.
+Extensions of vendors are left aside. So is flag 1, by which a file says that its splats were trained with
+antialiasing: `Gaussians` has no place for it, it is written as 0, and who renders such splats asks for it
+(render_splats.py --antialiased). Coordinates are carried over as they are, as converters and viewers commonly
+do; by its specification the format has y up. The packing is written out here, on zlib and zstd, because a
+stream may unpack to a thousand times its length: it is held to what its header says as it unpacks.
 """
 
 import os
@@ -254,9 +256,18 @@ def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]
 def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     """Write the live splats as version 3; same splats, same bytes; every degree of their colour is kept.
 
-    Raises: UserError at a splat that is not finite, or too far out for 24 bits.
+    What is below a scale of e^-10 is written as that, colours beyond the format's range as its end.
+    Raises: UserError at a splat that is not finite, or too far out for 24 bits, or larger than e^5.94.
     """
     arrays = live_finite_arrays(Path(path), gaussians)
+    scale_levels = _SCALE_STEPS * (arrays.log_scales.astype(np.float64) - _SMALLEST_LOG_SCALE)
+    huge = (np.rint(scale_levels) > 255).any(axis=1)
+    if huge.any():
+        largest = np.exp(255 / _SCALE_STEPS + _SMALLEST_LOG_SCALE)
+        raise UserError(
+            f"{path} cannot hold the scale of splat {int(huge.argmax())}: the largest is {largest:.0f}; "
+            "write a .ply file instead."
+        )
     fixed, fractional_bits = _to_fixed_point(Path(path), arrays.positions)
     # Near-equal components can be left out either way; spelled as it will be read, the choice stays the same.
     rotations = _spelled(_smallest_three(_spelled(normalised(arrays.quaternions))))
@@ -264,7 +275,7 @@ def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         fixed.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3],
         opacity_bytes(arrays.opacity_logits),
         to_levels(255.0 * (0.5 + _COLOR_FACTOR * arrays.sh[:, 0].astype(np.float64))),
-        to_levels(_SCALE_STEPS * (arrays.log_scales.astype(np.float64) - _SMALLEST_LOG_SCALE)),
+        to_levels(scale_levels),
         rotations.astype("<u4"),
         to_levels(128.0 * (1.0 + arrays.sh[:, 1:].astype(np.float64))),
     ]

@@ -216,7 +216,7 @@ def test_infinite_logits_and_flat_splats_are_read_as_meant(tmp_path):
             lambda data: data.replace(
                 b"element vertex", b"element a 1\nproperty list int int b\nelement vertex"
             ),
-            "a",
+            "lists in the element 'a' before its splats",
         ),
         (
             lambda data: data.replace(

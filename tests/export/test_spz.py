@@ -232,7 +232,26 @@ def test_what_the_format_cannot_hold_is_named(tmp_path):
         save_spz(tmp_path / "a.spz", with_values(gaussians, "positions", (3, 0), np.nan))
     with pytest.raises(UserError, match="beyond"):
         save_spz(tmp_path / "a.spz", with_values(gaussians, "positions", (3, 0), 1e9))
+    with pytest.raises(UserError, match="scale of splat 2: the largest is 379; write a .ply"):
+        save_spz(tmp_path / "a.spz", with_values(gaussians, "log_scales", (2, 1), 5.97))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_scale_is_held_and_the_rest_as_near_as_can_be(tmp_path):
+    gaussians = with_values(random_gaussians(2, degree=0), "log_scales", 0, (5.96, -20.0, -10.0))
+    save_spz(tmp_path / "a.spz", gaussians)
+    np.testing.assert_allclose(load_spz(tmp_path / "a.spz").log_scales[0], [5.9375, -10.0, -10.0])
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_it_is_about_a_fifth_of_a_ply(tmp_path, degree):
+    gaussians = random_gaussians(5000, degree)
+    # Colours depend on the view as little as those of a fitted object do.
+    gaussians = with_values(gaussians, "sh", np.s_[:, 1:], 0.1 * gaussians.sh[:, 1:])
+    for name in ("a.spz", "a.ply"):
+        save_splats(tmp_path / name, gaussians)
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.spz", "a.ply")]
+    assert 0.15 < sizes[0] / sizes[1] < 0.27
 
 
 def test_the_ending_picks_the_format(tmp_path):
