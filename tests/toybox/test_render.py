@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.splatting.cameras import camera_center, orbit_camera
 from ge3d_jax.toybox.captions import Sentence
 from ge3d_jax.toybox.objects import COLORS, KINDS
 from ge3d_jax.toybox.render import (
+    FIELD_OF_VIEW,
     POLAR_RANGE,
     RADIUS_RANGE,
     paint_layers,
@@ -21,6 +22,8 @@ from tests.toybox.marching import march, shade
 
 AZIMUTH, POLAR = 0.7, 1.2
 WHITE = jnp.ones(3)
+# Where rays go through a pixel.
+HALVES = np.asarray([(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)])
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,7 @@ def duck():
 def test_tracing_agrees_with_slow_marching(duck):
     rng = np.random.default_rng(0)
     pixels = rng.integers(12, 52, size=(64, 2))
-    halves = np.asarray([(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)])
-    positions = (pixels[:, None] + halves).reshape(-1, 2) / 32.0 - 1.0
+    positions = (pixels[:, None] + HALVES).reshape(-1, 2) / 32.0 - 1.0
     met, places = march("duck", AZIMUTH, POLAR, positions)
     met = met.reshape(-1, 4)
     at = pixels[:, 1], pixels[:, 0]
@@ -54,6 +56,23 @@ def test_tracing_agrees_with_slow_marching(duck):
     off = np.abs(layers[at] - expected)[whole].max(axis=1)
     assert whole.sum() > 30
     assert np.mean(off < 0.02) > 0.95
+
+
+def test_a_large_picture_has_a_fine_outline(duck):
+    size = 256
+    camera = orbit_camera(azimuth=AZIMUTH, polar=POLAR, radius=3.5, fov=FIELD_OF_VIEW, size=size)
+    alpha = np.asarray(trace("duck", camera).alpha)
+    coarse = alpha.reshape(64, 4, 64, 4).mean(axis=(1, 3))
+    assert np.abs(coarse - np.asarray(duck.alpha)).mean() < 0.005
+    # The picture's pixels are as well met as those of the small one.
+    rng = np.random.default_rng(2)
+    rows, columns = np.nonzero((alpha > 0) & (alpha < 1))
+    chosen = rng.choice(len(rows), 150, replace=False)
+    pixels = np.stack([columns[chosen], rows[chosen]], axis=-1) + rng.integers(-2, 3, (150, 2))
+    positions = (pixels[:, None] + HALVES).reshape(-1, 2) / (size / 2) - 1.0
+    met, _ = march("duck", AZIMUTH, POLAR, positions)
+    off = alpha[pixels[:, 1], pixels[:, 0]] - np.mean(met.reshape(-1, 4) >= 0, axis=1)
+    assert np.abs(off).mean() < 0.03 and abs(off.mean()) < 0.02
 
 
 def test_a_mirrored_camera_sees_the_mirrored_picture(duck):
