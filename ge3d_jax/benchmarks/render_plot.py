@@ -11,16 +11,17 @@ from ge3d_jax.benchmarks.rendering import BACKWARD
 from ge3d_jax.files import atomic_path
 
 _NANOSECONDS = 1e9
+_UNITS = {"splats": "ns per splat", "pixels": "ns per pixel", "entries": "ns per (tile, splat) pair"}
 _SIZE_INCHES, _DOTS_PER_INCH = (13.0, 4.2), 100
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], horizontal: str, per: str, label: str) -> None:
-    """One panel: cost per `per` over `horizontal`, a line for each value of `label`."""
+    """One panel: cost for each of the `per` over `horizontal`, a line for each value of `label`."""
     for value in dict.fromkeys(row[label] for row in rows):
         chosen = sorted((row for row in rows if row[label] == value), key=lambda row: row[horizontal])
         costs = [_NANOSECONDS * row["cost"] / row[per] for row in chosen]
         axes.plot([row[horizontal] for row in chosen], costs, marker="o", label=f"{value:,} {label}")
-    axes.set(xscale="log", yscale="log", xlabel=horizontal, ylabel=f"ns, by number of {per}")
+    axes.set(xscale="log", yscale="log", xlabel=horizontal, ylabel=_UNITS[per])
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
 
