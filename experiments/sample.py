@@ -5,7 +5,7 @@
 
 With the bundled model a picture takes a second on two processor cores, after half a minute of compiling the
 first time. A full-size model takes some seconds on a GPU; on a processor minutes (--size=256 --steps=10 gives
-a first impression sooner) and 6 GB of memory. The folder outputs/sample-a-red-mushroom/ then holds every
+a first impression sooner) and 8 GB of memory. The folder outputs/sample-a-red-mushroom/ then holds every
 picture, sheet.png with all of them, and config.json. Whether a model was loaded right, measured rather than
 looked at: experiments/check_model.py.
 """
