@@ -4,7 +4,7 @@
     python experiments/sample.py --model=stable-diffusion-2-1-base --prompt="a photo of a corgi"
 
 With the bundled model a picture takes a second on two processor cores, after half a minute of compiling the
-first time. A full-size model takes some seconds on a GPU; on a processor minutes (--size=256 --steps=10 gives
+first time. A full-size model is meant for a GPU; on a processor it takes minutes (--size=256 --steps=5 gives
 a first impression sooner) and 8 GB of memory. The folder outputs/sample-a-red-mushroom/ then holds every
 picture, sheet.png with all of them, and config.json. Whether a model was loaded right, measured rather than
 looked at: experiments/check_model.py.
