@@ -29,8 +29,8 @@ SCALE_FACTOR = 0.8
 OPACITIES = (0.1, 0.9)
 POLAR, DISTANCE, FIELD_OF_VIEW = 1.2, 2.5, 0.45
 BACKGROUND = (1.0, 1.0, 1.0)
-# (tile, splat) pairs of all views that a run may hold: with gradients some four gigabytes.
-LARGEST_ENTRIES = 2**25
+# (tile, splat) pairs of all views that a run may hold: with gradients some eight gigabytes.
+LARGEST_ENTRIES = 2**26
 # A buffer is this much longer than needed, as one that grew by doubling is on average.
 SPARE = 1.25
 

@@ -159,7 +159,7 @@ def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str
     for _ in range(int(rng.integers(1, 3))):
         data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](rng, data, other) or b"\x00"
     if inside:
-        data = gzip.compress(data, int(rng.choice([1, 9])))
+        data = gzip.compress(data, int(rng.choice([1, 9])), mtime=0)
     if rng.random() < 0.02:
         ending = (".ply", ".splat", ".spz")[int(rng.integers(3))]
     return ending, data
