@@ -10,15 +10,12 @@ two processor cores, nearly all of it PyTorch's. Without --splats and --sizes it
 """
 
 import datetime
-import importlib
 import itertools
 import os
-from typing import Any
 
 from absl import flags
 
 from ge3d_jax import cli
-from ge3d_jax.errors import UserError
 
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
@@ -28,16 +25,6 @@ _WARM_UP = flags.DEFINE_integer("warm_up", 1, "Runs before those.", lower_bound=
 _PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same scene.")
 _PLOT = flags.DEFINE_bool("plot", False, "Draw how the cost grows with splats and pixels, too.")
 _OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the JSON file and the page.")
-
-
-def _load(module: str, flag: str, requirements: str) -> Any:
-    """A module of the benchmarks that needs more than the package itself does."""
-    try:
-        return importlib.import_module(f"ge3d_jax.benchmarks.{module}")
-    except ImportError as error:
-        raise UserError(
-            f"--{flag} lacks the package {error.name}; run pip install -r requirements-{requirements}.txt."
-        ) from None
 
 
 def main() -> None:
@@ -53,8 +40,15 @@ def main() -> None:
     from ge3d_jax.export.folder import prepare_folder
 
     folder = prepare_folder(_OUT.value)
-    peer = _load("peer_rendering", "peer=torch", "torch") if _PEER.value == "torch" else None
-    plot = _load("render_plot", "plot", "dev") if _PLOT.value else None
+    peer = plot = None
+    if _PEER.value == "torch":
+        peer = cli.load_extra(
+            "ge3d_jax.benchmarks.peer_rendering", flag="peer=torch", requirements="requirements-torch.txt"
+        )
+    if _PLOT.value:
+        plot = cli.load_extra(
+            "ge3d_jax.benchmarks.render_plot", flag="plot", requirements="requirements-dev.txt"
+        )
     how = {"repetitions": _REPETITIONS.value, "warm_up": _WARM_UP.value}
     cases = [
         rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)

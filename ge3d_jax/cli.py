@@ -3,11 +3,12 @@
 Nothing heavy is imported here, so that `--help` and a mistyped flag answer at once.
 """
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import app, flags, logging
 
@@ -68,6 +69,20 @@ def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
     if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
         raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, as --{flag}=1,4.")
     return [int(value) for value in values]
+
+
+def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = "") -> Any:
+    """A module that needs packages beyond the project's own, for the flag that asks for it.
+
+    requirements: the file that lists them. otherwise: what else can be done than to install them from it.
+    Raises: UserError where one is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"--{flag} lacks the package {error.name}; run pip install -r {requirements}{otherwise}."
+        ) from None
 
 
 def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:

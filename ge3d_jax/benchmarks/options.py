@@ -1,13 +1,12 @@
 """What the benchmark scripts share: their flags, and how a run begins and ends."""
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ge3d_jax.errors import UserError
+from ge3d_jax import cli
 
 if TYPE_CHECKING:
     import jax.numpy as jnp
@@ -48,14 +47,13 @@ def load_peer(module: str) -> Any:
     """
     if PEER.value == "none":
         return None
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"--peer=torch lacks the package {error.name}; run pip install -r requirements-torch.txt, or for "
-            "a machine without network bring the wheels that pip download -r requirements-torch.txt fetches "
-            "elsewhere (for a GPU, a torch built for CUDA)."
-        ) from None
+    return cli.load_extra(
+        module,
+        flag="peer=torch",
+        requirements="requirements-torch.txt",
+        otherwise=", or for a machine without network bring the wheels that pip download -r "
+        "requirements-torch.txt fetches elsewhere (for a GPU, a torch built for CUDA)",
+    )
 
 
 def finish(
