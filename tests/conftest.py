@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The processor as two devices, as the experiments see it, whatever the machine has.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # What several tests compile, or an earlier run did, is compiled once, also in processes that tests start.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla")

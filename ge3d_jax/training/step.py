@@ -76,15 +76,23 @@ def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int
 
 
 def render_views(
-    gaussians: Gaussians, inputs: StepInputs, screen_offsets: jax.Array, *, buffer_capacity: int
+    gaussians: Gaussians,
+    inputs: StepInputs,
+    screen_offsets: jax.Array,
+    *,
+    buffer_capacity: int,
+    mesh: Mesh | None = None,
 ) -> Rendered:
     """All views of an iteration, before the flip: every field of Rendered with a leading axis of B.
 
     Args:
         screen_offsets: (B, N, 2) zeros, whose gradient is the screen-space gradient in pixels.
+        mesh: devices that each render their share of the views, which must divide among them.
     """
 
-    def one(camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array) -> Rendered:
+    def one(
+        gaussians: Gaussians, camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array
+    ) -> Rendered:
         return render(
             gaussians,
             camera,
@@ -95,7 +103,15 @@ def render_views(
         )
 
     factors = jnp.maximum(1.0 + inputs.scale_noise, 0.0)
-    return jax.vmap(one)(inputs.cameras, inputs.backgrounds, screen_offsets, factors)
+    views = (inputs.cameras, inputs.backgrounds, screen_offsets, factors)
+    draw = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+    if mesh is None:
+        return draw(gaussians, *views)
+    # Not left to the compiler: it cannot divide the loops over tiles, and has every device render all.
+    shared, own = everywhere(mesh).spec, divided(mesh).spec
+    specs = (shared, *(own for _ in views))
+    parted = jax.shard_map(draw, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+    return jax.lax.with_sharding_constraint(parted(gaussians, *views), everywhere(mesh))
 
 
 def total_variation(images: jax.Array) -> jax.Array:
@@ -226,7 +242,9 @@ def ge3d_step(
         parameters: Parameters, screen_offsets: jax.Array
     ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
         gaussians = dataclasses.replace(state.gaussians, **parameters)
-        rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity)
+        rendered = render_views(
+            gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity, mesh=mesh
+        )
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
         mean, log_variance = encode(images)
         z = latents_from_posterior(model, mean, log_variance, inputs.posterior_key)

@@ -14,6 +14,7 @@ from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.config import DensityConfig
 from ge3d_jax.training.density_control import control_density, grown_capacity, lower_opacities
+from ge3d_jax.training.config import with_overrides
 from ge3d_jax.training.loop import begin, run
 
 PROMPT = "a red ball"
@@ -39,7 +40,7 @@ def test_a_run_tells_once_what_it_compiled(tiny_config, tiny_model):
     told = []
     _run(tiny_config, tiny_model, on_compiled=told.append, on_progress=lambda *_: True)
     (compilation,) = told
-    assert compilation.seconds > 0 and compilation.devices == 1
+    assert compilation.seconds > 0 and compilation.devices == 2
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.unet_params))
     assert compilation.arguments > weights
 
@@ -47,8 +48,10 @@ def test_a_run_tells_once_what_it_compiled(tiny_config, tiny_model):
 def test_a_run_that_cannot_fit_is_refused_before_its_first_iteration(tiny_config, tiny_model, monkeypatch):
     monkeypatch.setattr(compilation_module, "memory_limit", lambda device: 1000)
     seen = []
-    with pytest.raises(UserError, match="views_per_batch=1"):
-        _run(tiny_config, tiny_model, on_progress=lambda done, *_: seen.append(done))
+    views = with_overrides(tiny_config, {"views": 4})
+    # Two devices: one view at a time on each.
+    with pytest.raises(UserError, match="views_per_batch=2"):
+        _run(views, tiny_model, on_progress=lambda done, *_: seen.append(done))
     assert not seen
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.devices import batch_mesh, everywhere
 from ge3d_jax.guidance.prompts import ViewEmbeddings
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.tiles import TILE_SIZE
@@ -236,6 +237,28 @@ def test_settings_that_save_memory_do_not_change_the_result(
         np.concatenate([np.ravel(s.optimizer_state.mu[field]) for field in FIELDS]) for s in (expected, got)
     )
     assert np.linalg.norm(after - before) < 1e-4 * np.linalg.norm(before)
+
+
+def test_two_devices_do_what_one_does(tiny_config, tiny_model, embeddings):
+    one = with_overrides(tiny_config, {"views": 4})
+    # Half of the views at a time: each device has one of its own.
+    two = with_overrides(one, {"views_per_batch": 2, "vae_rematerialise": True})
+    state = begin(one, jax.random.key(0))
+    inputs = jax.jit(lambda state: inputs_of(state, tiny_model, one))(state)
+    mesh = batch_mesh(2)
+    assert mesh.size == 2
+    placed = jax.device_put((state, tiny_model, embeddings, inputs), everywhere(mesh))
+    expected, expected_metrics = jax.jit(partial(ge3d_step, config=one, buffer_capacity=BUFFER))(
+        state, tiny_model, embeddings, inputs
+    )
+    got, metrics = jax.jit(partial(ge3d_step, config=two, buffer_capacity=BUFFER, mesh=mesh))(*placed)
+    assert float(metrics.loss) == pytest.approx(float(expected_metrics.loss), rel=1e-5)
+    assert int(metrics.intersections) == int(expected_metrics.intersections)
+    before, after = (
+        np.concatenate([np.ravel(s.optimizer_state.mu[field]) for field in FIELDS]) for s in (expected, got)
+    )
+    assert np.linalg.norm(after - before) < 1e-4 * np.linalg.norm(before)
+    chex.assert_trees_all_close(got.statistics, expected.statistics, rtol=1e-3, atol=1e-7)
 
 
 def test_views_encoded_in_turn_keep_little_for_the_gradient(tiny_config, tiny_model):
