@@ -242,9 +242,7 @@ def ge3d_step(
         parameters: Parameters, screen_offsets: jax.Array
     ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
         gaussians = dataclasses.replace(state.gaussians, **parameters)
-        rendered = render_views(
-            gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity, mesh=mesh
-        )
+        rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity, mesh=mesh)
         images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
         mean, log_variance = encode(images)
         z = latents_from_posterior(model, mean, log_variance, inputs.posterior_key)

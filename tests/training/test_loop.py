@@ -12,9 +12,8 @@ from ge3d_jax.errors import RunDropped, UserError
 from ge3d_jax.initialize.shapes import ball
 from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
-from ge3d_jax.training.config import DensityConfig
+from ge3d_jax.training.config import DensityConfig, with_overrides
 from ge3d_jax.training.density_control import control_density, grown_capacity, lower_opacities
-from ge3d_jax.training.config import with_overrides
 from ge3d_jax.training.loop import begin, run
 
 PROMPT = "a red ball"
