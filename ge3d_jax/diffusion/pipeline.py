@@ -27,6 +27,7 @@ from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
 from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.draws import normal
 from ge3d_jax.errors import UserError
 
 # `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
@@ -197,7 +198,7 @@ def latents_from_posterior(
 ) -> jax.Array:
     """Latents (B, h, w, C) out of what `encode_posterior` gives: a sample, or the mean without a key."""
     if key is not None:
-        mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+        mean = mean + jnp.exp(0.5 * log_variance) * normal(key, mean.shape, mean.dtype)
     return model.scaling_factor * mean
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ge3d_jax.draws import normal
+
 
 @struct.dataclass
 class Residual:
@@ -32,8 +34,8 @@ def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax
         shape: (B, h, w, C).
     """
     own_key, channel_key = jax.random.split(key)
-    channels = jax.random.normal(channel_key, (1, 1, 1, shape[-1]))
-    return jax.random.normal(own_key, shape) + strength * channels
+    channels = normal(channel_key, (1, 1, 1, shape[-1]))
+    return normal(own_key, shape) + strength * channels
 
 
 def dbc_weights(

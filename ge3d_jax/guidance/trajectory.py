@@ -49,7 +49,7 @@ def sample_time_nodes(
     least = bound(jump_min)
     # Rounding may bring the two bounds together; one choice then remains.
     above = jnp.maximum(bound(jump_max), least + 1)
-    jumps = jax.random.randint(key, (count,), least, above)
+    jumps = least + jnp.floor(jax.random.uniform(key, (count,)) * (above - least)).astype(jnp.int32)
     times = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(jumps)])
     active = jnp.sum(times <= bound(max_step)) - 1
     return times[jnp.minimum(jnp.arange(count + 1), active)], active.astype(jnp.int32)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -38,6 +39,7 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 # Splats per step of a tile: half a chunk is wasted on average, a shorter one stores more light. A chunk of
 # capped alphas passes 0.01¹⁶ of the light, which float32 still holds.
 CHUNK = 16
+_SHIFTS = [1, 2, 4, 8, 16]
 # Tiles per group: an array of a step is 128 KiB, which stays in a core's cache.
 LANES = 32
 # Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
@@ -136,10 +138,10 @@ def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Ar
     v = (q * offset_y - r * offset_x)[..., None] + (q[..., None] * y - r[..., None] * x)
     alpha = opacity[..., None] * jnp.exp(-0.5 * (u * u + v * v))
     alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
-    # Written out, because the chunk is short and fixed.
-    products = [before]
-    for splat in range(CHUNK):
-        products.append(products[-1] * (1.0 - alpha[:, splat]))
+    products = jnp.concatenate([before[:, None], 1.0 - alpha], axis=1)
+    for shift in _SHIFTS:
+        # Each place takes in the one `shift` before it, so that in the end it has all of them.
+        products = jnp.concatenate([products[:, :shift], products[:, shift:] * products[:, :-shift]], axis=1)
     return _Step(
         entries=entries,
         valid=valid,
@@ -149,8 +151,8 @@ def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Ar
         offset_x=offset_x,
         offset_y=offset_y,
         alpha=alpha,
-        transmittance=jnp.stack(products[:-1], axis=1),
-        after=products[-1],
+        transmittance=products[:, :-1],
+        after=products[:, -1],
     )
 
 
@@ -229,6 +231,7 @@ def _backward(
     dtype = work.table.dtype
     order, groups = _grouped(work.counts)
     x, y = _pixel_offsets(dtype)
+    later = jnp.asarray(np.triu(np.ones((CHUNK, CHUNK)), 1), dtype)
     monomials = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
 
     def group_gradients(state: tuple) -> tuple:
@@ -246,10 +249,7 @@ def _backward(
             )
             weights = step.alpha * step.transmittance
             weighted = weights * towards
-            sums = [behind]
-            for splat in range(CHUNK - 1, -1, -1):
-                sums.append(sums[-1] + weighted[:, splat])
-            after = jnp.stack(sums[-2::-1], axis=1)
+            after = behind[:, None] + _einsum("bcp,dc->bdp", weighted, later)
             alpha_gradients = step.transmittance * towards - after / (1.0 - step.alpha)
             # Through the exponential; a capped alpha does not move.
             passes = (step.alpha > 0.0) & (step.alpha < MAX_ALPHA)
@@ -263,7 +263,7 @@ def _backward(
             )
             place = _distinct(step.valid, slots[step.entries], gradients.shape[0])
             gradients = gradients.at[place].set(rows, mode="drop", unique_indices=True)
-            return chunk - 1, sums[-1], gradients
+            return chunk - 1, behind + jnp.sum(weighted, axis=1), gradients
 
         last = (jnp.max(lanes.counts) - 1) // CHUNK
         behind = light[tiles] * light_gradients[tiles]

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ge3d_jax.draws import normal
 from ge3d_jax.guidance.ge3d import offset_noise
 from ge3d_jax.guidance.trajectory import sample_time_nodes
 from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera
-from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config
+from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, Range
 
 _UP = (0.0, 0.0, 1.0)
 # Folded into the iteration's key, so that runs without this noise draw what they drew before there was any.
@@ -79,20 +80,24 @@ def sample_cameras(
         a batch of `views` cameras, and their azimuths (views,) in radians.
     """
     radius_range, fov_range, widest = camera_ranges(config, iteration)
-    keys = jax.random.split(key, 9)
+    even_key, normal_key = jax.random.split(key)
+    # Two draws for all of it, because each has its time to compile.
+    even = jax.random.uniform(even_key, (7 * views,), minval=-1.0, maxval=1.0).reshape(7, views)
+    target, up = normal(normal_key, (2, views, 3))
 
-    def around_middle(sign_key: jax.Array, size_key: jax.Array) -> jax.Array:
-        distance = jax.random.uniform(size_key, (views,)) ** config.concentration
-        return distance * jax.random.rademacher(sign_key, (views,), distance.dtype)
+    def around_middle(even: jax.Array) -> jax.Array:
+        return jnp.sign(even) * jnp.abs(even) ** config.concentration
 
-    low, high = config.polar_degrees
-    azimuth = jnp.deg2rad(widest * around_middle(keys[0], keys[1]))
-    polar = jnp.deg2rad((low + high) / 2 + (high - low) / 2 * around_middle(keys[2], keys[3]))
-    radius = jax.random.uniform(keys[4], (views,), minval=radius_range[0], maxval=radius_range[1])
-    fov = jax.random.uniform(keys[5], (), minval=fov_range[0], maxval=fov_range[1])
-    shift = jax.random.uniform(keys[6], (views, 3), minval=-1.0, maxval=1.0) * config.jitter_center
-    target = jax.random.normal(keys[7], (views, 3)) * config.jitter_target
-    up = jnp.asarray(_UP) + jax.random.normal(keys[8], (views, 3)) * config.jitter_up
+    def within(bounds: jax.Array | Range, even: jax.Array) -> jax.Array:
+        return (bounds[0] + bounds[1]) / 2 + (bounds[1] - bounds[0]) / 2 * even
+
+    azimuth = jnp.deg2rad(widest * around_middle(even[0]))
+    polar = jnp.deg2rad(within(config.polar_degrees, around_middle(even[1])))
+    radius = within(radius_range, even[2])
+    fov = within(fov_range, even[3, 0])
+    shift = even[4:].T * config.jitter_center
+    target = target * config.jitter_target
+    up = jnp.asarray(_UP) + up * config.jitter_up
 
     def one(
         azimuth: jax.Array,
@@ -110,10 +115,9 @@ def sample_cameras(
 
 def sample_backgrounds(key: jax.Array, config: BackgroundConfig, views: int) -> jax.Array:
     """One colour a view, (views, 3): the usual one, or replaced by a random one or black."""
-    replace_key, choice_key, color_key = jax.random.split(key, 3)
-    is_replaced = jax.random.bernoulli(replace_key, config.replaced, (views, 1))
-    is_random = jax.random.bernoulli(choice_key, config.random_share, (views, 1))
-    other = jnp.where(is_random, jax.random.uniform(color_key, (views, 3)), 0.0)
+    chances = jax.random.uniform(key, (5 * views,)).reshape(views, 5)
+    is_replaced, is_random = chances[:, :1] < config.replaced, chances[:, 1:2] < config.random_share
+    other = jnp.where(is_random, chances[:, 2:], 0.0)
     return jnp.where(is_replaced, other, jnp.asarray(config.color))
 
 
@@ -143,7 +147,7 @@ def sample_inputs(
         jump_min=config.nodes.jump_min,
         max_step=config.nodes.max_step,
     )
-    scale_noise = config.augmentation.scale_noise * jax.random.normal(keys[2], (config.views, capacity, 3))
+    scale_noise = config.augmentation.scale_noise * normal(keys[2], (config.views, capacity, 3))
     return StepInputs(
         cameras=cameras,
         azimuth=azimuth,
