@@ -1,10 +1,13 @@
 """Splats to start from where no point cloud is at hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ge3d_jax.draws import normal
 from ge3d_jax.errors import UserError
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
 
@@ -22,6 +25,15 @@ def nearest_neighbor_scales(positions: jax.Array) -> jax.Array:
         )
     distances, _ = cKDTree(points).query(points, k=_NEIGHBORS + 1)
     return jnp.asarray(np.sqrt(np.mean(distances[:, 1:] ** 2, axis=1)), jnp.float32)
+
+
+@partial(jax.jit, static_argnames="count")
+def _in_unit_ball(key: jax.Array, count: int) -> jax.Array:
+    direction_key, radius_key = jax.random.split(key)
+    directions = normal(direction_key, (count, 3))
+    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
+    # Volume grows with the cube of the radius.
+    return directions * jnp.cbrt(jax.random.uniform(radius_key, (count, 1)))
 
 
 def ball(
@@ -46,11 +58,7 @@ def ball(
         sh_degree: degree of the colour's spherical harmonics; those above 0 begin at 0.
         capacity: length of the padded buffer, at least `count`, which is the default.
     """
-    direction_key, radius_key = jax.random.split(key)
-    directions = jax.random.normal(direction_key, (count, 3))
-    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    # Volume grows with the cube of the radius.
-    positions = radius * directions * jnp.cbrt(jax.random.uniform(radius_key, (count, 1)))
+    positions = radius * _in_unit_ball(key, count)
     sizes = nearest_neighbor_scales(positions) if scale is None else jnp.full(count, scale)
     return make_gaussians(
         positions,

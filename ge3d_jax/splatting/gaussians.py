@@ -7,6 +7,7 @@ unnormalised wxyz quaternions, spherical-harmonic colour in which colour = 0.5 +
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,7 @@ def sh_degree_of(bands: int) -> int:
     )
 
 
+@partial(jax.jit, static_argnames=("capacity", "sh_degree"))
 def make_gaussians(
     positions: jax.Array,
     colors: jax.Array,

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from ge3d_jax.devices import divided, everywhere
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
-    encode_images,
     encode_posterior,
     latents_from_posterior,
     predict_epsilon,
@@ -69,10 +68,10 @@ Step = Callable[[TrainState, StableDiffusion, ViewEmbeddings], tuple[TrainState,
 
 
 def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latent of a square image; computes nothing."""
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    height, width, channels = jax.eval_shape(lambda x: encode_images(model, x, None), image).shape[1:]
-    return height, width, channels
+    """(h, w, C) of the latent of a square image."""
+    vae = model.vae.config
+    edge = image_size // vae.downscale
+    return edge, edge, vae.latent_channels
 
 
 def render_views(
