@@ -6,9 +6,8 @@ XLA takes several times longer to compile a draw with four axes for a processor 
 import math
 
 import jax
-import jax.numpy as jnp
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal numbers of this shape, the same as those of `jax.random.normal`."""
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    return jax.random.normal(key, (math.prod(shape),)).reshape(shape)

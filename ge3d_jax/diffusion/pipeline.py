@@ -190,15 +190,17 @@ def encode_posterior(model: StableDiffusion, images: jax.Array) -> tuple[jax.Arr
 
 def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
     """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
-    return latents_from_posterior(model, *encode_posterior(model, images), key)
+    mean, log_variance = encode_posterior(model, images)
+    noise = None if key is None else normal(key, mean.shape)
+    return latents_from_posterior(model, mean, log_variance, noise)
 
 
 def latents_from_posterior(
-    model: StableDiffusion, mean: jax.Array, log_variance: jax.Array, key: jax.Array | None
+    model: StableDiffusion, mean: jax.Array, log_variance: jax.Array, noise: jax.Array | None
 ) -> jax.Array:
-    """Latents (B, h, w, C) out of what `encode_posterior` gives: a sample, or the mean without a key."""
-    if key is not None:
-        mean = mean + jnp.exp(0.5 * log_variance) * normal(key, mean.shape, mean.dtype)
+    """Latents (B, h, w, C) out of what `encode_posterior` gives: a sample, or the mean without noise."""
+    if noise is not None:
+        mean = mean + jnp.exp(0.5 * log_variance) * noise.astype(mean.dtype)
     return model.scaling_factor * mean
 
 

@@ -4,6 +4,7 @@ Drawn apart from the step itself, so that an iteration can be repeated with all 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class StepInputs:
         noise: (B, h, w, C) for the noising trajectory.
         flip: scalar bool, mirror the whole batch.
         scale_noise: (B, N, 3), added to 1 and multiplied onto the splats' scales.
-        posterior_key: for the sample of the latent.
+        posterior_noise: (B, h, w, C) for the sample of the latent.
         exploration_key: for the noise on the positions.
     """
 
@@ -44,8 +45,24 @@ class StepInputs:
     noise: jax.Array
     flip: jax.Array
     scale_noise: jax.Array
-    posterior_key: jax.Array
+    posterior_noise: jax.Array
     exploration_key: jax.Array
+
+    @classmethod
+    def each(cls, *, own: Any, shared: Any) -> "StepInputs":
+        """`own` for what each view has for itself, `shared` for what all have in common."""
+        return cls(
+            cameras=own,
+            azimuth=own,
+            backgrounds=own,
+            node_times=shared,
+            active=shared,
+            noise=own,
+            flip=shared,
+            scale_noise=own,
+            posterior_noise=own,
+            exploration_key=shared,
+        )
 
 
 def _widened(begin: float, end: float, factor: float, times: jax.Array) -> jax.Array:
@@ -157,6 +174,6 @@ def sample_inputs(
         noise=offset_noise(keys[4], (config.views, *latent_shape), config.guidance.offset_noise),
         flip=jax.random.bernoulli(keys[5], config.augmentation.flip_probability),
         scale_noise=scale_noise,
-        posterior_key=keys[6],
+        posterior_noise=normal(keys[6], (config.views, *latent_shape)),
         exploration_key=jax.random.fold_in(key, _EXPLORATION_STREAM),
     )

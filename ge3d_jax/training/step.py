@@ -75,23 +75,15 @@ def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int
 
 
 def render_views(
-    gaussians: Gaussians,
-    inputs: StepInputs,
-    screen_offsets: jax.Array,
-    *,
-    buffer_capacity: int,
-    mesh: Mesh | None = None,
+    gaussians: Gaussians, inputs: StepInputs, screen_offsets: jax.Array, *, buffer_capacity: int
 ) -> Rendered:
     """All views of an iteration, before the flip: every field of Rendered with a leading axis of B.
 
     Args:
         screen_offsets: (B, N, 2) zeros, whose gradient is the screen-space gradient in pixels.
-        mesh: devices that each render their share of the views, which must divide among them.
     """
 
-    def one(
-        gaussians: Gaussians, camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array
-    ) -> Rendered:
+    def one(camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array) -> Rendered:
         return render(
             gaussians,
             camera,
@@ -102,15 +94,7 @@ def render_views(
         )
 
     factors = jnp.maximum(1.0 + inputs.scale_noise, 0.0)
-    views = (inputs.cameras, inputs.backgrounds, screen_offsets, factors)
-    draw = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
-    if mesh is None:
-        return draw(gaussians, *views)
-    # Not left to the compiler: it cannot divide the loops over tiles, and has every device render all.
-    shared, own = everywhere(mesh).spec, divided(mesh).spec
-    specs = (shared, *(own for _ in views))
-    parted = jax.shard_map(draw, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
-    return jax.lax.with_sharding_constraint(parted(gaussians, *views), everywhere(mesh))
+    return jax.vmap(one)(inputs.cameras, inputs.backgrounds, screen_offsets, factors)
 
 
 def total_variation(images: jax.Array) -> jax.Array:
@@ -118,18 +102,6 @@ def total_variation(images: jax.Array) -> jax.Array:
     horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
     vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
     return 2.0 * (horizontal + vertical)
-
-
-def _over_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """`function` of batches, computed in parts on the mesh's devices; the result is on all of them."""
-    if mesh is None:
-        return function
-
-    def parted(*batches: jax.Array) -> Any:
-        parts = (jax.lax.with_sharding_constraint(batch, divided(mesh)) for batch in batches)
-        return jax.lax.with_sharding_constraint(function(*parts), everywhere(mesh))
-
-    return parted
 
 
 def _in_turn(function: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -145,6 +117,11 @@ def _in_turn(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     return all_views
 
 
+def _at_a_time(config: Config, share: int) -> int:
+    """How many of a device's share of the views go through the networks at a time."""
+    return config.views_per_pass * share // config.views
+
+
 def trajectory_residual(
     model: StableDiffusion,
     embeddings: ViewEmbeddings,
@@ -153,7 +130,6 @@ def trajectory_residual(
     iteration: jax.Array | int,
     *,
     config: Config,
-    mesh: Mesh | None = None,
 ) -> Residual:
     """Carry the latents up and down the time nodes and compare (B, h, w, C).
 
@@ -161,9 +137,6 @@ def trajectory_residual(
     through the UNet in one batch: 2 or 4 samples for each of the views that go through at a time.
     """
     guidance = config.guidance
-
-    def predict(x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
-        return _over_devices(lambda x, text: predict_epsilon(model, x, t, text), mesh)(x, text)
 
     def trajectories(
         z: jax.Array, noise: jax.Array, positive: jax.Array, negatives: jax.Array, weights: jax.Array
@@ -178,11 +151,11 @@ def trajectory_residual(
         noising_text = for_all(embeddings.noising)
 
         def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
-            return predict(x, t, noising_text)
+            return predict_epsilon(model, x, t, noising_text)
 
         def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
             batch = jnp.concatenate([x] * len(branches))
-            empty, wanted, *avoided = jnp.split(predict(batch, t, text), len(branches))
+            empty, wanted, *avoided = jnp.split(predict_epsilon(model, batch, t, text), len(branches))
             if not avoided:
                 return classifier_free_epsilon(empty, wanted, guidance.scale)
             return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
@@ -194,7 +167,7 @@ def trajectory_residual(
         return noised.swapaxes(0, 1), denoised.swapaxes(0, 1)
 
     texts = perp_neg_embeddings(embeddings, inputs.azimuth, weight=guidance.perp_neg_weight)
-    states = _in_turn(trajectories, config.views_per_pass)(z, inputs.noise, *texts)
+    states = _in_turn(trajectories, _at_a_time(config, z.shape[0]))(z, inputs.noise, *texts)
     noised, denoised = (of_views.swapaxes(0, 1) for of_views in states)
     balance = dbc_weights(
         iteration, config.iterations, config.nodes.count, inputs.active, width=guidance.dbc_width
@@ -203,16 +176,78 @@ def trajectory_residual(
 
 
 def views_encoder(
-    model: StableDiffusion, *, config: Config, mesh: Mesh | None = None
+    model: StableDiffusion, *, config: Config
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """The VAE's `encode_posterior` for all views (B, H, W, 3), as many at a time as the settings say."""
-    encode = _over_devices(partial(encode_posterior, model), mesh)
-    one_each = 1 if mesh is None else mesh.size
-    at_a_time = one_each if config.vae_rematerialise else config.views_per_pass
-    if at_a_time == config.views:
-        return encode
-    # Else a loop over the views would keep for the gradient what all of them computed.
-    return _in_turn(jax.checkpoint(encode, prevent_cse=False), at_a_time)
+    """The VAE's `encode_posterior` for views (B, H, W, 3), as many at a time as the settings say."""
+    encode = partial(encode_posterior, model)
+
+    def encode_views(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        at_a_time = 1 if config.vae_rematerialise else _at_a_time(config, images.shape[0])
+        if at_a_time == images.shape[0]:
+            return encode(images)
+        # Else a loop over the views would keep for the gradient what all of them computed.
+        return _in_turn(jax.checkpoint(encode, prevent_cse=False), at_a_time)(images)
+
+    return encode_views
+
+
+def _gradients(
+    gaussians: Gaussians,
+    iteration: jax.Array,
+    model: StableDiffusion,
+    embeddings: ViewEmbeddings,
+    inputs: StepInputs,
+    *,
+    config: Config,
+    buffer_capacity: int,
+    axis: str | None,
+) -> tuple[Parameters, jax.Array, jax.Array, Metrics]:
+    """What an iteration finds out about the views of this device.
+
+    axis: of the mesh whose devices share the views, None for one that has all.
+    Returns the gradients, summed over the devices; of its own views the screen gradients (B, N, 2) and the
+    radii (B, N); the metrics of all views.
+    """
+    encode = views_encoder(model, config=config)
+    views = inputs.azimuth.shape[0]
+    share = views / config.views
+
+    def objective(
+        parameters: Parameters, screen_offsets: jax.Array
+    ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
+        changed = dataclasses.replace(gaussians, **parameters)
+        rendered = render_views(changed, inputs, screen_offsets, buffer_capacity=buffer_capacity)
+        images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
+        z = latents_from_posterior(model, *encode(images), inputs.posterior_noise)
+        residual = trajectory_residual(
+            model, embeddings, inputs, jax.lax.stop_gradient(z), iteration, config=config
+        )
+        # A surrogate whose gradient with respect to z is the residual, summed over pixels.
+        loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
+        # These do not grow with the views: every device adds its share.
+        loss += share * config.loss.total_variation * total_variation(images)
+        loss += share * config.loss.scale * mean_scale(changed)
+        loss += share * density_penalty(changed, config=config.density)
+        return loss, (residual, rendered)
+
+    screen_offsets = jnp.zeros((views, gaussians.capacity, 2))
+    (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+        parameters_of(gaussians), screen_offsets
+    )
+    loss, square_norm = share * residual.loss, jnp.sum(residual.gradient**2)
+    intersections, overflow = jnp.max(rendered.intersections), jnp.max(rendered.overflow)
+    if axis is not None:
+        gradients, loss, square_norm = jax.lax.psum((gradients, loss, square_norm), axis)
+        intersections, overflow = jax.lax.pmax((intersections, overflow), axis)
+    metrics = Metrics(
+        loss=loss,
+        gradient_norm=jnp.sqrt(square_norm),
+        active_nodes=inputs.active,
+        splats=jnp.sum(gaussians.mask),
+        intersections=intersections,
+        overflow=overflow,
+    )
+    return gradients, screen_gradients, rendered.radii, metrics
 
 
 def ge3d_step(
@@ -228,57 +263,37 @@ def ge3d_step(
     """One iteration with everything random given; pure, and may be vmapped over `state` and `inputs`.
 
     Where a view's intersections overflow the buffer the state comes back as it was: the caller repeats the
-    iteration with a larger buffer. The devices of a `mesh` share the passes through the networks; the views
-    must divide among them.
+    iteration with a larger buffer. The devices of a `mesh` each take their share of the views, which must
+    divide among them, all the way there and back.
     """
     model = with_attention_chunk(model, config.attention_chunk)
-    parameters = parameters_of(state.gaussians)
-    views = inputs.azimuth.shape[0]
-
-    encode = views_encoder(model, config=config, mesh=mesh)
-
-    def objective(
-        parameters: Parameters, screen_offsets: jax.Array
-    ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
-        gaussians = dataclasses.replace(state.gaussians, **parameters)
-        rendered = render_views(gaussians, inputs, screen_offsets, buffer_capacity=buffer_capacity, mesh=mesh)
-        images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
-        mean, log_variance = encode(images)
-        z = latents_from_posterior(model, mean, log_variance, inputs.posterior_key)
-        residual = trajectory_residual(
-            model, embeddings, inputs, jax.lax.stop_gradient(z), state.iteration, config=config, mesh=mesh
+    axis = None if mesh is None else mesh.axis_names[0]
+    look: Callable[..., Any] = partial(_gradients, config=config, buffer_capacity=buffer_capacity, axis=axis)
+    if mesh is not None:
+        own, shared = divided(mesh).spec, everywhere(mesh).spec
+        # Not left to the compiler: it cannot divide the rasterizer's loops, and has every device render all.
+        look = jax.shard_map(
+            look,
+            mesh=mesh,
+            in_specs=(shared, shared, shared, shared, StepInputs.each(own=own, shared=shared)),
+            out_specs=(shared, own, own, shared),
+            # Gradients of shared values stay each device's own until they are summed.
+            check_vma=False,
         )
-        # A surrogate whose gradient with respect to z is the residual, summed over pixels.
-        loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
-        loss += config.loss.total_variation * total_variation(images)
-        loss += config.loss.scale * mean_scale(gaussians)
-        loss += density_penalty(gaussians, config=config.density)
-        return loss, (residual, rendered)
-
-    screen_offsets = jnp.zeros((views, state.gaussians.capacity, 2))
-    (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
-        parameters, screen_offsets
+    gradients, screen_gradients, radii, metrics = look(
+        state.gaussians, state.iteration, model, embeddings, inputs
     )
-    overflow = jnp.max(rendered.overflow)
     stepped = update(
         state,
         gradients,
         screen_gradients,
-        rendered.radii,
+        radii,
         inputs.exploration_key,
-        is_accepted=overflow == 0,
+        is_accepted=metrics.overflow == 0,
         progress=state.iteration.astype(jnp.float32) / config.iterations,
         image_size=config.image_size,
         optimizer=config.optimizer,
         density=config.density,
-    )
-    metrics = Metrics(
-        loss=residual.loss,
-        gradient_norm=jnp.sqrt(jnp.sum(residual.gradient**2)),
-        active_nodes=inputs.active,
-        splats=jnp.sum(state.gaussians.mask),
-        intersections=jnp.max(rendered.intersections),
-        overflow=overflow,
     )
     return stepped, metrics
 

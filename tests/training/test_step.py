@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.devices import batch_mesh, everywhere
-from ge3d_jax.diffusion.pipeline import encode_images
+from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior
 from ge3d_jax.guidance.prompts import ViewEmbeddings
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.tiles import TILE_SIZE
@@ -146,7 +146,8 @@ def test_the_gradient_is_the_residual_carried_through_render_and_encoder(
                     gaussians, camera, background=inputs.backgrounds[view], buffer_capacity=BUFFER
                 )
                 images.append(jnp.fliplr(rendered.rgb))
-            return encode_images(tiny_model, jnp.stack(images), inputs.posterior_key)
+            posterior = encode_posterior(tiny_model, jnp.stack(images))
+            return latents_from_posterior(tiny_model, *posterior, inputs.posterior_noise)
 
         z, carry_back = jax.vjp(latents, state.gaussians.sh)
         residual = step_module.trajectory_residual(tiny_model, embeddings, inputs, z, 0, config=tiny_config)
