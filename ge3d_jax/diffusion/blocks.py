@@ -15,15 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.diffusion.attention import QUERIES_AT_A_TIME, attention
+from ge3d_jax.diffusion.group_norm import GroupNorm
 
 # diffusers' Transformer2DModel and the VAE normalise with this, whatever norm_eps says.
 TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
-
-
-def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Group normalisation with float32 statistics and the exact (two-pass) variance."""
-    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
@@ -49,12 +45,12 @@ class ResnetBlock2D(nn.Module):
     def __call__(self, hidden: jax.Array, time: jax.Array | None = None) -> jax.Array:
         """`hidden` (B, h, w, C), `time` (B, E) or None without a time input -> (B, h, w, channels)."""
         residual = hidden
-        hidden = nn.silu(group_norm(self.groups, self.epsilon, self.dtype, "norm1")(hidden))
+        hidden = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(hidden))
         hidden = conv3x3(self.channels, self.dtype, "conv1")(hidden)
         if time is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))
             hidden = hidden + shift[:, None, None, :]
-        hidden = nn.silu(group_norm(self.groups, self.epsilon, self.dtype, "norm2")(hidden))
+        hidden = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(hidden))
         hidden = conv3x3(self.channels, self.dtype, "conv2", zero=True)(hidden)
         if residual.shape[-1] != self.channels:
             residual = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(residual)
@@ -172,7 +168,7 @@ class Transformer2DModel(nn.Module):
         """`hidden` (B, h, w, C), `text` (B, L, D) -> (B, h, w, C)."""
         batch, height, width, channels = hidden.shape
         residual = hidden
-        hidden = group_norm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, "norm")(hidden)
+        hidden = GroupNorm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, name="norm")(hidden)
         # A 1×1 convolution is the same product; only the stored kernel has two axes more.
         projection: Callable[..., nn.Module] = (
             nn.Dense if self.linear_projection else partial(nn.Conv, kernel_size=(1, 1))

@@ -16,9 +16,9 @@ from ge3d_jax.diffusion.blocks import (
     Transformer2DModel,
     Upsample2D,
     conv3x3,
-    group_norm,
     timestep_embedding,
 )
+from ge3d_jax.diffusion.group_norm import GroupNorm
 from ge3d_jax.diffusion.settings import read_settings
 from ge3d_jax.errors import UserError
 
@@ -301,6 +301,8 @@ class UNet2DConditionModel(nn.Module):
             hidden = up(hidden, kept[: -count - 1 : -1], time, text)
             kept = kept[:-count]
 
-        hidden = nn.silu(group_norm(config.norm_num_groups, config.norm_eps, dtype, "conv_norm_out")(hidden))
+        hidden = nn.silu(
+            GroupNorm(config.norm_num_groups, config.norm_eps, dtype, name="conv_norm_out")(hidden)
+        )
         hidden = conv3x3(config.out_channels, dtype, "conv_out", zero=True)(hidden)
         return hidden.astype(sample.dtype)

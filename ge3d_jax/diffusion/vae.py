@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ge3d_jax.diffusion.attention import QUERIES_AT_A_TIME, attention
-from ge3d_jax.diffusion.blocks import Downsample2D, ResnetBlock2D, Upsample2D, conv3x3, group_norm
+from ge3d_jax.diffusion.blocks import Downsample2D, ResnetBlock2D, Upsample2D, conv3x3
+from ge3d_jax.diffusion.group_norm import GroupNorm
 from ge3d_jax.diffusion.settings import read_settings
 from ge3d_jax.errors import UserError
 
@@ -99,7 +100,7 @@ class PixelAttention(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """(B, h, w, C) -> (B, h, w, C)."""
         batch, height, width, channels = hidden.shape
-        normed = group_norm(self.groups, NORM_EPSILON, self.dtype, "group_norm")(hidden)
+        normed = GroupNorm(self.groups, NORM_EPSILON, self.dtype, name="group_norm")(hidden)
         tokens = normed.reshape(batch, height * width, channels)
         query, key, value = (
             nn.Dense(channels, dtype=self.dtype, name=name)(tokens)[:, :, None, :]
@@ -190,7 +191,7 @@ class Encoder(nn.Module):
             hidden = block(hidden)
         mid = MidBlock(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
         hidden = mid(hidden)
-        hidden = nn.silu(group_norm(groups, NORM_EPSILON, dtype, "conv_norm_out")(hidden))
+        hidden = nn.silu(GroupNorm(groups, NORM_EPSILON, dtype, name="conv_norm_out")(hidden))
         return conv3x3(2 * config.latent_channels, dtype, "conv_out")(hidden)
 
 
@@ -214,7 +215,7 @@ class Decoder(nn.Module):
                 channels, config.layers_per_block + 1, groups, index < last, dtype, name=f"up_blocks_{index}"
             )
             hidden = block(hidden)
-        hidden = nn.silu(group_norm(groups, NORM_EPSILON, dtype, "conv_norm_out")(hidden))
+        hidden = nn.silu(GroupNorm(groups, NORM_EPSILON, dtype, name="conv_norm_out")(hidden))
         return conv3x3(config.out_channels, dtype, "conv_out")(hidden)
 
 

@@ -14,7 +14,7 @@ from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import Rendered, check_capacity, largest_capacity, render
 
-_FIRST_BUFFER = 2**15
+_FIRST_BUFFER = 2**16
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,22 @@ class Viewpoint:
     polar: float = np.deg2rad(70.0)
     fov: float = 0.5
     size: int = 256
+
+
+@partial(jax.jit, static_argnames="viewpoint")
+def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
+    """Cameras at the given azimuths (N,), radians, with a leading axis of N."""
+
+    def one(azimuth: jax.Array) -> Camera:
+        return orbit_camera(
+            azimuth=azimuth,
+            polar=viewpoint.polar,
+            radius=viewpoint.radius,
+            fov=viewpoint.fov,
+            size=viewpoint.size,
+        )
+
+    return jax.vmap(one)(azimuths)
 
 
 @partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))
@@ -74,14 +90,7 @@ def render_around(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
     """Pictures from the given azimuths (radians, 0 = front), uint8 (len(azimuths), size, size, 3)."""
-    around = partial(
-        orbit_camera,
-        polar=viewpoint.polar,
-        radius=viewpoint.radius,
-        fov=viewpoint.fov,
-        size=viewpoint.size,
-    )
-    cameras = jax.vmap(lambda azimuth: around(azimuth=azimuth))(jnp.asarray(azimuths, jnp.float32))
+    cameras = cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
     return np.stack(list(render_each(gaussians, cameras, background=background)))
 
 

@@ -40,8 +40,8 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 # capped alphas passes 0.01¹⁶ of the light, which float32 still holds.
 CHUNK = 16
 _SHIFTS = [1, 2, 4, 8, 16]
-# Tiles per group: an array of a step is 128 KiB, which stays in a core's cache.
-LANES = 32
+# Tiles per group: an array of a step is 64 KiB, of which several stay in a core's cache.
+LANES = 16
 # Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
 MAX_ALPHA = 0.99
 # A tile whose every pixel passes less light than this is finished, and no pixel changes by more. It is what
