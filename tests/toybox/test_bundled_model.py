@@ -15,7 +15,7 @@ from ge3d_jax.training.loop import begin, prompt_embeddings
 from ge3d_jax.training.step import ge3d_step, latent_shape
 
 
-def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss():
+def test_thirty_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss():
     settings = {"views": 1, "nodes.count": 3, "start.count": 400, "start.scale": 0.07}
     config = with_overrides(PRESETS["toybox"], settings)
     model = load_model(model_folder())
@@ -30,7 +30,8 @@ def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss():
     )
     learn = jax.jit(partial(ge3d_step, config=config, buffer_capacity=2**14))
     losses = []
-    for _ in range(10):
+    # In some draws the loss rises for the first ten.
+    for _ in range(30):
         state, metrics = learn(state, model, embeddings, inputs)
         assert metrics.overflow == 0
         losses.append(float(metrics.loss))
