@@ -19,7 +19,7 @@ from ge3d_jax.benchmarks.measure import Measurement, compile_anew, peak_bytes, t
 from ge3d_jax.devices import batch_mesh
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
-from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.splatting.rasterize import Rendered, grow_to_fit, render
 
 FORWARD, BACKWARD = "forward", "forward + backward"
 PASSES = (FORWARD, BACKWARD)
@@ -98,13 +98,13 @@ def mean_square(images: jax.Array) -> jax.Array:
 
 def needed_capacity(gaussians: Gaussians, cameras: Camera) -> int:
     """Length of the intersection buffer that the fullest of the views needs."""
-    capacity = gaussians.capacity
-    while True:
+
+    def draw(capacity: int) -> tuple[int, jax.Array]:
         rendered = jax.jit(_views, static_argnums=2)(gaussians, cameras, capacity)
-        needed = int(jnp.max(rendered.intersections))
-        if int(jnp.max(rendered.overflow)) == 0:
-            return needed
-        capacity = 2 * max(capacity, needed // 2)
+        needed = jnp.max(rendered.intersections)
+        return int(needed), needed
+
+    return grow_to_fit(draw, gaussians.capacity, width=cameras.width, height=cameras.height)[0]
 
 
 def program(work: str, capacity: int, mesh: Mesh) -> Callable[[Gaussians, Camera], Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from ge3d_jax.export.sheet import image_grid, to_uint8
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.splatting.rasterize import Rendered, check_capacity, largest_capacity, render
+from ge3d_jax.splatting.rasterize import grow_to_fit, render
 
 _FIRST_BUFFER = 2**16
 
@@ -49,11 +49,12 @@ def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
 
 @partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))
 def _render(
-    gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int, antialiased: bool
-) -> Rendered:
-    return render(
+    gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int, *, antialiased: bool
+) -> tuple[jax.Array, jax.Array]:
+    rendered = render(
         gaussians, camera, background=background, buffer_capacity=buffer_capacity, antialiased=antialiased
     )
+    return rendered.rgb, rendered.intersections
 
 
 def render_each(
@@ -69,17 +70,17 @@ def render_each(
     Raises UserError where the splats cover more tiles than there is memory for.
     """
     capacity = _FIRST_BUFFER
+    behind = jnp.asarray(background, jnp.float32)
     for index in range(len(cameras.intrinsics)):
         camera = jax.tree.map(itemgetter(index), cameras)
-        while True:
-            behind = jnp.asarray(background, jnp.float32)
-            rendered = _render(gaussians, camera, behind, capacity, antialiased)
-            needed = int(rendered.intersections)
-            if needed <= capacity:
-                break
-            check_capacity(needed, cameras.width, cameras.height)
-            capacity = min(2 ** (needed - 1).bit_length(), largest_capacity())
-        yield to_uint8(np.asarray(rendered.rgb))
+        # The next picture begins with the buffer that this one needed.
+        image, capacity = grow_to_fit(
+            partial(_render, gaussians, camera, behind, antialiased=antialiased),
+            capacity,
+            width=cameras.width,
+            height=cameras.height,
+        )
+        yield to_uint8(np.asarray(image))
 
 
 def render_around(

@@ -27,7 +27,8 @@ from ge3d_jax.request import check_seed
 from ge3d_jax.resume import check_same_run, forget_run, resume_run, save_run
 from ge3d_jax.settings import with_overrides
 from ge3d_jax.splatting.gaussians import Gaussians, padded
-from ge3d_jax.training.density_control import first_capacity, grown_capacity
+from ge3d_jax.splatting.rasterize import grow_to_fit
+from ge3d_jax.training.density_control import first_capacity
 from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.state import TrainState, initial_state
 
@@ -88,10 +89,10 @@ def _compare(
     views: Views,
     index: jax.Array,
     background: jax.Array,
+    buffer_capacity: int,
     *,
     size: tuple[int, int],
-    buffer_capacity: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     rendered = render_view(
         gaussians,
         views.world_to_camera[index],
@@ -102,7 +103,7 @@ def _compare(
     )
     image = jnp.clip(rendered.rgb, 0.0, 1.0)
     target = over_background(views.pixels[index], background)
-    return image, psnr(image, target), ssim(image, target), rendered.intersections
+    return (image, psnr(image, target), ssim(image, target)), rendered.intersections
 
 
 def evaluate(
@@ -114,20 +115,13 @@ def evaluate(
     buffer_capacity: where the intersection buffer starts.
     """
     height, width = views.pixels.shape[1:3]
+    behind = jnp.asarray(background, jnp.float32)
     images, psnrs, ssims = [], [], []
     for index in range(views.pixels.shape[0]):
-        while True:
-            image, decibels, similarity, needed = _compare(
-                gaussians,
-                views,
-                jnp.int32(index),
-                jnp.asarray(background, jnp.float32),
-                size=(width, height),
-                buffer_capacity=buffer_capacity,
-            )
-            if int(needed) <= buffer_capacity:
-                break
-            buffer_capacity = grown_capacity(int(needed))
+        compare = partial(_compare, gaussians, views, jnp.int32(index), behind, size=(width, height))
+        (image, decibels, similarity), buffer_capacity = grow_to_fit(
+            compare, buffer_capacity, width=width, height=height
+        )
         images.append(np.asarray(image))
         psnrs.append(float(decibels))
         ssims.append(float(similarity))

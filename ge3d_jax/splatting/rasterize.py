@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import chex
 import jax
@@ -35,6 +37,9 @@ LARGEST_CAPACITY = 2**30
 _ENTRY_BYTES = 72
 # Of a device's memory, for the buffer: the rest is for the splats, the image and other programs.
 _LARGEST_SHARE = 0.5
+
+
+_Drawn = TypeVar("_Drawn")
 
 
 @struct.dataclass
@@ -141,6 +146,24 @@ def check_capacity(needed: int, width: int, height: int) -> None:
         )
 
 
+def grow_to_fit(
+    draw: Callable[[int], tuple[_Drawn, jax.Array]], capacity: int, *, width: int, height: int
+) -> tuple[_Drawn, int]:
+    """What `draw` makes with the first buffer that every splat fits in, and the length of that buffer.
+
+    draw: buffer_capacity → (what it makes, the intersections that its fullest view of width × height has).
+    capacity: where the buffer starts; from there on it is a power of two.
+    Raises UserError where the splats cover more tiles than there is memory for.
+    """
+    while True:
+        drawn, intersections = draw(capacity)
+        needed = int(intersections)
+        if needed <= capacity:
+            return drawn, capacity
+        check_capacity(needed, width, height)
+        capacity = min(2 ** (needed - 1).bit_length(), largest_capacity())
+
+
 _draw = functools.partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))(render)
 
 
@@ -153,12 +176,12 @@ def render_image(
     far: float = math.inf,
     antialiased: bool = False,
 ) -> Rendered:
-    """Render one view outside of `jit`, with a buffer that doubles until every splat fits; see `render`.
+    """Render one view outside of `jit`, with a buffer that grows until every splat fits; see `render`.
 
     Raises UserError where the splats cover more tiles than there is memory for.
     """
-    capacity = FIRST_CAPACITY
-    while True:
+
+    def draw(capacity: int) -> tuple[Rendered, jax.Array]:
         rendered = _draw(
             gaussians,
             camera,
@@ -168,8 +191,6 @@ def render_image(
             far=far,
             antialiased=antialiased,
         )
-        overflow = int(rendered.overflow)
-        if overflow == 0:
-            return rendered
-        check_capacity(capacity + overflow, camera.width, camera.height)
-        capacity = min(2 * capacity, largest_capacity())
+        return rendered, rendered.intersections
+
+    return grow_to_fit(draw, FIRST_CAPACITY, width=camera.width, height=camera.height)[0]

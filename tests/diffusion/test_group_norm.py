@@ -18,12 +18,14 @@ def _both(groups, channels, dtype=jnp.float32):
     return GroupNorm(groups, EPSILON, dtype), theirs, parameters
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize(("shape", "groups"), [((2, 5, 3, 12), 4), ((1, 4, 4, 6), 6), ((3, 7, 8), 1)])
-def test_values_and_gradients_are_those_of_flax(shape, groups):
+def test_values_and_gradients_are_those_of_flax(shape, groups, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     ours, theirs, parameters = _both(groups, shape[-1])
     rng = np.random.default_rng(0)
-    # A mean far from 0: sums of squares alone would lose the variance.
-    x = jnp.asarray(30.0 + rng.normal(size=shape), jnp.float32)
+    # A mean far from 0: sums of squares alone would lose 1e-3 of the variance, deviations 1e-5 of themselves.
+    x = jnp.asarray(100.0 + rng.normal(size=shape), jnp.float32)
     seen_by = jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     def results(module):
@@ -35,7 +37,7 @@ def test_values_and_gradients_are_those_of_flax(shape, groups):
         return y, *gradients
 
     for got, expected in zip(jax.tree.leaves(results(ours)), jax.tree.leaves(results(theirs)), strict=True):
-        assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
+        assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_it_has_the_same_parameters_and_begins_as_flax_does():

@@ -1,0 +1,8 @@
+"""How far apart two arrays are."""
+
+import numpy as np
+
+
+def relative_error(value: np.ndarray, expected: np.ndarray, floor: float = 1e-8) -> float:
+    """‖value − expected‖₂ / ‖expected‖₂, with a floor under the latter."""
+    return float(np.linalg.norm(value - expected) / max(np.linalg.norm(expected), floor))
