@@ -39,7 +39,8 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 # Splats per step of a tile: half a chunk is wasted on average, a shorter one stores more light. A chunk of
 # capped alphas passes 0.01¹⁶ of the light, which float32 still holds.
 CHUNK = 16
-_SHIFTS = [1, 2, 4, 8, 16]
+# Steps of a running product over a chunk and what was before it: 1, 2, 4, … CHUNK.
+_SHIFTS = tuple(2**level for level in range(CHUNK.bit_length()))
 # Tiles per group: an array of a step is 64 KiB, of which several stay in a core's cache.
 LANES = 16
 # Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
