@@ -2,8 +2,8 @@
 
     python experiments/evaluate_toybox.py --part=all
 
-Three parts, on two processor cores: the recogniser on ground truth (three minutes), 192 samples of the model
-(two minutes) and 24 generated objects (about an hour; a run that was stopped goes on with the next object).
+Three parts, on two processor cores: the recogniser on ground truth (a minute), 192 samples of the model (a
+minute) and 24 generated objects (twenty minutes; a run that was stopped goes on with the next object).
 The folder docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all
 samples and objects, and README.md with the figures. A quick look: --part=objects --count=4 --out=runs/look
 """

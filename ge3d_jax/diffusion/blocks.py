@@ -27,10 +27,25 @@ def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
-def conv3x3(channels: int, dtype: jnp.dtype, name: str, *, zero: bool = False) -> nn.Conv:
-    """3×3 convolution that keeps the size; `zero` starts its kernel at zero."""
+def conv3x3(
+    channels: int,
+    dtype: jnp.dtype,
+    name: str,
+    *,
+    zero: bool = False,
+    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
+) -> nn.Conv:
+    """3×3 convolution that keeps the size; `zero` starts its kernel at zero, `convolve` computes it."""
     kernel_init = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
-    return nn.Conv(channels, (3, 3), padding=(1, 1), dtype=dtype, kernel_init=kernel_init, name=name)
+    return nn.Conv(
+        channels,
+        (3, 3),
+        padding=(1, 1),
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=convolve,
+        name=name,
+    )
 
 
 class ResnetBlock2D(nn.Module):

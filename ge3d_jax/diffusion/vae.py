@@ -171,6 +171,13 @@ class DecoderBlock(nn.Module):
         return hidden
 
 
+def _with_a_zero_channel(images: jax.Array, kernel: jax.Array, *args: Any, **how: Any) -> jax.Array:
+    """The convolution of one channel more: XLA's of three took seven times as long on a processor."""
+    images = jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
+    kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, 1), (0, 0)])
+    return jax.lax.conv_general_dilated(images, kernel, *args, **how)
+
+
 class Encoder(nn.Module):
     """Images to the posterior's parameters, before the 1×1 `quant_conv`."""
 
@@ -183,7 +190,8 @@ class Encoder(nn.Module):
         """(B, H, W, in_channels) -> (B, h, w, 2 · latent_channels)."""
         config, dtype = self.config, self.dtype
         groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
-        hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(images)
+        conv_in = conv3x3(config.block_out_channels[0], dtype, "conv_in", convolve=_with_a_zero_channel)
+        hidden = conv_in(images)
         for index, channels in enumerate(config.block_out_channels):
             block = EncoderBlock(
                 channels, config.layers_per_block, groups, index < last, dtype, name=f"down_blocks_{index}"
