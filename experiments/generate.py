@@ -2,9 +2,9 @@
 
     python experiments/generate.py --prompt="a red mushroom"
 
-With the bundled model this takes a minute and a half on two processor cores. A bar shows how far it is; the
-folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a page
-to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
+With the bundled model this takes a bit more than a minute on two processor cores. A bar shows how far it is;
+the folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a
+page to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
 (views.png), pictures from along the way (previews/), and what was set and measured (config.json,
 metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
 
