@@ -32,7 +32,7 @@ class Viewpoint:
 
 
 @partial(jax.jit, static_argnames="viewpoint")
-def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
+def _cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
     """Cameras at the given azimuths (N,), radians, with a leading axis of N."""
 
     def one(azimuth: jax.Array) -> Camera:
@@ -91,7 +91,7 @@ def render_around(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
     """Pictures from the given azimuths (radians, 0 = front), uint8 (len(azimuths), size, size, 3)."""
-    cameras = cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
+    cameras = _cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
     return np.stack(list(render_each(gaussians, cameras, background=background)))
 
 
