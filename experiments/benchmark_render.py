@@ -15,7 +15,7 @@ import os
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
@@ -29,26 +29,25 @@ _OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the J
 
 def main() -> None:
     """Measure, print and write."""
-    splats, sizes, views = (cli.parse_counts(flag.name, flag.value) for flag in (_SPLATS, _SIZES, _VIEWS))
+    splats, sizes, views = (script.parse_counts(flag.name, flag.value) for flag in (_SPLATS, _SIZES, _VIEWS))
     # JAX would else take most of a GPU's memory at once and leave the peer none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     # Code kept from an earlier run would be loaded in the place of compiling, whose time is measured.
     jax.config.update("jax_enable_compilation_cache", False)
-    from ge3d_jax.benchmarks import render_report, rendering
-    from ge3d_jax.export.folder import prepare_folder
+    from benchmarks import render_report, rendering
+
+    from ge3d_jax.runs.folder import prepare_folder
 
     folder = prepare_folder(_OUT.value)
     peer = plot = None
     if _PEER.value == "torch":
-        peer = cli.load_extra(
-            "ge3d_jax.benchmarks.peer_rendering", flag="peer=torch", requirements="requirements-torch.txt"
+        peer = script.load_extra(
+            "benchmarks.peer_rendering", flag="peer=torch", requirements="requirements-torch.txt"
         )
     if _PLOT.value:
-        plot = cli.load_extra(
-            "ge3d_jax.benchmarks.render_plot", flag="plot", requirements="requirements-dev.txt"
-        )
+        plot = script.load_extra("benchmarks.render_plot", flag="plot", requirements="requirements-dev.txt")
     how = {"repetitions": _REPETITIONS.value, "warm_up": _WARM_UP.value}
     cases = [
         rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)
@@ -68,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

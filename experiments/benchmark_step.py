@@ -11,9 +11,9 @@ peer's row leaves rendering out and says so.
 """
 
 from absl import flags
+from benchmarks import options
 
-from ge3d_jax import cli
-from ge3d_jax.benchmarks import options
+from ge3d_jax.cli import script
 
 flags.adopt_module_key_flags(options)
 _SPLATS = flags.DEFINE_integer("splats", None, "Splats to begin with.", lower_bound=1)
@@ -23,11 +23,12 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 def main() -> None:
     """Measure, print and write."""
     dtype = options.begin()
-    overrides = cli.parse_settings(_SET.value)
-    peer = options.load_peer("ge3d_jax.benchmarks.peer_iteration")
+    overrides = script.parse_settings(_SET.value)
+    peer = options.load_peer("benchmarks.peer_iteration")
 
-    from ge3d_jax.benchmarks.iteration import measure_iteration, with_count
-    from ge3d_jax.benchmarks.models import SIZES
+    from benchmarks.iteration import measure_iteration, with_count
+    from benchmarks.models import SIZES
+
     from ge3d_jax.training.config import preset, with_overrides
 
     size = SIZES[options.MODEL_SIZE.value]
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -9,9 +9,9 @@ and few --repetitions. --peer=torch needs torch and diffusers (requirements-torc
 """
 
 from absl import flags
+from benchmarks import options
 
-from ge3d_jax import cli
-from ge3d_jax.benchmarks import options
+from ge3d_jax.cli import script
 
 flags.adopt_module_key_flags(options)
 _BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Numbers of latents in one pass.")
@@ -20,11 +20,11 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Numbers of latents in
 def main() -> None:
     """Measure, print and write."""
     dtype = options.begin()
-    batches = cli.parse_counts("batches", _BATCHES.value)
-    peer = options.load_peer("ge3d_jax.benchmarks.peer")
+    batches = script.parse_counts("batches", _BATCHES.value)
+    peer = options.load_peer("benchmarks.peer")
 
-    from ge3d_jax.benchmarks.models import SIZES
-    from ge3d_jax.benchmarks.networks import UNET_FORWARD, measure_networks
+    from benchmarks.models import SIZES
+    from benchmarks.networks import UNET_FORWARD, measure_networks
 
     size = SIZES[options.MODEL_SIZE.value]
     how = {"repetitions": options.REPETITIONS.value, "warm_up": options.WARM_UP.value}
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -31,10 +31,10 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ge3d_jax import model_check
-    from ge3d_jax.diffusion.checkpoint import load_model
-    from ge3d_jax.precision import compute_dtype
-    from ge3d_jax.request import TOYBOX_MARKER, find_model
+    from ge3d_jax.core.devices import compute_dtype
+    from ge3d_jax.diffusion.weights.checkpoint import load_model
+    from ge3d_jax.runs import model_check
+    from ge3d_jax.runs.request import TOYBOX_MARKER, find_model
 
     place = find_model(_MODEL.value)
     model = load_model(place, dtype=compute_dtype(_DTYPE.value))
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _ASCII = flags.DEFINE_bool("ascii", False, "Write a .ply as text.")
 
 
 def main(source: str, target: str) -> None:
     """Convert, and say what came of it."""
-    from ge3d_jax.export.convert import convert_splats
+    from ge3d_jax.runs.convert import convert_splats
 
     gaussians = convert_splats(source, target, ascii=_ASCII.value)
     print(f"{gaussians.capacity} splats, colour of degree {gaussians.sh_degree}, from {source}")
@@ -32,4 +32,4 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=("SOURCE", "TARGET"))
+    script.run(main, positional=("SOURCE", "TARGET"))

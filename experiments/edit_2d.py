@@ -11,7 +11,7 @@ the two sentences agree; the higher --max_step, the more may change.
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What the picture shall show, as "a blue mushroom".', required=True
@@ -45,8 +45,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/
 
 def main() -> None:
     """Edit, and write the pictures."""
-    from ge3d_jax.edit import edit_2d
-    from ge3d_jax.request import pair_loras
+    from ge3d_jax.runs.edit import edit_2d
+    from ge3d_jax.runs.request import pair_loras
 
     folder = edit_2d(
         _PROMPT.value,
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

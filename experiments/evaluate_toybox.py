@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax import cli
-from ge3d_jax.caching import cache_folder
+from ge3d_jax.cli import script
+from ge3d_jax.core.caching import cache_folder
 
 _PARTS = ("recogniser", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
@@ -33,8 +33,9 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the
 
 
 def _measure_recogniser(out: Path, gallery: Any) -> dict[str, Any]:
-    from ge3d_jax.export.sheet import save_png
-    from ge3d_jax.toybox import evaluation, report
+    from ge3d_jax.runs import evaluate as evaluation
+    from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.viewer.sheet import save_png
 
     figures = evaluation.measure_recogniser(gallery, seed=_SEED.value)
     save_png(out / "confusion_kinds.png", report.draw_confusion(figures["kind_confusion"], figures["kinds"]))
@@ -47,10 +48,11 @@ def _measure_recogniser(out: Path, gallery: Any) -> dict[str, Any]:
 def _measure_model(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     from functools import partial
 
-    from ge3d_jax.diffusion.checkpoint import load_model
-    from ge3d_jax.export.sheet import save_png
-    from ge3d_jax.toybox import evaluation, report
-    from ge3d_jax.toybox.recipe import sample_pictures
+    from ge3d_jax.diffusion.weights.checkpoint import load_model
+    from ge3d_jax.runs import evaluate as evaluation
+    from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.toybox.model.recipe import sample_pictures
+    from ge3d_jax.viewer.sheet import save_png
 
     sample = partial(sample_pictures, load_model(folder))
     figures, pictures = evaluation.measure_model(gallery, sample, seed=_SEED.value)
@@ -61,12 +63,13 @@ def _measure_model(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
 def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     import jax
 
-    from ge3d_jax.export.sheet import save_png
-    from ge3d_jax.toybox import evaluation, report
+    from ge3d_jax.runs import evaluate as evaluation
+    from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.viewer.sheet import save_png
 
     prompts = (_PROMPTS.value or evaluation.PROMPTS)[: _COUNT.value]
     evaluation.check_prompts(prompts)
-    overrides = cli.parse_settings(_SET.value)
+    overrides = script.parse_settings(_SET.value)
     weights = evaluation.model_fingerprint(folder)
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
@@ -99,11 +102,11 @@ def main() -> None:
     """Measure the parts asked for, and write the page from all that have been measured."""
     import json
 
-    from ge3d_jax.export.folder import prepare_folder, versions, write_json
-    from ge3d_jax.files import atomic_path
-    from ge3d_jax.request import find_model
-    from ge3d_jax.toybox.recogniser import load_gallery
-    from ge3d_jax.toybox.report import markdown
+    from ge3d_jax.core.files import atomic_path
+    from ge3d_jax.metrics.recognition import load_gallery
+    from ge3d_jax.runs.evaluation_report import markdown
+    from ge3d_jax.runs.folder import prepare_folder, versions, write_json
+    from ge3d_jax.runs.request import find_model
 
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
     folder = None if chosen == ("recogniser",) else find_model(_MODEL.value)
@@ -130,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -18,7 +18,7 @@ in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downsc
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder with the pictures and their cameras.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same splats.")
@@ -37,11 +37,11 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> None:
     """Run `fit_images` with the flags and say where the files are."""
-    overrides = {"density.kind": _DENSITY.value} | cli.parse_settings(_SET.value)
+    overrides = {"density.kind": _DENSITY.value} | script.parse_settings(_SET.value)
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
 
-    from ge3d_jax.fitting.fit import fit_images
+    from ge3d_jax.runs.fit import fit_images
 
     result = fit_images(
         _IMAGES.value,
@@ -62,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _PROMPT = flags.DEFINE_string("prompt", None, 'What to make, as "a red mushroom".', required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.")
@@ -58,7 +58,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> None:
     """Run `ge3d_jax.generate` with the flags and say where the files are."""
-    overrides: dict[str, Any] = dict(cli.parse_settings(_SET.value))
+    overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
 
@@ -68,8 +68,8 @@ def main() -> None:
         chosen = with_overrides(preset(_PRESET.value), overrides)
         overrides = density_overrides(chosen, _DENSITY.value) | overrides
 
-    from ge3d_jax.api import generate
-    from ge3d_jax.request import pair_loras
+    from ge3d_jax.runs.generate import generate
+    from ge3d_jax.runs.request import pair_loras
 
     result = generate(
         _PROMPT.value,
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

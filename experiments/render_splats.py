@@ -14,7 +14,7 @@ convert_splats.py does.
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _SPLATS = flags.DEFINE_string("splats", None, "A .ply, .splat or .spz file.", required=True)
 _OUT = flags.DEFINE_string(
@@ -46,7 +46,7 @@ _BACKGROUND = flags.DEFINE_string("background", "white", "A colour, as white, bl
 
 def main() -> None:
     """Render and say where the files are."""
-    from ge3d_jax.export.show import parse_color, parse_size, render_splats
+    from ge3d_jax.runs.show import parse_color, parse_size, render_splats
 
     written = render_splats(
         _SPLATS.value,
@@ -69,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

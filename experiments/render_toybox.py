@@ -8,7 +8,7 @@ and test/ with transparent pictures (PNG) and their cameras in transforms_train.
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _PROMPT = flags.DEFINE_string("prompt", None, 'What to draw, as "a red mushroom".', required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-images.")
@@ -22,9 +22,9 @@ def main() -> None:
     """Draw the pictures and say how to go on."""
     from pathlib import Path
 
-    from ge3d_jax.export.folder import prepare_folder, slug
-    from ge3d_jax.toybox.captions import parse
-    from ge3d_jax.toybox.posed_images import write_posed_images
+    from ge3d_jax.runs.folder import prepare_folder, slug
+    from ge3d_jax.toybox.world.captions import parse
+    from ge3d_jax.toybox.world.posed_images import write_posed_images
 
     sentence = parse(_PROMPT.value)
     folder = prepare_folder(_OUT.value or Path("outputs") / f"{slug(_PROMPT.value)}-images")
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -12,7 +12,7 @@ looked at: experiments/check_model.py.
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", None, 'What to show, as "a red mushroom"; may be given many times.', required=True
@@ -41,8 +41,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/
 
 def main() -> None:
     """Sample, and say where the pictures are."""
-    from ge3d_jax.request import pair_loras
-    from ge3d_jax.sampling import sample_to_folder
+    from ge3d_jax.runs.request import pair_loras
+    from ge3d_jax.runs.sample import sample_to_folder
 
     folder = sample_to_folder(
         _PROMPT.value,
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ge3d_jax import cli
+from ge3d_jax.cli import script
 
 _OUT = flags.DEFINE_string("out", "runs/toybox", "Folder for the stages and the finished model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of pictures, parameters and noise.")
@@ -31,7 +31,7 @@ _INSTALL = flags.DEFINE_bool("install", False, "Copy the finished model into the
 def main() -> None:
     """Run the stages that are not done yet, then write and show the model."""
     from ge3d_jax.toybox import model_folder
-    from ge3d_jax.toybox.recipe import Recipe, train
+    from ge3d_jax.toybox.model.recipe import Recipe, train
 
     recipe = Recipe(
         seed=_SEED.value,
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

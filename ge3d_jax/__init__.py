@@ -1,13 +1,13 @@
 """Text-to-3D with Gaussian splats: GE3D (arXiv 2412.05929) in JAX and Flax.
 
-`ge3d_jax.generate("a red mushroom")` makes an object; see `ge3d_jax.api.generate`.
+`ge3d_jax.generate("a red mushroom")` makes an object; see `ge3d_jax.runs.generate.generate`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ge3d_jax.api import Result as Result
-    from ge3d_jax.api import generate as generate
+    from ge3d_jax.runs.generate import Result as Result
+    from ge3d_jax.runs.generate import generate as generate
 
 __all__ = ["Result", "generate"]
 

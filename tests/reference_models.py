@@ -18,14 +18,14 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from ge3d_jax.diffusion import blocks, vae
-from ge3d_jax.diffusion.parameters import parameter_shapes, read_parameters, tensor_name
+from ge3d_jax.diffusion.networks import blocks, vae
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
-from ge3d_jax.diffusion.tensor_files import open_tensors
-from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
-from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
-from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.weights.parameters import parameter_shapes, read_parameters, tensor_name
+from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 
 Outputs = dict[str, np.ndarray]
 

@@ -13,13 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from ge3d_jax.diffusion.parameters import parameter_shapes, tensor_name
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
-from ge3d_jax.diffusion.single_file import original_unet_name, original_vae_name
-from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
-from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
-from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.weights.parameters import parameter_shapes, tensor_name
+from ge3d_jax.diffusion.weights.single_file import original_unet_name, original_vae_name
 from tests.reference_models import SCHEDULER_CONFIG, TINY_WORDS, random_parameters, random_tensor
 
 WIDTH = 64

@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ge3d_jax.diffusion.checkpoint import parameter_shapes, save_model
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import make_model
-from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
-from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
-from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
-from ge3d_jax.toybox.captions import VOCABULARY
+from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes, save_model
+from ge3d_jax.toybox.world.captions import VOCABULARY
 
 IMAGE_SIZE = 16
 

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from ge3d_jax.files import atomic_path
+from ge3d_jax.core.files import atomic_path
 from tests.reference_models import CASES, GOLDEN_FILE
 from tests.reference_torch import reference
 

@@ -17,18 +17,18 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from ge3d_jax.diffusion.ddim import (
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import normal
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.schedule import (
     NoiseSchedule,
     ddim_step,
     epsilon_from_output,
     noise_schedule_from_config,
 )
-from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
-from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
-from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
-from ge3d_jax.draws import normal
-from ge3d_jax.errors import UserError
 
 # `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
 STEPS_OFFSET = 1

@@ -18,8 +18,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import numpy as np  # noqa: E402
 from transformers import CLIPTokenizer  # noqa: E402  (after the setting it reads at import)
 
-from ge3d_jax.errors import UserError  # noqa: E402
-from ge3d_jax.files import atomic_path  # noqa: E402
+from ge3d_jax.core.errors import UserError  # noqa: E402
+from ge3d_jax.core.files import atomic_path  # noqa: E402
 
 WORD_END = "</w>"
 START_TOKEN = "<|startoftext|>"

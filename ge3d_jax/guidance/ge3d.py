@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.draws import normal
+from ge3d_jax.core.random import normal
 
 
 @struct.dataclass

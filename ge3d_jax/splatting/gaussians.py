@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.errors import UserError
 
 # Zeroth real spherical harmonic, 1 / (2√π): the factor of the constant colour band.
 SH_C0 = 0.28209479177387814

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.devices import memory_limit
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.devices import memory_limit
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.compositing import Splats2D, composite
 from ge3d_jax.splatting.gaussians import Gaussians

@@ -10,8 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from ge3d_jax.errors import UserError
-from ge3d_jax.training.density_control import with_capacity
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.scenes.density_control import with_capacity
 from ge3d_jax.training.state import TrainState
 
 

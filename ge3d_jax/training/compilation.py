@@ -5,8 +5,8 @@ import math
 
 import jax
 
-from ge3d_jax.devices import memory_in_use, memory_limit
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.devices import memory_in_use, memory_limit
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.training.config import Config
 
 _GIGABYTE = 1e9

@@ -10,8 +10,8 @@ import json
 import math
 from typing import Any
 
-from ge3d_jax.errors import UserError
-from ge3d_jax.settings import setting_names, with_overrides
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import setting_names, with_overrides
 
 Range = tuple[float, float]
 Color = tuple[float, float, float]

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from ge3d_jax.devices import first_copy
-from ge3d_jax.errors import RunDropped
+from ge3d_jax.core.devices import first_copy
+from ge3d_jax.core.errors import RunDropped
+from ge3d_jax.scenes.density_control import follow_schedule, grown_capacity
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import DensityConfig
-from ge3d_jax.training.density_control import follow_schedule, grown_capacity
 from ge3d_jax.training.state import TrainState
 
 

@@ -5,15 +5,15 @@ from functools import partial
 
 import jax
 
-from ge3d_jax.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_text
-from ge3d_jax.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
-from ge3d_jax.initialize.shapes import ball
+from ge3d_jax.scenes.density_control import first_capacity
+from ge3d_jax.scenes.start.ball import ball
 from ge3d_jax.splatting.gaussians import Gaussians, padded
 from ge3d_jax.training.compilation import Compilation, check_memory
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.density_control import first_capacity
 from ge3d_jax.training.iterations import OnProgress, RunResult, iterate
 from ge3d_jax.training.state import TrainState, initial_state
 from ge3d_jax.training.step import Metrics, make_step

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from ge3d_jax.devices import divided, everywhere
+from ge3d_jax.core.devices import divided, everywhere
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     encode_posterior,
@@ -30,14 +30,14 @@ from ge3d_jax.guidance.prompts import (
     perp_neg_embeddings,
     perp_neg_epsilon,
 )
-from ge3d_jax.guidance.trajectory import denoising_trajectory, noising_trajectory
+from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
+from ge3d_jax.scenes.density_control import density_penalty
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import Gaussians, mean_scale
 from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.training.cameras import StepInputs, sample_inputs
 from ge3d_jax.training.compilation import Compilation, compilation_of
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.density_control import density_penalty
-from ge3d_jax.training.inputs import StepInputs, sample_inputs
 from ge3d_jax.training.optimizer import Parameters, parameters_of
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.update import update

@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ge3d_jax.scenes.density_control import explore
 from ge3d_jax.splatting.density import accumulate
 from ge3d_jax.training.config import DensityConfig, OptimizerConfig
-from ge3d_jax.training.density_control import explore
 from ge3d_jax.training.optimizer import Parameters, apply_gradients, learning_rates, parameters_of
 from ge3d_jax.training.state import TrainState
 

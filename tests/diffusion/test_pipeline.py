@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion import pipeline
-from ge3d_jax.diffusion.ddim import ddim_step
-from ge3d_jax.errors import UserError
+from ge3d_jax.diffusion.schedule import ddim_step
 from tests.reference_models import channels_last, tiny_model
 
 # Compiled once for all tests: run piece by piece, a network takes longer than its compilation.

@@ -6,8 +6,8 @@ import warnings
 import pytest
 from transformers import CLIPTokenizer
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.tokenizer import build_tokenizer, prompt_ids, save_tokenizer
-from ge3d_jax.errors import UserError
 
 # Words that share beginnings, middles and ends, so that the merges of one could break another.
 WORDS = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting import compositing, rasterize
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from benchmarks.models import SIZES
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ge3d_jax.benchmarks.models import SIZES
-from ge3d_jax.diffusion import text_encoder, unet, vae
-from ge3d_jax.diffusion.checkpoint import load_model
-from ge3d_jax.diffusion.folder import plain_text_name
-from ge3d_jax.diffusion.parameters import parameter_shapes, read_parameters
+from ge3d_jax.diffusion.networks import text_encoder, unet, vae
 from ge3d_jax.diffusion.pipeline import decode_latents, encode_text, sample
-from ge3d_jax.diffusion.tensor_files import open_weights, rename_tensors
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
+from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.diffusion.weights.folder import plain_text_name
+from ge3d_jax.diffusion.weights.parameters import parameter_shapes, read_parameters
+from ge3d_jax.diffusion.weights.tensor_files import open_weights, rename_tensors
 from tests.reference_models import TINY_WORDS, TOLERANCE, random_array, random_tensor, relative_difference
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ge3d_jax.diffusion.checkpoint import load_model, save_model
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import encode_text, predict_epsilon
-from ge3d_jax.errors import UserError
+from ge3d_jax.diffusion.weights.checkpoint import load_model, save_model
 from tests.reference_models import TOLERANCE, random_array, relative_difference, tiny_model
 from tests.single_files import (
     FIRST,

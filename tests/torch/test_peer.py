@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from benchmarks import iteration, peer, peer_iteration
+from benchmarks.models import SIZES, random_model
+from benchmarks.networks import UNET_FORWARD, VAE_WORKS, row_name
 
-from ge3d_jax.benchmarks import iteration, peer, peer_iteration
-from ge3d_jax.benchmarks.models import SIZES, random_model
-from ge3d_jax.benchmarks.networks import UNET_FORWARD, VAE_WORKS, row_name
-from ge3d_jax.diffusion.parameters import parameter_shapes
+from ge3d_jax.diffusion.weights.parameters import parameter_shapes
+from ge3d_jax.training.cameras import sample_inputs
 from ge3d_jax.training.config import preset, with_overrides
-from ge3d_jax.training.inputs import sample_inputs
 from ge3d_jax.training.step import trajectory_residual
 from tests.reference_models import random_parameters, relative_difference
 from tests.reference_torch import fill

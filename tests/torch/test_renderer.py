@@ -95,8 +95,8 @@ def test_projection_and_tiles_agree_with_gsplat(seed):
 
 
 def test_the_benchmarks_peer_draws_the_same():
-    peer = pytest.importorskip("ge3d_jax.benchmarks.peer_rendering")
-    from ge3d_jax.benchmarks.rendering import BACKGROUND, ball, cameras_around, mean_square
+    peer = pytest.importorskip("benchmarks.peer_rendering")
+    from benchmarks.rendering import BACKGROUND, ball, cameras_around, mean_square
 
     gaussians, cameras = ball(200), cameras_around(2, 40)
     fields = ("positions", "log_scales", "quaternions", "opacity_logits", "sh")

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.diffusion.checkpoint import load_model
+from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.toybox import model_folder
+from ge3d_jax.training.cameras import sample_inputs
 from ge3d_jax.training.config import PRESETS, with_overrides
-from ge3d_jax.training.inputs import sample_inputs
 from ge3d_jax.training.loop import begin, prompt_embeddings
 from ge3d_jax.training.step import ge3d_step, latent_shape
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from ge3d_jax.diffusion.checkpoint import parameter_shapes
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
-from ge3d_jax.diffusion.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
-from ge3d_jax.diffusion.unet import UNet2DConditionModel, UNetConfig
-from ge3d_jax.diffusion.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes
 from ge3d_jax.guidance.prompts import ViewEmbeddings
 from ge3d_jax.training.config import PRESETS, Config, with_overrides
 from ge3d_jax.training.loop import prompt_embeddings

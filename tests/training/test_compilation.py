@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.training import compilation as module
 from ge3d_jax.training.compilation import Compilation, check_memory, compilation_of
 from ge3d_jax.training.config import Config

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ge3d_jax
-from ge3d_jax.errors import UserError
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.training import config as module
 from ge3d_jax.training.config import PRESETS, from_json, setting_names, to_json, with_overrides
 

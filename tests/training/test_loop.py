@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.errors import RunDropped, UserError
-from ge3d_jax.initialize.shapes import ball
+from ge3d_jax.core.errors import RunDropped, UserError
+from ge3d_jax.scenes.density_control import control_density, grown_capacity, lower_opacities
+from ge3d_jax.scenes.start.ball import ball
 from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.config import DensityConfig, with_overrides
-from ge3d_jax.training.density_control import control_density, grown_capacity, lower_opacities
 from ge3d_jax.training.loop import begin, run
 
 PROMPT = "a red ball"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, everywhere
 from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior
 from ge3d_jax.guidance.prompts import ViewEmbeddings
 from ge3d_jax.splatting.rasterize import render

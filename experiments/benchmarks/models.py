@@ -1,0 +1,127 @@
+"""Networks of the bundled model's size and of Stable Diffusion 2.1's, with random weights."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.pipeline import StableDiffusion, Words, with_attention_chunk
+from ge3d_jax.diffusion.schedule import NoiseSchedule, noise_schedule_from_config
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
+from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes
+from ge3d_jax.toybox import model_folder
+from ge3d_jax.toybox.model import training
+
+# More queries than any network has: attention then computes nothing twice, and shows all of its products.
+_UNDIVIDED = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What distinguishes a model for timing: configurations, pixels, tokens of a text, preset of a run."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    image_size: int
+    tokens: int
+    preset: str
+
+    @property
+    def latent_size(self) -> int:
+        """Edge of the latents."""
+        return self.image_size // self.vae.downscale
+
+
+SIZES = {
+    "toybox": Size(
+        unet=training.unet_config(),
+        vae=training.vae_config(),
+        image_size=training.IMAGE_SIZE,
+        tokens=training.TEXT_LENGTH,
+        preset="toybox",
+    ),
+    "sd21": Size(
+        unet=UNetConfig(
+            sample_size=64,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+        ),
+        vae=VAEConfig(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+        ),
+        image_size=512,
+        tokens=77,
+        preset="paper",
+    ),
+}
+
+
+def random_parameters(module: nn.Module, dtype: jnp.dtype) -> Any:
+    """Weights of one of the three networks, sized so that activations stay near one."""
+    rng = np.random.Generator(np.random.SFC64(0))
+
+    def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
+        if path[-1] == "bias":
+            return jnp.zeros(shape, dtype)
+        if path[-1] == "scale":
+            return jnp.ones(shape, dtype)
+        inputs = math.prod(shape[:-1]) if path[-1] == "kernel" else 1
+        values = rng.standard_normal(shape, np.float32)
+        values /= np.float32(math.sqrt(inputs))
+        return jnp.asarray(values, dtype)
+
+    shapes = flatten_dict(parameter_shapes(module))
+    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
+
+
+def noise_schedule() -> NoiseSchedule:
+    """The published schedule, with a network that predicts the noise."""
+    return noise_schedule_from_config({**training.SCHEDULER_CONFIG, "prediction_type": "epsilon"})
+
+
+def _model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
+    """A model of a size without any parameters."""
+    return StableDiffusion(
+        unet_params={},
+        vae_params={},
+        text_params={},
+        schedule=noise_schedule(),
+        unet=UNet2DConditionModel(size.unet, dtype),
+        vae=AutoencoderKL(size.vae, dtype),
+        text_encoder=CLIPTextModel(CLIPTextConfig(), dtype),
+        scaling_factor=size.vae.scaling_factor,
+        words=Words(CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")),
+        scheduler_config=(),
+    )
+
+
+def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool) -> StableDiffusion:
+    """A model with random weights in the networks asked for; the text encoder has none."""
+    model = _model(size, dtype)
+    return dataclasses.replace(
+        model,
+        unet_params=random_parameters(model.unet, dtype) if has_unet else {},
+        vae_params=random_parameters(model.vae, dtype) if has_vae else {},
+    )
+
+
+def countable_model(size: Size) -> StableDiffusion:
+    """A model of shapes instead of weights, whose products all show: float32, attention undivided."""
+    model = _model(size, jnp.dtype(jnp.float32))
+    model = with_attention_chunk(model, _UNDIVIDED)
+    return dataclasses.replace(
+        model, unet_params=parameter_shapes(model.unet), vae_params=parameter_shapes(model.vae)
+    )

@@ -1,0 +1,76 @@
+"""What the benchmark scripts share: their flags, and how a run begins and ends."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from ge3d_jax.cli import script
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+
+    from benchmarks.measure import Measurement
+
+MODEL_SIZE = flags.DEFINE_enum(
+    "model_size", "toybox", ["toybox", "sd21"], "The bundled model's size, or Stable Diffusion 2.1's."
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+)
+REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Runs whose median is shown.", lower_bound=1)
+WARM_UP = flags.DEFINE_integer("warm_up", 3, "Runs before those.", lower_bound=1)
+PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same work.")
+COMPILE_PEER = flags.DEFINE_bool("compile_peer", True, "Time the peer through torch.compile, too.")
+OUT = flags.DEFINE_string("out", "outputs/benchmarks", "Folder for the JSON file and the page of all files.")
+
+
+def begin() -> "jnp.dtype":
+    """Prepare JAX for timing and a peer beside it; returns the type to compute in. Before JAX's first use."""
+    # JAX would else take most of a GPU's memory at once and leave the peer none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from ge3d_jax.core.devices import compute_dtype
+
+    # Code kept from an earlier run would be loaded in the place of compiling, whose time is measured.
+    jax.config.update("jax_enable_compilation_cache", False)
+    return compute_dtype(DTYPE.value)
+
+
+def load_peer(module: str) -> Any:
+    """The module of this package that runs PyTorch, or None where no peer is asked for.
+
+    Raises:
+        UserError: something that it needs is not installed.
+    """
+    if PEER.value == "none":
+        return None
+    return script.load_extra(
+        module,
+        flag="peer=torch",
+        requirements="requirements-torch.txt",
+        otherwise=", or for a machine without network bring the wheels that pip download -r "
+        "requirements-torch.txt fetches elsewhere (for a GPU, a torch built for CUDA)",
+    )
+
+
+def finish(
+    benchmark: str, measurements: Sequence["Measurement"], dtype: "jnp.dtype", **settings: Any
+) -> None:
+    """Print the table, and write JSON and the folder's page."""
+    from benchmarks.measure import matmul_rate
+    from benchmarks.report import print_table, report, save
+    from ge3d_jax.runs.folder import prepare_folder
+
+    folder = prepare_folder(OUT.value)
+    content = report(
+        benchmark,
+        measurements,
+        settings={"model_size": MODEL_SIZE.value, **settings, "repetitions": REPETITIONS.value},
+        dtype=dtype,
+        matmul_flop_per_second=matmul_rate(dtype),
+    )
+    print_table(content)
+    print(f"  The numbers:  {save(content, folder)}")

@@ -1,0 +1,1 @@
+"""Flags and manners that several scripts share."""

@@ -1,0 +1,1 @@
+"""What everything uses and what uses nothing: errors, files, settings, devices, random numbers."""

@@ -1,0 +1,213 @@
+"""The text encoder of Stable Diffusion: the text half of CLIP, equal to transformers' CLIPTextModel."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.attention import attention
+from ge3d_jax.diffusion.networks.blocks import layer_norm
+from ge3d_jax.diffusion.weights.config_files import read_settings
+
+
+def _quick_gelu(values: jax.Array) -> jax.Array:
+    """CLIP's first approximation of gelu."""
+    return values * jax.nn.sigmoid(1.702 * values)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": _quick_gelu,
+}
+
+_FIXED = {"model_type": ("clip_text_model",)}
+# Notes of transformers, settings of its training, of its other heads and of its text generation.
+_IGNORED = (
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dropout",
+    "dtype",
+    "eos_token_id",
+    "initializer_factor",
+    "initializer_range",
+    "pad_token_id",
+    "projection_dim",
+    "torch_dtype",
+    "transformers_version",
+)
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """Dimensions of the text encoder under transformers' own names, with transformers' own defaults."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
+        """Read a `text_encoder/config.json`.
+
+        Raises:
+            UserError: a setting this code does not compute; names the key and its value.
+        """
+        names = [field.name for field in fields(cls)]
+        # How outputs are wrapped (return_dict, output_hidden_states, …): no arithmetic.
+        notes = [
+            name for name in config if name.startswith(("return_", "output_", "use_", "is_", "chunk_size_"))
+        ]
+        return cls(
+            **read_settings("text encoder", config, used=names, fixed=_FIXED, ignored=(*_IGNORED, *notes))
+        )
+
+    def __post_init__(self) -> None:
+        """Refuse dimensions that do not fit together and unknown activations."""
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(
+                f"text encoder config: hidden_act = {self.hidden_act!r} is not supported; it must be "
+                f"{' or '.join(ACTIVATIONS)}."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"text encoder config: hidden_size {self.hidden_size} must be a multiple of "
+                f"num_attention_heads {self.num_attention_heads}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of the `config.json` that describes this model to transformers."""
+        return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **asdict(self)}
+
+
+class CLIPAttention(nn.Module):
+    """Causal multi-head self-attention with biases."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) -> (B, L, D)."""
+        batch, length, channels = tokens.shape
+        split = (batch, length, self.heads, channels // self.heads)
+        query, key, value = (
+            nn.Dense(channels, dtype=self.dtype, name=name)(tokens).reshape(split)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        mixed = attention(query, key, value, causal=True).reshape(tokens.shape)
+        return nn.Dense(channels, dtype=self.dtype, name="out_proj")(mixed)
+
+
+class CLIPMLP(nn.Module):
+    """The feed-forward part of a layer."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) -> (B, L, D)."""
+        hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(tokens)
+        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(hidden)
+
+
+class CLIPLayer(nn.Module):
+    """Attention and feed-forward, each after its layer norm and added to its input."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) -> (B, L, D)."""
+        epsilon = self.config.layer_norm_eps
+        normed = layer_norm(epsilon, self.dtype, "layer_norm1")(tokens)
+        tokens = tokens + CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")(normed)
+        normed = layer_norm(epsilon, self.dtype, "layer_norm2")(tokens)
+        return tokens + CLIPMLP(self.config, self.dtype, name="mlp")(normed)
+
+
+class CLIPEmbeddings(nn.Module):
+    """Token embedding plus learned position."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
+        """(B, L) int -> (B, L, D)."""
+        config = self.config
+        # Standard deviations of CLIP's own initialisation.
+        words = nn.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="token_embedding",
+        )
+        places = nn.Embed(
+            config.max_position_embeddings,
+            config.hidden_size,
+            embedding_init=nn.initializers.normal(0.01),
+            dtype=self.dtype,
+            name="position_embedding",
+        )
+        return words(input_ids) + places(jnp.arange(input_ids.shape[1]))
+
+
+class CLIPEncoder(nn.Module):
+    """The stack of layers."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) -> (B, L, D)."""
+        for layer in range(self.config.num_hidden_layers):
+            tokens = CLIPLayer(self.config, self.dtype, name=f"layers_{layer}")(tokens)
+        return tokens
+
+
+class CLIPTextModel(nn.Module):
+    """Token ids to the text embeddings that the UNet attends to."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
+        """Last hidden state after the final layer norm.
+
+        Args:
+            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as
+                Stable Diffusion does.
+
+        Returns:
+            (B, L, hidden_size) float32.
+
+        Raises:
+            UserError: the sequence is longer than the position table.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise UserError(
+                f"A text of {input_ids.shape[1]} tokens is too long for this text encoder; use at most "
+                f"{self.config.max_position_embeddings}."
+            )
+        tokens = CLIPEmbeddings(self.config, self.dtype, name="embeddings")(input_ids)
+        tokens = CLIPEncoder(self.config, self.dtype, name="encoder")(tokens)
+        return layer_norm(self.config.layer_norm_eps, self.dtype, "final_layer_norm")(tokens).astype(
+            jnp.float32
+        )

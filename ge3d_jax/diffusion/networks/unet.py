@@ -1,0 +1,308 @@
+"""The noise predictor of Stable Diffusion 1.x and 2.x, equal to diffusers' UNet2DConditionModel."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME
+from ge3d_jax.diffusion.networks.blocks import (
+    Downsample2D,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Transformer2DModel,
+    Upsample2D,
+    conv3x3,
+    timestep_embedding,
+)
+from ge3d_jax.diffusion.networks.group_norm import GroupNorm
+from ge3d_jax.diffusion.weights.config_files import read_settings
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+# Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
+_FIXED = {
+    "act_fn": ("silu", "swish"),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (1,),
+    "dropout": (0,),
+    "time_embedding_type": ("positional",),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_out_scale_factor": (1,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    # diffusers refuses it too: published configs keep the number of heads in attention_head_dim.
+    "num_attention_heads": (None,),
+}
+# The size of a head in the addition embedding, which itself must be off.
+_IGNORED = ("addition_embed_type_num_heads",)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Dimensions of the UNet under diffusers' own names; defaults are diffusers' defaults for absent keys.
+
+    `attention_head_dim` counts heads, in spite of its name, one number for all blocks or one for each.
+    `upcast_attention` is kept for writing it back: logits are float32 here whatever it says.
+    `sample_size` is the size of the latents the model was trained on; any other may be fed.
+    """
+
+    sample_size: int | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
+        """Read a `unet/config.json`.
+
+        Raises:
+            UserError: a setting this code does not compute; names the key and its value.
+        """
+        settings = read_settings(
+            "UNet", config, used=[field.name for field in fields(cls)], fixed=_FIXED, ignored=_IGNORED
+        )
+        return cls(**settings)
+
+    def __post_init__(self) -> None:
+        """Refuse dimensions that do not fit together."""
+        blocks = len(self.block_out_channels)
+        for name in (
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "cross_attention_dim",
+            "norm_num_groups",
+        ):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(
+                    f"UNet config: {name} = {getattr(self, name)!r} is not supported; "
+                    f"it must be one whole number."
+                )
+        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            types = getattr(self, name)
+            if len(types) != blocks or not set(types) <= set(known):
+                raise UserError(
+                    f"UNet config: {name} = {list(types)!r} is not supported; it must name {blocks} blocks, "
+                    f"one for each of block_out_channels, out of {' and '.join(known)}."
+                )
+        if len(self.heads) != blocks:
+            raise UserError(
+                f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one number "
+                f"or {blocks} numbers."
+            )
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if channels % heads or channels % self.norm_num_groups:
+                raise UserError(
+                    f"UNet config: block_out_channels {channels} must be a multiple of norm_num_groups "
+                    f"{self.norm_num_groups} and of its number of heads in attention_head_dim, {heads}."
+                )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of attention heads of each block."""
+        if isinstance(self.attention_head_dim, int):
+            return (self.attention_head_dim,) * len(self.block_out_channels)
+        return self.attention_head_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of the `config.json` that describes this model to diffusers."""
+        return {"_class_name": "UNet2DConditionModel", **asdict(self)}
+
+
+class _Block(nn.Module):
+    """What the blocks of all three kinds share: making their layers under diffusers' names."""
+
+    config: UNetConfig
+    channels: int
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    def resnet(self, index: int) -> ResnetBlock2D:
+        """Residual block number `index`."""
+        config = self.config
+        return ResnetBlock2D(
+            self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets_{index}"
+        )
+
+    def transformer(self, index: int) -> Transformer2DModel:
+        """Transformer number `index`."""
+        config = self.config
+        return Transformer2DModel(
+            self.heads,
+            config.norm_num_groups,
+            config.transformer_layers_per_block,
+            config.use_linear_projection,
+            self.dtype,
+            self.attention_chunk,
+            name=f"attentions_{index}",
+        )
+
+
+class DownBlock(_Block):
+    """DownBlock2D, or CrossAttnDownBlock2D when `attends`; also returns the states kept for the way up."""
+
+    attends: bool = False
+    downsamples: bool = True
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, time: jax.Array, text: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """`hidden` (B, h, w, C), `time` (B, E), `text` (B, L, D)."""
+        kept: tuple[jax.Array, ...] = ()
+        for layer in range(self.config.layers_per_block):
+            hidden = self.resnet(layer)(hidden, time)
+            if self.attends:
+                hidden = self.transformer(layer)(hidden, text)
+            kept += (hidden,)
+        if self.downsamples:
+            hidden = Downsample2D(self.channels, (1, 1), self.dtype, name="downsamplers_0")(hidden)
+            kept += (hidden,)
+        return hidden, kept
+
+
+class MidBlock(_Block):
+    """UNetMidBlock2DCrossAttn: a residual block, a transformer, a residual block."""
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, time: jax.Array, text: jax.Array) -> jax.Array:
+        """`hidden` (B, h, w, C), `time` (B, E), `text` (B, L, D) -> (B, h, w, C)."""
+        hidden = self.resnet(0)(hidden, time)
+        hidden = self.transformer(0)(hidden, text)
+        return self.resnet(1)(hidden, time)
+
+
+class UpBlock(_Block):
+    """UpBlock2D, or CrossAttnUpBlock2D when `attends`: each residual block also sees a kept state."""
+
+    attends: bool = False
+    upsamples: bool = True
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, kept: tuple[jax.Array, ...], time: jax.Array, text: jax.Array
+    ) -> jax.Array:
+        """`hidden` (B, h, w, C), `kept` in the order of their use, `time` (B, E), `text` (B, L, D)."""
+        for layer, state in enumerate(kept):
+            hidden = self.resnet(layer)(jnp.concatenate([hidden, state], axis=-1), time)
+            if self.attends:
+                hidden = self.transformer(layer)(hidden, text)
+        if self.upsamples:
+            hidden = Upsample2D(self.channels, self.dtype, name="upsamplers_0")(hidden)
+        return hidden
+
+
+class UNet2DConditionModel(nn.Module):
+    """Predicts the noise (or v) in latents from their time and a text.
+
+    `dtype` is what is computed in; the statistics of norms, softmax and the embedding of the time are float32
+    whatever it says. `attention_chunk`: queries at a time where there is no flash attention.
+    """
+
+    config: UNetConfig
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    @nn.compact
+    def __call__(
+        self, sample: jax.Array, timesteps: jax.Array, encoder_hidden_states: jax.Array
+    ) -> jax.Array:
+        """Run the network.
+
+        Args:
+            sample: (B, h, w, in_channels) noisy scaled latents; h and w multiples of 2^(blocks − 1).
+            timesteps: (B,) or (), steps of the schedule (0..999), whole or not.
+            encoder_hidden_states: (B, L, cross_attention_dim) text embeddings.
+
+        Returns:
+            (B, h, w, out_channels) in the type of `sample`.
+
+        Raises:
+            UserError: h or w cannot be halved often enough.
+        """
+        config, dtype = self.config, self.dtype
+        last = len(config.block_out_channels) - 1
+        if sample.shape[1] % 2**last or sample.shape[2] % 2**last:
+            raise UserError(
+                f"Latents of {sample.shape[1]}×{sample.shape[2]} do not fit this UNet; choose an image size "
+                f"whose latents are multiples of {2**last}."
+            )
+        wide = 4 * config.block_out_channels[0]
+        sinusoids = timestep_embedding(
+            jnp.broadcast_to(timesteps, sample.shape[:1]),
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        # In float32: a few small products, and half precision would blur neighbouring times.
+        time = TimestepEmbedding(wide, jnp.float32, name="time_embedding")(sinusoids)
+        text = encoder_hidden_states.astype(dtype)
+
+        hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(sample)
+        kept: tuple[jax.Array, ...] = (hidden,)
+        for index, (kind, channels) in enumerate(
+            zip(config.down_block_types, config.block_out_channels, strict=True)
+        ):
+            down = DownBlock(
+                config,
+                channels,
+                config.heads[index],
+                dtype,
+                self.attention_chunk,
+                attends=kind == "CrossAttnDownBlock2D",
+                downsamples=index < last,
+                name=f"down_blocks_{index}",
+            )
+            hidden, states = down(hidden, time, text)
+            kept += states
+
+        mid = MidBlock(
+            config,
+            config.block_out_channels[-1],
+            config.heads[-1],
+            dtype,
+            self.attention_chunk,
+            name="mid_block",
+        )
+        hidden = mid(hidden, time, text)
+
+        for index, kind in enumerate(config.up_block_types):
+            up = UpBlock(
+                config,
+                config.block_out_channels[last - index],
+                config.heads[last - index],
+                dtype,
+                self.attention_chunk,
+                attends=kind == "CrossAttnUpBlock2D",
+                upsamples=index < last,
+                name=f"up_blocks_{index}",
+            )
+            count = config.layers_per_block + 1
+            hidden = up(hidden, kept[: -count - 1 : -1], time, text)
+            kept = kept[:-count]
+
+        hidden = nn.silu(
+            GroupNorm(config.norm_num_groups, config.norm_eps, dtype, name="conv_norm_out")(hidden)
+        )
+        hidden = conv3x3(config.out_channels, dtype, "conv_out", zero=True)(hidden)
+        return hidden.astype(sample.dtype)

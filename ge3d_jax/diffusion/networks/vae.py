@@ -1,0 +1,277 @@
+"""The image autoencoder of Stable Diffusion: diffusers' AutoencoderKL in the subset it uses."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
+from ge3d_jax.diffusion.networks.blocks import Downsample2D, ResnetBlock2D, Upsample2D, conv3x3
+from ge3d_jax.diffusion.networks.group_norm import GroupNorm
+from ge3d_jax.diffusion.weights.config_files import read_settings
+
+NORM_EPSILON = 1e-6
+# The range diffusers clips the posterior's log variance to.
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+# Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
+_FIXED = {
+    "act_fn": ("silu", "swish"),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Dimensions of the autoencoder under diffusers' own names; defaults are diffusers' for absent keys.
+
+    `scaling_factor` turns encoded means into the latents of the diffusion model. `sample_size` is the size of
+    the images it was trained on; any other may be fed. `force_upcast` is kept for writing it back: it asks
+    for float32, the default here.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 32
+    scaling_factor: float = 0.18215
+    force_upcast: bool = True
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
+        """Read a `vae/config.json`.
+
+        Raises:
+            UserError: a setting this code does not compute; names the key and its value.
+        """
+        return cls(**read_settings("VAE", config, used=[field.name for field in fields(cls)], fixed=_FIXED))
+
+    def __post_init__(self) -> None:
+        """Refuse dimensions that do not fit together."""
+        blocks = len(self.block_out_channels)
+        for name, known in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            if getattr(self, name) != (known,) * blocks:
+                raise UserError(
+                    f"VAE config: {name} = {list(getattr(self, name))!r} is not supported; it must be "
+                    f"{blocks} times {known}, once for each of block_out_channels."
+                )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise UserError(
+                    f"VAE config: block_out_channels {channels} must be a multiple of norm_num_groups "
+                    f"{self.norm_num_groups}."
+                )
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels per latent pixel, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of the `config.json` that describes this model to diffusers."""
+        return {"_class_name": "AutoencoderKL", **asdict(self)}
+
+
+class PixelAttention(nn.Module):
+    """Self-attention over all pixels with a single head, after a group norm, added to the input."""
+
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        batch, height, width, channels = hidden.shape
+        normed = GroupNorm(self.groups, NORM_EPSILON, self.dtype, name="group_norm")(hidden)
+        tokens = normed.reshape(batch, height * width, channels)
+        query, key, value = (
+            nn.Dense(channels, dtype=self.dtype, name=name)(tokens)[:, :, None, :]
+            for name in ("to_q", "to_k", "to_v")
+        )
+        mixed = attention(query, key, value, chunk=self.attention_chunk)[:, :, 0, :]
+        mixed = nn.Dense(channels, dtype=self.dtype, name="to_out_0")(mixed)
+        return hidden + mixed.reshape(hidden.shape)
+
+
+class MidBlock(nn.Module):
+    """A residual block, attention, a residual block."""
+
+    channels: int
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        hidden = ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_0")(hidden)
+        hidden = PixelAttention(self.groups, self.dtype, self.attention_chunk, name="attentions_0")(hidden)
+        return ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_1")(hidden)
+
+
+class EncoderBlock(nn.Module):
+    """DownEncoderBlock2D: residual blocks, then half the size. Its convolution pads after, not before."""
+
+    channels: int
+    layers: int
+    groups: int
+    downsamples: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """(B, h, w, C) -> (B, h/2, w/2, channels), or the same size without `downsamples`."""
+        for layer in range(self.layers):
+            block = ResnetBlock2D(
+                self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
+            )
+            hidden = block(hidden)
+        if self.downsamples:
+            hidden = Downsample2D(self.channels, (0, 1), self.dtype, name="downsamplers_0")(hidden)
+        return hidden
+
+
+class DecoderBlock(nn.Module):
+    """UpDecoderBlock2D: residual blocks, then twice the size."""
+
+    channels: int
+    layers: int
+    groups: int
+    upsamples: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """(B, h, w, C) -> (B, 2h, 2w, channels), or the same size without `upsamples`."""
+        for layer in range(self.layers):
+            block = ResnetBlock2D(
+                self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
+            )
+            hidden = block(hidden)
+        if self.upsamples:
+            hidden = Upsample2D(self.channels, self.dtype, name="upsamplers_0")(hidden)
+        return hidden
+
+
+def _with_a_zero_channel(images: jax.Array, kernel: jax.Array, *args: Any, **how: Any) -> jax.Array:
+    """The convolution of one channel more: XLA's of three took seven times as long on a processor."""
+    images = jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
+    kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, 1), (0, 0)])
+    return jax.lax.conv_general_dilated(images, kernel, *args, **how)
+
+
+class Encoder(nn.Module):
+    """Images to the posterior's parameters, before the 1×1 `quant_conv`."""
+
+    config: VAEConfig
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, in_channels) -> (B, h, w, 2 · latent_channels)."""
+        config, dtype = self.config, self.dtype
+        groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
+        conv_in = conv3x3(config.block_out_channels[0], dtype, "conv_in", convolve=_with_a_zero_channel)
+        hidden = conv_in(images)
+        for index, channels in enumerate(config.block_out_channels):
+            block = EncoderBlock(
+                channels, config.layers_per_block, groups, index < last, dtype, name=f"down_blocks_{index}"
+            )
+            hidden = block(hidden)
+        mid = MidBlock(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
+        hidden = mid(hidden)
+        hidden = nn.silu(GroupNorm(groups, NORM_EPSILON, dtype, name="conv_norm_out")(hidden))
+        return conv3x3(2 * config.latent_channels, dtype, "conv_out")(hidden)
+
+
+class Decoder(nn.Module):
+    """Latents, after the 1×1 `post_quant_conv`, to images."""
+
+    config: VAEConfig
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    @nn.compact
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """(B, h, w, latent_channels) -> (B, H, W, out_channels)."""
+        config, dtype = self.config, self.dtype
+        groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
+        hidden = conv3x3(config.block_out_channels[-1], dtype, "conv_in")(latents)
+        mid = MidBlock(config.block_out_channels[-1], groups, dtype, self.attention_chunk, name="mid_block")
+        hidden = mid(hidden)
+        for index, channels in enumerate(reversed(config.block_out_channels)):
+            block = DecoderBlock(
+                channels, config.layers_per_block + 1, groups, index < last, dtype, name=f"up_blocks_{index}"
+            )
+            hidden = block(hidden)
+        hidden = nn.silu(GroupNorm(groups, NORM_EPSILON, dtype, name="conv_norm_out")(hidden))
+        return conv3x3(config.out_channels, dtype, "conv_out")(hidden)
+
+
+class AutoencoderKL(nn.Module):
+    """The autoencoder; use `apply(..., method="encode")` and `apply(..., method="decode")`.
+
+    `dtype` is what is computed in; norms' statistics, softmax and what comes out are float32 whatever it
+    says. `attention_chunk`: queries at a time in attention.
+    """
+
+    config: VAEConfig
+    dtype: jnp.dtype = jnp.float32
+    attention_chunk: int = QUERIES_AT_A_TIME
+
+    def setup(self) -> None:
+        """Name the four parts as diffusers does."""
+        latent_channels = self.config.latent_channels
+        self.encoder = Encoder(self.config, self.dtype, self.attention_chunk)
+        self.decoder = Decoder(self.config, self.dtype, self.attention_chunk)
+        self.quant_conv = nn.Conv(2 * latent_channels, (1, 1), dtype=self.dtype)
+        self.post_quant_conv = nn.Conv(latent_channels, (1, 1), dtype=self.dtype)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log variance of the posterior over latents, not scaled by `scaling_factor`.
+
+        Args:
+            images: (B, H, W, 3) in [−1, 1]; H and W multiples of `config.downscale`.
+
+        Returns:
+            Two float32 arrays (B, h, w, latent_channels); the log variance is clipped to [−30, 20].
+
+        Raises:
+            UserError: H or W is not such a multiple.
+        """
+        downscale = self.config.downscale
+        if images.shape[1] % downscale or images.shape[2] % downscale:
+            raise UserError(
+                f"Images of {images.shape[1]}×{images.shape[2]} pixels do not fit this VAE; choose a size "
+                f"that is a multiple of {downscale}."
+            )
+        moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents (B, h, w, latent_channels), not scaled -> float32 images (B, H, W, 3), about [−1, 1]."""
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Encode to the mean and decode again; touches every parameter, which is what `init` needs."""
+        return self.decode(self.encode(images)[0])

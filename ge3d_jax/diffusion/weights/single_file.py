@@ -1,0 +1,321 @@
+"""Stable Diffusion in one file, under the names of its first publication.
+
+Such a file (`v2-1_512-ema-pruned.safetensors`, and most that are traded by hand) holds the three networks'
+tensors and nothing else. Their sizes are read off the tensors; what tensors cannot say is known of the two
+families: 1.x has 8 heads everywhere and CLIP's text encoder, 2.x heads of 64 channels and OpenCLIP's, of
+which the last layer is not used. Whether a 2.x model predicts noise or v is told by "512" or "768" in the
+file's name, or by a `scheduler/scheduler_config.json` beside it; the tokenizer comes from a folder
+`tokenizer/` beside it, or from the hub.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
+from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.weights.folder import (
+    SCHEDULER_FILE,
+    ModelFiles,
+    NetworkFiles,
+    load_tokenizer,
+    plain_text_name,
+)
+from ge3d_jax.diffusion.weights.hub import BASE_MIRROR, SD1_MIRROR, download_tokenizer
+from ge3d_jax.diffusion.weights.parameters import parameter_shapes, some_names, tensor_names
+from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors, read_json, rename_tensors
+
+Tensors = Mapping[str, StoredTensor]
+
+_UNET_PREFIX = "model.diffusion_model."
+_VAE_PREFIX = "first_stage_model."
+_CLIP_PREFIX = "cond_stage_model.transformer."
+_OPEN_CLIP_PREFIX = "cond_stage_model.model."
+
+# Channels of a head in the UNet of 2.x and in both text encoders; number of heads in the UNet of 1.x.
+_HEAD_SIZE = 64
+_SD1_HEADS = 8
+# Latents' edge of models that were trained on 512 and 768 pixels.
+_SIZES = {"epsilon": 64, "v_prediction": 96}
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+
+# Parts of diffusers' names -> of the original ones.
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_PARTS = {
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+}
+_OPEN_CLIP_PARTS = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+# What only OpenCLIP's comparison of texts and images needs.
+_OPEN_CLIP_HEADS = ("text_projection", "logit_scale")
+
+
+def _replace_parts(name: str, parts: Mapping[str, str]) -> str:
+    """Replace whole dotted parts of a name."""
+    for found, wanted in parts.items():
+        name = re.sub(rf"(?<![^.]){re.escape(found)}(?![^.])", wanted, name)
+    return name
+
+
+def original_unet_name(name: str, config: UNetConfig) -> str:
+    """The original name, without its prefix, of the UNet's tensor or module that diffusers calls `name`."""
+    layers = config.layers_per_block
+    ending = name.rsplit("resnets.", 1)
+    if len(ending) == 2:
+        name = f"{ending[0]}resnets.{_replace_parts(ending[1], _RESNET)}"
+
+    def block(match: re.Match[str]) -> str:
+        way, index, kind, layer = match[1], int(match[2]), match[3], int(match[4])
+        if way == "down":
+            place = (index + 1) * (layers + 1) if kind == "downsamplers" else index * (layers + 1) + layer + 1
+            return f"input_blocks.{place}." + {"resnets": "0", "attentions": "1", "downsamplers": "0"}[kind]
+        attends = config.up_block_types[index] == "CrossAttnUpBlock2D"
+        place = index * (layers + 1) + (layers if kind == "upsamplers" else layer)
+        last = "2" if attends else "1"
+        return f"output_blocks.{place}." + {"resnets": "0", "attentions": "1", "upsamplers": last}[kind]
+
+    name = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)", block, name)
+    if name.startswith("input_blocks."):
+        name = re.sub(r"^(input_blocks\.\d+\.0)\.conv(?![^.])", r"\1.op", name)
+    return _replace_parts(name, _UNET_ENDS)
+
+
+def original_vae_name(name: str, config: VAEConfig) -> str:
+    """The original name, without its prefix, of the VAE's tensor that diffusers calls `name`."""
+    last = len(config.block_out_channels) - 1
+    name = _replace_parts(name, _VAE_PARTS)
+    name = re.sub(r"^encoder\.down_blocks\.(\d+)", r"encoder.down.\1", name)
+    # The decoder's blocks were numbered by their size.
+    name = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
+    name = name.replace(".downsamplers.0.", ".downsample.").replace(".upsamplers.0.", ".upsample.")
+    return name.replace(".resnets.", ".block.")
+
+
+def _count(tensors: Tensors, pattern: str) -> int:
+    """One more than the largest number that stands in the group of `pattern` at the start of a name."""
+    found = (re.match(pattern, name) for name in tensors)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _shape(tensors: Tensors, name: str, file: Path) -> tuple[int, ...]:
+    if name not in tensors:
+        raise UserError(
+            f"{file} lacks the tensor {name}; take a whole Stable Diffusion 1.x or 2.x checkpoint."
+        )
+    return tensors[name].shape
+
+
+def _part(tensors: Tensors, prefix: str) -> dict[str, StoredTensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
+    channels: list[int] = []
+    attends: list[bool] = []
+    layers = first = 0
+    blocks = _count(tensors, r"input_blocks\.(\d+)\.")
+    for index in range(1, blocks + 1):
+        if index < blocks and f"input_blocks.{index}.0.op.weight" not in tensors:
+            continue
+        # A level ends before the convolution that halves the size, or at the end.
+        layers = layers or index - 1
+        name = f"input_blocks.{first + 1}.0.out_layers.3.weight"
+        channels.append(_shape(tensors, name, file)[0])
+        attends.append(f"input_blocks.{first + 1}.1.norm.weight" in tensors)
+        first = index
+    transformer = "middle_block.1"
+    linear = len(_shape(tensors, f"{transformer}.proj_in.weight", file)) == 2
+    return UNetConfig(
+        sample_size=sample_size,
+        in_channels=_shape(tensors, "input_blocks.0.0.weight", file)[1],
+        out_channels=_shape(tensors, "out.2.weight", file)[0],
+        down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        cross_attention_dim=_shape(tensors, f"{transformer}.transformer_blocks.0.attn2.to_k.weight", file)[1],
+        attention_head_dim=tuple(width // _HEAD_SIZE for width in channels) if linear else _SD1_HEADS,
+        use_linear_projection=linear,
+        upcast_attention=sample_size == _SIZES["v_prediction"],
+    )
+
+
+def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
+    levels = _count(tensors, r"encoder\.down\.(\d+)\.")
+    return VAEConfig(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(
+            _shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", file)[0] for level in range(levels)
+        ),
+        layers_per_block=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        latent_channels=_shape(tensors, "post_quant_conv.weight", file)[0],
+        sample_size=latent_size * 2 ** (levels - 1),
+    )
+
+
+def _text_config(tensors: Tensors, file: Path, layers: int, activation: str) -> CLIPTextConfig:
+    vocabulary, width = _shape(tensors, "embeddings.token_embedding.weight", file)
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=_shape(tensors, "encoder.layers.0.mlp.fc1.bias", file)[0],
+        num_hidden_layers=layers,
+        num_attention_heads=width // _HEAD_SIZE,
+        max_position_embeddings=_shape(tensors, "embeddings.position_embedding.weight", file)[0],
+        hidden_act=activation,
+    )
+
+
+def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
+    """OpenCLIP's tensors under transformers' names, without its last layer, and how many layers are left."""
+    layers = _count(stored, r"transformer\.resblocks\.(\d+)\.") - 1
+    modern = {old: new for new, old in _OPEN_CLIP_PARTS.items()}
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        if name in _OPEN_CLIP_HEADS or name.startswith(f"transformer.resblocks.{layers}."):
+            continue
+        fused = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name)
+        if fused is None:
+            tensors[_replace_parts(name, modern)] = tensor
+            continue
+        width = tensor.shape[0] // 3
+        for place, letter in enumerate("qkv"):
+            new = f"encoder.layers.{fused[1]}.self_attn.{letter}_proj.{fused[2]}"
+            tensors[new] = tensor.take_rows(place * width, (place + 1) * width)
+    return tensors, layers
+
+
+def _under_new_names(
+    stored: Tensors, module: nn.Module, original: Callable[[str], str], prefix: str, file: Path
+) -> NetworkFiles:
+    """The tensors of one network under diffusers' names; none may be missing or left over."""
+    names = {name: original(name) for name in tensor_names(parameter_shapes(module))}
+    missing = set(names.values()) - stored.keys()
+    if missing:
+        raise UserError(
+            f"{file} lacks the tensor {prefix}{some_names(missing)}; take a whole Stable Diffusion 1.x "
+            f"or 2.x checkpoint."
+        )
+    surplus = stored.keys() - set(names.values())
+    if surplus:
+        raise UserError(
+            f"{file} holds the surplus tensor {prefix}{some_names(surplus)}; take a text-to-image checkpoint "
+            f"of Stable Diffusion 1.x or 2.x."
+        )
+    return NetworkFiles({name: stored[old] for name, old in names.items()}, file)
+
+
+def _prediction_type(file: Path) -> str:
+    """What a 2.x model predicts, by its file's name."""
+    sizes = set(re.findall(r"(?<!\d)(?:512|768)(?!\d)", file.stem))
+    if len(sizes) != 1:
+        raise UserError(
+            f"{file} does not say whether it is a 2.x model of 512 pixels, which predicts noise, or of 768, "
+            f"which predicts v; put the number in the file's name, or a {SCHEDULER_FILE} beside it."
+        )
+    return "epsilon" if sizes == {"512"} else "v_prediction"
+
+
+def _scheduler(file: Path, *, second: bool) -> Mapping[str, Any]:
+    beside = file.parent / SCHEDULER_FILE
+    if beside.is_file():
+        return read_json(beside)
+    return {**_SCHEDULE, "prediction_type": _prediction_type(file) if second else "epsilon"}
+
+
+def open_single_file(file: Path) -> ModelFiles:
+    """Open a checkpoint of Stable Diffusion 1.x or 2.x in one .safetensors file.
+
+    Raises:
+        UserError: a file of another kind, an incomplete one, or one whose prediction type or tokenizer cannot
+            be found.
+    """
+    stored = open_tensors(file)
+    unet, vae = _part(stored, _UNET_PREFIX), _part(stored, _VAE_PREFIX)
+    open_clip, clip = _part(stored, _OPEN_CLIP_PREFIX), _part(stored, _CLIP_PREFIX)
+    second = bool(open_clip)
+    if not (unet and vae and (open_clip or clip)):
+        raise UserError(
+            f"{file} is no Stable Diffusion 1.x or 2.x checkpoint (it has no {_UNET_PREFIX}*, {_VAE_PREFIX}* "
+            f"and {_CLIP_PREFIX}* or {_OPEN_CLIP_PREFIX}*); take one that holds the whole model."
+        )
+    scheduler = _scheduler(file, second=second)
+    if second:
+        text, layers = _open_clip_tensors(open_clip)
+        activation = "gelu"
+    else:
+        text = rename_tensors(clip, plain_text_name)
+        layers, activation = _count(text, r"encoder\.layers\.(\d+)\."), "quick_gelu"
+    size = _SIZES["v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"]
+    unet_config = _unet_config(unet, file, size)
+    vae_config = _vae_config(vae, file, size)
+    beside = file.parent / "tokenizer"
+    folder = beside if beside.is_dir() else download_tokenizer(BASE_MIRROR if second else SD1_MIRROR)
+    return ModelFiles(
+        unet=_under_new_names(
+            unet,
+            UNet2DConditionModel(unet_config),
+            lambda name: original_unet_name(name, unet_config),
+            _UNET_PREFIX,
+            file,
+        ),
+        vae=_under_new_names(
+            vae,
+            AutoencoderKL(vae_config),
+            lambda name: original_vae_name(name, vae_config),
+            _VAE_PREFIX,
+            file,
+        ),
+        text_encoder=NetworkFiles(text, file),
+        unet_config=unet_config,
+        vae_config=vae_config,
+        text_config=_text_config(text, file, layers, activation),
+        tokenizer=load_tokenizer(folder),
+        scheduler_config=scheduler,
+    )

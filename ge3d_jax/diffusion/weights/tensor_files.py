@@ -1,0 +1,130 @@
+"""Safetensors files as mappings from a name to a tensor that is read when asked for.
+
+A file is mapped into memory, never read as a whole: what is held besides the network itself is one tensor.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ge3d_jax.core.errors import UserError
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file} is not a readable safetensors file ({error}); copy or download it again."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, or some of its rows.
+
+    Attributes:
+        file: where it is.
+        name: what the file calls it.
+        shape: of what `read` gives.
+        opened: the opened file.
+        rows: of the stored tensor's first axis, from and to; None for all.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    opened: Any
+    rows: tuple[int, int] | None = None
+
+    def read(self) -> np.ndarray:
+        """A copy, in the type it is stored in."""
+        with _readable(self.file):
+            if self.rows is None:
+                return self.opened.get_tensor(self.name)
+            return self.opened.get_slice(self.name)[slice(*self.rows)]
+
+    def take_rows(self, first: int, end: int) -> "StoredTensor":
+        """The rows `first` to `end` (exclusive) of a whole tensor."""
+        return dataclasses.replace(self, shape=(end - first, *self.shape[1:]), rows=(first, end))
+
+
+def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """All tensors of a safetensors file by name. Raises UserError for a file that is none."""
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"{file} is missing; copy or download it again.")
+    with _readable(file):
+        opened = safe_open(file, framework="np")
+        return {
+            name: StoredTensor(file, name, tuple(opened.get_slice(name).get_shape()), opened)
+            for name in opened.keys()
+        }
+
+
+def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
+    """The notes in a safetensors file's header. Raises UserError for a file that is none."""
+    with _readable(Path(file)), safe_open(file, framework="np") as opened:
+        return opened.metadata() or {}
+
+
+def shards(index: str | os.PathLike[str]) -> list[str]:
+    """The files an index (`….safetensors.index.json`) names, relative to it. Raises UserError."""
+    weight_map = read_json(Path(index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map; copy or download it again.")
+    return sorted(set(weight_map.values()))
+
+
+def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """All tensors of a safetensors file, or of all the files that an index names. Raises UserError."""
+    file = Path(file)
+    if file.suffix != ".json":
+        return open_tensors(file)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards(file):
+        tensors |= open_tensors(file.parent / shard)
+    return tensors
+
+
+def rename_tensors(
+    tensors: Mapping[str, StoredTensor], rename: Callable[[str], str | None]
+) -> dict[str, StoredTensor]:
+    """The same tensors under their names of today; `rename` gives None for one to be ignored.
+
+    Raises:
+        UserError: two tensors that have one name today.
+    """
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        new = rename(name)
+        if new is None:
+            continue
+        if new in renamed:
+            raise UserError(
+                f"{tensor.file} holds the surplus tensor {name}, of shape {tensor.shape}, which is "
+                f"{renamed[new].name} under another name; take weights that hold it once."
+            )
+        renamed[new] = tensor
+    return renamed
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where there is none."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing; the model is incomplete, copy or download it again.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not readable JSON ({error}); copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a JSON object; copy or download it again.")
+    return content

@@ -1,1 +1,0 @@
-"""Files a person can look at: .ply, pictures, videos."""

@@ -1,1 +1,0 @@
-"""Splats from posed pictures, the classic reconstruction; no diffusion."""

@@ -1,0 +1,1 @@
+"""What files look like: splats, cameras, posed pictures, videos."""

@@ -1,0 +1,112 @@
+"""Splat files of 32 bytes a splat (.splat), as web viewers stream them; no header, no view-dependent colour.
+
+A record: position `float32` × 3 (world units), scale `float32` × 3 (standard deviations, world units), red,
+green, blue and opacity as bytes (255 for 1), and the unit quaternion w, x, y, z as bytes, 128 + 128·q.
+The splats that matter most come first, so that a viewer shows the object before all of it has arrived.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.splat_arrays import (
+    SplatArrays,
+    check_finite,
+    check_holds_splats,
+    live_finite_arrays,
+    normalised,
+    opacity_bytes,
+    opacity_logits,
+    opened,
+    to_gaussians,
+    to_levels,
+)
+from ge3d_jax.splatting.gaussians import MIN_SCALE, SH_C0, Gaussians
+
+_RECORD = np.dtype(
+    [
+        ("position", "<f4", 3),
+        ("scale", "<f4", 3),
+        ("color", "u1", 3),
+        ("opacity", "u1"),
+        ("rotation", "u1", 4),
+    ]
+)
+# A unit quaternion rounded, or cut, to steps of 1/128 has a length this close to 1.
+_ROUNDED_LENGTH = 0.05
+
+
+def _rotation_bytes(quaternions: np.ndarray) -> np.ndarray:
+    """Bytes (N, 4); what was read from a .splat file, of nearly unit length, gives the bytes it came from."""
+    lengths = np.linalg.norm(quaternions.astype(np.float64), axis=1)
+    steps = 128.0 * quaternions
+    was_rounded = (steps == np.rint(steps)).all(axis=1) & (np.abs(lengths - 1.0) <= _ROUNDED_LENGTH)
+    return to_levels(128.0 + np.where(was_rounded[:, None], steps, 128.0 * normalised(quaternions)))
+
+
+def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+    """Write the live splats, the largest and most opaque first; degrees 1 to 3 of their colour are left out.
+
+    Raises: UserError at a splat that is not finite, or larger than float32 can tell.
+    """
+    arrays = live_finite_arrays(Path(path), gaussians)
+    records = np.zeros(len(arrays.positions), _RECORD)
+    records["position"] = arrays.positions
+    with np.errstate(over="ignore"):
+        records["scale"] = np.maximum(np.exp(arrays.log_scales.astype(np.float64)), MIN_SCALE)
+    huge = ~np.isfinite(records["scale"]).all(axis=1)
+    if huge.any():
+        raise UserError(f"{path} cannot hold the scale of splat {int(huge.argmax())}: it is beyond float32.")
+    records["color"] = to_levels(255.0 * (0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
+    records["opacity"] = opacity_bytes(arrays.opacity_logits)
+    records["rotation"] = _rotation_bytes(arrays.quaternions)
+    # From what is written rather than what was given, and stable: a file read and written keeps its order.
+    importance = records["scale"].astype(np.float64).prod(axis=1) * records["opacity"]
+    records = records[np.argsort(-importance, kind="stable")]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(records.tobytes())
+
+
+def load_splat(path: str | os.PathLike[str]) -> Gaussians:
+    """Read a .splat file; degree 0, no padding (`mask` all true).
+
+    Raises: UserError where the file is missing, empty, cut short, or holds a position, scale or rotation
+    that is none; names the file and the field.
+    """
+    path = Path(path)
+    with opened(path) as (file, length):
+        check_holds_splats(path, length)
+        if length % _RECORD.itemsize:
+            raise UserError(
+                f"{path} is {length} bytes long, which is no multiple of the {_RECORD.itemsize} that a splat "
+                "takes; it is cut short, or not a .splat file."
+            )
+        records = np.frombuffer(file.read(length), _RECORD)
+    check_finite(path, records["position"], ("position x", "position y", "position z"))
+    check_finite(path, records["scale"], ("scale x", "scale y", "scale z"))
+    negative = (records["scale"] < 0).any(axis=1)
+    if negative.any():
+        raise UserError(
+            f"{path}: the scale of splat {int(negative.argmax())} is negative; "
+            "it is damaged, or not a .splat file."
+        )
+    rotations = (records["rotation"].astype(np.float32) - 128.0) / 128.0
+    zero = ~rotations.any(axis=1)
+    if zero.any():
+        raise UserError(
+            f"{path}: the rotation of splat {int(zero.argmax())} is all zero, which is no rotation."
+        )
+    # A flat splat has a scale of zero, whose logarithm is not finite.
+    scales = np.maximum(records["scale"].astype(np.float64), MIN_SCALE)
+    return to_gaussians(
+        SplatArrays(
+            positions=records["position"],
+            log_scales=np.log(scales).astype(np.float32),
+            quaternions=rotations,
+            opacity_logits=opacity_logits(records["opacity"]),
+            sh=((records["color"][:, None] / 255.0 - 0.5) / SH_C0).astype(np.float32),
+        )
+    )

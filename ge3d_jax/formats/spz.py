@@ -1,0 +1,289 @@
+"""Splat files in the packed format of Niantic (.spz), about a fifth of a .ply in length.
+
+Read are versions 2 and 3 (one gzip stream) and 4 (one zstd stream for each field); written is version 3,
+which every reader of the format knows. A header of four-byte numbers (magic "NGSP", version, count) and of
+bytes (degree, fractional bits, flags, reserved) is followed by the fields, each for all splats:
+
+    positions   3 × 24-bit fixed point, `fractional bits` of them behind the point
+    alphas      opacity, 255 for 1
+    colors      3 × 255·(0.5 + 0.15·f_dc): a wider range than [0, 1]
+    scales      3 × 16·(log scale + 10)
+    rotations   version 2: 127.5·(1 + x, y, z), w ≥ 0. Later: the index of the largest of x, y, z, w in 2
+                bits, then the other three, each a sign and 9 bits of 511·√2·|q|
+    sh          for each coefficient, for each channel, 128·(1 + f_rest)
+
+Extensions of vendors are left aside. So is flag 1, by which a file says that its splats were trained with
+antialiasing: `Gaussians` has no place for it, it is written as 0, and who renders such splats asks for it
+(render_splats.py --antialiased). Coordinates are carried over as they are, as converters and viewers commonly
+do; by its specification the format has y up. The packing is written out here, on zlib and zstd, because a
+stream may unpack to a thousand times its length: it is held to what its header says as it unpacks.
+"""
+
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.splat_arrays import (
+    SplatArrays,
+    check_holds_splats,
+    live_finite_arrays,
+    normalised,
+    opacity_bytes,
+    opacity_logits,
+    opened,
+    to_gaussians,
+    to_levels,
+)
+from ge3d_jax.splatting.gaussians import Gaussians, sh_degree_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_MAGIC = 0x5053474E
+_HEADER = struct.Struct("<IIIBBBB")
+# Version 4 adds where its table of streams begins, and reserves the rest.
+_HEADER_4 = struct.Struct("<I12x")
+_TABLE_ENTRY = struct.Struct("<QQ")
+_WRITTEN_VERSION = 3
+_GZIP = b"\x1f\x8b"
+# zlib's way to say: a gzip header and trailer around the largest window.
+_GZIP_WINDOW = 31
+_GZIP_LEVEL = 6
+# Splats of degree 3 that are alike in all but position shrink to a twentieth. What shrank further than this
+# is a bomb, unless it is small all the same.
+_LARGEST_RATIO = 32
+_ALWAYS_ALLOWED = 2**20
+# What may follow the splats of a gzip stream: vendors' extensions.
+_LONGEST_EXTENSIONS = 2**20
+# zstd windows that are allowed whatever the size, as a power of two.
+_LEAST_WINDOW = 23
+_LARGEST_WINDOW = 27
+
+_REST_PER_CHANNEL = (0, 3, 8, 15)
+_MOST_FRACTIONAL_BITS = 24
+# 2^-16 is below the smallest scale that the format holds, e^-10; more bits would only be noise to compress.
+_WRITTEN_FRACTIONAL_BITS = 16
+_LARGEST_FIXED = 2**23 - 1
+_COLOR_FACTOR = 0.15
+_SMALLEST_LOG_SCALE = -10.0
+_SCALE_STEPS = 16.0
+# 9 bits for what is at most 1/√2.
+_ROTATION_STEPS = 511.0 * np.sqrt(2.0)
+
+
+def _field_sizes(count: int, version: int, degree: int) -> list[int]:
+    """Bytes of positions, alphas, colors, scales, rotations and sh."""
+    rotation = 3 if version == 2 else 4
+    return [9 * count, count, 3 * count, 3 * count, rotation * count, 3 * _REST_PER_CHANNEL[degree] * count]
+
+
+def load_spz(path: str | os.PathLike[str]) -> Gaussians:
+    """Read a .spz file of version 2, 3 or 4; no padding (`mask` all true).
+
+    Raises: UserError where the file is missing, empty, cut short, damaged, of another version or a degree
+    above 3, or unpacks to far more than its length; names the file and the field.
+    """
+    path = Path(path)
+    with opened(path) as (file, length):
+        check_holds_splats(path, length)
+        data = file.read(length)
+    stream = zlib.decompressobj(_GZIP_WINDOW)
+    if data.startswith(_GZIP):
+        header = _inflate(path, stream, data, _HEADER.size)
+    else:
+        header = data[: _HEADER.size]
+    if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
+        raise UserError(f"{path} is no .spz file: it does not begin with 'NGSP'; give a splat file.")
+    _, version, count, degree, fractional_bits, _, streams = _HEADER.unpack(header)
+    if version not in ((2, 3) if data.startswith(_GZIP) else (4,)):
+        raise UserError(f"{path} is a .spz file of version {version}; 2, 3 and 4 can be read.")
+    if degree >= len(_REST_PER_CHANNEL):
+        raise UserError(f"{path} has spherical harmonics of degree {degree}; 0 to 3 can be read.")
+    if fractional_bits > _MOST_FRACTIONAL_BITS:
+        raise UserError(
+            f"{path} claims {fractional_bits} fractional bits of 24; it is damaged, or no .spz file."
+        )
+    check_holds_splats(path, count)
+    sizes = _field_sizes(count, version, degree)
+    if sum(sizes) > max(_ALWAYS_ALLOWED, _LARGEST_RATIO * length):
+        raise UserError(
+            f"{path} claims {count} splats, which take {sum(sizes)} bytes, but it is only {length} bytes "
+            "long; it is damaged."
+        )
+    if version == 4:
+        fields = _streams_of_version_4(path, data, streams, sizes)
+    else:
+        body = _inflate(path, stream, stream.unconsumed_tail, sum(sizes))
+        if len(body) < sum(sizes):
+            raise UserError(f"{path} is cut short: it claims {count} splats, but holds fewer; get it anew.")
+        _finish(path, stream)
+        places = np.cumsum([0, *sizes])
+        fields = [body[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return to_gaussians(
+        _unpack([np.frombuffer(field, np.uint8) for field in fields], version, fractional_bits)
+    )
+
+
+def _inflate(path: Path, stream: "zlib._Decompress", data: bytes, length: int) -> bytes:
+    """The next `length` bytes of a gzip stream, fewer where it ends. Raises UserError where it is damaged."""
+    try:
+        return stream.decompress(data, length)
+    except zlib.error as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); it is damaged.") from error
+
+
+def _finish(path: Path, stream: "zlib._Decompress") -> None:
+    """Go to the end of a gzip stream, where its checksum stands. Raises UserError where it does not end."""
+    _inflate(path, stream, stream.unconsumed_tail, _LONGEST_EXTENSIONS)
+    if not stream.eof:
+        reason = "holds more than its splats" if stream.unconsumed_tail else "is cut short"
+        raise UserError(f"{path} {reason}; it is damaged.")
+
+
+def _streams_of_version_4(path: Path, data: bytes, streams: int, sizes: list[int]) -> list[bytes]:
+    """The unpacked fields of a file of version 4: a table of lengths, then one zstd frame a field."""
+    wanted = [size for size in sizes if size]
+    if streams != len(wanted):
+        raise UserError(f"{path} has {streams} streams where {len(wanted)} belong; it is damaged.")
+    head = data[_HEADER.size : _HEADER.size + _HEADER_4.size]
+    table = _HEADER_4.unpack(head)[0] if len(head) == _HEADER_4.size else len(data)
+    place = table + streams * _TABLE_ENTRY.size
+    if not _HEADER.size + _HEADER_4.size <= table or place > len(data):
+        raise UserError(f"{path} has no table of its streams; it is damaged or cut short.")
+    fields = []
+    for index, size in enumerate(wanted):
+        packed, unpacked = _TABLE_ENTRY.unpack_from(data, table + index * _TABLE_ENTRY.size)
+        if unpacked != size or packed > len(data) - place:
+            raise UserError(
+                f"{path}: the length of its stream {index} cannot be; it is damaged or cut short."
+            )
+        window = min(max(size.bit_length(), _LEAST_WINDOW), _LARGEST_WINDOW)
+        frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window})
+        try:
+            field = frame.decompress(data[place : place + packed], max_length=size)
+            # A frame that ends with the last byte may only tell when asked for more.
+            more = b"" if frame.eof else frame.decompress(b"", max_length=1)
+        except (zstd.ZstdError, EOFError) as error:
+            raise UserError(f"{path}: its stream {index} cannot be unpacked; it is damaged.") from error
+        if len(field) != size or more or not frame.eof:
+            raise UserError(f"{path}: its stream {index} is not as long as it claims; it is damaged.")
+        fields.append(field)
+        place += packed
+    return [*fields, b""][: len(sizes)]
+
+
+def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> SplatArrays:
+    positions, alphas, colors, scales, rotations, rest = fields
+    count = len(alphas)
+    low, middle, high = np.moveaxis(positions.reshape(count, 3, 3).astype(np.int32), 2, 0)
+    fixed = low | middle << 8 | high << 16
+    # 24 bits with a sign: what is beyond the largest is negative.
+    fixed -= (fixed > _LARGEST_FIXED).astype(np.int32) << 24
+    base = (colors.reshape(count, 1, 3) / 255.0 - 0.5) / _COLOR_FACTOR
+    harmonics = np.concatenate([base, rest.reshape(count, -1, 3) / 128.0 - 1.0], axis=1, dtype=np.float32)
+    return SplatArrays(
+        positions=np.ldexp(fixed.astype(np.float32), -fractional_bits),
+        log_scales=scales.reshape(count, 3) / np.float32(_SCALE_STEPS) + np.float32(_SMALLEST_LOG_SCALE),
+        quaternions=_first_three(rotations) if version == 2 else _smallest_three(rotations.view("<u4")),
+        opacity_logits=opacity_logits(alphas),
+        sh=harmonics,
+    )
+
+
+def _first_three(rotations: np.ndarray) -> np.ndarray:
+    """Quaternions (N, 4) wxyz of the bytes of version 2."""
+    imaginary = rotations.reshape(-1, 3) / 127.5 - 1.0
+    real = np.sqrt(np.maximum(0.0, 1.0 - (imaginary**2).sum(axis=1, keepdims=True)))
+    return np.concatenate([real, imaginary], axis=1, dtype=np.float32)
+
+
+def _smallest_three(words: np.ndarray) -> np.ndarray:
+    """Quaternions (N, 4) wxyz of the words of version 3 and later."""
+    largest = words >> 30
+    quaternions = np.zeros((len(words), 4))
+    left = words.copy()
+    for axis in (3, 2, 1, 0):
+        here = largest != axis
+        size = (left & 511) / _ROTATION_STEPS
+        quaternions[:, axis] = np.where(here, np.where(left & 512, -size, size), 0.0)
+        left = np.where(here, left >> 10, left)
+    rest = np.sqrt(np.maximum(0.0, 1.0 - (quaternions**2).sum(axis=1)))
+    quaternions[np.arange(len(words)), largest] = rest
+    return np.roll(quaternions, 1, axis=1).astype(np.float32)
+
+
+def _to_words(quaternions: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """The words that leave out the component `largest` (N,) of unit quaternions (N, 4) wxyz."""
+    components = np.roll(quaternions.astype(np.float64), -1, axis=1)
+    components *= np.where(components[np.arange(len(largest)), largest] < 0, -1.0, 1.0)[:, None]
+    words = largest.astype(np.uint32)
+    for axis in range(4):
+        sizes = np.clip(np.rint(_ROTATION_STEPS * np.abs(components[:, axis])), 0, 511).astype(np.uint32)
+        signs = (components[:, axis] < 0).astype(np.uint32)
+        words = np.where(largest == axis, words, words << 10 | signs << 9 | sizes).astype(np.uint32)
+    return words
+
+
+def _spelled(quaternions: np.ndarray) -> np.ndarray:
+    """The first words that are read back as exactly these quaternions; else those of the least error."""
+    components = np.roll(quaternions, -1, axis=1)
+    words = _to_words(quaternions, np.abs(components).argmax(axis=1))
+    for axis in (3, 2, 1, 0):
+        spelling = _to_words(quaternions, np.full(len(words), axis))
+        exact = (_smallest_three(spelling) == quaternions).all(axis=1)
+        words = np.where(exact, spelling, words)
+    return words
+
+
+def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]:
+    """Positions (N, 3) as integers, and how many of their bits are behind the point: as many as fit."""
+    exact = positions.astype(np.float64)
+    for bits in range(_WRITTEN_FRACTIONAL_BITS, -1, -1):
+        fixed = np.rint(np.ldexp(exact, bits))
+        if np.abs(fixed).max(initial=0) <= _LARGEST_FIXED:
+            return fixed.astype(np.int32), bits
+    raise UserError(f"{path} cannot hold positions beyond ±{_LARGEST_FIXED}; write a .ply file instead.")
+
+
+def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+    """Write the live splats as version 3; same splats, same bytes; every degree of their colour is kept.
+
+    What is below a scale of e^-10 is written as that, colours beyond the format's range as its end.
+    Raises: UserError at a splat that is not finite, or too far out for 24 bits, or larger than e^5.94.
+    """
+    arrays = live_finite_arrays(Path(path), gaussians)
+    scale_levels = _SCALE_STEPS * (arrays.log_scales.astype(np.float64) - _SMALLEST_LOG_SCALE)
+    huge = (np.rint(scale_levels) > 255).any(axis=1)
+    if huge.any():
+        largest = np.exp(255 / _SCALE_STEPS + _SMALLEST_LOG_SCALE)
+        raise UserError(
+            f"{path} cannot hold the scale of splat {int(huge.argmax())}: the largest is {largest:.0f}; "
+            "write a .ply file instead."
+        )
+    fixed, fractional_bits = _to_fixed_point(Path(path), arrays.positions)
+    # Near-equal components can be left out either way; spelled as it will be read, the choice stays the same.
+    rotations = _spelled(_smallest_three(_spelled(normalised(arrays.quaternions))))
+    fields = [
+        fixed.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3],
+        opacity_bytes(arrays.opacity_logits),
+        to_levels(255.0 * (0.5 + _COLOR_FACTOR * arrays.sh[:, 0].astype(np.float64))),
+        to_levels(scale_levels),
+        rotations.astype("<u4"),
+        to_levels(128.0 * (1.0 + arrays.sh[:, 1:].astype(np.float64))),
+    ]
+    degree = sh_degree_of(arrays.sh.shape[1])
+    header = _HEADER.pack(_MAGIC, _WRITTEN_VERSION, len(fixed), degree, fractional_bits, 0, 0)
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(packer.compress(header))
+        for field in fields:
+            file.write(packer.compress(field.tobytes()))
+        file.write(packer.flush())

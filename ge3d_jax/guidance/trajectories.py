@@ -1,0 +1,131 @@
+"""The two trajectories of an iteration, scanned over its time nodes.
+
+Symbols: `node_times` t_0 = 0 < t_1 < … < t_n; `active`, how many jumps were made before the bound stopped
+them, so that t_active is the top node. Beyond it the times repeat t_active and the scans do nothing: shapes
+stay static whatever the number of nodes. Method: equations 5–8 of arXiv 2412.05929.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, ddim_step
+
+# (x (B, h, w, C), t scalar int32) → ε (B, h, w, C)
+Predict = Callable[[jax.Array, jax.Array], jax.Array]
+Bounds = tuple[int, int]
+
+
+def anneal(bounds: tuple[float, float], progress: jax.Array | float) -> jax.Array:
+    """From bounds[0] to bounds[1], linear in `progress` = k/T within 0 … 1."""
+    return bounds[0] + (bounds[1] - bounds[0]) * jnp.asarray(progress, jnp.float32)
+
+
+def sample_time_nodes(
+    key: jax.Array,
+    progress: jax.Array | float,
+    *,
+    count: int,
+    jump_max: Bounds,
+    jump_min: Bounds,
+    max_step: Bounds,
+) -> tuple[jax.Array, jax.Array]:
+    """Draw the nodes of one iteration: jumps uniform on jump_min … jump_max − 1, no node past max_step.
+
+    Args:
+        progress: k/T, scalar; each bound is (at 0, at 1) and linear between, rounded to whole times.
+        count: n, the greatest number of jumps.
+
+    Returns:
+        node_times (n + 1,) int32, ascending, t_0 = 0, repeating the last node where stopped early;
+        active, scalar int32, the number of jumps made.
+    """
+
+    def bound(pair: Bounds) -> jax.Array:
+        return jnp.round(anneal(pair, progress)).astype(jnp.int32)
+
+    least = bound(jump_min)
+    # Rounding may bring the two bounds together; one choice then remains.
+    above = jnp.maximum(bound(jump_max), least + 1)
+    jumps = least + jnp.floor(jax.random.uniform(key, (count,)) * (above - least)).astype(jnp.int32)
+    times = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(jumps)])
+    active = jnp.sum(times <= bound(max_step)) - 1
+    return times[jnp.minimum(jnp.arange(count + 1), active)], active.astype(jnp.int32)
+
+
+def _move(
+    predict: Predict,
+    schedule: NoiseSchedule,
+    x: jax.Array,
+    start: jax.Array,
+    end: jax.Array,
+    is_active: jax.Array,
+) -> jax.Array:
+    # A scalar predicate: inactive nodes cost no pass through the network.
+    return jax.lax.cond(
+        is_active, lambda: ddim_step(schedule, x, predict(x, start), start, end).astype(x.dtype), lambda: x
+    )
+
+
+def noising_trajectory(
+    predict: Predict,
+    schedule: NoiseSchedule,
+    z: jax.Array,
+    noise: jax.Array,
+    node_times: jax.Array,
+    active: jax.Array,
+) -> jax.Array:
+    """Carry a latent up to the top node along the ODE, keeping what the image shows.
+
+    x_0 = add_noise(z, noise, t_0); x_{t_{i+1}} = DDIM(x_{t_i}, predict(x_{t_i}, t_i), t_i → t_{i+1}). The
+    network is asked at t_0 … t_{active−1} only.
+
+    Args:
+        z, noise: (B, h, w, C).
+        node_times, active: from `sample_time_nodes`.
+
+    Returns:
+        (n + 1, B, h, w, C), state i at t_i; beyond the active nodes the top state repeats.
+    """
+    chex.assert_equal_shape([z, noise])
+    first = add_noise(schedule, z, noise, node_times[0]).astype(z.dtype)
+
+    def body(x: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index, start, end = step
+        moved = _move(predict, schedule, x, start, end, index < active)
+        return moved, moved
+
+    indices = jnp.arange(node_times.shape[0] - 1)
+    _, states = jax.lax.scan(body, first, (indices, node_times[:-1], node_times[1:]))
+    return jnp.concatenate([first[None], states])
+
+
+def denoising_trajectory(
+    predict: Predict,
+    schedule: NoiseSchedule,
+    top: jax.Array,
+    node_times: jax.Array,
+    active: jax.Array,
+) -> jax.Array:
+    """Edit from the top node down to t_0 with the guided prediction.
+
+    x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict(x̂_{t_{i+1}}, t_{i+1}), t_{i+1} → t_i), from x̂_{t_active} = `top`.
+
+    Args:
+        top: (B, h, w, C), the last state of the noising trajectory.
+        node_times, active: from `sample_time_nodes`.
+
+    Returns:
+        (n + 1, B, h, w, C), state i at t_i; from the top node on, `top`.
+    """
+
+    def body(x: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index, start, end = step
+        moved = _move(predict, schedule, x, start, end, index < active)
+        return moved, moved
+
+    indices = jnp.arange(node_times.shape[0] - 1)
+    _, states = jax.lax.scan(body, top, (indices, node_times[1:], node_times[:-1]), reverse=True)
+    return jnp.concatenate([states, top[None]])

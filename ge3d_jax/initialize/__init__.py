@@ -1,1 +1,0 @@
-"""Starting points for the splats."""

@@ -1,0 +1,207 @@
+"""Naming what a picture shows: the nearest ground-truth picture of the Toybox world by squared RGB error.
+
+The gallery holds every kind, traced from a fixed grid of cameras, before the paint. The error of a picture
+against a view is quadratic in the paint, so the inner products of the picture with the view's layers give it
+for all colours and any background at once:
+
+    D = image − background,  ‖D − Wᵀ X‖² = ‖D‖² − 2 ⟨W, X D⟩ + ⟨W, X Xᵀ W⟩
+
+| name | meaning | shape |
+|---|---|---|
+| X | a view's layers: first paint, second paint, own red, green, blue, alpha | (6, H·W) |
+| W | what a layer adds to a channel: the colours, the identity, −background | (6, 3) |
+| D | the picture without its background | (H·W, 3) |
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.splatting import cameras
+from ge3d_jax.toybox.model.dataset import layer_bytes
+from ge3d_jax.toybox.world import objects, render, shapes
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+
+AZIMUTHS = 24
+POLAR_DEGREES = (62.5, 70.0, 77.5)
+RADIUS = 3.5
+# A side counts as the front if it is seen from within this of +x; on the grid, so compared with a margin.
+_FRONT_DEGREES = 45.0 + 0.1
+# Rows and columns along the edge of a picture that are background: objects stay clear of them.
+_BORDER = 2
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Ground-truth views of some kinds, all from the same cameras.
+
+    kinds: names (K,).
+    layers: uint8 (K, V, H, W, 6), as in `dataset.Views`.
+    azimuths, polars: float32 (V,), radians; azimuths in [−π, π).
+    """
+
+    kinds: tuple[str, ...]
+    layers: np.ndarray
+    azimuths: np.ndarray
+    polars: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The nearest ground truth of each of B pictures.
+
+    kinds: int (B,), index into the gallery's kinds.
+    colors: int (B,), index into COLORS.
+    azimuths: float32 (B,), of its camera, radians in [−π, π).
+    errors: float32 (B,), mean squared RGB error.
+    """
+
+    kinds: np.ndarray
+    colors: np.ndarray
+    azimuths: np.ndarray
+    errors: np.ndarray
+
+
+def wrap_angle(angle: np.ndarray | float) -> np.ndarray:
+    """The same direction in [−π, π)."""
+    return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
+
+
+def build_gallery(
+    kinds: Sequence[str] = tuple(KINDS),
+    *,
+    azimuths: int = AZIMUTHS,
+    polar_degrees: Sequence[float] = POLAR_DEGREES,
+    report: Callable[[str], None] | None = None,
+) -> Gallery:
+    """Trace every kind from `azimuths` directions, equally spaced from the front, at each polar angle.
+
+    About a minute on two cores for the whole grid: kinds are mirror-symmetric, so half of it is flipped.
+    """
+    circle = wrap_angle(np.arange(azimuths) * (2 * np.pi / azimuths)).astype(np.float32)
+    layers = []
+    for kind in kinds:
+        if report is not None:
+            report(f"tracing the gallery: {kind}")
+        for polar in np.deg2rad(polar_degrees):
+            half = [
+                layer_bytes(render.trace(kind, render.toybox_camera(circle[index], polar, RADIUS)))
+                for index in range(azimuths // 2 + 1)
+            ]
+            layers += half + [half[azimuths - i][:, ::-1] for i in range(len(half), azimuths)]
+    stacked = np.stack(layers)
+    return Gallery(
+        kinds=tuple(kinds),
+        layers=stacked.reshape(len(kinds), -1, *stacked.shape[1:]),
+        azimuths=np.tile(circle, len(polar_degrees)),
+        polars=np.repeat(np.deg2rad(polar_degrees), azimuths).astype(np.float32),
+    )
+
+
+def _world_fingerprint() -> str:
+    """Changes with anything that the gallery's pictures depend on."""
+    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, RADIUS)).encode())
+    for module in (cameras, shapes, objects, render):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> Gallery:
+    """The whole gallery, from a file in `folder`; traced and kept there the first time."""
+    file = folder / f"toybox-gallery-{_world_fingerprint()}.npz"
+    if not file.exists():
+        gallery = build_gallery(report=report)
+        with atomic_path(file) as path:
+            np.savez_compressed(path, layers=gallery.layers, azimuths=gallery.azimuths, polars=gallery.polars)
+    with np.load(file) as stored:
+        return Gallery(tuple(KINDS), stored["layers"], stored["azimuths"], stored["polars"])
+
+
+def estimate_background(images: np.ndarray) -> np.ndarray:
+    """Colour (..., 3) behind the object of pictures (..., H, W, 3): the median along their edges."""
+    images = np.asarray(images)
+    inner = images.shape[-3] - 2 * _BORDER, images.shape[-2] - 2 * _BORDER
+    is_edge = np.pad(np.zeros(inner, bool), _BORDER, constant_values=True)
+    return np.median(images[..., is_edge, :], axis=-2).astype(np.float32)
+
+
+@jax.jit
+def _view_errors(
+    layers: jax.Array, colors: jax.Array, second: jax.Array, images: jax.Array, background: jax.Array
+) -> jax.Array:
+    """Mean squared errors (B, V, C) of pictures against every view in every colour.
+
+    layers: uint8 (V, H, W, 6). colors: (C, 3). second: (3,). images: (B, H, W, 3). background: (B, 3).
+    """
+    views, batch, count = layers.shape[0], images.shape[0], colors.shape[0]
+    planes = layers.astype(jnp.float32).reshape(views, -1, layers.shape[-1]) / 255.0
+    rest = (images - background[:, None, None, :]).reshape(batch, -1, 3)
+    fixed = jnp.concatenate([second[None], jnp.eye(3)])
+    weights = jnp.concatenate(
+        [
+            jnp.broadcast_to(colors[None, :, None, :], (batch, count, 1, 3)),
+            jnp.broadcast_to(fixed, (batch, count, 4, 3)),
+            jnp.broadcast_to(-background[:, None, None, :], (batch, count, 1, 3)),
+        ],
+        axis=2,
+    )
+    # Differences of large sums: an accelerator's default of ten bits would drown them.
+    with jax.default_matmul_precision("highest"):
+        products = jnp.einsum("vpk,bpc->bvkc", planes, rest)
+        gram = jnp.einsum("vpk,vpl->vkl", planes, planes)
+        cross = jnp.einsum("bnkc,bvkc->bvn", weights, products)
+        outer = jnp.einsum("bnkc,bnlc->bnkl", weights, weights)
+        own = jnp.einsum("bnkl,vkl->bvn", outer, gram)
+    squared = jnp.sum(rest**2, axis=(1, 2))[:, None, None] - 2.0 * cross + own
+    return jnp.maximum(squared, 0.0) / (rest.shape[1] * 3)
+
+
+def recognise(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> Recognition:
+    """Name pictures: the gallery in every colour, second colours as where the sentence names none.
+
+    Args:
+        gallery: what there is to be recognised.
+        images: (B, H, W, 3) in [0, 1].
+        background: (3,) or (B, 3), what the gallery is painted over.
+
+    Returns:
+        Recognition.
+
+    Raises:
+        ValueError: pictures of another size than the gallery's.
+    """
+    pictures = jnp.asarray(images, jnp.float32)
+    size = gallery.layers.shape[2:4]
+    if pictures.ndim != 4 or pictures.shape[1:] != (*size, 3):
+        raise ValueError(f"The gallery knows pictures (B, {size[0]}, {size[1]}, 3), not {pictures.shape}.")
+    behind = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (len(pictures), 3))
+    palette = jnp.asarray(list(COLORS.values()))
+    least, places = [], []
+    for kind, layers in zip(gallery.kinds, gallery.layers, strict=True):
+        second = jnp.asarray(COLORS[KINDS[kind].part_color])
+        errors = np.asarray(_view_errors(layers, palette, second, pictures, behind))
+        errors = errors.reshape(len(pictures), -1)
+        places.append(errors.argmin(axis=1))
+        least.append(errors.min(axis=1))
+    kinds = np.argmin(least, axis=0)
+    rows = np.arange(len(pictures))
+    views, colors = np.divmod(np.stack(places)[kinds, rows], len(COLORS))
+    return Recognition(kinds, colors, gallery.azimuths[views], np.stack(least)[kinds, rows])
+
+
+def recognised_front(azimuths: np.ndarray | float) -> np.ndarray:
+    """Whether recognised azimuths (radians) mean the front: within 45 degrees of +x."""
+    return np.abs(np.rad2deg(wrap_angle(azimuths))) <= _FRONT_DEGREES
+
+
+def confusion_matrix(true: np.ndarray, named: np.ndarray, count: int) -> np.ndarray:
+    """How often what is class `row` was named class `column`: int (count, count)."""
+    matrix = np.zeros((count, count), np.int64)
+    np.add.at(matrix, (np.asarray(true), np.asarray(named)), 1)
+    return matrix

@@ -1,0 +1,1 @@
+"""What a person starts: generate, fit, edit, sample, show, evaluate."""

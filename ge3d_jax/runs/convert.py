@@ -1,0 +1,32 @@
+"""Splat files from one format to another."""
+
+import os
+from pathlib import Path
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.ply import save_ply
+from ge3d_jax.formats.splats import check_splat_path, load_splats, save_splats
+from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.splatting.gaussians import Gaussians
+
+
+def convert_splats(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, ascii: bool = False
+) -> Gaussians:
+    """Read one splat file and write another, each in the format that its ending names; returns what was read.
+
+    ascii: write a .ply as text.
+    Raises: UserError where an ending is unknown, the source cannot be read, or the target cannot be written
+    or cannot hold the splats; names the file and the field.
+    """
+    check_splat_path(source)
+    if ascii and check_splat_path(target) != ".ply":
+        raise UserError(f"{os.fspath(target)} is no .ply file, and only that can be text; leave ascii out.")
+    check_splat_path(target)
+    gaussians = load_splats(source)
+    prepare_folder(Path(target).parent)
+    if ascii:
+        save_ply(target, gaussians, ascii=True)
+    else:
+        save_splats(target, gaussians)
+    return gaussians

@@ -1,0 +1,224 @@
+"""One iteration of GE3D seen on a single picture: up to a noise level and down again under another text.
+
+Noising along the ODE keeps what the picture shows; denoising with the guided prediction edits it towards the
+text (DDIM inversion and re-generation; equations 5–7, 14 and 15 of arXiv 2412.05929). No splats take part.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ge3d_jax.core.devices import compute_dtype
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.pipeline import (
+    StableDiffusion,
+    decode_latents,
+    encode_images,
+    encode_text,
+    predict_epsilon,
+)
+from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.guidance.prompts import classifier_free_epsilon, embed_views, perp_neg_embeddings
+from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
+from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
+from ge3d_jax.runs.request import check_adapters, check_prompt, find_model
+from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
+from ge3d_jax.viewer.sheet import enlarge, image_grid, load_image, save_png, to_uint8
+
+# Edge of the written pictures, pixels: large enough to look at.
+_SMALLEST_PICTURE = 192
+# Where --source_prompt is seen from: the middle of the bundled world's cameras.
+_POLAR_DEGREES = 70.0
+_RADIUS = 3.5
+
+
+@struct.dataclass
+class Edit:
+    """The nodes of both trajectories, decoded to pictures in [0, 1].
+
+    node_times: (n + 1,) int32, ascending from 0.
+    noising: (n + 1, H, W, 3), the given picture on its way up; the first is it, encoded and decoded.
+    denoising: (n + 1, H, W, 3), on its way down; the first is the edited picture, the last the top again.
+    """
+
+    node_times: jax.Array
+    noising: jax.Array
+    denoising: jax.Array
+
+
+@partial(jax.jit, static_argnames="guidance_scale")
+def _edit(
+    model: StableDiffusion,
+    image: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    node_times: jax.Array,
+    guidance_scale: float,
+) -> Edit:
+    latent = encode_images(model, image[None], None)
+    active = jnp.asarray(node_times.shape[0] - 1)
+
+    def predict_empty(x: jax.Array, t: jax.Array) -> jax.Array:
+        return predict_epsilon(model, x, t, negative[None])
+
+    def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        both = predict_epsilon(model, jnp.concatenate([x, x]), t, jnp.stack([negative, text]))
+        return classifier_free_epsilon(both[:1], both[1:], guidance_scale)
+
+    # Without added noise: the whole way up is the ODE's, so the way down would retrace it at guidance 0.
+    noised = noising_trajectory(
+        predict_empty, model.schedule, latent, jnp.zeros_like(latent), node_times, active
+    )
+    denoised = denoising_trajectory(predict_guided, model.schedule, noised[-1], node_times, active)
+    return Edit(
+        node_times=node_times,
+        noising=decode_latents(model, noised[:, 0]),
+        denoising=decode_latents(model, denoised[:, 0]),
+    )
+
+
+def edit_image(
+    model: StableDiffusion,
+    image: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    *,
+    max_step: int,
+    nodes: int,
+    guidance_scale: float = 7.5,
+) -> Edit:
+    """Invert a picture up to the time `max_step` in `nodes` equal jumps, and generate it anew towards a text.
+
+    Args:
+        image: (H, W, 3) in [0, 1], of the size the model was trained on.
+        text, negative: (L, D), embeddings of the wanted text and of ∅.
+        max_step: top time, 1 … T − 1; higher changes more.
+        nodes: jumps each way, at least 1 and at most `max_step`.
+        guidance_scale: s.
+
+    Raises:
+        UserError: `max_step` or `nodes` out of range.
+    """
+    last = model.schedule.steps - 1
+    if not 1 <= max_step <= last:
+        raise UserError(f"The highest time max_step is {max_step}; the model's times go from 1 to {last}.")
+    if not 1 <= nodes <= max_step:
+        raise UserError(f"The number of nodes is {nodes}; give one from 1 to max_step ({max_step}).")
+    node_times = jnp.round(jnp.linspace(0, max_step, nodes + 1)).astype(jnp.int32)
+    return _edit(model, image, text, negative, node_times, guidance_scale=float(guidance_scale))
+
+
+def edit_2d(
+    prompt: str,
+    *,
+    image: str | os.PathLike[str] | None = None,
+    source_prompt: str | None = None,
+    azimuth_degrees: float = 30.0,
+    model: str | os.PathLike[str] | None = None,
+    negative_prompt: str = "",
+    max_step: int = 600,
+    nodes: int = 6,
+    guidance_scale: float = 7.5,
+    out: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Edit one picture by one iteration of GE3D, and write both trajectories as a picture.
+
+    Args:
+        prompt: what it shall show.
+        image: a picture to edit; or
+        source_prompt: a sentence of the bundled world, drawn exactly, from `azimuth_degrees` (0 = front);
+            the prompt is then given that view's phrase, as the views of an object are.
+        model: another model than the bundled one: a folder, a single .safetensors file, or an id of the hub.
+        negative_prompt, max_step, nodes, guidance_scale: see `edit_image`.
+        out: folder; None is outputs/edit-<prompt>.
+        dtype: what the networks compute in: "auto", "float32" or "bfloat16".
+        loras: LoRA files and strengths to change the model by.
+        textual_inversions: files with the embeddings of new words, for use in the prompt.
+
+    Returns:
+        the folder, with nodes.png, edited.png, source.png and config.json.
+
+    Raises:
+        UserError: an input that cannot be used.
+    """
+    if (image is None) == (source_prompt is None):
+        raise UserError("Give the picture to edit as one of image and source_prompt.")
+    folder_of_model = find_model(model)
+    check_prompt(prompt, folder_of_model)
+    networks_dtype = compute_dtype(dtype)
+    check_adapters([*(file for file, _ in loras), *textual_inversions])
+    sentence = parse(source_prompt) if source_prompt is not None else None
+    folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")
+    diffusion = load_model(
+        folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
+    )
+    if diffusion.unet.config.sample_size is None:
+        raise UserError(
+            f"{folder_of_model}/unet/config.json has no sample_size; add the size of its latents."
+        )
+    size = diffusion.unet.config.sample_size * diffusion.vae.config.downscale
+
+    if sentence is not None:
+        azimuth = jnp.deg2rad(jnp.asarray([azimuth_degrees]))
+        camera = orbit_camera(
+            azimuth=azimuth[0],
+            polar=jnp.deg2rad(_POLAR_DEGREES),
+            radius=_RADIUS,
+            fov=FIELD_OF_VIEW,
+            size=size,
+        )
+        source = render_sentence(sentence, camera, background=jnp.ones(3))
+        views = embed_views(
+            partial(encode_text, diffusion),
+            prompt,
+            negative_prompt=negative_prompt,
+            noising_prompt="negative",
+        )
+        text, negative = perp_neg_embeddings(views, azimuth)[0][0], views.negative
+    else:
+        assert image is not None
+        source = jnp.asarray(load_image(image, size=size))
+        text, negative = encode_text(diffusion, [prompt, negative_prompt])
+
+    edit = edit_image(
+        diffusion, source, text, negative, max_step=max_step, nodes=nodes, guidance_scale=guidance_scale
+    )
+    write_json(
+        folder / "config.json",
+        {
+            "prompt": prompt,
+            "image": str(image) if image is not None else None,
+            "source_prompt": source_prompt,
+            "azimuth_degrees": azimuth_degrees,
+            "model": str(folder_of_model),
+            "dtype": networks_dtype.name,
+            "loras": [[str(file), strength] for file, strength in loras],
+            "textual_inversions": [str(file) for file in textual_inversions],
+            "negative_prompt": negative_prompt,
+            "max_step": max_step,
+            "nodes": nodes,
+            "guidance_scale": guidance_scale,
+            "versions": versions(),
+        },
+    )
+    times = [int(t) for t in edit.node_times]
+    pictures = [
+        enlarge(picture, minimum=_SMALLEST_PICTURE)
+        for picture in to_uint8(np.concatenate([edit.noising, edit.denoising]))
+    ]
+    labels = [f"up, t = {t}" for t in times] + [f"down, t = {t}" for t in times]
+    save_png(folder / "nodes.png", image_grid(pictures, labels, columns=len(times)))
+    save_png(folder / "edited.png", pictures[len(times)])
+    save_png(folder / "source.png", enlarge(to_uint8(np.asarray(source)), minimum=_SMALLEST_PICTURE))
+    return folder

@@ -1,0 +1,305 @@
+"""Measuring the bundled world: the recogniser on ground truth, the model's samples, the generated objects.
+
+Every function returns plain numbers, ready for JSON: shares lie in 0..1, angles are degrees, times seconds.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.metrics.recognition import (
+    RADIUS,
+    Gallery,
+    confusion_matrix,
+    estimate_background,
+    recognise,
+    recognised_front,
+    wrap_angle,
+)
+from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.generate import generate
+from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.toybox.world.captions import Sentence, caption, parse
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
+from ge3d_jax.training.config import preset, with_overrides
+from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
+
+# Every kind, the fronted ones (but the car) twice; every colour twice.
+PROMPTS = (
+    "a red mushroom",
+    "a cyan robot",
+    "a yellow house",
+    "a green duck",
+    "an orange cat",
+    "a white snowman",
+    "a black penguin",
+    "a grey television",
+    "a blue car",
+    "a pink pig",
+    "a purple gift",
+    "a brown mug",
+    "a purple robot",
+    "a white house",
+    "a yellow duck",
+    "a black cat",
+    "a blue snowman",
+    "a pink penguin",
+    "a red television",
+    "a brown pig",
+    "a green tree",
+    "a cyan lamp",
+    "a grey rocket",
+    "an orange cupcake",
+)
+
+WHITE = (1.0, 1.0, 1.0)
+# Azimuths that an object is judged from; every second one is a side: front, left, back, right.
+VIEWS = 8
+_VIEWS_PER_SIDE = VIEWS // 4
+_POLAR = np.deg2rad(70.0)
+_COLOR_NAMES = tuple(COLORS)
+_PRESET = "toybox"
+# An azimuth that is off by more than this is another side of the thing, not a coarse grid.
+_TURNED_DEGREES = 45.0
+
+# (prompts, key) → pictures (B, H, W, 3) in [0, 1].
+Sampler = Callable[[Sequence[str], jax.Array], np.ndarray]
+
+
+def _share(flags: Any) -> float:
+    return round(float(np.mean(flags)), 4)
+
+
+def measure_recogniser(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> dict[str, Any]:
+    """Name ground-truth pictures, on white, from random cameras that are not on the gallery's grid.
+
+    Args:
+        gallery: its kinds are the ones shown, each in every colour `repeats` times.
+        seed: decides the cameras.
+        repeats: cameras a kind and colour.
+
+    Returns:
+        Shares of right kinds, colours and both; confusion matrices, a row for each true class; the error of
+        the azimuth, the pictures taken for another side, and the share of right front decisions, all over
+        rightly named pictures of kinds with a front.
+    """
+    kinds = np.repeat(np.arange(len(gallery.kinds)), len(COLORS) * repeats)
+    colors = np.tile(np.repeat(np.arange(len(COLORS)), repeats), len(gallery.kinds))
+    pictures, azimuths = [], []
+    for key, kind, color in zip(
+        jax.random.split(jax.random.key(seed), len(kinds)), kinds, colors, strict=True
+    ):
+        camera = random_camera(key)
+        center = np.asarray(camera_center(camera))
+        azimuths.append(np.arctan2(center[1], center[0]))
+        sentence = Sentence(gallery.kinds[kind], _COLOR_NAMES[color])
+        pictures.append(np.asarray(render_sentence(sentence, camera, background=jnp.asarray(WHITE))))
+    named = recognise(gallery, np.stack(pictures), np.asarray(WHITE))
+    kind_right, color_right = named.kinds == kinds, named.colors == colors
+    has_front = np.asarray([KINDS[kind].has_front for kind in gallery.kinds])[kinds]
+    judged = kind_right & color_right & has_front
+    off = np.abs(np.rad2deg(wrap_angle(named.azimuths - np.asarray(azimuths))))[judged]
+    fronts = recognised_front(named.azimuths) == recognised_front(np.asarray(azimuths))
+    turned = np.flatnonzero(judged)[off > _TURNED_DEGREES]
+    return {
+        "pictures": len(kinds),
+        "cameras_per_kind_and_color": repeats,
+        "seed": seed,
+        "right_kind": _share(kind_right),
+        "right_color": _share(color_right),
+        "right_kind_and_color": _share(kind_right & color_right),
+        "azimuth_error_degrees": {
+            "pictures": len(off),
+            "median": round(float(np.median(off)), 2),
+            "percentile_95": round(float(np.percentile(off, 95)), 2),
+            "largest": round(float(off.max()), 2),
+        },
+        "turned": [
+            {
+                "prompt": caption(Sentence(gallery.kinds[kinds[index]], _COLOR_NAMES[colors[index]])),
+                "azimuth_degrees": round(float(np.rad2deg(azimuths[index]))),
+                "named_azimuth_degrees": round(float(np.rad2deg(named.azimuths[index]))),
+            }
+            for index in turned
+        ],
+        "right_front_decision": _share(fronts[judged]),
+        "kinds": list(gallery.kinds),
+        "colors": list(COLORS),
+        "kind_confusion": confusion_matrix(kinds, named.kinds, len(gallery.kinds)).tolist(),
+        "color_confusion": confusion_matrix(colors, named.colors, len(COLORS)).tolist(),
+    }
+
+
+def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
+    """Sample every kind of the gallery in every colour and name the samples.
+
+    The background is the sample's own choice; the gallery is painted over what its edge shows.
+
+    Returns:
+        The figures, and the pictures (kinds · colours, H, W, 3), colours varying fastest.
+    """
+    rows, pictures = [], []
+    for index, kind in enumerate(gallery.kinds):
+        prompts = [caption(Sentence(kind, color)) for color in COLORS]
+        images = np.asarray(sample(prompts, jax.random.fold_in(jax.random.key(seed), index)))
+        named = recognise(gallery, images, estimate_background(images))
+        pictures.append(images)
+        rows += [
+            {
+                "prompt": prompt,
+                "named_kind": gallery.kinds[named.kinds[i]],
+                "named_color": _COLOR_NAMES[named.colors[i]],
+                "right_kind": bool(named.kinds[i] == index),
+                "right_color": bool(named.colors[i] == i),
+                "squared_error": round(float(named.errors[i]), 6),
+            }
+            for i, prompt in enumerate(prompts)
+        ]
+    figures = {
+        "pictures": len(rows),
+        "seed": seed,
+        "right_kind": _share([row["right_kind"] for row in rows]),
+        "right_color": _share([row["right_color"] for row in rows]),
+        "right_kind_and_color": _share([row["right_kind"] and row["right_color"] for row in rows]),
+        "samples": rows,
+    }
+    return figures, np.concatenate(pictures)
+
+
+def object_pictures(gaussians: Gaussians) -> np.ndarray:
+    """Pictures (VIEWS, H, W, 3) in [0, 1] of an object on white, once around from the front."""
+    viewpoint = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
+    frames = render_around(gaussians, turntable_azimuths(VIEWS), viewpoint=viewpoint, background=WHITE)
+    return frames.astype(np.float32) / 255.0
+
+
+def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[str, Any]:
+    """Name the views of an object (`object_pictures`), and find the sides that show a front.
+
+    A side shows a front where the nearest ground truth is a kind with a front, seen from within 45° of +x.
+    `one_front` asks for more than that on the +x side: it must be the prompt's kind. It is None for a kind
+    without a front.
+    """
+    sentence = parse(prompt)
+    named = recognise(gallery, pictures, np.asarray(WHITE))
+    kinds = [gallery.kinds[kind] for kind in named.kinds]
+    colors = [_COLOR_NAMES[color] for color in named.colors]
+    shows_front = recognised_front(named.azimuths) & [KINDS[kind].has_front for kind in kinds]
+    sides = [bool(shown) for shown in shows_front[::_VIEWS_PER_SIDE]]
+    one_front = sides == [True, False, False, False] and kinds[0] == sentence.kind
+    right_kind, right_color = (
+        np.asarray([name == wanted for name in names])
+        for names, wanted in ((kinds, sentence.kind), (colors, sentence.color))
+    )
+    return {
+        "prompt": prompt,
+        "right_kind": _share(right_kind),
+        "right_color": _share(right_color),
+        "right_kind_and_color": _share(right_kind & right_color),
+        "one_front": one_front if KINDS[sentence.kind].has_front else None,
+        "fronts_at_degrees": [90 * side for side, shown in enumerate(sides) if shown],
+        "views": [
+            {
+                "azimuth_degrees": 360 // VIEWS * view,
+                "named_kind": kinds[view],
+                "named_color": colors[view],
+                "named_azimuth_degrees": round(float(np.rad2deg(named.azimuths[view]))),
+                "squared_error": round(float(named.errors[view]), 6),
+            }
+            for view in range(len(pictures))
+        ],
+    }
+
+
+def summarise_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over objects, each a result of `measure_object` with its "seconds"."""
+    fronts = [one["one_front"] for one in objects if one["one_front"] is not None]
+    return {
+        "objects": len(objects),
+        "right_kind": _share([one["right_kind"] for one in objects]),
+        "right_color": _share([one["right_color"] for one in objects]),
+        "right_kind_and_color": _share([one["right_kind_and_color"] for one in objects]),
+        "objects_with_front": len(fronts),
+        "one_front": _share(fronts) if fronts else None,
+        "mean_seconds": round(float(np.mean([one["seconds"] for one in objects])), 1),
+    }
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse prompts that the gallery cannot judge. Raises UserError."""
+    for prompt in prompts:
+        if parse(prompt).second_color is not None:
+            raise UserError(
+                f"The prompt {prompt!r} names a second colour, which the recogniser does not tell apart; "
+                "give one of a single colour."
+            )
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Short hash of a model's weights, so that objects of another training are not taken for this one's."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
+    """Seconds that the finished run in `folder` took; None where there is none of these settings."""
+    files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
+    if not all(file.is_file() for file in files):
+        return None
+    found = json.loads(files[0].read_text(encoding="utf-8"))
+    lines = files[1].read_text(encoding="utf-8").splitlines()
+    if not lines or any(found.get(name) != value for name, value in wanted.items()):
+        return None
+    last = json.loads(lines[-1])
+    return last["seconds"] if last["iteration"] == iterations else None
+
+
+def make_object(
+    prompt: str,
+    *,
+    seed: int,
+    folder: Path,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Gaussians, float]:
+    """Generate an object below `folder`, or load it if that is done already.
+
+    Returns:
+        The splats, and the seconds from the first iteration to the last, compilation included.
+
+    Raises:
+        UserError: as `generate`. KeyboardInterrupt: the person stopped the run.
+    """
+    out = folder / f"{slug(prompt)}-{seed}"
+    config = with_overrides(preset(_PRESET), overrides or {})
+    wanted = {
+        "prompt": prompt,
+        "seed": seed,
+        "preset": _PRESET,
+        "start": None,
+        # As JSON tells it: tuples are lists there.
+        "settings": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+    if _finished_seconds(out, wanted, config.iterations) is None:
+        result = generate(
+            prompt, preset=_PRESET, seed=seed, model=model, out=out, overrides=overrides, preview_every=0
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+    seconds = _finished_seconds(out, wanted, config.iterations)
+    if seconds is None:
+        raise RuntimeError(f"The run in {out} did not write what it was asked for.")
+    return load_ply(out / "object.ply"), seconds

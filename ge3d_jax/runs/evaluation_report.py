@@ -1,0 +1,211 @@
+"""Showing what `toybox.evaluation` measured: matrices and sheets as pictures, the figures as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ge3d_jax.metrics.recognition import AZIMUTHS, POLAR_DEGREES, RADIUS
+from ge3d_jax.runs.evaluate import VIEWS, WHITE
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
+from ge3d_jax.viewer.turntable import Viewpoint, render_around
+
+COMMAND = "python experiments/evaluate_toybox.py"
+# What each figure should reach at least.
+_WANTED = {"recogniser": 0.99, "model": 0.90, "objects": 0.85, "front": 0.80}
+
+_SHOWN_SIZE = 128
+_SIDE_STRIDE = VIEWS // 4
+_OBJECTS_PER_ROW = 2
+
+_CELL = 26
+_TEXT_SIZE = 12
+_MARGIN = 92
+_PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
+_RIGHT, _WRONG = np.asarray((70, 130, 180)), np.asarray((200, 60, 50))
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.ndarray:
+    """A confusion matrix as a uint8 picture: rows are the truth, columns what it was named, by counts.
+
+    A cell's shade is its share of the row; right names are blue, wrong ones red.
+    """
+    counts = np.asarray(matrix)
+    side = _MARGIN + _CELL * len(names) + 8
+    image = Image.new("RGB", (side, side), _PAPER)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=_TEXT_SIZE)
+    for index, name in enumerate(names):
+        middle = _MARGIN + _CELL * (index + 0.5)
+        draw.text((_MARGIN - 6, middle), name, fill=_INK, font=font, anchor="rm")
+        strip = Image.new("RGB", (_MARGIN - 6, _CELL), _PAPER)
+        ImageDraw.Draw(strip).text((2, _CELL / 2), name, fill=_INK, font=font, anchor="lm")
+        image.paste(strip.rotate(90, expand=True), (_MARGIN + _CELL * index, 0))
+    for row, column in np.ndindex(*counts.shape):
+        left, top = _MARGIN + _CELL * column, _MARGIN + _CELL * row
+        share = counts[row, column] / max(counts[row].sum(), 1)
+        # The square root keeps a single wrong name in sight.
+        paint = np.asarray(_PAPER) + np.sqrt(share) * (
+            (_RIGHT if row == column else _WRONG) - np.asarray(_PAPER)
+        )
+        fill = tuple(int(value) for value in paint)
+        draw.rectangle((left, top, left + _CELL, top + _CELL), fill=fill, outline=_FAINT)
+        if counts[row, column]:
+            ink = _PAPER if share > 0.3 else _INK
+            center = (left + _CELL / 2, top + _CELL / 2)
+            draw.text(center, str(counts[row, column]), fill=ink, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def sample_sheet(figures: Mapping[str, Any], pictures: np.ndarray) -> np.ndarray:
+    """All samples of `measure_model`, a row for each kind; the label says where one was named wrongly."""
+    labels = []
+    for sample in figures["samples"]:
+        sentence = parse(sample["prompt"])
+        is_right = sample["right_kind"] and sample["right_color"]
+        found = f"seen as {sample['named_color']} {sample['named_kind']}"
+        labels.append(f"{sentence.color} {sentence.kind}" if is_right else found)
+    shown = [enlarge(picture, minimum=_SHOWN_SIZE) for picture in to_uint8(pictures)]
+    return image_grid(shown, labels, columns=len(COLORS))
+
+
+def object_sides(gaussians: Gaussians) -> np.ndarray:
+    """Front, left, back and right of an object on white, uint8 (4, H, W, 3), large enough to look at."""
+    azimuths = np.arange(4) * (np.pi / 2)
+    return render_around(gaussians, azimuths, viewpoint=Viewpoint(size=_SHOWN_SIZE), background=WHITE)
+
+
+def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarray]) -> np.ndarray:
+    """Four sides of every object (`object_sides`), two objects a row, labelled with wrong names."""
+    labels = []
+    for one in objects:
+        sentence = parse(one["prompt"])
+        for view in one["views"][::_SIDE_STRIDE]:
+            degrees = view["azimuth_degrees"]
+            is_right = (view["named_kind"], view["named_color"]) == (sentence.kind, sentence.color)
+            if degrees == 0:
+                label = one["prompt"] if is_right else f"{one['prompt']} (misnamed)"
+            else:
+                label = (
+                    f"{degrees}°" if is_right else f"{degrees}°: {view['named_color']} {view['named_kind']}"
+                )
+            labels.append(label)
+    return image_grid(list(np.concatenate(sides)), labels, columns=4 * _OBJECTS_PER_ROW)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _summary(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| what | right kind | right colour | both | wanted |",
+        "|---|---|---|---|---|",
+    ]
+    names = {
+        "recogniser": "recogniser, on {pictures} ground-truth pictures",
+        "model": "model, {pictures} samples",
+        "objects": "objects, 8 views of each of {objects}",
+    }
+    for part, name in names.items():
+        if part in reports:
+            figures = reports[part]
+            shares = [_percent(figures[key]) for key in ("right_kind", "right_color", "right_kind_and_color")]
+            shares[-1] = f"**{shares[-1]}**"
+            cells = [name.format(**figures), *shares, f"≥ {100 * _WANTED[part]:.0f} %"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _recogniser_section(figures: Mapping[str, Any]) -> list[str]:
+    off = figures["azimuth_error_degrees"]
+    turned = ", ".join(
+        f"{one['prompt']} at {one['azimuth_degrees']}° ({one['named_azimuth_degrees']}°)"
+        for one in figures["turned"]
+    )
+    polars = ", ".join(f"{degrees:g}°" for degrees in POLAR_DEGREES)
+    return [
+        "## The recogniser",
+        "",
+        "A picture is named after the nearest ground-truth picture by squared RGB error: "
+        f"{len(KINDS)} kinds × {len(COLORS)} colours × {AZIMUTHS * len(POLAR_DEGREES)} cameras (every "
+        f"{360 / AZIMUTHS:.0f}° around, {polars} from the vertical, {RADIUS:g} away), painted over "
+        "the picture's background. It is tried here on ground truth from random cameras off that grid: "
+        f"{figures['cameras_per_kind_and_color']} for every kind and colour, on white.",
+        "",
+        f"For the {off['pictures']} rightly named pictures of kinds with a front, the azimuth is off by "
+        f"{off['median']:.1f}° in the median, {off['percentile_95']:.1f}° at the 95th percentile and "
+        f"{off['largest']:.0f}° at most. Taken for another side (off by more than 45°): {turned or 'none'}. "
+        f"Whether the camera stands within 45° of the front is told rightly for "
+        f"{_percent(figures['right_front_decision'])}; the rest stands close to the limit or is turned.",
+        "",
+        "Rows are the truth, columns the names given:",
+        "",
+        "![confusion of kinds](confusion_kinds.png) ![confusion of colours](confusion_colors.png)",
+    ]
+
+
+def _model_section(figures: Mapping[str, Any]) -> list[str]:
+    wrong = [row for row in figures["samples"] if not (row["right_kind"] and row["right_color"])]
+    lines = [
+        "## The model",
+        "",
+        f"One sample of 25 steps at guidance 5 for every kind in every colour (seed {figures['seed']}), "
+        "named over the background that its edge shows.",
+        "",
+    ]
+    if wrong:
+        found = "; ".join(f"{row['prompt']} as {row['named_color']} {row['named_kind']}" for row in wrong)
+        lines += [f"Named wrongly: {found}.", ""]
+    return [*lines, "![all samples](samples.png)"]
+
+
+def _objects_section(figures: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## The objects",
+        "",
+        f"{figures['objects']} prompts, one object of the `toybox` preset for each (seeds from "
+        f"{figures['seed']}), seen on white from 8 azimuths, 70° from the vertical.",
+        "",
+        f"The front on exactly one side, the one towards +x: **{_percent(figures['one_front'])}** of the "
+        f"{figures['objects_with_front']} objects of a kind with a front (wanted: ≥ "
+        f"{100 * _WANTED['front']:.0f} %). A side shows a front where the nearest ground truth is a kind "
+        "with a front seen from within 45° of +x.",
+        "",
+        f"An object takes {figures['mean_seconds']:.0f} s in the mean, compilation included, on "
+        f"{figures['machine']}.",
+    ]
+    if figures["overrides"]:
+        changed = ", ".join(f"`{name}={value}`" for name, value in figures["overrides"].items())
+        lines += ["", f"Settings changed from the preset: {changed}."]
+    lines += [
+        "",
+        "| prompt | right kind and colour | one front | fronts at | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for one in figures["list"]:
+        front = {None: "–", True: "yes", False: "no"}[one["one_front"]]
+        places = ", ".join(f"{degrees}°" for degrees in one["fronts_at_degrees"]) or "–"
+        right = _percent(one["right_kind_and_color"])
+        lines.append(f"| {one['prompt']} | {right} | {front} | {places} | {one['seconds']:.0f} |")
+    return [*lines, "", "![all objects](objects.png)"]
+
+
+def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page of all figures, from what the parts "recogniser", "model" and "objects" measured so far."""
+    sections = {"recogniser": _recogniser_section, "model": _model_section, "objects": _objects_section}
+    lines = [
+        "# How good the bundled world is",
+        "",
+        f"Measured by `{COMMAND}`, which writes this page.",
+        "",
+        *_summary(reports),
+    ]
+    for part, section in sections.items():
+        if part in reports:
+            lines += ["", *section(reports[part])]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,90 @@
+"""The folder a run writes to: its name, its config.json, and its metrics.jsonl line by line."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+
+_LONGEST_SLUG = 60
+_RECORDED_PACKAGES = ("ge3d_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+
+
+def slug(text: str) -> str:
+    """A prompt as a folder name: small letters and digits of any script, all else a hyphen."""
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    return words[:_LONGEST_SLUG].strip("-")
+
+
+def prepare_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and try that files can be written there.
+
+    Raises: UserError, naming the folder and the reason, where they cannot.
+    """
+    folder = Path(path)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"The output folder {folder} cannot be written to ({reason}); choose another."
+        ) from error
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write indented JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class MetricsFile:
+    """One JSON object a line, each on disk as soon as it is written, so that a run can be watched.
+
+    The file is begun with the first line, and left as it was until then.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], earlier: Sequence[Mapping[str, float | int]] = ()
+    ) -> None:
+        """Prepare to start the file anew, with the `earlier` lines of a run that goes on."""
+        self._path = path
+        self._earlier = tuple(earlier)
+        self._file: TextIO | None = None
+
+    def write(self, metrics: Mapping[str, float | int]) -> None:
+        """Append one line."""
+        if self._file is None:
+            with atomic_path(self._path) as temporary:
+                lines = (json.dumps(dict(line)) + "\n" for line in self._earlier)
+                temporary.write_text("".join(lines), encoding="utf-8")
+            self._file = open(self._path, "a", encoding="utf-8")
+        self._file.write(json.dumps(dict(metrics)) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

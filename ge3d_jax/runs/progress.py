@@ -1,0 +1,101 @@
+"""What a person sees and can do while a run goes on: a bar with time left, and Ctrl-C that loses nothing."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ge3d_jax.core.errors import RunDropped
+
+# How many lines a run prints where there is no terminal to draw a bar on.
+_LINES_WITHOUT_TERMINAL = 10
+
+
+class RunProgress:
+    """A bar on a terminal, a line now and then elsewhere, on standard error; nothing unless `enabled`."""
+
+    def __init__(self, total: int, *, enabled: bool = True, doing: str = "generating") -> None:
+        self._doing = doing
+        console = Console(stderr=True, quiet=not enabled)
+        self._console = console
+        self._total = total
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("·"),
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
+            TimeRemainingColumn(),
+            TextColumn("left{task.fields[figures]}"),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._bar.add_task("compiling", total=total, figures="")
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        if not self._console.is_terminal:
+            self._console.print(f"compiling, then {self._total} iterations")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, loss: float, splats: int) -> None:
+        """Show that `done` iterations are through."""
+        figures = f" · loss {loss:.4g} · {splats} splats"
+        self._bar.update(self._task, description=self._doing, completed=done, figures=figures)
+        every = max(1, self._total // _LINES_WITHOUT_TERMINAL)
+        if not self._console.is_terminal and (done % every == 0 or done == self._total):
+            self._console.print(f"iteration {done}/{self._total}{figures}", highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class StopRequest:
+    """Whether the person has asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+@contextlib.contextmanager
+def gentle_interrupt(progress: RunProgress) -> Iterator[StopRequest]:
+    """While the block runs, the first Ctrl-C only sets `requested`; the second raises RunDropped.
+
+    A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops.
+    Outside the main thread, where Python takes no signals, Ctrl-C stays what it was.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def drop(number: int, frame: FrameType | None) -> None:
+        raise RunDropped
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        request.requested = True
+        signal.signal(signal.SIGINT, drop)
+        progress.say("Stopping after this iteration, then writing the object; Ctrl-C again to drop it.")
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,35 @@
+"""An object in a run's folder: the splats and everything to look at."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.formats.ply import save_ply
+from ge3d_jax.formats.video import save_gif, save_mp4
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.viewer.page import save_viewer
+from ge3d_jax.viewer.sheet import save_png
+from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
+
+_TURNTABLE_FRAMES = 64
+_TURNTABLE_FPS = 20
+# The sheet shows every eighth frame of the turntable: eight views.
+_SHEET_STRIDE = 8
+
+
+def remove_object(folder: Path) -> None:
+    """Remove what an earlier run left in the same folder, which would pass for the next one's."""
+    for name in ("object.ply", "turntable.mp4", "turntable.gif", "views.png", "viewer.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_object(folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint) -> np.ndarray:
+    """Write the splats, then everything to look at; returns the turntable's frames, uint8 (T, H, W, 3)."""
+    save_ply(folder / "object.ply", gaussians)
+    save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
+    azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
+    frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
+    save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
+    save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
+    save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
+    return frames

@@ -1,0 +1,195 @@
+"""Text to pictures, one after the other: what `experiments/sample.py` does, to see that a model is sound."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ge3d_jax.core.devices import compute_dtype
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.pipeline import (
+    StableDiffusion,
+    decode_latents,
+    encode_text,
+    predict_epsilon,
+    sampling_times,
+)
+from ge3d_jax.diffusion.schedule import ddim_step
+from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
+from ge3d_jax.runs.request import check_adapters, check_prompt, check_seed, find_model, picture_size
+from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
+
+# Edge of the written pictures, pixels: large enough to look at.
+_SMALLEST_PICTURE = 192
+_LARGEST_COLUMNS = 4
+# A label under a picture of the sheet is cut to this many characters.
+_LONGEST_LABEL = 28
+
+
+@partial(jax.jit, donate_argnames="x")
+def _guided_step(
+    model: StableDiffusion,
+    x: jax.Array,
+    texts: jax.Array,
+    guidance: jax.Array,
+    now: jax.Array,
+    then: jax.Array,
+) -> jax.Array:
+    """One DDIM step of one picture; `texts` (2, L, D) are the negative and the wanted."""
+    empty, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, texts), 2)
+    return ddim_step(model.schedule, x, empty + guidance * (wanted - empty), now, then)
+
+
+_decode = jax.jit(decode_latents)
+
+
+def sample_picture(
+    model: StableDiffusion,
+    key: jax.Array,
+    text: jax.Array,
+    negative_text: jax.Array,
+    *,
+    steps: int,
+    guidance_scale: float,
+    size: int,
+    on_step: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """One picture (size, size, 3) in [0, 1] by DDIM with classifier-free guidance.
+
+    The same numbers as `pipeline.sample`, but one compiled step at a time, so that progress can be shown.
+
+    Args:
+        key: draws the starting noise.
+        text, negative_text: (L, D) embeddings.
+        steps: evaluations of the UNet; guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
+        size: pixels, from `picture_size`.
+        on_step: called after each step.
+    """
+    edge = size // model.vae.config.downscale
+    x = jax.random.normal(key, (1, edge, edge, model.unet.config.in_channels))
+    texts, guidance = jnp.stack([negative_text, text]), jnp.float32(guidance_scale)
+    times = sampling_times(model.schedule.steps, steps)
+    for now, then in zip(times[:-1], times[1:], strict=True):
+        x = _guided_step(model, x, texts, guidance, now, then)
+        if on_step is not None:
+            x.block_until_ready()
+            on_step()
+    return np.asarray(_decode(model, x))[0]
+
+
+def _shown(prompt: str) -> str:
+    return prompt if len(prompt) <= _LONGEST_LABEL else prompt[: _LONGEST_LABEL - 1] + "…"
+
+
+def sample_to_folder(
+    prompts: Sequence[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    negative_prompt: str = "",
+    steps: int = 25,
+    guidance_scale: float = 7.5,
+    seed: int = 0,
+    count: int = 1,
+    size: int | None = None,
+    dtype: str = "auto",
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    textual_inversions: Sequence[str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make `count` pictures of each prompt and write them, and a sheet of all.
+
+    Args:
+        prompts: what to show.
+        model: as `load_model` takes it; None is the bundled one.
+        negative_prompt: what not to show.
+        steps, guidance_scale: see `sample_picture`.
+        seed: the first picture's; the next have the next seeds, the same ones for every prompt.
+        count: pictures of each prompt.
+        size: edge in pixels; None is what the model was trained on.
+        dtype: what the networks compute in, as `compute_dtype` takes it.
+        loras, textual_inversions: files that change the model, as `load_model` takes them.
+        out: folder; None is outputs/sample-<first prompt>.
+        progress: whether to say on standard error how far it is.
+
+    Returns:
+        the folder, with <number>-<prompt>-<seed>.png, sheet.png and config.json.
+
+    Raises:
+        UserError: an input that cannot be used.
+    """
+    if not prompts:
+        raise UserError('There is no prompt; say what to show, as "a red mushroom".')
+    if count < 1:
+        raise UserError(f"The number of pictures is {count}; give at least 1.")
+    check_seed(seed)
+    check_seed(seed + count - 1)
+    place = find_model(model)
+    for prompt in prompts:
+        check_prompt(prompt, place)
+    check_adapters([*(file for file, _ in loras), *textual_inversions])
+    networks_dtype = compute_dtype(dtype)
+    folder = prepare_folder(out if out is not None else Path("outputs") / f"sample-{slug(prompts[0])}")
+    diffusion = load_model(place, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions)
+    size = picture_size(diffusion, size)
+    sampling_times(diffusion.schedule.steps, steps)
+    embeddings = encode_text(diffusion, [*prompts, negative_prompt])
+    seeds = range(seed, seed + count)
+
+    console = Console(stderr=True, quiet=not progress)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    pictures, labels, files = [], [], []
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("compiling", total=len(prompts) * count * steps)
+        for number, (prompt, text) in enumerate(zip(prompts, embeddings[:-1], strict=True)):
+            for one in seeds:
+                begun = time.monotonic()
+                picture = sample_picture(
+                    diffusion,
+                    jax.random.key(one),
+                    text,
+                    embeddings[-1],
+                    steps=steps,
+                    guidance_scale=guidance_scale,
+                    size=size,
+                    on_step=lambda: bar.update(task, advance=1, description="sampling"),
+                )
+                if not np.isfinite(picture).all():
+                    raise UserError(
+                        f"The model {place} gives numbers that are not finite; check it with "
+                        "experiments/check_model.py, or compute in float32."
+                    )
+                pictures.append(enlarge(to_uint8(picture), minimum=_SMALLEST_PICTURE))
+                labels.append(f"{_shown(prompt)}, seed {one}")
+                files.append(f"{number:02d}-{slug(prompt)}-{one}.png")
+                save_png(folder / files[-1], pictures[-1])
+                seconds = time.monotonic() - begun
+                console.print(f"{files[-1]}: {seconds:.1f} s", highlight=False, markup=False)
+    save_png(folder / "sheet.png", image_grid(pictures, labels, columns=min(_LARGEST_COLUMNS, len(pictures))))
+    write_json(
+        folder / "config.json",
+        {
+            "prompts": list(prompts),
+            "files": files,
+            "model": "bundled" if model is None else str(model),
+            "negative_prompt": negative_prompt,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "count": count,
+            "size": size,
+            "dtype": networks_dtype.name,
+            "loras": [[str(file), strength] for file, strength in loras],
+            "textual_inversions": [str(file) for file in textual_inversions],
+            "versions": versions(),
+        },
+    )
+    return folder

@@ -1,0 +1,1 @@
+"""What can be optimized, behind one protocol."""

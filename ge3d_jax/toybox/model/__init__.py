@@ -1,0 +1,1 @@
+"""The bundled model: how it is trained."""

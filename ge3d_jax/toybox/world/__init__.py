@@ -1,0 +1,1 @@
+"""The toy world: objects, sentences and exact pictures of them."""

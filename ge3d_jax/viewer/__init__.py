@@ -1,0 +1,1 @@
+"""Pictures of an object for a person to look at."""

@@ -1,0 +1,85 @@
+"""Pictures: float images to bytes, enlarging small ones, PNG files and labelled sheets of many views."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+
+_PAPER = (255, 255, 255)
+_INK = (60, 60, 60)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] of any shape (…, 3) to bytes, rounded; values outside are clipped, NaN becomes 0."""
+    clipped = np.clip(np.nan_to_num(np.asarray(images, np.float32)), 0.0, 1.0)
+    return np.round(clipped * 255.0).astype(np.uint8)
+
+
+def enlarge(image: np.ndarray, *, minimum: int) -> np.ndarray:
+    """Scale a uint8 image (H, W, 3) by the least whole factor that brings both sides to `minimum` pixels."""
+    height, width = image.shape[:2]
+    factor = max(1, math.ceil(minimum / min(height, width)))
+    if factor == 1:
+        return image
+    size = (width * factor, height * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 image (H, W, 3); the same pixels give the same bytes."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG", optimize=False)
+
+
+def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
+    """Read any picture as float32 (size, size, 3) in [0, 1], transparent parts white, its middle square only.
+
+    Raises: UserError where the file is missing or not a picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGBA")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no picture at {path}; give the path of a PNG or JPEG file.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG file.") from error
+    paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
+    paper.alpha_composite(picture)
+    side = min(paper.size)
+    left, top = (paper.width - side) // 2, (paper.height - side) // 2
+    square = paper.convert("RGB").crop((left, top, left + side, top + side))
+    resized = square.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(resized, np.float32) / 255.0
+
+
+def image_grid(
+    images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, gap: int = 6
+) -> np.ndarray:
+    """Lay uint8 images (H, W, 3) of one size in rows of `columns`, each with its label underneath.
+
+    Returns: one uint8 image on white. The last row may be short.
+    """
+    if not images or len(images) != len(labels):
+        raise ValueError(
+            f"A grid needs as many labels as images and at least one: {len(images)}, {len(labels)}."
+        )
+    height, width = images[0].shape[:2]
+    text_size = max(10, min(18, height // 12))
+    label_height = text_size + 8
+    rows = math.ceil(len(images) / columns)
+    columns = min(columns, len(images))
+    cell_width, cell_height = width + gap, height + label_height + gap
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=text_size)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        left = gap + (index % columns) * cell_width
+        top = gap + (index // columns) * cell_height
+        sheet.paste(Image.fromarray(image), (left, top))
+        draw.text((left + width / 2, top + height + 4), label, fill=_INK, font=font, anchor="ma")
+    return np.asarray(sheet)

@@ -1,0 +1,87 @@
+"""What is asked of a device before it is used: its generation, its memory, whether copies fit."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from ge3d_jax.core import devices as module
+from ge3d_jax.core.caching import keep_compiled_code
+from ge3d_jax.core.devices import compute_dtype
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "flash", "dtype"),
+    [
+        ("cpu", None, False, "float32"),
+        ("gpu", "9.0", True, "bfloat16"),
+        ("gpu", "8.6", True, "bfloat16"),
+        ("gpu", "7.5", False, "float32"),
+        # AMD's GPUs name their generation otherwise, TPUs not at all; both have bfloat16.
+        ("gpu", "gfx942", False, "bfloat16"),
+        ("tpu", None, False, "bfloat16"),
+    ],
+)
+def test_flash_attention_and_half_precision_go_by_the_generation(
+    monkeypatch, backend, capability, flash, dtype
+):
+    device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert module.has_flash_attention() == flash
+    assert compute_dtype("auto") == dtype
+
+
+def test_memory_is_what_the_device_says_and_a_processor_has_the_machine_s():
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7, "bytes_in_use": 2})
+    silent = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
+    assert (module.memory_limit(gpu), module.memory_in_use(gpu)) == (7, 2)
+    assert (module.memory_limit(silent), module.memory_in_use(silent)) == (None, 0)
+    assert module.memory_limit(jax.devices()[0]) > 2**28
+
+
+@pytest.mark.parametrize(
+    ("platform", "size", "held", "count"),
+    [
+        ("cpu", 4, 10, 2),
+        ("cpu", 3, 10, 1),
+        # Two copies would be more than a fifth of the machine's memory.
+        ("cpu", 4, 11, 1),
+        ("gpu", 4, 11, 2),
+    ],
+)
+def test_a_batch_is_divided_evenly_and_large_models_are_not_copied_within_a_machine(
+    monkeypatch, platform, size, held, count
+):
+    both = [SimpleNamespace(platform=platform, id=number) for number in range(2)]
+    monkeypatch.setattr(jax, "devices", lambda: both)
+    monkeypatch.setattr(module, "memory_limit", lambda device: 100)
+    monkeypatch.setattr(module, "Mesh", lambda devices, axes: devices)
+    mesh = module.batch_mesh(size, copied={"weights": np.zeros(held, np.int8)})
+    assert len(mesh) == count
+
+
+def test_a_cache_of_compiled_code_that_is_set_up_stays():
+    before = jax.config.jax_compilation_cache_dir
+    assert before is not None
+    keep_compiled_code()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_compiled_code_is_kept_even_where_jax_was_used_before(tmp_path):
+    program = """
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+from ge3d_jax.core.caching import keep_compiled_code
+keep_compiled_code()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 2)(1.0)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    assert list((tmp_path / "ge3d_jax" / "xla").iterdir())

@@ -1,0 +1,135 @@
+"""The schedule and the DDIM step: round trips, closed forms, order of convergence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion import schedule as ddim
+
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+SCHEDULE = ddim.noise_schedule_from_config(STABLE_DIFFUSION)
+V_SCHEDULE = ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "prediction_type": "v_prediction"})
+times = st.integers(0, 999)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def _normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_alphas_follow_the_betas_of_stable_diffusion():
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    product, expected = 1.0, []
+    for beta in betas:
+        product *= 1 - beta
+        expected.append(product)
+    np.testing.assert_allclose(SCHEDULE.alphas_cumprod, expected, rtol=1e-6)
+    assert SCHEDULE.steps == 1000
+
+
+@pytest.mark.parametrize("name", ddim.BETA_SCHEDULES)
+def test_alphas_fall_within_zero_and_one(name):
+    alphas = np.asarray(ddim.noise_schedule_from_config({"beta_schedule": name}).alphas_cumprod)
+    assert alphas[0] < 1 and alphas[-1] > 0 and np.all(np.diff(alphas) < 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "sample"),
+        ("rescale_betas_zero_snr", True),
+        ("trained_betas", [0.1]),
+    ],
+)
+def test_what_is_not_supported_is_named(key, value):
+    with pytest.raises(UserError, match=key):
+        ddim.noise_schedule_from_config({**STABLE_DIFFUSION, key: value})
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.lists(times, min_size=2, max_size=6))
+def test_a_constant_epsilon_makes_every_path_return(seed, path):
+    x, epsilon = _normal(seed, 2, 2, 3, 3, 4)
+    state = x
+    for s, t in zip(path, path[1:] + path[:1], strict=True):
+        state = ddim.ddim_step(SCHEDULE, state, epsilon, s, t)
+    # 1/√ᾱ reaches 15 and multiplies the rounding.
+    np.testing.assert_allclose(state, x, atol=2e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, times, times)
+def test_the_true_epsilon_of_one_data_point_steps_exactly(seed, s, t):
+    data, noise = _normal(seed, 2, 2, 3, 3, 4)
+    x_s = ddim.add_noise(SCHEDULE, data, noise, s)
+    alpha = SCHEDULE.alphas_cumprod[s]
+    epsilon = (x_s - jnp.sqrt(alpha) * data) / jnp.sqrt(1 - alpha)
+    moved = ddim.ddim_step(SCHEDULE, x_s, epsilon, s, t)
+    # 1 − ᾱ_0 ≈ 1e-3: the division by its root costs two digits.
+    np.testing.assert_allclose(moved, ddim.add_noise(SCHEDULE, data, noise, t), atol=2e-3)
+    np.testing.assert_allclose(ddim.predict_x0(SCHEDULE, x_s, epsilon, s), data, atol=2e-3)
+
+
+def test_the_error_on_a_gaussian_falls_as_one_over_the_steps():
+    # x_0 ~ N(m, d²): ε is linear in x and the ODE carries each quantile to the same quantile.
+    mean, deviation = 0.7, 0.4
+    # More times than steps, so that the nodes lie where they should; float64, so that rounding stays away.
+    with jax.enable_x64():
+        betas = np.linspace((0.00085 / 64) ** 0.5, (0.012 / 64) ** 0.5, 64_000) ** 2
+        schedule = ddim.NoiseSchedule(jnp.asarray(np.cumprod(1 - betas)))
+
+        def moments(t):
+            alpha = schedule.alphas_cumprod[t]
+            return jnp.sqrt(alpha) * mean, jnp.sqrt(alpha * deviation**2 + 1 - alpha)
+
+        def exact_epsilon(x, t):
+            center, spread = moments(t)
+            return jnp.sqrt(1 - schedule.alphas_cumprod[t]) * (x - center) / spread**2
+
+        def error(steps, first, last):
+            nodes = np.linspace(first, last, steps + 1).round().astype(int)
+            quantiles = jnp.linspace(-2.0, 2.0, 9)
+            center, spread = moments(nodes[0])
+            x = center + spread * quantiles
+            for s, t in zip(nodes[:-1], nodes[1:], strict=True):
+                x = ddim.ddim_step(schedule, x, exact_epsilon(x, s), s, t)
+            center, spread = moments(nodes[-1])
+            return float(jnp.max(jnp.abs(x - (center + spread * quantiles))))
+
+        for first, last in ((6_400, 57_600), (57_600, 6_400)):
+            errors = [error(steps, first, last) for steps in (16, 32, 64, 128)]
+            orders = np.log2(np.asarray(errors[:-1]) / np.asarray(errors[1:]))
+            assert np.all(np.abs(orders[1:] - 1.0) < 0.1), (errors, orders)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, times)
+def test_velocity_and_epsilon_agree(seed, t):
+    data, noise = _normal(seed, 2, 2, 3, 3, 4)
+    x_t = ddim.add_noise(V_SCHEDULE, data, noise, t)
+    output = ddim.velocity(V_SCHEDULE, data, noise, t)
+    epsilon = ddim.epsilon_from_output(V_SCHEDULE, output, x_t, t)
+    np.testing.assert_allclose(epsilon, noise, atol=1e-5)
+    assert ddim.epsilon_from_output(SCHEDULE, noise, x_t, t) is noise
+
+
+@settings(max_examples=10, deadline=None)
+@given(seeds, st.tuples(times, times, times), st.tuples(times, times, times))
+def test_one_time_per_sample_equals_sample_by_sample(seed, starts, ends):
+    x, epsilon = _normal(seed, 2, 3, 2, 2, 4)
+    together = ddim.ddim_step(SCHEDULE, x, epsilon, jnp.array(starts), jnp.array(ends))
+    apart = [
+        ddim.ddim_step(SCHEDULE, x[i], epsilon[i], s, t)
+        for i, (s, t) in enumerate(zip(starts, ends, strict=True))
+    ]
+    np.testing.assert_allclose(together, jnp.stack(apart), rtol=1e-6)

@@ -1,0 +1,297 @@
+"""Model folders: round trip, old and new tensor names, and errors that name what is wrong."""
+
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.checkpoint import (
+    TEXT_WEIGHTS,
+    UNET_WEIGHTS,
+    VAE_WEIGHTS,
+    load_model,
+    save_model,
+)
+from ge3d_jax.diffusion.weights.parameters import tensor_name
+from tests.reference_models import tiny_model
+
+PARAMETERS = ("unet_params", "vae_params", "text_params")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A random model and the folder it is saved in; tests that change the folder copy it."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = tiny_model(folder / "words", "v_prediction")
+    save_model(folder / "model", model)
+    return model, folder / "model"
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to damage."""
+    shutil.copytree(saved[1], tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _rewrite(file, change):
+    """Replace the tensors in `file` by `change` of them."""
+    save_file({name: np.ascontiguousarray(value) for name, value in change(load_file(file)).items()}, file)
+
+
+def _assert_same_parameters(first, second):
+    for name in PARAMETERS:
+        chex.assert_trees_all_equal(getattr(first, name), getattr(second, name))
+
+
+def test_loading_gives_back_what_was_saved(saved):
+    model, folder = saved
+    loaded = load_model(folder)
+    _assert_same_parameters(model, loaded)
+    for name in ("unet", "vae", "text_encoder", "scaling_factor", "scheduler_config"):
+        assert getattr(loaded, name) == getattr(model, name)
+    chex.assert_trees_all_equal(loaded.schedule, model.schedule)
+    assert loaded.schedule.prediction_type == "v_prediction"
+    prompt = "the red robot with a hat"
+    assert loaded.tokenizer(prompt)["input_ids"] == model.tokenizer(prompt)["input_ids"]
+
+
+def test_saving_again_gives_the_same_bytes(saved, tmp_path):
+    model, folder = saved
+    save_model(tmp_path, load_model(folder))
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    for file in files:
+        assert (folder / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_the_model_passes_through_jit(saved):
+    model, folder = saved
+    doubled = jax.jit(lambda model: jax.tree.map(lambda leaf: 2 * leaf, model))(model)
+    assert doubled.unet == model.unet and doubled.tokenizer is model.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (
+            ("down_blocks_0", "resnets_1", "conv1", "kernel"),
+            "down_blocks.0.resnets.1.conv1.weight",
+        ),
+        (
+            ("mid_block", "attentions_0", "transformer_blocks_0", "attn1", "to_out_0", "bias"),
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.bias",
+        ),
+        (("ff", "net_0", "proj", "kernel"), "ff.net.0.proj.weight"),
+        (("time_embedding", "linear_1", "kernel"), "time_embedding.linear_1.weight"),
+        (("encoder", "layers_10", "layer_norm1", "scale"), "encoder.layers.10.layer_norm1.weight"),
+        (("embeddings", "token_embedding", "embedding"), "embeddings.token_embedding.weight"),
+    ],
+)
+def test_names_follow_diffusers(path, name):
+    assert tensor_name(path) == name
+
+
+def test_reads_half_precision_as_float32(folder, saved):
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        _rewrite(
+            folder / file, lambda tensors: {name: value.astype(np.float16) for name, value in tensors.items()}
+        )
+    loaded = load_model(folder)
+    for name in PARAMETERS:
+        expected = jax.tree.map(
+            lambda leaf: np.asarray(leaf).astype(np.float16).astype(np.float32), getattr(saved[0], name)
+        )
+        chex.assert_trees_all_equal(getattr(loaded, name), expected)
+
+
+def test_everything_is_of_the_type_asked_for(folder, saved):
+    loaded = load_model(folder, dtype=jnp.bfloat16)
+    for name in PARAMETERS:
+        expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), getattr(saved[0], name))
+        chex.assert_trees_all_equal(getattr(loaded, name), expected)
+        chex.assert_trees_all_equal_dtypes(getattr(loaded, name), expected)
+    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {jnp.bfloat16}
+
+
+@pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
+def test_half_precision_variants(folder, saved, stored):
+    """Taken for bfloat16, and for want of others; the tensors' own type does not matter."""
+    kernel = np.asarray(saved[0].unet_params["conv_in"]["kernel"])
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        half = folder / file.replace(".safetensors", ".fp16.safetensors")
+        shutil.copy(folder / file, half)
+        _rewrite(half, lambda tensors: {name: (2 * value).astype(stored) for name, value in tensors.items()})
+    whole, half = load_model(folder), load_model(folder, dtype=jnp.bfloat16)
+    _assert_same_parameters(whole, saved[0])
+    doubled = (2 * kernel).astype(stored)
+    np.testing.assert_array_equal(half.unet_params["conv_in"]["kernel"], doubled.astype(jnp.bfloat16))
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        (folder / file).unlink()
+    np.testing.assert_array_equal(load_model(folder).unet_params["conv_in"]["kernel"], doubled)
+
+
+def test_reads_shards(folder, saved):
+    for file, variant in ((UNET_WEIGHTS, ""), (TEXT_WEIGHTS, ".fp16")):
+        tensors = load_file(folder / file)
+        (folder / file).unlink()
+        weight_map = {}
+        for number, name in enumerate(sorted(tensors)):
+            weight_map[name] = f"part-{number % 3}.safetensors"
+        for shard in sorted(set(weight_map.values())):
+            part = {name: value for name, value in tensors.items() if weight_map[name] == shard}
+            save_file(part, (folder / file).with_name(shard))
+        (folder / f"{file}.index{variant}.json").write_text(json.dumps({"weight_map": weight_map}))
+    _assert_same_parameters(load_model(folder), saved[0])
+    (folder / "unet/part-1.safetensors").unlink()
+    with pytest.raises(UserError, match="unet/part-1.safetensors is missing"):
+        load_model(folder)
+
+
+def test_old_files_are_refused_with_the_command_that_converts_them(folder):
+    for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        (folder / file).rename((folder / file).with_suffix(".bin"))
+    with pytest.raises(UserError, match=f"lacks {UNET_WEIGHTS}.*python -c .*save_pretrained"):
+        load_model(folder)
+
+
+def test_a_folder_with_a_single_file_says_how_to_take_it(tmp_path):
+    (tmp_path / "v1-5.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="no model_index.json.*give .*v1-5.safetensors"):
+        load_model(tmp_path)
+
+
+def test_reads_the_old_names_of_the_vae_attention(folder, saved):
+    old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def age(tensors):
+        aged = {}
+        for name, value in tensors.items():
+            for new, old in old_names.items():
+                if f"attentions.0.{new}." in name:
+                    name = name.replace(new, old)
+                    # They were 1×1 convolutions once, in the encoder of this test.
+                    value = value[:, :, None, None] if value.ndim == 2 and "encoder" in name else value
+            aged[name] = value
+        return aged
+
+    _rewrite(folder / VAE_WEIGHTS, age)
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in load_file(folder / VAE_WEIGHTS)
+    _assert_same_parameters(saved[0], load_model(folder))
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_reads_the_text_encoder_with_and_without_prefix(folder, saved, prefix):
+    def rename(tensors):
+        assert all(name.startswith("text_model.") for name in tensors)
+        renamed = {prefix + name.removeprefix("text_model."): value for name, value in tensors.items()}
+        return {**renamed, f"{prefix}embeddings.position_ids": np.arange(12)[None]}
+
+    _rewrite(folder / TEXT_WEIGHTS, rename)
+    _assert_same_parameters(saved[0], load_model(folder))
+
+
+def _without(name):
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def _with(name, value):
+    return lambda tensors: {**tensors, name: value}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (UNET_WEIGHTS, _without("mid_block.resnets.1.conv2.weight"), ["(32, 32, 3, 3)"]),
+        (VAE_WEIGHTS, _without("encoder.mid_block.attentions.0.to_q.bias"), ["(16,)"]),
+        (TEXT_WEIGHTS, _without("text_model.encoder.layers.0.mlp.fc1.weight"), ["(40, 12)"]),
+        (UNET_WEIGHTS, _with("class_embedding.weight", np.zeros((3, 7), np.float32)), ["(3, 7)", "surplus"]),
+        (TEXT_WEIGHTS, _with("final_layer_norm.bias", np.zeros((12,), np.float32)), ["(12,)", "surplus"]),
+        (
+            UNET_WEIGHTS,
+            _with("conv_in.weight", np.zeros((16, 9, 3, 3), np.float32)),
+            ["(16, 9, 3, 3)", "(16, 4, 3, 3)"],
+        ),
+        (VAE_WEIGHTS, _with("quant_conv.bias", np.zeros((9,), np.float32)), ["(9,)", "(8,)"]),
+    ],
+    ids=[
+        "missing unet",
+        "missing vae",
+        "missing text",
+        "surplus",
+        "twice",
+        "shape of a kernel",
+        "shape of a bias",
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(folder, file, change, words):
+    before = load_file(folder / file)
+    _rewrite(folder / file, change)
+    after = load_file(folder / file)
+    changed = {
+        name
+        for name in before.keys() | after.keys()
+        if name not in before or name not in after or before[name].shape != after[name].shape
+    }
+    with pytest.raises(UserError) as error:
+        load_model(folder)
+    for word in (*(name.removeprefix("text_model.") for name in changed), file, *words):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        UNET_WEIGHTS,
+        VAE_WEIGHTS,
+        TEXT_WEIGHTS,
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+    ],
+)
+def test_a_missing_part_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        load_model(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [UNET_WEIGHTS, "vae/config.json"])
+def test_a_half_written_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=name):
+        load_model(folder)
+
+
+def test_another_kind_of_model_is_refused(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"] = ["diffusers", "SD3Transformer2DModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="SD3Transformer2DModel"):
+        load_model(folder)
+
+
+def test_a_broken_tokenizer_is_named(folder):
+    (folder / "tokenizer/vocab.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer in .* cannot be read"):
+        load_model(folder)
+
+
+def test_parts_of_different_models_are_refused(folder):
+    config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({**config, "beta_schedule": "wild"}))
+    with pytest.raises(UserError, match="wild"):
+        load_model(folder)

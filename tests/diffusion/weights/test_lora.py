@@ -1,0 +1,236 @@
+"""LoRA files in all their names, merged as the definition says: W + strength · alpha / rank · up · down."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.checkpoint import load_model, save_model
+from ge3d_jax.diffusion.weights.parameters import tensor_name
+from tests.reference_models import random_array, tiny_model
+
+RANK = 3
+# Linear layers and convolutions of both networks, by diffusers' names, and the weights' shapes (out, in, …).
+UNET = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (16, 16),
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (16, 12),
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0": (16, 16),
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj": (256, 32),
+    "down_blocks.0.resnets.0.conv1": (16, 16, 3, 3),
+    "down_blocks.0.downsamplers.0.conv": (16, 16, 3, 3),
+    "down_blocks.1.resnets.0.conv_shortcut": (32, 16, 1, 1),
+    "mid_block.resnets.1.time_emb_proj": (32, 64),
+}
+TEXT = {"encoder.layers.1.self_attn.q_proj": (12, 12), "encoder.layers.0.mlp.fc1": (40, 12)}
+# The same modules of the UNet by their original names.
+ORIGINAL = dict(
+    zip(
+        UNET,
+        (
+            "input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+            "input_blocks_1_1_transformer_blocks_0_attn2_to_k",
+            "output_blocks_3_1_transformer_blocks_0_attn2_to_out_0",
+            "middle_block_1_transformer_blocks_0_ff_net_0_proj",
+            "input_blocks_1_0_in_layers_2",
+            "input_blocks_2_0_op",
+            "input_blocks_3_0_skip_connection",
+            "middle_block_2_emb_layers_1",
+        ),
+        strict=True,
+    )
+)
+
+
+def _factors(module, shape):
+    """down (rank, in, …) and up (out, rank, …), as trainers write them for a layer of this shape."""
+    down = random_array(f"down {module}", (RANK, *shape[1:]))
+    up = random_array(f"up {module}", (shape[0], RANK, *(1 for _ in shape[2:])))
+    return down, up
+
+
+def _old(module):
+    """The name of attention's changes before PEFT: in the processor, the output not in a list."""
+    head, last = module.removesuffix(".0").rsplit(".", 1)
+    return f"unet.{head}.processor.{last}_lora"
+
+
+# How each kind of file names a module of the UNet and of the text encoder, and the two factors.
+STYLES = {
+    "peft": ("unet.{}", "text_encoder.text_model.{}", ".lora_A.weight", ".lora_B.weight"),
+    "peft without prefix": ("unet.{}", "text_encoder.{}", ".lora_A.weight", ".lora_B.weight"),
+    "peft named": ("unet.{}", "text_encoder.{}", ".lora_A.default.weight", ".lora_B.default.weight"),
+    "diffusers": ("unet.{}", "text_encoder.text_model.{}", ".lora.down.weight", ".lora.up.weight"),
+    "linear layer": (
+        "unet.{}",
+        "text_encoder.text_model.{}",
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+    "kohya": ("lora_unet_{}", "lora_te_text_model_{}", ".lora_down.weight", ".lora_up.weight"),
+    "kohya original": ("lora_unet_{}", "lora_te_text_model_{}", ".lora_down.weight", ".lora_up.weight"),
+}
+
+
+def _tensors(style, alpha=None):
+    unet, text, down_ending, up_ending = STYLES[style]
+    tensors = {}
+    for template, modules in ((unet, UNET), (text, TEXT)):
+        for module, shape in modules.items():
+            name = ORIGINAL.get(module, module) if style == "kohya original" else module
+            name = template.format(name.replace(".", "_") if style.startswith("kohya") else name)
+            tensors[name + down_ending], tensors[name + up_ending] = _factors(module, shape)
+            if alpha is not None:
+                tensors[f"{name}.alpha"] = np.array(alpha, np.float32)
+    return tensors
+
+
+def _expected(parameters, modules, scale):
+    """The parameters with the changes added one number at a time, in this project's axes."""
+    result = {}
+    for path, value in flatten_dict(parameters).items():
+        value = np.array(value, np.float64)
+        module = tensor_name(path).removesuffix(".weight")
+        if path[-1] == "kernel" and module in modules:
+            down, up = (factor.astype(np.float64) for factor in _factors(module, modules[module]))
+            for rank in range(RANK):
+                for out in range(value.shape[-1]):
+                    for into in range(value.shape[-2]):
+                        value[..., into, out] += scale * up[out, rank].item() * down[rank, into]
+        result[path] = value
+    return result
+
+
+def _assert_merged(loaded, model, scale, unet=UNET, text=TEXT):
+    for parameters, original, modules in (
+        (loaded.unet_params, model.unet_params, unet),
+        (loaded.text_params, model.text_params, text),
+    ):
+        expected = _expected(original, modules, scale)
+        for path, value in flatten_dict(parameters).items():
+            np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-5, err_msg=str(path))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A random model and its folder."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = tiny_model(folder / "words")
+    save_model(folder / "model", model)
+    return model, folder / "model"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_way_of_naming_is_merged(saved, tmp_path, style):
+    model, folder = saved
+    save_file(_tensors(style, alpha=2.0), tmp_path / "lora.safetensors")
+    loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 0.7)])
+    _assert_merged(loaded, model, 0.7 * 2.0 / RANK)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.vae_params, model.vae_params))
+
+
+def test_names_from_before_peft(saved, tmp_path):
+    model, folder = saved
+    attention = {module: shape for module, shape in UNET.items() if ".to_" in module}
+    tensors = {}
+    for module, shape in attention.items():
+        down, up = _factors(module, shape)
+        tensors |= {f"{_old(module)}.down.weight": down, f"{_old(module)}.up.weight": up}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 1.0)])
+    _assert_merged(loaded, model, 1.0, attention, {})
+
+
+def test_without_alpha_the_product_counts_whole(saved, tmp_path):
+    save_file(_tensors("peft"), tmp_path / "lora.safetensors")
+    _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", -0.5)]), saved[0], -0.5)
+
+
+@pytest.mark.parametrize(
+    ("notes", "scale"),
+    [
+        ({"lora_alpha": 6, "r": RANK}, 2.0),
+        ({"lora_alpha": 6, "use_rslora": True}, 6 / RANK**0.5),
+        ({"lora_alpha": 1, "alpha_pattern": {"to_.+|.*proj": 9, ".*conv.*|fc1": 9}}, 3.0),
+    ],
+    ids=["alpha", "rank-stabilised", "pattern"],
+)
+def test_alpha_from_the_header(saved, tmp_path, notes, scale):
+    header = {f"{part}.{name}": value for part in ("unet", "text_encoder") for name, value in notes.items()}
+    metadata = {"lora_adapter_metadata": json.dumps(header)}
+    save_file(_tensors("peft"), tmp_path / "lora.safetensors", metadata)
+    _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)]), saved[0], scale)
+
+
+def test_an_adapter_that_peft_wrote(saved, tmp_path):
+    tensors = {
+        name.replace("unet.", "base_model.model."): value
+        for name, value in _tensors("peft").items()
+        if name.startswith("unet.")
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="adapter_config.json is missing"):
+        load_model(saved[1], loras=[(tmp_path / "adapter_model.safetensors", 1.0)])
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
+    loaded = load_model(saved[1], loras=[(tmp_path / "adapter_model.safetensors", 1.0)])
+    _assert_merged(loaded, saved[0], 8 / RANK, text={})
+
+
+def test_several_files_add_up(saved, tmp_path):
+    model, folder = saved
+    for style in ("peft", "kohya"):
+        save_file(_tensors(style, alpha=RANK), tmp_path / f"{style}.safetensors")
+    loras = [(tmp_path / "peft.safetensors", 0.5), (tmp_path / "kohya.safetensors", 0.25)]
+    _assert_merged(load_model(folder, loras=loras), model, 0.75)
+
+
+def test_half_precision_is_rounded_once_after_merging(saved, tmp_path):
+    model, folder = saved
+    save_file(_tensors("peft", alpha=RANK), tmp_path / "lora.safetensors")
+    lora = [(tmp_path / "lora.safetensors", 1.0)]
+    whole, half = load_model(folder, loras=lora), load_model(folder, loras=lora, dtype=jnp.bfloat16)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.unet_params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, half.unet_params, rounded))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("lora_unet_down_blocks_9_resnets_0_conv1.alpha", "lora_unet_down_blocks_9_resnets_0_conv1"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_te2_"),
+        ("unet.conv_in.hada_w1_a", "unet.conv_in.hada_w1_a"),
+        ("unet.conv_in.lora_magnitude_vector", "no LoHa, LoKr or DoRA"),
+        ("text_encoder.embeddings.token_embedding.lora_A.weight", "token_embedding"),
+    ],
+)
+def test_a_name_the_model_does_not_know_is_named(saved, tmp_path, name, says):
+    save_file({**_tensors("kohya"), name: np.zeros((RANK, 4), np.float32)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match=says):
+        load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)])
+
+
+def test_one_factor_alone_is_refused(saved, tmp_path):
+    tensors = _tensors("peft")
+    del tensors["unet.down_blocks.0.resnets.0.conv1.lora_A.weight"]
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="one of the two factors of down_blocks.0.resnets.0.conv1.weight"):
+        load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)])
+
+
+@pytest.mark.parametrize("shape", [(RANK, 20), (RANK + 1, 16), (RANK, 16, 3, 3)])
+def test_factors_of_another_model_are_refused(saved, tmp_path, shape):
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    save_file({**_tensors("peft"), name: np.zeros(shape, np.float32)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="attn1.to_q.weight of .16, 16."):
+        load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)])
+
+
+def test_missing_and_pickled_files_are_refused(saved, tmp_path):
+    with pytest.raises(UserError, match="nowhere.safetensors is missing"):
+        load_model(saved[1], loras=[(tmp_path / "nowhere.safetensors", 1.0)])
+    with pytest.raises(UserError, match="python -c .*lora.safetensors"):
+        load_model(saved[1], loras=[(tmp_path / "lora.pt", 1.0)])

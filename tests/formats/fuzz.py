@@ -1,0 +1,221 @@
+"""Damaged splat files by the thousand: none may end in anything but a UserError, hang, or take memory.
+
+    python -m tests.formats.fuzz --count=12000
+
+Every file begins as a good one of some format and degree and is then damaged: bytes flipped, cut, doubled or
+spliced in from another file, numbers and words of the header replaced, a packed stream unpacked, changed and
+packed again. It takes some minutes; the tests run a few hundred.
+"""
+
+import argparse
+import dataclasses
+import gzip
+import struct
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.ply import save_ply
+from ge3d_jax.formats.splats import load_splats, save_splats
+from tests.formats.splat_files import random_gaussians
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# Numbers that readers trip over.
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"1",
+    b"2147483648",
+    b"4294967295",
+    b"1000000000000",
+    b"9" * 30,
+    b"1e9",
+    b"nan",
+    b"inf",
+)
+WORDS = (
+    b"list uchar int",
+    b"double",
+    b"uchar",
+    b"float",
+    b"property",
+    b"element face",
+    b"comment",
+    b"\n",
+    b" ",
+)
+# Memory that a file of no length may take, and what it may take for each of its bytes: a packed stream may be
+# 32 times its length (spz.py), and 20 packed bytes are a splat of 60, in float64 on the way there.
+FREE_BYTES = 2**25
+BYTES_FOR_EACH = 512
+# Processor time, far above what any takes; a reader that believes a count takes minutes.
+SLOWEST_SECONDS = 2.0
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run found: files tried, how many were read, the slowest (processor time), the hungriest."""
+
+    files: int = 0
+    read: int = 0
+    slowest_seconds: float = 0.0
+    most_bytes: int = 0
+
+
+def seeds(folder: Path) -> list[tuple[str, bytes]]:
+    """Good files to begin with, as ending and content."""
+    found = []
+    for degree in range(4):
+        gaussians = random_gaussians(6, degree)
+        for ending in (".ply", ".splat", ".spz"):
+            save_splats(folder / f"good{ending}", gaussians)
+            found.append((ending, (folder / f"good{ending}").read_bytes()))
+        payload = gzip.decompress(found[-1][1])
+        found.append((".spz", version_4(payload)))
+        save_ply(folder / "good.ply", gaussians, ascii=True)
+        found.append((".ply", (folder / "good.ply").read_bytes()))
+    return found
+
+
+def version_4(payload: bytes) -> bytes:
+    """An unpacked file of version 3 as a file of version 4."""
+    count, degree, bits = *struct.unpack_from("<IB", payload, 8), payload[13]
+    sizes = [9 * count, count, 3 * count, 3 * count, 4 * count, 3 * ((degree + 1) ** 2 - 1) * count]
+    streams, place = [], 16
+    for size in filter(None, sizes):
+        streams.append((zstd.compress(payload[place : place + size]), size))
+        place += size
+    head = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, count, degree, bits, 0, len(streams), 32)
+    table = b"".join(struct.pack("<QQ", len(stream), size) for stream, size in streams)
+    return head + table + b"".join(stream for stream, _ in streams)
+
+
+def flip(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """A few bytes changed, anywhere or near the start."""
+    changed = bytearray(data)
+    reach = len(data) if rng.random() < 0.5 else min(len(data), 64)
+    for _ in range(int(rng.integers(1, 9))):
+        changed[int(rng.integers(reach))] = int(rng.integers(256))
+    return bytes(changed)
+
+
+def cut(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """The beginning or the end missing."""
+    place = int(rng.integers(len(data)))
+    return data[:place] if rng.random() < 0.8 else data[place:]
+
+
+def double(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """A stretch repeated, up to a thousand times."""
+    start, length = int(rng.integers(len(data))), int(rng.integers(1, 100))
+    stretch = data[start : start + length]
+    return data[:start] + stretch * int(rng.choice([2, 3, 1000])) + data[start + length :]
+
+
+def splice(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """The beginning of one file and the end of another."""
+    return data[: int(rng.integers(len(data)))] + other[int(rng.integers(len(other))) :]
+
+
+def edit_words(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """Words of a text header replaced, left out or added."""
+    words = data.split(b" ")
+    for _ in range(int(rng.integers(1, 4))):
+        place = int(rng.integers(min(len(words), 80)))
+        _, newline, rest = words[place].partition(b"\n")
+        choices = NUMBERS if rng.random() < 0.5 else WORDS
+        words[place] = choices[int(rng.integers(len(choices)))] + newline + rest
+    return b" ".join(words)
+
+
+def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """A binary number replaced by one that is hard to take."""
+    place = int(rng.integers(min(len(data), 160)))
+    new = struct.pack("<Q", int(rng.choice([0, 1, 2**31, 2**32 - 1, 2**40, 2**63])))
+    floats = struct.pack("<f", float(rng.choice([np.nan, np.inf, -1.0, 3e38, 1e-45])))
+    new = floats if rng.random() < 0.3 else new[: int(rng.choice([1, 2, 4, 8]))]
+    return data[:place] + new + data[place + len(new) :]
+
+
+MUTATIONS = (flip, cut, double, splice, edit_words, edit_numbers)
+
+
+def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str, bytes]:
+    """One damaged file: its ending and its content."""
+    ending, data = good[int(rng.integers(len(good)))]
+    _, other = good[int(rng.integers(len(good)))]
+    inside = data.startswith(b"\x1f\x8b") and rng.random() < 0.7
+    if inside:
+        data = gzip.decompress(data)
+    for _ in range(int(rng.integers(1, 3))):
+        data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](rng, data, other) or b"\x00"
+    if inside:
+        data = gzip.compress(data, int(rng.choice([1, 9])), mtime=0)
+    if rng.random() < 0.02:
+        ending = (".ply", ".splat", ".spz")[int(rng.integers(3))]
+    return ending, data
+
+
+def fuzz(count: int, folder: Path, seed: int = 0) -> Outcome:
+    """Read `count` damaged files; raises AssertionError at one that is answered wrongly, which is kept."""
+    rng = np.random.default_rng(seed)
+    good = seeds(folder)
+    outcome = Outcome()
+    load_splats(folder / "good.ply")
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            ending, data = mutate(rng, good)
+            path = folder / f"damaged-{number}{ending}"
+            path.write_bytes(data)
+            tracemalloc.reset_peak()
+            before, start = tracemalloc.get_traced_memory()[0], time.process_time()
+            try:
+                load_splats(path)
+                outcome.read += 1
+            except UserError as error:
+                assert path.name in str(error) and "\n" not in str(error), f"{path}: {error}"
+            except BaseException as error:
+                raise AssertionError(f"{path}: {error!r}") from error
+            seconds, taken = time.process_time() - start, tracemalloc.get_traced_memory()[1] - before
+            assert taken <= FREE_BYTES + BYTES_FOR_EACH * len(data), f"{path}: {taken} bytes"
+            assert seconds <= SLOWEST_SECONDS, f"{path}: {seconds} s"
+            outcome.files += 1
+            outcome.slowest_seconds = max(outcome.slowest_seconds, seconds)
+            outcome.most_bytes = max(outcome.most_bytes, taken)
+            path.unlink()
+    finally:
+        tracemalloc.stop()
+    return outcome
+
+
+def main() -> None:
+    """Run with an address space that leaves no room for a file that lies, and print what was found."""
+    import resource
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=12000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    fuzz(1, folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, resource.RLIM_INFINITY))
+    start = time.monotonic()
+    outcome = fuzz(arguments.count, folder, arguments.seed)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{outcome}, {time.monotonic() - start:.0f} s, resident memory grew by {grown:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

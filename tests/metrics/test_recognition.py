@@ -1,0 +1,202 @@
+"""Naming pictures: ground truth on and off the grid, over any background, and the fast error's slow twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.metrics import recognition as recogniser
+from ge3d_jax.metrics.recognition import (
+    build_gallery,
+    confusion_matrix,
+    estimate_background,
+    load_gallery,
+    recognise,
+    recognised_front,
+)
+from ge3d_jax.runs import evaluate as evaluation
+from ge3d_jax.toybox.world.captions import Sentence, parse
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.render import Layers, paint_layers, render_sentence, toybox_camera
+
+KIND_NAMES = ("duck", "mushroom")
+COLOR_NAMES = tuple(COLORS)
+POLAR = np.deg2rad(70.0)
+WHITE = np.ones(3, np.float32)
+ODD = np.asarray((0.2, 0.5, 0.9), np.float32)
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    return build_gallery(KIND_NAMES, azimuths=8, polar_degrees=(70.0,))
+
+
+def truth(kind, color, azimuth, *, polar=POLAR, radius=3.5, background=WHITE):
+    camera = toybox_camera(azimuth, polar, radius)
+    return np.asarray(render_sentence(Sentence(kind, color), camera, background=jnp.asarray(background)))
+
+
+def paint_gallery(gallery, background):
+    """Every picture of the gallery, painted one by one: (K, V, C, H, W, 3)."""
+    planes = jnp.asarray(gallery.layers, jnp.float32) / 255.0
+    return np.stack(
+        [
+            np.stack(
+                [
+                    paint_layers(
+                        Layers(layers[..., 0], layers[..., 1], layers[..., 2:5], layers[..., 5]),
+                        jnp.asarray(rgb),
+                        jnp.asarray(COLORS[KINDS[kind].part_color]),
+                        jnp.asarray(background),
+                    )
+                    for rgb in COLORS.values()
+                ],
+                axis=1,
+            )
+            for kind, layers in zip(gallery.kinds, planes, strict=True)
+        ]
+    )
+
+
+def test_names_ground_truth_on_the_grid(gallery):
+    # -45° is a view that the gallery holds as the mirror image of another.
+    asked = [("duck", "yellow", 0.0), ("mushroom", "red", 0.0), ("duck", "white", -np.pi / 4)]
+    named = recognise(gallery, np.stack([truth(*one) for one in asked]), WHITE)
+    assert [gallery.kinds[kind] for kind in named.kinds] == [kind for kind, _, _ in asked]
+    assert [COLOR_NAMES[color] for color in named.colors] == [color for _, color, _ in asked]
+    np.testing.assert_allclose(named.azimuths[[0, 2]], [0.0, -np.pi / 4], atol=1e-6)
+    assert named.errors.max() < 1e-4
+
+
+def test_names_every_picture_of_the_gallery(gallery):
+    pictures = paint_gallery(gallery, WHITE)
+    kinds, views, colors = np.indices(pictures.shape[:3]).reshape(3, -1)
+    named = recognise(gallery, pictures.reshape(-1, *pictures.shape[3:]), WHITE)
+    np.testing.assert_array_equal(named.kinds, kinds)
+    np.testing.assert_array_equal(named.colors, colors)
+    ducks = kinds == 0
+    np.testing.assert_allclose(named.azimuths[ducks], gallery.azimuths[views[ducks]])
+
+
+def test_names_ground_truth_off_the_grid(gallery):
+    picture = truth("duck", "purple", np.deg2rad(10.0), polar=np.deg2rad(67.0), radius=3.4)
+    named = recognise(gallery, picture[None], WHITE)
+    assert (gallery.kinds[named.kinds[0]], COLOR_NAMES[named.colors[0]]) == ("duck", "purple")
+    assert named.azimuths[0] == 0.0 and recognised_front(named.azimuths[0])
+
+
+def test_error_is_that_of_painting_every_candidate(gallery):
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 64, 64, 3)).astype(np.float32)
+    behind = np.stack([ODD, WHITE])
+    named = recognise(gallery, images, behind)
+    for index in range(2):
+        errors = np.mean((paint_gallery(gallery, behind[index]) - images[index]) ** 2, axis=(3, 4, 5))
+        kind, view, color = np.unravel_index(errors.argmin(), errors.shape)
+        assert (named.kinds[index], named.colors[index]) == (kind, color)
+        assert named.azimuths[index] == gallery.azimuths[view]
+        np.testing.assert_allclose(named.errors[index], errors.min(), rtol=1e-4)
+
+
+def test_background_is_found_and_used(gallery):
+    pictures = np.stack(
+        [truth("mushroom", "white", 0.0, background=ODD), truth("mushroom", "white", 0.0, background=WHITE)]
+    )
+    found = estimate_background(pictures)
+    np.testing.assert_allclose(found, [ODD, WHITE], atol=1e-6)
+    noisy = pictures + np.random.default_rng(0).normal(scale=0.02, size=pictures.shape)
+    noisy[:, :, :5] = 0.0  # something reaches the edge
+    np.testing.assert_allclose(estimate_background(noisy), [ODD, WHITE], atol=0.03)
+    named = recognise(gallery, pictures, found)
+    assert [COLOR_NAMES[color] for color in named.colors] == ["white", "white"]
+    assert named.errors.max() < 1e-4
+    assert recognise(gallery, pictures[:1], WHITE).errors[0] > 0.01
+
+
+def test_gallery_is_kept_in_a_file(gallery, tmp_path, monkeypatch):
+    traced = []
+
+    def build(report=None):
+        traced.append(report)
+        return gallery
+
+    monkeypatch.setattr(recogniser, "build_gallery", build)
+    first, second = load_gallery(tmp_path / "new"), load_gallery(tmp_path / "new")
+    assert len(traced) == 1
+    np.testing.assert_array_equal(first.layers, gallery.layers)
+    np.testing.assert_array_equal(second.azimuths, gallery.azimuths)
+
+
+def test_pictures_of_another_size_are_refused(gallery):
+    with pytest.raises(ValueError, match="64, 64"):
+        recognise(gallery, np.zeros((1, 32, 32, 3)), WHITE)
+
+
+def test_fronts_and_confusion():
+    degrees = np.asarray([0, 45, -45, 60, 90, 180, -180, 315, 360])
+    np.testing.assert_array_equal(
+        recognised_front(np.deg2rad(degrees).astype(np.float32)),
+        [True, True, True, False, False, False, False, True, True],
+    )
+    matrix = confusion_matrix(np.asarray([0, 0, 2, 2]), np.asarray([0, 1, 2, 2]), 3)
+    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 0, 0], [0, 0, 2]])
+
+
+def test_figures_of_the_recogniser(gallery):
+    figures = evaluation.measure_recogniser(gallery, repeats=1)
+    assert figures["pictures"] == 24
+    assert figures["right_kind_and_color"] > 0.9
+    assert np.sum(figures["kind_confusion"]) == np.sum(figures["color_confusion"]) == 24
+    assert figures["azimuth_error_degrees"]["median"] < 25  # the grid of this gallery is 45° wide
+
+
+def test_figures_of_a_model_that_draws_the_truth_but_for_one_kind(gallery):
+    def sample(prompts, key):
+        wrong = {"mushroom": "duck"}
+        asked = [parse(prompt) for prompt in prompts]
+        azimuth = float(jax.random.randint(key, (), 0, 8)) * np.pi / 4
+        return np.stack(
+            [truth(wrong.get(one.kind, one.kind), one.color, azimuth, background=ODD) for one in asked]
+        )
+
+    figures, pictures = evaluation.measure_model(gallery, sample)
+    assert pictures.shape == (24, 64, 64, 3)
+    assert (figures["right_kind"], figures["right_color"]) == (0.5, 1.0)
+    assert figures["right_kind_and_color"] == 0.5
+    assert figures["samples"][12] | {"squared_error": 0} == {
+        "prompt": "a red mushroom",
+        "named_kind": "duck",
+        "named_color": "red",
+        "right_kind": False,
+        "right_color": True,
+        "squared_error": 0,
+    }
+
+
+@pytest.fixture(scope="module")
+def around():
+    return {
+        kind: np.stack([truth(kind, "green", azimuth) for azimuth in np.arange(8) * np.pi / 4])
+        for kind in KIND_NAMES
+    }
+
+
+def test_figures_of_objects(gallery, around):
+    duck = evaluation.measure_object(gallery, "a green duck", around["duck"])
+    assert duck["right_kind_and_color"] == 1.0 and duck["one_front"] and duck["fronts_at_degrees"] == [0]
+    assert [view["named_azimuth_degrees"] % 360 for view in duck["views"]] == list(range(0, 360, 45))
+
+    two_faced = around["duck"].copy()
+    two_faced[4] = two_faced[0]
+    janus = evaluation.measure_object(gallery, "a green duck", two_faced)
+    assert janus["one_front"] is False and janus["fronts_at_degrees"] == [0, 180]
+    turned = evaluation.measure_object(gallery, "a green duck", np.roll(around["duck"], 2, axis=0))
+    assert turned["one_front"] is False and turned["fronts_at_degrees"] == [90]
+
+    plain = evaluation.measure_object(gallery, "a red mushroom", around["mushroom"])
+    assert plain["one_front"] is None
+    assert (plain["right_kind"], plain["right_color"]) == (1.0, 0.0)
+
+    means = evaluation.summarise_objects([one | {"seconds": 2.0} for one in (duck, janus, plain)])
+    assert (means["objects"], means["objects_with_front"], means["one_front"]) == (3, 2, 0.5)
+    assert means["mean_seconds"] == 2.0

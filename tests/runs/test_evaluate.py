@@ -1,0 +1,162 @@
+"""The evaluation's list of prompts, its resuming, and the page and pictures made from the figures."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs import evaluate as evaluation
+from ge3d_jax.runs import evaluation_report as report
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.toybox.world.captions import caption, parse
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+# As in tests/test_api_cli.py, so that both share what they compile.
+SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+
+
+def test_prompts_are_spread_over_the_world():
+    sentences = [parse(prompt) for prompt in evaluation.PROMPTS]
+    assert len(sentences) == len(set(sentences)) == 24
+    assert [caption(sentence) for sentence in sentences] == list(evaluation.PROMPTS)
+    kinds = Counter(sentence.kind for sentence in sentences)
+    assert set(kinds) == set(KINDS)
+    assert sum(kinds[kind] for kind, thing in KINDS.items() if thing.has_front) == 17
+    assert Counter(sentence.color for sentence in sentences) == dict.fromkeys(COLORS, 2)
+    evaluation.check_prompts(evaluation.PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"), [("a red mushroom with a blue stem", "second colour"), ("a dragon", "not a sentence")]
+)
+def test_prompts_that_cannot_be_judged_are_refused(prompt, says):
+    with pytest.raises(UserError, match=says):
+        evaluation.check_prompts(["a red mushroom", prompt])
+
+
+class Generated(Exception):
+    pass
+
+
+def test_finished_objects_are_loaded_and_others_made_anew(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    write_tiny_model(model)
+
+    def make(seed=0, **changes):
+        return evaluation.make_object(
+            "a red mushroom",
+            seed=seed,
+            folder=tmp_path / "objects",
+            model=str(model),
+            overrides=SMALL | changes,
+        )
+
+    def refuse(*_, **__):
+        raise Generated
+
+    first, seconds = make()
+    monkeypatch.setattr(evaluation, "generate", refuse)
+    again, same_seconds = make()
+    assert seconds == same_seconds > 0
+    np.testing.assert_array_equal(first.positions, again.positions)
+    # Other settings and other seeds are other objects; a run that was stopped early is none.
+    for changes in ({"guidance.scale": 3.0}, {"seed": 1}):
+        with pytest.raises(Generated):
+            make(**changes)
+    metrics = tmp_path / "objects" / "a-red-mushroom-0" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(Generated):
+        make()
+
+
+def test_fingerprint_follows_the_weights(tmp_path):
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet" / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = evaluation.model_fingerprint(tmp_path)
+    assert before == evaluation.model_fingerprint(tmp_path)
+    weights.write_bytes(b"two")
+    assert before != evaluation.model_fingerprint(tmp_path)
+
+
+def some_reports():
+    view = {
+        "azimuth_degrees": 0,
+        "named_kind": "pig",
+        "named_color": "red",
+        "named_azimuth_degrees": 0,
+        "squared_error": 0.01,
+    }
+    shares = {"right_kind": 0.9375, "right_color": 1.0, "right_kind_and_color": 0.5}
+    duck = {
+        "prompt": "a red duck",
+        "one_front": False,
+        "fronts_at_degrees": [0, 180],
+        "seconds": 61.2,
+        "views": [view | {"azimuth_degrees": 45 * index} for index in range(8)],
+        **shares,
+    }
+    sample = {
+        "prompt": "a red duck",
+        "named_kind": "pig",
+        "named_color": "red",
+        "right_kind": False,
+        "right_color": True,
+        "squared_error": 0.02,
+    }
+    return {
+        "recogniser": {
+            "pictures": 576,
+            "cameras_per_kind_and_color": 3,
+            "azimuth_error_degrees": {"pictures": 300, "median": 3.5, "percentile_95": 7.4, "largest": 20.0},
+            "turned": [{"prompt": "a black cat", "azimuth_degrees": 7, "named_azimuth_degrees": 180}],
+            "right_front_decision": 0.9,
+            **shares,
+        },
+        "model": {"pictures": 1, "seed": 0, "samples": [sample], **shares},
+        "objects": {
+            "objects": 1,
+            "objects_with_front": 1,
+            "one_front": 0.0,
+            "mean_seconds": 61.2,
+            "seed": 0,
+            "machine": "2 processor cores",
+            "overrides": {"views": "2"},
+            "list": [duck, duck | {"one_front": None, "fronts_at_degrees": []}],
+            **shares,
+        },
+    }
+
+
+def test_page_tells_the_figures_that_there_are():
+    reports = some_reports()
+    page = report.markdown(reports)
+    for words in (
+        "93.8 %",
+        "576 ground-truth",
+        "a red duck as red pig",
+        "0°, 180°",
+        "a black cat at 7° (180°)",
+        "`views=2`",
+        "61 s",
+    ):
+        assert words in page
+    part = report.markdown({"model": reports["model"]})
+    assert "## The model" in part and "## The objects" not in part
+
+
+def test_pictures_of_the_report():
+    reports = some_reports()
+    matrix = report.draw_confusion([[3, 1, 0], [0, 4, 0], [0, 0, 0]], ["cat", "television", "pig"])
+    assert matrix.dtype == np.uint8 and matrix.shape[0] == matrix.shape[1] > 100
+    sheet = report.sample_sheet(reports["model"], np.zeros((1, 64, 64, 3)))
+    assert sheet.shape[0] > 128
+    splats = make_gaussians(
+        np.zeros((1, 3)), np.full((1, 3), 0.5), np.full((1, 3), 0.1), np.asarray([0.9]), capacity=1
+    )
+    sides = report.object_sides(splats)
+    assert sides.shape == (4, 128, 128, 3) and sides[0, 64, 64].max() < 200 and sides[0, 0, 0].min() == 255
+    sheet = report.object_sheet(reports["objects"]["list"], [sides, sides])
+    assert sheet.shape[1] > 8 * 128

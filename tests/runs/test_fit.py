@@ -1,0 +1,218 @@
+"""Fitting in miniature: the order of the pictures, what is written, stopping and going on, both densities."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.devices import batch_mesh
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
+from ge3d_jax.runs.fit import begin_fit, fit_images, in_world_units
+from ge3d_jax.runs.progress import RunProgress
+from ge3d_jax.toybox.world.captions import Sentence
+from ge3d_jax.toybox.world.posed_images import write_posed_images
+from ge3d_jax.training.fit_config import FitConfig, settings_in_use
+from ge3d_jax.training.iterations import iterate
+from ge3d_jax.training.photometric import (
+    choose_views,
+    image_loss,
+    make_fit_step,
+    over_background,
+    views_of,
+    with_degree,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+# Small enough for seconds; the splats already fill their buffer, so that one length is compiled.
+SMALL = {
+    "iterations": 40,
+    "views": 1,
+    "start.count": 120,
+    "splat_capacity": 150,
+    "sh_every": 10,
+    "start.sh_degree": 1,
+    "buffer_capacity": 4096,
+    "density.first": 10,
+    "density.every": 10,
+    "density.last": 30,
+    "background.replaced": 0.0,
+    "optimizer.color": [0.1, 0.05],
+    "optimizer.opacity": [0.2, 0.1],
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mushroom")
+    write_posed_images(folder, Sentence("mushroom", "red"), views=5, test_views=2, size=24, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    return fit_images(images, out=tmp_path_factory.mktemp("fit"), overrides=SMALL, progress=False)
+
+
+def test_a_fit_comes_closer_and_writes_everything(whole):
+    names = {path.name for path in whole.folder.iterdir()}
+    assert names == {
+        "object.ply",
+        "viewer.html",
+        "turntable.mp4",
+        "turntable.gif",
+        "views.png",
+        "comparison.png",
+        "held_out.json",
+        "config.json",
+        "metrics.jsonl",
+    }
+    lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == whole.metrics and [line["iteration"] for line in lines] == list(range(1, 41))
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert lines[-1]["splats"] == 150
+    measured = json.loads((whole.folder / "held_out.json").read_text())
+    assert measured["psnr"] == whole.psnr > 12 and 0 < measured["ssim"] == whole.ssim < 1
+    np.testing.assert_allclose(np.mean([one["psnr"] for one in measured["pictures"].values()]), whole.psnr)
+    saved = load_ply(whole.folder / "object.ply")
+    assert saved.capacity == int(whole.gaussians.mask.sum()) == 150 and saved.sh_degree == 1
+    assert np.abs(np.asarray(saved.sh[:, 1:])).max() > 0
+
+
+def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path, monkeypatch):
+    update = RunProgress.update
+
+    def interrupted(self, done, loss, splats):
+        update(self, done, loss, splats)
+        if done == 15:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunProgress, "update", interrupted)
+    stopped = fit_images(images, out=tmp_path, overrides=SMALL, progress=False)
+    assert stopped.interrupted and stopped.iterations == 15 and load_ply(tmp_path / "object.ply").capacity > 0
+    monkeypatch.setattr(RunProgress, "update", update)
+    with pytest.raises(UserError, match="settings.views"):
+        fit_images(images, out=tmp_path, overrides=SMALL | {"views": 2}, resume=True, progress=False)
+    again = fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
+    assert not again.interrupted and again.iterations == 40
+    assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
+    assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
+    with pytest.raises(UserError, match="no interrupted run"):
+        fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
+
+
+def test_a_fixed_budget_grows_slowly(images):
+    config = with_overrides(FitConfig(), SMALL | {"density.kind": "mcmc", "iterations": 21})
+    train, _ = read_posed_images(images)
+    views, mesh = views_of(train, scene_radius(train)), batch_mesh(1)
+    seen = []
+    result = iterate(
+        begin_fit(config, jax.random.key(0)),
+        lambda buffer_capacity: make_fit_step(config, views, buffer_capacity, mesh),
+        iterations=config.iterations,
+        buffer_capacity=config.buffer_capacity,
+        splat_capacity=config.splat_capacity,
+        density=config.density,
+        on_progress=lambda done, metrics, state: seen.append(metrics),
+    )
+    # 120, and 5 % more after iterations 10 and 20.
+    assert [int(metrics.splats) for metrics in seen] == [120] * 10 + [126] * 10 + [132]
+    assert result.iterations == 21 and int(result.gaussians.mask.sum()) == 132
+    losses = [float(metrics.loss) for metrics in seen]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_the_settings_of_a_fit_are_those_that_are_read(whole):
+    shown = json.loads((whole.folder / "config.json").read_text())["settings"]["density"]
+    assert shown["prune_opacity"] == 0.005 and not {"prune_scale", "reset_opacity"} & shown.keys()
+    resetting = with_overrides(FitConfig(), {"density.reset_every": 300})
+    assert settings_in_use(resetting)["density"]["prune_scale"] == 0.3
+    assert settings_in_use(resetting) == dataclasses.asdict(resetting)
+
+
+def test_pictures_take_turns():
+    choose = jax.jit(partial(choose_views, views=3, count=7))
+    chosen = np.concatenate([choose(jax.random.key(0), jnp.int32(i)) for i in range(14)]).reshape(6, 7)
+    assert (np.sort(chosen, axis=1) == np.arange(7)).all()
+    assert len({tuple(order) for order in chosen}) > 1
+
+
+@pytest.fixture(scope="module")
+def five_splats():
+    config = with_overrides(FitConfig(), {"start.count": 5, "splat_capacity": 5, "start.sh_degree": 3})
+    return begin_fit(config, jax.random.key(0)).gaussians
+
+
+def test_higher_bands_wait_their_turn(five_splats):
+    gaussians = five_splats.replace(sh=jnp.ones((5, 16, 3)))
+    for degree, bands in ((0, 1), (1, 4), (2, 9), (3, 16)):
+        sh = np.asarray(with_degree(gaussians, degree).sh)
+        assert (sh[:, :bands] == 1).all() and not sh[:, bands:].any()
+
+
+def test_units_of_length(five_splats):
+    scaled = in_world_units(five_splats, 2.5)
+    np.testing.assert_allclose(scaled.positions, 2.5 * np.asarray(five_splats.positions), rtol=1e-6)
+    scales = 2.5 * np.exp(np.asarray(five_splats.log_scales))
+    np.testing.assert_allclose(np.exp(np.asarray(scaled.log_scales)), scales, rtol=1e-5)
+    np.testing.assert_array_equal(scaled.opacity_logits, five_splats.opacity_logits)
+
+
+def test_loss_and_background():
+    pixels = np.zeros((12, 12, 4), np.uint8)
+    pixels[..., :] = 51, 0, 0, 102
+    image = over_background(jnp.asarray(pixels), jnp.asarray([1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(image[3, 4], [0.2 + 0.6, 0.3, 0.0], rtol=1e-5)
+    loss = jax.jit(image_loss)
+    assert abs(float(loss(image, image, dssim=0.2))) < 1e-5
+    np.testing.assert_allclose(loss(image + 0.1, image, dssim=0.0), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"images": "none"}, "no folder none"),
+        ({"seed": -1}, "seed is -1"),
+        ({"overrides": {"density.kind": "magic"}}, "clone_split, mcmc"),
+        ({"overrides": {"iteration": 3}}, "iterations"),
+        ({"overrides": {"views": 0}}, "views is 0"),
+        ({"overrides": {"splat_capacity": 10}}, "splat_capacity is 10"),
+        ({"overrides": {"loss.dssim": 2}}, "loss.dssim"),
+        ({"overrides": {"start.opacity": 1}}, "start.opacity"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(images, tmp_path, changes, says):
+    arguments = {"images": images, "out": tmp_path / "out"} | changes
+    with pytest.raises(UserError, match=says):
+        fit_images(arguments.pop("images"), progress=False, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("fit_images.py", ["--images=none"], "no folder none"),
+        ("render_toybox.py", ["--prompt=a red dragon"], "dragon"),
+    ],
+)
+def test_scripts_tell_a_mistake_in_one_line(script, arguments, says):
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert finished.returncode == 2 and finished.stdout == "" and says in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1

@@ -1,0 +1,290 @@
+"""The whole path on a tiny random model: what is written, what is refused, how a run is stopped."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ge3d_jax
+from ge3d_jax.cli import script
+from ge3d_jax.core.errors import RunDropped, UserError
+from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
+from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.runs.edit import edit_2d
+from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
+from ge3d_jax.runs.request import check_picture_size, pair_loras
+from ge3d_jax.training.config import PRESETS, with_overrides
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPT = "a red mushroom"
+# Three quick iterations.
+SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def result(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return ge3d_jax.generate(
+        PROMPT, model=model, out=out, overrides=SMALL, preview_every=2, progress=False, seed=3
+    )
+
+
+def test_everything_is_written(result):
+    names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "object.ply",
+        "turntable.mp4",
+        "turntable.gif",
+        "views.png",
+        "viewer.html",
+        "config.json",
+        "metrics.jsonl",
+        "previews/iteration_00002.png",
+    }
+    assert not result.interrupted and result.iterations == 3
+    assert result.frames.dtype == np.uint8 and result.frames.ndim == 4
+
+
+def test_files_say_what_was_done(result):
+    config = json.loads((result.folder / "config.json").read_text())
+    assert (config["prompt"], config["seed"], config["settings"]["iterations"]) == (PROMPT, 3, 3)
+    assert config["settings"]["start"]["count"] == 50
+    assert "jax" in config["versions"]
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.metrics
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    saved = load_ply(result.folder / "object.ply")
+    assert saved.capacity == int(result.gaussians.mask.sum()) == lines[-1]["splats"]
+
+
+def test_notebooks_show_the_sheet(result):
+    assert result._repr_png_() == (result.folder / "views.png").read_bytes()
+    with Image.open(result.folder / "views.png") as sheet:
+        assert sheet.width > 4 * 200 and sheet.height > 2 * 200
+
+
+def test_same_seed_same_bytes_and_old_results_go(model, result, tmp_path):
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "iteration_00099.png").write_bytes(b"old")
+    again = ge3d_jax.generate(
+        PROMPT, model=model, out=tmp_path, overrides=SMALL, preview_every=2, progress=False, seed=3
+    )
+    for name in ("object.ply", "views.png", "turntable.gif", "previews/iteration_00002.png"):
+        assert (again.folder / name).read_bytes() == (result.folder / name).read_bytes(), name
+    assert not (tmp_path / "previews" / "iteration_00099.png").exists()
+
+
+def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
+    again = ge3d_jax.generate(
+        "a blue mushroom",
+        model=model,
+        out=tmp_path,
+        start=result.folder / "object.ply",
+        overrides=SMALL,
+        preview_every=0,
+        progress=False,
+    )
+    before, after = load_ply(result.folder / "object.ply"), load_ply(tmp_path / "object.ply")
+    assert before.capacity == after.capacity == 50
+    moved = np.abs(np.asarray(after.positions - before.positions)).max()
+    assert 0 < moved < 0.1
+    assert not (again.folder / "previews").exists()
+
+
+def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path, monkeypatch):
+    update = RunProgress.update
+
+    def interrupted_update(self, done, loss, splats):
+        update(self, done, loss, splats)
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunProgress, "update", interrupted_update)
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = ge3d_jax.generate(
+        PROMPT, model=model, out=tmp_path, overrides=SMALL, preview_every=0, progress=False
+    )
+    assert stopped.interrupted and stopped.iterations == len(stopped.metrics) == 2
+    assert load_ply(tmp_path / "object.ply").capacity == 50
+    assert (tmp_path / "views.png").is_file()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path, monkeypatch):
+    run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 2, "progress": False}
+    run |= {"overrides": SMALL, "checkpoint_every": 1}
+    with monkeypatch.context() as patch:
+        update = RunProgress.update
+
+        def killed_update(self, done, loss, splats):
+            update(self, done, loss, splats)
+            if done == 2:
+                raise RuntimeError
+
+        patch.setattr(RunProgress, "update", killed_update)
+        with pytest.raises(RuntimeError):
+            ge3d_jax.generate(PROMPT, **run)
+    with pytest.raises(UserError, match="started with settings.views = 1, not 2"):
+        ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"views": 2}}, resume=True)
+    resumed = ge3d_jax.generate(PROMPT, **run, resume=True)
+    assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
+    for name in ("object.ply", "views.png"):
+        assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
+    # Finished, there is nothing to go on from.
+    with pytest.raises(UserError, match="holds no interrupted run"):
+        ge3d_jax.generate(PROMPT, **run, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": ""}, "no words"),
+        ({"prompt": " !?"}, "no words"),
+        ({"prompt": "a red dragon"}, '"dragon"'),
+        ({"preset": "fast"}, "'fast' does not exist"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**40}, "seed is"),
+        ({"start": "missing.ply"}, "missing.ply"),
+        ({"model": "missing"}, "no model in missing"),
+        ({"dtype": "float16"}, "'float16' does not exist"),
+        ({"loras": [("missing.safetensors", 1.0)]}, "missing.safetensors is missing"),
+        ({"textual_inversions": ["cat.bin"]}, "cat.bin is of an old format"),
+        ({"overrides": {"guidance.scal": 3}}, "guidance.scale"),
+        ({"overrides": {"iterations": "many"}}, "iterations"),
+        ({"overrides": {}, "preset": "paper"}, "image_size is 512"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, changes, says):
+    arguments = {"prompt": PROMPT, "model": model, "out": tmp_path / "run", "overrides": SMALL} | changes
+    with pytest.raises(UserError, match=says):
+        ge3d_jax.generate(**arguments, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"image_size": 18}, "multiple of 8"),
+        ({"image_size": 4}, "multiple of 8"),
+        ({"nodes.max_step": [1500, 300]}, "goes up to 1500"),
+    ],
+)
+def test_a_refused_run_leaves_earlier_results_as_they_were(model, result, tmp_path, overrides, says):
+    folder = tmp_path / "run"
+    shutil.copytree(result.folder, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=says):
+        ge3d_jax.generate(PROMPT, model=model, out=folder, overrides=SMALL | overrides, progress=False)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_pictures_far_smaller_than_the_model_s_are_refused(model):
+    loaded = load_model(model)
+    unet = UNet2DConditionModel(dataclasses.replace(loaded.unet.config, sample_size=64))
+    with pytest.raises(UserError, match="pictures of 256 pixels .* --preset=paper"):
+        check_picture_size(with_overrides(PRESETS["toybox"], SMALL), dataclasses.replace(loaded, unet=unet))
+
+
+def test_output_folder_that_is_a_file(model, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken cannot be written to"):
+        ge3d_jax.generate(PROMPT, model=model, out=tmp_path / "taken", overrides=SMALL, progress=False)
+
+
+def test_edit_2d_of_a_sentence_and_of_a_picture(model, tmp_path):
+    folder = edit_2d(
+        "a blue mushroom", source_prompt=PROMPT, model=model, max_step=300, nodes=2, out=tmp_path / "a"
+    )
+    assert {path.name for path in folder.iterdir()} == {
+        "nodes.png",
+        "edited.png",
+        "source.png",
+        "config.json",
+    }
+    edit_2d(PROMPT, image=folder / "source.png", model=model, max_step=300, nodes=2, out=tmp_path / "b")
+    with Image.open(tmp_path / "b" / "nodes.png") as picture:
+        assert picture.width > 3 * 190 and picture.height > 2 * 190
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "one of image and source_prompt"),
+        ({"image": "a.png", "source_prompt": PROMPT}, "one of image and source_prompt"),
+        ({"image": "missing.png"}, "missing.png"),
+        ({"source_prompt": "mushroom"}, "not a sentence"),
+        ({"source_prompt": PROMPT, "max_step": 1000}, "max_step is 1000"),
+        ({"source_prompt": PROMPT, "nodes": 0}, "nodes is 0"),
+    ],
+)
+def test_edit_2d_refuses(model, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        edit_2d(PROMPT, model=model, out=tmp_path, **changes)
+
+
+def test_slugs():
+    assert slug("A red  mushroom, please!") == "a-red-mushroom-please"
+    assert slug("../../etc/passwd") == "etc-passwd"
+    assert slug("Ein grüner Bär") == "ein-grüner-bär"
+    assert slug("…") == ""
+    assert len(slug("word " * 100)) <= 60
+
+
+def test_settings_on_the_command_line():
+    assert script.parse_settings(["views=2", "guidance.negative_prompt=a=b"]) == {
+        "views": "2",
+        "guidance.negative_prompt": "a=b",
+    }
+    for bad in ("views", "=3"):
+        with pytest.raises(UserError, match="--set="):
+            script.parse_settings([bad])
+
+
+def test_strengths_are_for_all_loras_or_for_each():
+    assert pair_loras([], []) == []
+    assert pair_loras(["a", "b"], []) == [("a", 1.0), ("b", 1.0)]
+    assert pair_loras(["a", "b"], [0.5]) == [("a", 0.5), ("b", 0.5)]
+    assert pair_loras(["a", "b"], [0.5, -1.0]) == [("a", 0.5), ("b", -1.0)]
+    for files, strengths in ((["a", "b", "c"], [1.0, 2.0]), ([], [1.0])):
+        with pytest.raises(UserError, match="one for each --lora"):
+            pair_loras(files, strengths)
+
+
+def test_first_interrupt_asks_and_second_interrupts():
+    with RunProgress(1, enabled=False) as progress, gentle_interrupt(progress) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        # Another one than a plain Ctrl-C, after which a run gives what it has.
+        with pytest.raises(RunDropped):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("arguments", [["--prompt=a red dragon"], ["--prompt=a cat", "--no_such_flag=1"], []])
+def test_script_tells_a_mistake_in_one_line(model, arguments):
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "generate.py"), f"--model={model}", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1 and finished.stderr.startswith("generate.py: ")

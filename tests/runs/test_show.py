@@ -1,0 +1,297 @@
+"""Looking at splat files: the turntable's cameras, files of any size and up direction, what is written."""
+
+import json
+import math
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import tests.formats.splat_files as splat_files
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.cameras import read_camera_path
+from ge3d_jax.formats.splats import load_splats, save_splats
+from ge3d_jax.runs import show
+from ge3d_jax.runs.show import parse_color, parse_size, render_splats
+from ge3d_jax.splatting import rasterize
+from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
+from ge3d_jax.viewer.framing import find_frame, fitting_distance, framed, orbit_cameras, upright
+from ge3d_jax.viewer.turntable import Viewpoint, render_around, render_each
+
+SIZE = 32
+RED, GREEN, BLUE = np.eye(3)
+OPTIONS = {"progress": False, "size": (SIZE, SIZE), "background": (0.0, 0.0, 0.0)}
+
+
+def signposts() -> Gaussians:
+    """Red at the front (+x), green at the left (+y), blue on top (+z)."""
+    return make_gaussians(np.eye(3), np.eye(3), np.full(3, 0.12), np.full(3, 0.95), capacity=3)
+
+
+def where(image, channel):
+    """Column and row of a colour's middle, from -1 at the left and top to 1."""
+    weights = np.maximum(image[..., channel].astype(float) - image.max(axis=(0, 1)).min() * 0.2, 0)
+    others = np.delete(image, channel, axis=-1).max(axis=-1)
+    weights = np.where(image[..., channel] > others, weights, 0)
+    grid = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1
+    return weights.sum(axis=0) @ grid / weights.sum(), weights.sum(axis=1) @ grid / weights.sum()
+
+
+def transformed(gaussians, *, turn=None, scale=1.0, shift=0.0):
+    """The splats of a world with other axes and units."""
+    turn = np.eye(3) if turn is None else turn
+    # Round splats, whose own turn shows nowhere.
+    positions = scale * np.asarray(gaussians.positions) @ turn.T + shift
+    return gaussians.replace(
+        positions=positions.astype(np.float32), log_scales=np.asarray(gaussians.log_scales) + math.log(scale)
+    )
+
+
+def test_turntable_sees_front_left_and_top_where_they_are(tmp_path):
+    save_splats(tmp_path / "a.ply", signposts())
+    written = render_splats(tmp_path / "a.ply", out=tmp_path / "a.png", azimuth_degrees=0.0, **OPTIONS)
+    assert written == [tmp_path / "a.png"]
+    image = np.asarray(Image.open(tmp_path / "a.png"))
+    assert image.shape == (SIZE, SIZE, 3)
+    # From the front: its left side is at the viewer's right, and the top is up.
+    assert where(image, 1)[0] > 0.2 and abs(where(image, 0)[0] - where(image, 2)[0]) < 0.3
+    assert where(image, 2)[1] < -0.2 < where(image, 0)[1]
+    render_splats(tmp_path / "a.ply", out=tmp_path / "b.png", azimuth_degrees=90.0, **OPTIONS)
+    # From its left, the front is at the viewer's left.
+    assert where(np.asarray(Image.open(tmp_path / "b.png")), 0)[0] < -0.2
+
+
+def test_cameras_are_those_of_the_turntable_of_a_run():
+    azimuths = np.linspace(-3, 3, 5)
+    ours = orbit_cameras(azimuths, polar=1.2, distance=3.5, fov=0.5, size=(SIZE, SIZE), up="z")
+    for index, azimuth in enumerate(azimuths):
+        theirs = orbit_camera(azimuth=azimuth, polar=1.2, radius=3.5, fov=0.5, size=SIZE)
+        np.testing.assert_allclose(ours.world_to_camera[index], theirs.world_to_camera, atol=1e-5)
+        np.testing.assert_allclose(ours.intrinsics[index], theirs.intrinsics, rtol=1e-6)
+    gaussians = signposts()
+    viewpoint = Viewpoint(radius=3.5, polar=1.2, fov=0.5, size=SIZE)
+    around = render_around(gaussians, azimuths, viewpoint=viewpoint, background=(0.0, 0.0, 0.0))
+    each = np.stack(list(render_each(gaussians, ours, background=(0.0, 0.0, 0.0))))
+    assert np.abs(around.astype(int) - each).max() <= 1
+
+
+def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):
+    # Scales that are no logarithms: each splat covers every tile.
+    gaussians = splat_files.random_gaussians(5000, degree=0)
+    save_splats(tmp_path / "a.ply", gaussians.replace(log_scales=np.full((5000, 3), 0.01, np.float32)))
+    monkeypatch.setattr(rasterize, "memory_limit", lambda _: 2**22)
+    with pytest.raises(UserError, match=r"there is memory for \d+: render a smaller image .*logarithms"):
+        render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", **OPTIONS | {"size": (64, 64)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_antialiasing_is_passed_to_the_renderer(tmp_path):
+    # Splats a tenth of a pixel wide, which widening to a pixel would else show as if they were as wide.
+    thin = signposts().replace(log_scales=jnp.full((3, 3), math.log(0.01)))
+    save_splats(tmp_path / "a.ply", thin)
+    light = {}
+    for antialiased in (False, True):
+        options = OPTIONS | {"antialiased": antialiased, "radius": 6.0, "azimuth_degrees": 30.0}
+        render_splats(tmp_path / "a.ply", out=tmp_path / "a.png", **options)
+        light[antialiased] = np.asarray(Image.open(tmp_path / "a.png"), float).sum()
+    assert 0 < light[True] < 0.5 * light[False]
+
+
+def test_frames_are_not_held(tmp_path, monkeypatch):
+    alive, most = [], 0
+
+    def render_each(gaussians, cameras, **_):
+        nonlocal alive, most
+        for index in range(len(cameras.intrinsics)):
+            image = np.full((SIZE, SIZE, 3), index, np.uint8)
+            alive = [reference for reference in alive if reference() is not None] + [weakref.ref(image)]
+            most = max(most, len(alive))
+            yield image
+            del image
+
+    monkeypatch.setattr(show, "render_each", render_each)
+    save_splats(tmp_path / "a.ply", signposts())
+    render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", frames=60, **OPTIONS)
+    assert most <= 4
+    # The views of the sheet, and before them the frames that the colours of the .gif are chosen on.
+    render_splats(tmp_path / "a.ply", out=tmp_path / "all", frames=60, views=5, **OPTIONS)
+    assert most <= 12
+    with pytest.raises(UserError, match="too large to hold"):
+        options = OPTIONS | {"size": (4096, 4096), "frames": 10_000}
+        render_splats(tmp_path / "a.ply", out=tmp_path / "b.gif", **options)
+
+
+@pytest.mark.parametrize(
+    ("up", "turn", "scale", "shift"),
+    [
+        ("z", np.eye(3), 1e-3, 0.0),
+        ("y", np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]), 200.0, [500.0, -300.0, 70.0]),
+        ("-y", np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]), 1.0, 3.0),
+    ],
+)
+def test_any_size_place_and_upright_direction_looks_the_same(tmp_path, up, turn, scale, shift):
+    save_splats(tmp_path / "a.ply", signposts())
+    save_splats(tmp_path / "b.ply", transformed(signposts(), turn=turn, scale=scale, shift=shift))
+    render_splats(tmp_path / "a.ply", out=tmp_path / "a.png", azimuth_degrees=30.0, **OPTIONS)
+    render_splats(tmp_path / "b.ply", out=tmp_path / "b.png", azimuth_degrees=30.0, up=up, **OPTIONS)
+    plain, other = (np.asarray(Image.open(tmp_path / name), int) for name in ("a.png", "b.png"))
+    assert np.abs(plain - other).max() <= 3
+    # The page has the same splats in the same frame.
+    frames = [find_frame(load_splats(tmp_path / name)) for name in ("a.ply", "b.ply")]
+    pages = [
+        upright(framed(load_splats(tmp_path / name), frame), direction)
+        for name, frame, direction in (("a.ply", frames[0], "z"), ("b.ply", frames[1], up))
+    ]
+    np.testing.assert_allclose(pages[0].positions, pages[1].positions, atol=1e-4)
+    np.testing.assert_allclose(pages[0].log_scales, pages[1].log_scales, atol=1e-4)
+
+
+def test_upright_turns_the_splats_themselves():
+    gaussians = splat_files.random_gaussians(5, degree=1)
+    turned = jax.tree.map(np.asarray, upright(gaussians, "-y"))
+    # A splat drawn out along the file's up, which is -y, is drawn out along z afterwards.
+    before, after = (rotation(q) for q in (gaussians.quaternions, turned.quaternions))
+    np.testing.assert_allclose(after[:, 2], -before[:, 1], atol=1e-6)
+    np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-6)
+    np.testing.assert_allclose(turned.positions[:, 2], -gaussians.positions[:, 1], atol=1e-6)
+    assert turned.sh.shape == (5, 1, 3)
+
+
+def rotation(quaternions):
+    w, x, y, z = np.moveaxis(quaternions, -1, 0)
+    rows = [
+        [w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z],
+    ]
+    return np.moveaxis(np.array(rows), (0, 1), (1, 2))
+
+
+def test_frame_holds_the_splats_but_for_strays_and_faint_ones():
+    gaussians = splat_files.random_gaussians(1000, degree=0)
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(1000, 3))
+    positions *= rng.uniform(size=(1000, 1)) ** (1 / 3) / np.linalg.norm(positions, axis=1, keepdims=True)
+    positions = positions.astype(np.float32) * 2 + 5
+    positions[:10] = 1e6
+    logits = np.zeros(1000, np.float32)
+    positions[10:300], logits[10:300] = -40.0, -8.0
+    gaussians = gaussians.replace(
+        positions=positions, opacity_logits=logits, log_scales=np.full((1000, 3), -5.0, np.float32)
+    )
+    frame = find_frame(gaussians)
+    np.testing.assert_allclose(frame.center, 5, atol=0.3)
+    assert 1.7 < frame.radius < 2.3
+    # All of a sphere is seen, on tall and on wide pictures.
+    for size in ((100, 100), (50, 100), (100, 50)):
+        distance = fitting_distance(0.5, size)
+        narrow = min(0.25, math.atan(math.tan(0.25) * size[0] / size[1]))
+        assert math.asin(1 / distance) < narrow < 1.2 * math.asin(1 / distance)
+
+
+def write_path(path, cameras, **content):
+    """Cameras (world to camera, OpenCV) as a file of OpenGL matrices."""
+    flip = np.diag([1.0, -1.0, -1.0, 1.0])
+    frames = [{"transform_matrix": (np.linalg.inv(np.asarray(each)) @ flip).tolist()} for each in cameras]
+    path.write_text(json.dumps({"frames": frames} | content))
+
+
+def test_camera_path_sees_what_its_cameras_see(tmp_path):
+    gaussians = transformed(signposts(), scale=50.0, shift=[7.0, 8.0, 9.0])
+    save_splats(tmp_path / "a.ply", gaussians)
+    cameras = [
+        orbit_camera(azimuth=azimuth, polar=1.0, radius=200.0, fov=0.8, size=SIZE, target=(20.0, 20.0, 20.0))
+        for azimuth in (0.0, 1.0, 2.0)
+    ]
+    focal = float(cameras[0].intrinsics[0])
+    matrices = [camera.world_to_camera for camera in cameras]
+    write_path(tmp_path / "angle.json", matrices, camera_angle_x=0.8)
+    # As nerfstudio has it, of pictures twice as large, and with another middle.
+    write_path(tmp_path / "focal.json", matrices, fl_x=2 * focal, w=2 * SIZE, h=2 * SIZE, cx=SIZE + 4.0)
+    moved = read_camera_path(tmp_path / "focal.json", size=(SIZE, SIZE))
+    np.testing.assert_allclose(moved.intrinsics[2], [focal, focal, SIZE / 2 + 2, SIZE / 2], rtol=1e-5)
+    options = OPTIONS | {"camera_path": tmp_path / "angle.json", "out": tmp_path / "out", "views": 2}
+    written = render_splats(tmp_path / "a.ply", **options)
+    assert [path.name for path in written] == ["turntable.mp4", "turntable.gif", "views.png", "viewer.html"]
+    with Image.open(tmp_path / "out" / "turntable.gif") as gif:
+        assert gif.n_frames == 3
+    # The first and the second of three cameras are on the sheet.
+    seen = render_each(
+        gaussians, read_camera_path(tmp_path / "angle.json", size=(SIZE, SIZE)), background=(0, 0, 0)
+    )
+    sheet = np.asarray(Image.open(tmp_path / "out" / "views.png"), int)
+    for index, image in enumerate(seen):
+        left = 6 + index * (SIZE + 6)
+        if index < 2:
+            assert np.abs(sheet[6 : 6 + SIZE, left : left + SIZE] - image).max() <= 2
+    assert sheet.shape[1] == 2 * (SIZE + 6) + 6
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[]", "no JSON object"),
+        ("{", "not readable JSON"),
+        ('{"camera_angle_x": 1, "frames": []}', "at least one camera"),
+        ('{"camera_angle_x": 1, "frames": [7]}', r"frames\[0\] is no JSON object"),
+        ('{"camera_angle_x": 1, "frames": [{}]}', "transform_matrix"),
+        ('{"camera_angle_x": 4, "frames": [{"transform_matrix": EYE}]}', "camera_angle_x is 4"),
+        ('{"frames": [{"transform_matrix": EYE}]}', "camera_angle_x is None"),
+        ('{"fl_x": 9, "frames": [{"transform_matrix": EYE}]}', "w is None"),
+        ('{"fl_x": -9, "w": 4, "frames": [{"transform_matrix": EYE}]}', "fl_x is -9"),
+        (f'{{"camera_angle_x": 1{"0" * 400}, "frames": [{{"transform_matrix": EYE}}]}}', "camera_angle_x"),
+    ],
+)
+def test_bad_camera_paths_are_named(tmp_path, content, says):
+    path = tmp_path / "path.json"
+    path.write_text(content.replace("EYE", json.dumps(np.eye(4).tolist())))
+    with pytest.raises(UserError, match=says) as caught:
+        read_camera_path(path, size=(8, 8))
+    assert "path.json" in str(caught.value)
+    with pytest.raises(UserError, match="no camera path at"):
+        read_camera_path(tmp_path, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"frames": 0}, "number of frames is 0"),
+        ({"views": 1000}, "number of views"),
+        ({"fps": 0}, "frames a second"),
+        ({"elevation_degrees": 91.0}, "elevation"),
+        ({"fov_degrees": 0.0}, "field of view"),
+        ({"radius": -1.0}, "radius"),
+        ({"azimuth_degrees": math.nan}, "azimuth"),
+        ({"up": "x"}, "one of z, y, -y"),
+        ({"out": "picture.jpg"}, r"picture\.jpg does not end"),
+        ({"camera_path": "nothing.json"}, "no camera path"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(tmp_path, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    save_splats(tmp_path / "a.ply", signposts())
+    with pytest.raises(UserError, match=says):
+        render_splats("a.ply", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_the_folder_is_named_after_the_splats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_splats(tmp_path / "a-mug-0" / "object.spz", signposts())
+    written = render_splats("a-mug-0/object.spz", frames=2, views=2, **OPTIONS)
+    assert {str(path.parent) for path in written} == {"outputs/a-mug-0-object"}
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_sizes_and_colours():
+    assert parse_size("512") == (512, 512) and parse_size(" 640X360 ") == (640, 360)
+    for text in ("", "8", "640x", "1x2x3", "-5", "99999", "1e3"):
+        with pytest.raises(UserError, match="size"):
+            parse_size(text)
+    assert parse_color("white") == (1.0, 1.0, 1.0) and parse_color("#ff0000") == (1.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="background"):
+        parse_color("no colour")

@@ -1,0 +1,70 @@
+"""The slow obvious picture of a thing: walk along each ray in small even steps to the first point inside."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.toybox.world.objects import KINDS
+
+RADIUS, FIELD_OF_VIEW = 3.5, 0.5
+_LIGHT = np.asarray((0.33, 0.0, 0.944))
+_DIFFERENCE = 1e-3
+
+
+def camera_frame(azimuth, polar):
+    """Position of a camera that looks at the origin, and its right, down and forward axes."""
+    position = RADIUS * np.asarray(
+        (np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar))
+    )
+    forward = -position / np.linalg.norm(position)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    return position, right, np.cross(forward, right), forward
+
+
+def distances(kind, points):
+    return np.asarray(jnp.stack([value for _, value in KINDS[kind].solids(jnp.asarray(points, jnp.float32))]))
+
+
+def march(kind, azimuth, polar, positions, *, step=2.5e-3):
+    """Which solid the rays through `positions` (N, 2), in units of half the picture's height, meet.
+
+    Returns: solid's number, -1 for none (N,); where it is met (N, 3).
+    """
+    origin, right, down, forward = camera_frame(azimuth, polar)
+    reach = np.tan(FIELD_OF_VIEW / 2)
+    rays = forward + reach * (positions[:, :1] * right + positions[:, 1:] * down)
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    steps = np.arange(RADIUS - 1.0, RADIUS + 1.0, step)
+    met, places = np.full(len(rays), -1), np.zeros((len(rays), 3))
+    for start in range(0, len(rays), 64):
+        points = origin + steps[None, :, None] * rays[start : start + 64, None, :]
+        values = distances(kind, points)
+        is_inside = values.min(axis=0) < 0
+        first = is_inside.argmax(axis=1)
+        rows = np.arange(len(points))
+        met[start : start + 64] = np.where(is_inside.any(axis=1), values.argmin(axis=0)[rows, first], -1)
+        places[start : start + 64] = points[rows, first]
+    return met, places
+
+
+def shade(kind, places):
+    """Light sent back at surface points (N, 3), with normals by central differences."""
+    offsets = _DIFFERENCE * np.eye(3)
+    slopes = [
+        distances(kind, places + offset).min(axis=0) - distances(kind, places - offset).min(axis=0)
+        for offset in offsets
+    ]
+    normals = np.stack(slopes, axis=-1)
+    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
+    return 0.66 + 0.34 * np.maximum(normals @ _LIGHT, 0.0)
+
+
+def paint_picture(kind, azimuth, *, size=16):
+    """Number of the paint that each pixel's middle shows, -1 for none: (size, size)."""
+    centers = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(centers, centers)
+    positions = np.stack([x.ravel(), y.ravel()], axis=-1)
+    met, _ = march(kind, azimuth, np.deg2rad(80.0), positions, step=1e-2)
+    paints = [paint for paint, _ in KINDS[kind].solids(jnp.zeros((1, 3)))]
+    numbers = np.asarray([paints.index(paint) for paint in paints] + [-1])
+    return numbers[met].reshape(size, size)

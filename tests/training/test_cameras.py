@@ -1,0 +1,80 @@
+"""Cameras, backgrounds and what else chance decides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.training import cameras as inputs
+from ge3d_jax.training.config import PRESETS, BackgroundConfig, with_overrides
+
+PAPER = PRESETS["paper"].cameras
+
+
+def _positions(cameras):
+    return np.asarray(jax.vmap(camera_center)(cameras))
+
+
+def test_ranges_widen_step_by_step_until_their_ends():
+    radius, fov, azimuth = inputs.camera_ranges(PAPER, 99)
+    np.testing.assert_allclose(radius, PAPER.radius_begin)
+    np.testing.assert_allclose(fov, PAPER.fov_radians_begin)
+    assert float(azimuth) == PAPER.azimuth_degrees_begin
+    radius, fov, azimuth = inputs.camera_ranges(PAPER, 100)
+    np.testing.assert_allclose(radius, [5.2 * 0.95, 5.5 * 0.95], rtol=1e-6)
+    np.testing.assert_allclose(fov, [0.32 * 0.75, 0.60], rtol=1e-6)
+    assert float(azimuth) == pytest.approx(120.0)
+    radius, fov, azimuth = inputs.camera_ranges(PAPER, 3000)
+    np.testing.assert_allclose(radius, PAPER.radius_end, rtol=1e-6)
+    np.testing.assert_allclose(fov, PAPER.fov_radians_end, rtol=1e-6)
+    assert float(azimuth) == 180.0
+
+
+def test_cameras_stand_where_the_settings_say():
+    still = with_overrides(
+        PRESETS["paper"],
+        {"cameras.jitter_center": 0, "cameras.jitter_target": 0, "cameras.jitter_up": 0},
+    ).cameras
+    cameras, azimuth = inputs.sample_cameras(jax.random.key(0), still, 0, views=400, size=32)
+    x, y, z = _positions(cameras).T
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    assert radius.min() >= 5.2 - 1e-4 and radius.max() <= 5.5 + 1e-4 and np.ptp(radius) > 0.25
+    polar = np.rad2deg(np.arccos(z / radius))
+    assert polar.min() >= 45 - 1e-3 and polar.max() <= 90 + 1e-3 and np.ptp(polar) > 40
+    np.testing.assert_allclose(np.arctan2(y, x), azimuth, atol=1e-4)
+    degrees = np.rad2deg(azimuth)
+    assert np.abs(degrees).max() <= 80.001 and degrees.min() < -60 and degrees.max() > 60
+    # u^1.5: half of the cameras lie within 0.5^1.5 of the half-range.
+    assert np.mean(np.abs(degrees) < 80 * 0.5**1.5) == pytest.approx(0.5, abs=0.08)
+    # One field of view for all.
+    assert np.ptp(np.asarray(cameras.intrinsics[:, 0])) == 0.0
+
+
+def test_jitter_moves_the_cameras_a_little():
+    cameras, azimuth = inputs.sample_cameras(jax.random.key(1), PAPER, 0, views=50, size=32)
+    x, y, _ = _positions(cameras).T
+    away = np.abs(np.arctan2(y, x) - azimuth)
+    assert 0 < away.max() < 0.05
+
+
+def test_backgrounds_keep_their_shares():
+    config = BackgroundConfig(color=(1.0, 1.0, 1.0), replaced=0.6, random_share=0.5)
+    colors = np.asarray(inputs.sample_backgrounds(jax.random.key(0), config, 4000))
+    white, black = np.all(colors == 1, axis=1).mean(), np.all(colors == 0, axis=1).mean()
+    assert white == pytest.approx(0.4, abs=0.03) and black == pytest.approx(0.3, abs=0.03)
+
+
+def test_everything_has_its_shape_and_another_key_changes_it_all():
+    config = with_overrides(PRESETS["paper"], {"image_size": 32, "views": 3})
+
+    def draw(seed):
+        return inputs.sample_inputs(jax.random.key(seed), config, 10, latent_shape=(4, 4, 4), capacity=7)
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert first.noise.shape == (3, 4, 4, 4) and first.scale_noise.shape == (3, 7, 3)
+    assert first.backgrounds.shape == (3, 3) and first.node_times.shape == (7,)
+    assert float(jnp.std(first.scale_noise)) == pytest.approx(0.2**0.5 / 4, rel=0.3)
+    for name in ("azimuth", "noise", "scale_noise", "node_times"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))

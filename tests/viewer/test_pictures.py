@@ -1,0 +1,129 @@
+"""Pictures and turntables: sizes, values, endless loops, and the same bytes for the same frames."""
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.video import save_gif, save_mp4
+from ge3d_jax.viewer.sheet import enlarge, image_grid, load_image, save_png, to_uint8
+
+
+def moving_square(count=6, size=33):
+    frames = np.full((count, size, size, 3), 255, np.uint8)
+    for index in range(count):
+        frames[index, 8:16, index * 3 : index * 3 + 8] = (200, 30, 40)
+    return frames
+
+
+def test_to_uint8_rounds_and_clips():
+    values = np.array([[[-1.0, 0.0, 0.499 / 255], [0.5, 1.0, 2.0], [np.nan, 254.5 / 255, 0.502 / 255]]])
+    assert to_uint8(values).tolist() == [[[0, 0, 0], [128, 255, 255], [0, 254, 1]]]
+
+
+def test_enlarge_by_a_whole_factor():
+    image = np.zeros((64, 80, 3), np.uint8)
+    assert enlarge(image, minimum=256).shape == (256, 320, 3)
+    assert enlarge(image, minimum=65).shape == (128, 160, 3)
+    assert enlarge(image, minimum=64) is image
+
+
+def test_png_round_trip_and_same_bytes(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    save_png(tmp_path / "a.png", image)
+    save_png(tmp_path / "b.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_grid_places_images_and_labels():
+    images = [np.full((64, 64, 3), value, np.uint8) for value in (10, 120, 200)]
+    sheet = image_grid(images, ["0°", "90°", "180°"], columns=2)
+    assert sheet.dtype == np.uint8
+    for value in (10, 120, 200):
+        assert (sheet == value).all(axis=-1).sum() >= 64 * 64
+    # Two rows of two cells, the last of them empty.
+    assert sheet.shape[0] > 2 * 64 and 2 * 64 < sheet.shape[1] < 3 * 64
+    assert (sheet[-60:, -60:] == 255).all()
+    labelled = image_grid(images, ["", "", ""], columns=2)
+    assert (labelled != sheet).any()
+
+
+def test_grid_needs_a_label_each():
+    with pytest.raises(ValueError, match="labels"):
+        image_grid([np.zeros((8, 8, 3), np.uint8)], [], columns=1)
+
+
+def test_gif_loops_forever(tmp_path):
+    frames = moving_square()
+    save_gif(tmp_path / "a.gif", frames, fps=10)
+    save_gif(tmp_path / "b.gif", frames, fps=10)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (6, 0, 100)
+        assert min(gif.size) >= 256
+        pixel = gif.convert("RGB").getpixel((30, 90))
+        assert np.abs(np.subtract(pixel, (200, 30, 40))).max() < 12
+
+
+def test_mp4_opens_with_even_sides(tmp_path):
+    frames = moving_square(size=257)
+    save_mp4(tmp_path / "a.mp4", frames, fps=12)
+    save_mp4(tmp_path / "b.mp4", frames, fps=12)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))
+    meta = next(reader)
+    assert meta["source_size"] == (256, 256)
+    assert meta["pix_fmt"].startswith("yuv420p")
+    assert len(list(reader)) == 6
+
+
+def test_frames_one_by_one_are_the_same_video(tmp_path):
+    frames = moving_square()
+    save_mp4(tmp_path / "a.mp4", frames)
+    save_mp4(tmp_path / "b.mp4", (frame for frame in frames))
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("save", [save_gif, save_mp4])
+def test_videos_need_frames(tmp_path, save):
+    with pytest.raises(ValueError, match="at least one"):
+        save(tmp_path / "a", np.zeros((0, 8, 8, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def stopped():
+        yield from moving_square()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_mp4(tmp_path / "a.mp4", stopped())
+    for program, says in (("/bin/false", "cannot be written, ffmpeg says"), ("/no/ffmpeg", "cannot be run")):
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+        with pytest.raises(UserError, match=says):
+            # More than a pipe holds.
+            save_mp4(tmp_path / "a.mp4", moving_square())
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_image_crops_the_middle_and_puts_transparent_parts_on_white(tmp_path):
+    picture = np.zeros((40, 80, 4), np.uint8)
+    picture[:, 20:60] = (0, 255, 0, 255)
+    picture[:20, 20:60, 3] = 0
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png", size=20)
+    assert image.shape == (20, 20, 3) and image.dtype == np.float32
+    np.testing.assert_allclose(image[:4], 1.0)
+    np.testing.assert_allclose(image[16:], np.broadcast_to([0.0, 1.0, 0.0], (4, 20, 3)), atol=1e-6)
+
+
+def test_load_image_names_a_bad_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\.png"):
+        load_image(tmp_path / "a.png", size=8)
+    with pytest.raises(UserError, match="no picture at"):
+        load_image(tmp_path / "b.png", size=8)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_image(tmp_path, size=8)
