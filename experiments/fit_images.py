@@ -27,7 +27,7 @@ _OUT = flags.DEFINE_string(
 )
 _DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make pictures so many times smaller.")
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations.")
-_DENSITY = flags.DEFINE_string("density", "clone_split", "clone_split, or mcmc: a fixed budget.")
+_DENSITY = flags.DEFINE_string("density", None, "clone_split, the default, or mcmc: a fixed budget.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 500, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
 )
@@ -37,7 +37,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> None:
     """Run `fit_images` with the flags and say where the files are."""
-    overrides = {"density.kind": _DENSITY.value} | script.parse_settings(_SET.value)
+    overrides = script.parse_settings(_SET.value)
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
 
@@ -48,6 +48,7 @@ def main() -> None:
         seed=_SEED.value,
         out=_OUT.value,
         downscale=_DOWNSCALE.value,
+        density=_DENSITY.value,
         overrides=overrides,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         resume=_RESUME.value,

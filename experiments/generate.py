@@ -25,6 +25,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.")
 _PRESET = flags.DEFINE_string(
     "preset", "toybox", "toybox, for the bundled model, or paper, for Stable Diffusion."
 )
+_GUIDANCE = flags.DEFINE_string(
+    "guidance", None, "The loss, with its settings for the preset; by default ge3d. A wrong name lists them."
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
 )
@@ -62,18 +65,14 @@ def main() -> None:
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
 
-    if _DENSITY.value is not None:
-        from ge3d_jax.training.config import density_overrides, preset, with_overrides
-
-        chosen = with_overrides(preset(_PRESET.value), overrides)
-        overrides = density_overrides(chosen, _DENSITY.value) | overrides
-
     from ge3d_jax.runs.generate import generate
     from ge3d_jax.runs.request import pair_loras
 
     result = generate(
         _PROMPT.value,
         preset=_PRESET.value,
+        guidance=_GUIDANCE.value,
+        density=_DENSITY.value,
         seed=_SEED.value,
         model=_MODEL.value,
         out=_OUT.value,

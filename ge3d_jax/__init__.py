@@ -15,7 +15,7 @@ __all__ = ["Result", "generate"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: JAX takes a second, and a part of the package may be wanted without it.
     if name in __all__:
-        from ge3d_jax import api
+        from ge3d_jax.runs import generate
 
-        return getattr(api, name)
+        return getattr(generate, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,18 @@
-"""Trees of settings: frozen dataclasses with sections, addressed by dotted names, `cameras.radius_begin`."""
+"""Trees of settings: frozen dataclasses with sections of any depth, addressed by dotted names.
+
+A section is a setting whose value is a frozen dataclass: `scene.density.every` is the setting `every` of the
+section `density` of the section `scene`. A section may be a choice among several dataclasses, each with a
+kind: `guidance.kind` says which one is there.
+"""
 
 import dataclasses
 import difflib
 import json
-import math
+import sys
 import types
 import typing
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from ge3d_jax.core.errors import UserError
 
@@ -16,42 +21,161 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
+_CHOICES = "choices"
+_KIND = "kind"
+_NUMBERS = (int, float)
+# More would be a list, not a hint.
+_MOST_SUGGESTIONS = 4
 
-def setting_names(config: "DataclassInstance") -> list[str]:
-    """The dotted names of all settings, in the order of the tree."""
-    names = []
+
+@dataclasses.dataclass
+class _Draft:
+    """A section under change: dataclasses check themselves, so they are built when all values are there."""
+
+    cls: type
+    # Those of sections are drafts.
+    values: dict[str, Any]
+
+
+def choice(choices: Callable[[], Mapping[str, type]], default: Any) -> Any:
+    """A dataclass field whose value is one of several frozen dataclasses.
+
+    Args:
+        choices: gives the mapping of kind → class, in the order to be told. Each kind has a class of its own,
+            which can be made without arguments and has no setting named `kind`. It is called when the
+            settings are used rather than when they are defined, so that it may import.
+        default: an instance of one of the classes.
+
+    Returns:
+        What `dataclasses.field` returns.
+    """
+    return dataclasses.field(default=default, metadata={_CHOICES: choices})
+
+
+def _is_section(value: Any) -> TypeGuard["DataclassInstance"]:
+    """Whether a value holds settings of its own."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _choices_of(owner: type, field_name: str) -> Mapping[str, type] | None:
+    """Kind → class of that field of a dataclass; None where it is no choice."""
+    (field,) = [field for field in dataclasses.fields(owner) if field.name == field_name]
+    return field.metadata[_CHOICES]() if _CHOICES in field.metadata else None
+
+
+def _kind_of_class(name: str, cls: type, choices: Mapping[str, type]) -> str:
+    """The kind of the class. Raises TypeError where the section `name` holds what is no choice."""
+    for kind, known in choices.items():
+        if known is cls:
+            return kind
+    raise TypeError(f"{name} holds a {cls.__name__}, which is none of its choices: {', '.join(choices)}.")
+
+
+def _class_of_kind(name: str, kind: Any, choices: Mapping[str, type]) -> type:
+    """The class of the kind. Raises UserError where the section `name` has no such kind."""
+    if not isinstance(kind, str) or kind not in choices:
+        raise UserError(f"The setting {name}.{_KIND} is {kind!r}; use one of {', '.join(choices)}.")
+    return choices[kind]
+
+
+def kind_of(config: "DataclassInstance", name: str) -> str:
+    """The kind of a section that is a choice.
+
+    Args:
+        config: a frozen dataclass of settings and of sections of settings.
+        name: the full dotted name of the section, `guidance` or `scene.density`.
+
+    Raises:
+        TypeError: the section is no choice, or holds something else than one.
+    """
+    owner_name, _, field_name = name.rpartition(".")
+    owner: Any = config
+    for part in owner_name.split(".") if owner_name else ():
+        owner = getattr(owner, part)
+    choices = _choices_of(type(owner), field_name)
+    if choices is None:
+        raise TypeError(f"{name} is no choice.")
+    return _kind_of_class(name, type(getattr(owner, field_name)), choices)
+
+
+def to_tree(config: "DataclassInstance") -> dict[str, Any]:
+    """All settings as nested dictionaries, for JSON; those of choices hold `kind` first.
+
+    Args:
+        config: a frozen dataclass of settings and of sections of settings.
+
+    Returns:
+        Name → value, or name → the same of a section. Tuples stay tuples.
+    """
+    tree: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
+        if _is_section(value):
+            choices = _choices_of(type(config), field.name)
+            kind = {} if choices is None else {_KIND: _kind_of_class(field.name, type(value), choices)}
+            tree[field.name] = kind | to_tree(value)
         else:
-            names.append(field.name)
-    return names
+            tree[field.name] = value
+    return tree
 
 
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the annotated type `kind`; lists become tuples and whole numbers floats where asked for."""
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        (inner,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
-        return _convert(name, value, inner)
-    if origin is tuple:
-        inner_kinds = typing.get_args(kind)
-        if isinstance(value, list | tuple) and len(value) == len(inner_kinds):
-            return tuple(_convert(name, v, k) for v, k in zip(value, inner_kinds, strict=True))
-        expected = f"{len(inner_kinds)} numbers, as [{', '.join('…' for _ in inner_kinds)}]"
-        raise UserError(f"The setting {name} is {value!r}; give {expected}.")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is float and is_number:
-        return float(value)
-    if kind is int and is_number and value == int(value):
-        return int(value)
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
-    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
-    raise UserError(f"The setting {name} is {value!r}; give {expected}.")
+def from_tree(default: Settings, tree: Mapping[str, Any]) -> Settings:
+    """Read what `to_tree` made, also after it has been through JSON.
+
+    Args:
+        default: settings of the same class, for the classes of the sections that are no choices.
+        tree: name → value, or name → the same of a section. It holds every setting.
+
+    Raises:
+        UserError: an unknown or a missing setting, a kind that does not exist, or a value of the wrong kind;
+            names it.
+    """
+    return _from_tree(default, tree, "")
+
+
+def _from_tree(default: Settings, tree: Any, prefix: str) -> Settings:
+    """`from_tree` of the section whose settings' names begin with `prefix`."""
+    if not isinstance(tree, Mapping):
+        section = prefix.removesuffix(".") or "configuration"
+        raise UserError(f"The section {section} is {tree!r}; give its settings by name.")
+    known = [field.name for field in dataclasses.fields(default)]
+    for name in tree:
+        if name not in known:
+            raise _no_such_setting(f"{prefix}{name}", [prefix + other for other in known])
+    hints = typing.get_type_hints(type(default))
+    values = {}
+    for name in known:
+        current = getattr(default, name)
+        if _is_section(current):
+            # The first setting of a section that is not there is what is missing.
+            inner = tree.get(name, {})
+            choices = _choices_of(type(default), name)
+            if choices is not None and isinstance(inner, Mapping):
+                kind = _given(inner, _KIND, f"{prefix}{name}.")
+                current = _class_of_kind(prefix + name, kind, choices)()
+                inner = {leaf: value for leaf, value in inner.items() if leaf != _KIND}
+            values[name] = _from_tree(current, inner, f"{prefix}{name}.")
+        else:
+            values[name] = _convert(prefix + name, _given(tree, name, prefix), hints[name])
+    return type(default)(**values)
+
+
+def _given(tree: Mapping[str, Any], name: str, prefix: str) -> Any:
+    """The value of that name. Raises UserError where there is none."""
+    if name not in tree:
+        raise UserError(
+            f"The configuration lacks the setting {prefix}{name}; add it, or start from a preset."
+        )
+    return tree[name]
+
+
+def setting_names(config: "DataclassInstance") -> list[str]:
+    """The full dotted names of all settings, in the order of the tree; `….kind` is a choice's first.
+
+    Args:
+        config: a frozen dataclass of settings and of sections of settings.
+    """
+    return _draft_names(_opened(config))
 
 
 def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
@@ -59,38 +183,177 @@ def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
 
     Args:
         config: a frozen dataclass of settings and of sections of settings.
-        overrides: dotted setting name → value. A text for a setting that is no text is read as JSON
-            (`"4"`, `"true"`, `"[3.35, 3.65]"`, `"null"`), so that values may come from a command line.
+        overrides: dotted setting name → value. The end of a name will do where only one setting ends so,
+            `density.every` for `scene.density.every`; where two names mean the same setting the later one
+            counts. A text for a setting that is no text is read as JSON (`"4"`, `"true"`, `"[3.35, 3.65]"`,
+            `"null"`), so that values may come from a command line. The kinds of choices are set first,
+            wherever they stand: another kind brings its own defaults, and nothing of the former stays.
 
     Raises:
-        UserError: an unknown setting (names it and close matches) or a value of the wrong kind.
+        UserError: an unknown setting (names it and close matches), the end of several settings' names (names
+            them), a kind that does not exist (names those that do), or a value of the wrong kind.
     """
-    names = setting_names(config)
-    sections: dict[str, dict[str, Any]] = {}
-    for name, given in overrides.items():
-        if name not in names:
-            leaves = {full.rsplit(".", 1)[-1]: full for full in names}
-            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            close += [
-                leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=3)
-            ]
-            remedy = (
-                f"did you mean {' or '.join(dict.fromkeys(close))}" if close else "see the settings' list"
-            )
-            raise UserError(f"The setting {name!r} does not exist; {remedy}?")
-        section, _, leaf = name.rpartition(".")
-        owner = getattr(config, section) if section else config
-        kind = typing.get_type_hints(type(owner))[leaf]
-        value = given
-        if isinstance(given, str) and kind is not str:
-            try:
-                value = json.loads(given)
-            except json.JSONDecodeError:
-                raise UserError(
-                    f"The setting {name} is {given!r}, which cannot be read; write 4, true or [1, 2]."
-                ) from None
-        sections.setdefault(section, {})[leaf] = _convert(name, value, kind)
-    changes = sections.pop("", {})
-    for section, values in sections.items():
-        changes[section] = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **changes)
+    draft = _opened(config)
+    _choose_kinds(draft, overrides)
+    names = _draft_names(draft)
+    for given, value in overrides.items():
+        name = _full_name(given, names)
+        owner, leaf = _owner(draft, name)
+        # Else it is a kind, which has been chosen.
+        if leaf in owner.values:
+            annotated = typing.get_type_hints(owner.cls)[leaf]
+            owner.values[leaf] = _convert(name, _read(name, value, annotated), annotated)
+    return _closed(draft)
+
+
+def _opened(config: "DataclassInstance") -> _Draft:
+    """The settings as a draft."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    opened = {name: _opened(value) if _is_section(value) else value for name, value in values.items()}
+    return _Draft(type(config), opened)
+
+
+def _closed(draft: _Draft) -> Any:
+    """The settings of a draft, sections before what holds them."""
+    values = draft.values.items()
+    return draft.cls(
+        **{name: _closed(value) if isinstance(value, _Draft) else value for name, value in values}
+    )
+
+
+def _draft_names(draft: _Draft, prefix: str = "") -> list[str]:
+    """`setting_names` of a draft."""
+    names = []
+    for name, value in draft.values.items():
+        if not isinstance(value, _Draft):
+            names.append(prefix + name)
+            continue
+        if _choices_of(draft.cls, name) is not None:
+            names.append(f"{prefix}{name}.{_KIND}")
+        names += _draft_names(value, f"{prefix}{name}.")
+    return names
+
+
+def _owner(draft: _Draft, name: str) -> tuple[_Draft, str]:
+    """The section that a setting belongs to, and its name there."""
+    *path, leaf = name.split(".")
+    for part in path:
+        draft = draft.values[part]
+    return draft, leaf
+
+
+def _choose_kinds(draft: _Draft, overrides: Mapping[str, Any]) -> None:
+    """Put the sections in place that the kinds among the overrides ask for."""
+    pending = dict(overrides)
+    while True:
+        names = _draft_names(draft)
+        full_names = {given: _matches(given, names) for given in pending}
+        kinds = {found[0]: pending[given] for given, found in full_names.items() if _are_kind(draft, found)}
+        if not kinds:
+            return
+        # The outer ones first: they bring the sections that the inner ones mean.
+        name = min(kinds, key=lambda kind: kind.count("."))
+        _choose_kind(draft, name.removesuffix(f".{_KIND}"), kinds[name])
+        pending = {given: value for given, value in pending.items() if full_names[given] != [name]}
+
+
+def _are_kind(draft: _Draft, names: list[str]) -> bool:
+    """Whether the names are one, that of a choice's kind rather than of a setting that is called so."""
+    if len(names) != 1:
+        return False
+    owner, leaf = _owner(draft, names[0])
+    return leaf == _KIND and leaf not in owner.values
+
+
+def _choose_kind(draft: _Draft, section: str, kind: Any) -> None:
+    """Make the choice `section` of the kind, with that one's defaults where it is another than before."""
+    owner, name = _owner(draft, section)
+    choices = _choices_of(owner.cls, name)
+    assert choices is not None  # its kind is a setting
+    cls = _class_of_kind(section, kind, choices)
+    if owner.values[name].cls is not cls:
+        owner.values[name] = _opened(cls())
+
+
+def _matches(given: str, names: Iterable[str]) -> list[str]:
+    """The setting of that name, else those whose names end so."""
+    return [given] if given in names else [name for name in names if name.endswith(f".{given}")]
+
+
+def _full_name(given: str, names: list[str]) -> str:
+    """The full name of the setting. Raises UserError unless it is one setting, and no section."""
+    inside = [name for name in names if name.startswith(f"{given}.")]
+    if inside:
+        raise UserError(f"The setting {given!r} is a section; give one of its settings, as {inside[0]}.")
+    found = _matches(given, names)
+    if len(found) > 1:
+        raise UserError(f"The setting {given!r} could be {' or '.join(found)}; write one of them in full.")
+    if not found:
+        raise _no_such_setting(given, names)
+    return found[0]
+
+
+def _no_such_setting(given: str, names: list[str]) -> UserError:
+    """The error that names a setting which does not exist, and those that look like it."""
+    leaves = {name: name.rsplit(".", 1)[-1] for name in names}
+    close_leaves = difflib.get_close_matches(given.rsplit(".", 1)[-1], set(leaves.values()), n=3)
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    close += [name for name, leaf in leaves.items() if leaf in close_leaves]
+    suggestions = list(dict.fromkeys(close))[:_MOST_SUGGESTIONS]
+    remedy = f"did you mean {' or '.join(suggestions)}" if suggestions else "see the settings' list"
+    return UserError(f"The setting {given!r} does not exist; {remedy}?")
+
+
+def _without_none(annotated: Any) -> Any:
+    """X of X | None, as `annotated` else."""
+    if typing.get_origin(annotated) not in (types.UnionType, typing.Union):
+        return annotated
+    (inner,) = [option for option in typing.get_args(annotated) if option is not types.NoneType]
+    return inner
+
+
+def _read(name: str, given: Any, annotated: Any) -> Any:
+    """A text as the JSON it holds, unless the setting is a text; there only `null` for None is read."""
+    inner = _without_none(annotated)
+    if not isinstance(given, str) or (inner is str and (annotated is str or given != "null")):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError:
+        raise UserError(
+            f"The setting {name} is {given!r}, which cannot be read; write 4, true or [1, 2]."
+        ) from None
+
+
+def _convert(name: str, value: Any, annotated: Any) -> Any:
+    """`value` as the annotated type; lists become tuples and whole numbers floats where asked for."""
+    inner = _without_none(annotated)
+    if inner is not annotated and value is None:
+        return None
+    if typing.get_origin(inner) is tuple:
+        return _convert_tuple(name, value, typing.get_args(inner))
+    # What no float can hold is no number here; neither are NaN and infinity.
+    is_number = isinstance(value, _NUMBERS) and not isinstance(value, bool)
+    is_number = is_number and abs(value) <= sys.float_info.max
+    if inner is float and is_number:
+        return float(value)
+    if inner is int and is_number and value == int(value):
+        return int(value)
+    if inner in (bool, str) and isinstance(value, inner):
+        return value
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[inner]
+    raise UserError(f"The setting {name} is {value!r}; give {expected}.")
+
+
+def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`_convert` for tuple[X, Y], or tuple[X, ...] of any length."""
+    of_any_length = annotated[-1] is Ellipsis
+    if isinstance(value, list | tuple):
+        inner = (annotated[0],) * len(value) if of_any_length else annotated
+        if len(value) == len(inner):
+            return tuple(_convert(name, v, kind) for v, kind in zip(value, inner, strict=True))
+    plural = "numbers" if all(kind in (*_NUMBERS, Ellipsis) for kind in annotated) else "values"
+    if of_any_length:
+        raise UserError(f"The setting {name} is {value!r}; give a list of {plural}, as […, …].")
+    places = ", ".join("…" for _ in annotated)
+    raise UserError(f"The setting {name} is {value!r}; give {len(annotated)} {plural}, as [{places}].")

@@ -7,7 +7,6 @@ UNet sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import chex
@@ -24,14 +23,10 @@ from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.schedule import (
     NoiseSchedule,
-    ddim_step,
     epsilon_from_output,
     noise_schedule_from_config,
 )
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
-
-# `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
-STEPS_OFFSET = 1
 
 # The settings that `noise_schedule_from_config` computes with.
 _SCHEDULE_SETTINGS = ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type")
@@ -209,76 +204,3 @@ def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
     chex.assert_rank(latents, 4)
     images = _apply(model.vae, model.vae_params, latents / model.scaling_factor, method="decode")
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
-
-
-def sampling_times(schedule_steps: int, steps: int) -> np.ndarray:
-    """The times at which DDIM evaluates the network, and 0 where it ends: (steps + 1,), falling.
-
-    Spaced as diffusers' DDIMScheduler does with `timestep_spacing` "leading": multiples of T // steps, plus
-    STEPS_OFFSET. It ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
-
-    Raises:
-        UserError: more steps than the schedule has room for.
-    """
-    ratio = schedule_steps // steps if steps > 0 else 0
-    if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
-        raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
-    times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
-    return np.append(times, 0).astype(np.int32)
-
-
-@partial(jax.jit, static_argnames="steps")
-def _denoise(
-    model: StableDiffusion,
-    latents: jax.Array,
-    text: jax.Array,
-    negative: jax.Array,
-    guidance: jax.Array,
-    steps: int,
-) -> jax.Array:
-    times = jnp.asarray(sampling_times(model.schedule.steps, steps))
-    both = jnp.concatenate([negative, text])
-
-    def one_step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        now, then = pair
-        without, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, both), 2)
-        return ddim_step(model.schedule, x, without + guidance * (wanted - without), now, then), None
-
-    return jax.lax.scan(one_step, latents, (times[:-1], times[1:]))[0]
-
-
-def sample(
-    model: StableDiffusion,
-    key: jax.Array,
-    text: jax.Array,
-    negative_text: jax.Array,
-    *,
-    steps: int,
-    guidance_scale: float,
-    latents: jax.Array | None = None,
-) -> jax.Array:
-    """Text to latents by DDIM (η = 0) with classifier-free guidance, as diffusers' StableDiffusionPipeline.
-
-    Args:
-        model: the model.
-        key: draws the starting noise; unused when `latents` are given.
-        text: (B, L, D) text embeddings.
-        negative_text: (B, L, D), or (1, L, D) for all.
-        steps: evaluations of the UNet.
-        guidance_scale: s in ε_∅ + s·(ε_y − ε_∅); 1 is no guidance.
-        latents: (B, h, w, C) starting noise of variance 1.
-
-    Returns:
-        (B, h, w, C) latents, for `decode_latents`.
-
-    Raises:
-        UserError: too many steps, or no latents for a model that does not say its size.
-    """
-    if latents is None:
-        config = model.unet.config
-        if config.sample_size is None:
-            raise UserError("This model's unet/config.json has no sample_size; give the starting latents.")
-        shape = (text.shape[0], config.sample_size, config.sample_size, config.in_channels)
-        latents = jax.random.normal(key, shape)
-    negative_text = jnp.broadcast_to(negative_text, text.shape)
-    return _denoise(model, latents, text, negative_text, jnp.float32(guidance_scale), steps)

@@ -17,6 +17,8 @@ from flax import struct
 from ge3d_jax.core.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+# `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
+STEPS_OFFSET = 1
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 # The cosine schedule lets ᾱ reach 0 at its end; diffusers caps each beta here so that it does not.

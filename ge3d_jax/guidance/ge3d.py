@@ -1,15 +1,30 @@
-"""GE3D: the weights of the time nodes and the residual handed to the latent.
+"""GE3D: both trajectories agree at every node, coarse nodes first, fine ones later.
 
-Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balancing coefficients (DBC).
-Equations 8–11 of arXiv 2412.05929.
+Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balancing coefficients (DBC); λ,
+`strength`. Equations 5–11 of arXiv 2412.05929.
 """
+
+import dataclasses
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.core.random import normal
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.trajectories import (
+    NOISING_PROMPTS,
+    Nodes,
+    denoising_trajectory,
+    noising_text,
+    noising_trajectory,
+    offset_noise,
+    sample_time_nodes,
+)
 
 
 @struct.dataclass
@@ -18,24 +33,11 @@ class Residual:
 
     Attributes:
         gradient: (B, h, w, C), to be handed to z: λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}).
-        loss: scalar, Σ_i ω_i·‖x_{t_i} − x̂_{t_i}‖², averaged over the views.
-        node_losses: (n,), the squared norms before weighting; 0 for inactive nodes.
+        losses: (B,), Σ_i ω_i·‖x_{t_i} − x̂_{t_i}‖² of each view.
     """
 
     gradient: jax.Array
-    loss: jax.Array
-    node_losses: jax.Array
-
-
-def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array:
-    """N(0, I) plus `strength`·N(0, 1) per channel, constant over the image and shared by the views.
-
-    Args:
-        shape: (B, h, w, C).
-    """
-    own_key, channel_key = jax.random.split(key)
-    channels = normal(channel_key, (1, 1, 1, shape[-1]))
-    return normal(own_key, shape) + strength * channels
+    losses: jax.Array
 
 
 def dbc_weights(
@@ -98,5 +100,92 @@ def ge3d_residual(
     # In full: on a GPU, JAX would round the factors to 10 bits.
     exact = jax.lax.Precision.HIGHEST
     gradient = strength * jnp.tensordot(weights, differences, axes=1, precision=exact)
-    node_losses = jnp.mean(jnp.sum(differences**2, axis=tuple(range(2, differences.ndim))), axis=1)
-    return Residual(gradient, jnp.dot(weights, node_losses, precision=exact), node_losses)
+    squares = jnp.sum(differences**2, axis=tuple(range(2, differences.ndim)))
+    return Residual(gradient, jnp.dot(weights, squares, precision=exact))
+
+
+@dataclasses.dataclass(frozen=True)
+class GE3D(Loss):
+    """The paper's loss.
+
+    Attributes:
+        scale: s, of the guided prediction.
+        strength: λ, factor on the residual.
+        noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
+        offset_noise: strength of the noise that is constant over each channel of the image.
+        dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
+        dbc_width: σ of the balancing weights, as a share of the iterations.
+        nodes: the time nodes.
+    """
+
+    scale: float = 7.5
+    strength: float = 0.1
+    noising_prompt: str = "negative"
+    offset_noise: float = 0.1
+    dbc: bool = True
+    dbc_width: float = 1 / 3
+    nodes: Nodes = Nodes()
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        if self.dbc_width <= 0:
+            raise UserError(
+                f"The setting dbc_width is {self.dbc_width}; give a share of the iterations above 0."
+            )
+        if self.noising_prompt not in NOISING_PROMPTS:
+            raise UserError(
+                f"The setting noising_prompt is {self.noising_prompt!r}; use one of "
+                f"{', '.join(NOISING_PROMPTS)}."
+            )
+
+    @property
+    def latest_time(self) -> int:
+        """The farthest node there may be."""
+        return max(self.nodes.max_step)
+
+    def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
+        """The time nodes, the same for all views, and the noise of each view."""
+        node_times, active = sample_time_nodes(keys.times, progress.share, self.nodes)
+        noise = offset_noise(keys.noise, shape, self.offset_noise)
+        return Draws(shared={"node_times": node_times, "active": active}, per_view={"noise": noise})
+
+    def trajectories(
+        self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser
+    ) -> tuple[jax.Array, jax.Array]:
+        """The states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each."""
+        without = noising_text(text, self.noising_prompt)
+        nodes = (drawn.shared["node_times"], drawn.shared["active"])
+
+        def plain(x: jax.Array, t: jax.Array) -> jax.Array:
+            (epsilon,) = denoiser.predict_for(x, t, without)
+            return epsilon
+
+        def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+            return denoiser.branches(x, t, text, text.negative).guided(self.scale)
+
+        noised = noising_trajectory(plain, denoiser.schedule, z, drawn.per_view["noise"], *nodes)
+        return noised, denoising_trajectory(guided, denoiser.schedule, noised[-1], *nodes)
+
+    def weights(self, progress: Progress, active: jax.Array) -> jax.Array:
+        """ω_i (n,), 0 for inactive nodes."""
+        if not self.dbc:
+            return (jnp.arange(self.nodes.count) < active).astype(jnp.float32)
+        return dbc_weights(
+            progress.iteration, progress.iterations, self.nodes.count, active, width=self.dbc_width
+        )
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}); numbers: loss of each view, active_nodes."""
+        z = jax.lax.stop_gradient(seen.latents)
+        noised, denoised = self.trajectories(z, text, drawn, denoiser)
+        active = drawn.shared["active"]
+        residual = ge3d_residual(z, noised, denoised, self.weights(progress, active), strength=self.strength)
+        return hand_over(seen, residual.gradient, loss=residual.losses, active_nodes=active)

@@ -11,31 +11,33 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ge3d_jax.diffusion.denoiser import ViewTexts
+
 # Beyond these shares of one view the negative embedding of the other is dropped altogether.
 _SHARE_WITHOUT_FIRST_NEGATIVE = 0.8
 _SHARE_WITHOUT_SECOND_NEGATIVE = 0.2
 # How fast a negative's weight falls as the camera leaves the view it forbids.
 _SLOW_DECAY = 2.0
 _FAST_DECAY = 10.0
-# Keeps the projection finite where the text changes nothing.
-_SMALLEST_SQUARED_NORM = 1e-6
 
 
 @struct.dataclass
-class ViewEmbeddings:
+class PromptEmbeddings:
     """Text embeddings of one prompt, each (L, D).
 
     Attributes:
         front, side, back: the prompt as seen from there.
-        negative: ∅ of the guided prediction on the denoising trajectory.
-        noising: ∅ of the noising trajectory.
+        plain: the prompt without words for a view.
+        negative: the negative prompt.
+        empty: the empty prompt.
     """
 
     front: jax.Array
     side: jax.Array
     back: jax.Array
+    plain: jax.Array
     negative: jax.Array
-    noising: jax.Array
+    empty: jax.Array
 
 
 def view_prompts(prompt: str) -> tuple[str, str, str]:
@@ -47,24 +49,17 @@ def view_prompts(prompt: str) -> tuple[str, str, str]:
     )
 
 
-def embed_views(
-    encode: Callable[[list[str]], jax.Array],
-    prompt: str,
-    *,
-    negative_prompt: str,
-    noising_prompt: str,
-) -> ViewEmbeddings:
-    """Encode everything a run asks for.
+def embed_prompt(
+    encode: Callable[[list[str]], jax.Array], prompt: str, *, negative_prompt: str
+) -> PromptEmbeddings:
+    """Encode everything that a loss may ask for.
 
     Args:
         encode: B texts → (B, L, D).
         prompt: what to make.
-        negative_prompt: text of the negative embedding, possibly empty.
-        noising_prompt: "negative" or "empty", the ∅ of the noising trajectory.
+        negative_prompt: what to lead away from, possibly empty.
     """
-    noising = negative_prompt if noising_prompt == "negative" else ""
-    front, side, back, negative, noising_embedding = encode([*view_prompts(prompt), negative_prompt, noising])
-    return ViewEmbeddings(front, side, back, negative, noising_embedding)
+    return PromptEmbeddings(*encode([*view_prompts(prompt), prompt, negative_prompt, ""]))
 
 
 def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +78,7 @@ def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def perp_neg_embeddings(
-    embeddings: ViewEmbeddings, azimuth: jax.Array, *, weight: float = -2.0
+    embeddings: PromptEmbeddings, azimuth: jax.Array, *, weight: float = -2.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The positive embedding and the two views to stay away from, for each camera.
 
@@ -115,46 +110,24 @@ def perp_neg_embeddings(
     return positive, negatives, jnp.stack([first, second], axis=1)
 
 
-def classifier_free_epsilon(
-    epsilon_empty: jax.Array, epsilon_positive: jax.Array, guidance_scale: float
-) -> jax.Array:
-    """ε_∅ + s·(ε_y − ε_∅) (equation 15)."""
-    return epsilon_empty + guidance_scale * (epsilon_positive - epsilon_empty)
-
-
-def perpendicular_part(difference: jax.Array, direction: jax.Array) -> jax.Array:
-    """`difference` (B, ...) less its component along `direction` (B, ...), sample by sample."""
-    axes = tuple(range(1, direction.ndim))
-    along = jnp.sum(difference * direction, axis=axes, keepdims=True)
-    squared_norm = jnp.sum(direction**2, axis=axes, keepdims=True)
-    return difference - along / jnp.maximum(squared_norm, _SMALLEST_SQUARED_NORM) * direction
-
-
-def perp_neg_epsilon(
-    epsilon_empty: jax.Array,
-    epsilon_positive: jax.Array,
-    epsilon_negatives: jax.Array,
-    weights: jax.Array,
-    guidance_scale: float,
-) -> jax.Array:
-    """ε_∅ + s·(Δ_pos + Σ_j w_j·Δ_j^⊥), the guided prediction (equation 17).
+def view_texts(
+    embeddings: PromptEmbeddings, azimuth: jax.Array, *, use_perp_neg: bool, weight: float
+) -> ViewTexts:
+    """What the text says about each view.
 
     Args:
-        epsilon_empty, epsilon_positive: (B, ...).
-        epsilon_negatives: (B, J, ...).
-        weights: (B, J).
-        guidance_scale: s.
-
-    Returns:
-        (B, ...).
+        embeddings: of the prompt.
+        azimuth: (B,) radians.
+        use_perp_neg: whether there are views to stay away from.
+        weight: w, see `perp_neg_embeddings`.
     """
-    chex.assert_equal_shape([epsilon_empty, epsilon_positive])
-    chex.assert_shape(epsilon_negatives, (*weights.shape, *epsilon_empty.shape[1:]))
-    direction = epsilon_positive - epsilon_empty
-
-    def weighted(epsilon: jax.Array, weight: jax.Array) -> jax.Array:
-        part = perpendicular_part(epsilon - epsilon_empty, direction)
-        return weight.reshape(-1, *(1,) * (part.ndim - 1)) * part
-
-    away = jnp.sum(jax.vmap(weighted, in_axes=(1, 1))(epsilon_negatives, weights), axis=0)
-    return epsilon_empty + guidance_scale * (direction + away)
+    positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight)
+    kept = None if use_perp_neg else 0
+    return ViewTexts(
+        positive=positive,
+        avoided=avoided[:, :kept],
+        weights=weights[:, :kept],
+        negative=embeddings.negative,
+        empty=embeddings.empty,
+        plain=embeddings.plain,
+    )

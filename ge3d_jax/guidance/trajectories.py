@@ -5,17 +5,69 @@ them, so that t_active is the top node. Beyond it the times repeat t_active and 
 stay static whatever the number of nodes. Method: equations 5–8 of arXiv 2412.05929.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import normal
+from ge3d_jax.diffusion.denoiser import ViewTexts
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, ddim_step
 
 # (x (B, h, w, C), t scalar int32) → ε (B, h, w, C)
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Bounds = tuple[int, int]
+NOISING_PROMPTS = ("negative", "empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+    """Time nodes of the trajectories; the pairs are (at the start, at the end) of the run, linear between.
+
+    Each jump is uniform on jump_min … jump_max − 1; no node passes max_step.
+    """
+
+    count: int = 6
+    jump_max: Bounds = (80, 50)
+    jump_min: Bounds = (60, 30)
+    max_step: Bounds = (480, 300)
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        for name, value in (("count", self.count), ("jump_min", min(self.jump_min))):
+            if value < 1:
+                raise UserError(f"The setting nodes.{name} is {value}, but at least 1 is needed; raise it.")
+        if any(low >= high for low, high in zip(self.jump_min, self.jump_max, strict=True)):
+            raise UserError(
+                f"The setting nodes.jump_max {self.jump_max} does not lie above nodes.jump_min "
+                f"{self.jump_min}; raise it."
+            )
+        if any(jump > bound for jump, bound in zip(self.jump_max, self.max_step, strict=True)):
+            raise UserError(
+                f"The setting nodes.max_step {self.max_step} leaves no room for one jump of "
+                f"{self.jump_max}; raise it."
+            )
+
+
+def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array:
+    """N(0, I) plus `strength`·N(0, 1) per channel, constant over the image and shared by the views.
+
+    Args:
+        key: PRNG key.
+        shape: (B, h, w, C).
+        strength: of the channels' noise.
+    """
+    own_key, channel_key = jax.random.split(key)
+    channels = normal(channel_key, (1, 1, 1, shape[-1]))
+    return normal(own_key, shape) + strength * channels
+
+
+def noising_text(text: ViewTexts, prompt: str) -> jax.Array:
+    """The embedding (L, D) of one of NOISING_PROMPTS."""
+    return text.negative if prompt == "negative" else text.empty
 
 
 def anneal(bounds: tuple[float, float], progress: jax.Array | float) -> jax.Array:
@@ -24,19 +76,14 @@ def anneal(bounds: tuple[float, float], progress: jax.Array | float) -> jax.Arra
 
 
 def sample_time_nodes(
-    key: jax.Array,
-    progress: jax.Array | float,
-    *,
-    count: int,
-    jump_max: Bounds,
-    jump_min: Bounds,
-    max_step: Bounds,
+    key: jax.Array, progress: jax.Array | float, nodes: Nodes
 ) -> tuple[jax.Array, jax.Array]:
     """Draw the nodes of one iteration: jumps uniform on jump_min … jump_max − 1, no node past max_step.
 
     Args:
-        progress: k/T, scalar; each bound is (at 0, at 1) and linear between, rounded to whole times.
-        count: n, the greatest number of jumps.
+        key: PRNG key.
+        progress: k/T, scalar; each bound is linear in it, rounded to whole times.
+        nodes: the bounds.
 
     Returns:
         node_times (n + 1,) int32, ascending, t_0 = 0, repeating the last node where stopped early;
@@ -46,13 +93,13 @@ def sample_time_nodes(
     def bound(pair: Bounds) -> jax.Array:
         return jnp.round(anneal(pair, progress)).astype(jnp.int32)
 
-    least = bound(jump_min)
+    least = bound(nodes.jump_min)
     # Rounding may bring the two bounds together; one choice then remains.
-    above = jnp.maximum(bound(jump_max), least + 1)
-    jumps = least + jnp.floor(jax.random.uniform(key, (count,)) * (above - least)).astype(jnp.int32)
+    above = jnp.maximum(bound(nodes.jump_max), least + 1)
+    jumps = least + jnp.floor(jax.random.uniform(key, (nodes.count,)) * (above - least)).astype(jnp.int32)
     times = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(jumps)])
-    active = jnp.sum(times <= bound(max_step)) - 1
-    return times[jnp.minimum(jnp.arange(count + 1), active)], active.astype(jnp.int32)
+    active = jnp.sum(times <= bound(nodes.max_step)) - 1
+    return times[jnp.minimum(jnp.arange(nodes.count + 1), active)], active.astype(jnp.int32)
 
 
 def _move(

@@ -16,15 +16,15 @@ from flax import struct
 
 from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     decode_latents,
     encode_images,
     encode_text,
-    predict_epsilon,
 )
 from ge3d_jax.diffusion.weights.checkpoint import load_model
-from ge3d_jax.guidance.prompts import classifier_free_epsilon, embed_views, perp_neg_embeddings
+from ge3d_jax.guidance.prompts import embed_prompt, perp_neg_embeddings
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.request import check_adapters, check_prompt, find_model
@@ -66,12 +66,15 @@ def _edit(
     latent = encode_images(model, image[None], None)
     active = jnp.asarray(node_times.shape[0] - 1)
 
+    denoiser = Denoiser(model, model.schedule, 1)
+
     def predict_empty(x: jax.Array, t: jax.Array) -> jax.Array:
-        return predict_epsilon(model, x, t, negative[None])
+        (epsilon,) = denoiser.predict_for(x, t, negative)
+        return epsilon
 
     def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        both = predict_epsilon(model, jnp.concatenate([x, x]), t, jnp.stack([negative, text]))
-        return classifier_free_epsilon(both[:1], both[1:], guidance_scale)
+        empty, wanted = denoiser.predict_for(x, t, negative, text)
+        return classifier_free_epsilon(empty, wanted, guidance_scale)
 
     # Without added noise: the whole way up is the ODE's, so the way down would retrace it at guidance 0.
     noised = noising_trajectory(
@@ -179,12 +182,7 @@ def edit_2d(
             size=size,
         )
         source = render_sentence(sentence, camera, background=jnp.ones(3))
-        views = embed_views(
-            partial(encode_text, diffusion),
-            prompt,
-            negative_prompt=negative_prompt,
-            noising_prompt="negative",
-        )
+        views = embed_prompt(partial(encode_text, diffusion), prompt, negative_prompt=negative_prompt)
         text, negative = perp_neg_embeddings(views, azimuth)[0][0], views.negative
     else:
         assert image is not None

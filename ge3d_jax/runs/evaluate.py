@@ -3,7 +3,6 @@
 Every function returns plain numbers, ready for JSON: shares lie in 0..1, angles are degrees, times seconds.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import to_tree
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.recognition import (
     RADIUS,
@@ -32,7 +32,7 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
-from ge3d_jax.training.config import preset, with_overrides
+from ge3d_jax.training.config import configured
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
 
 # Every kind, the fronted ones (but the car) twice; every colour twice.
@@ -284,14 +284,14 @@ def make_object(
         UserError: as `generate`. KeyboardInterrupt: the person stopped the run.
     """
     out = folder / f"{slug(prompt)}-{seed}"
-    config = with_overrides(preset(_PRESET), overrides or {})
+    config = configured(_PRESET, overrides=overrides)
     wanted = {
         "prompt": prompt,
         "seed": seed,
         "preset": _PRESET,
         "start": None,
         # As JSON tells it: tuples are lists there.
-        "settings": json.loads(json.dumps(dataclasses.asdict(config))),
+        "settings": json.loads(json.dumps(to_tree(config))),
     }
     if _finished_seconds(out, wanted, config.iterations) is None:
         result = generate(

@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.devices import batch_mesh, everywhere
-from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.core.files import remove_files
+from ge3d_jax.core.settings import to_tree, with_overrides
 from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
 from ge3d_jax.metrics.pictures import psnr, ssim
-from ge3d_jax.runs.folder import MetricsFile, prepare_folder, slug, versions, write_json
-from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
+from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
+from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.request import check_seed
 from ge3d_jax.runs.results import remove_object, write_object
-from ge3d_jax.runs.resume import check_same_run, forget_run, resume_run, save_run
-from ge3d_jax.scenes.density_control import first_capacity
-from ge3d_jax.scenes.start.ball import ball
-from ge3d_jax.splatting.gaussians import Gaussians, padded
-from ge3d_jax.splatting.rasterize import grow_to_fit
-from ge3d_jax.training.fit_config import FitConfig, settings_in_use
-from ge3d_jax.training.iterations import iterate
-from ge3d_jax.training.photometric import (
-    FitMetrics,
-    Views,
-    make_fit_step,
-    over_background,
-    render_view,
-    views_of,
-)
-from ge3d_jax.training.state import TrainState, initial_state
+from ge3d_jax.runs.resume import check_same_run, resume_run
+from ge3d_jax.runs.run import Run
+from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.rasterize import FIRST_CAPACITY, grow_to_fit, render
+from ge3d_jax.training.config import density_overrides
+from ge3d_jax.training.fit_config import FitConfig
+from ge3d_jax.training.iterations import HostNumbers, RunResult
+from ge3d_jax.training.photometric import Photometric, Views, begin_fit, over_background, views_of
 from ge3d_jax.viewer.sheet import image_grid, save_png, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint
 
 # Held-out pictures shown beside their renders.
 _COMPARED = 4
 _COMPARISON = "comparison.png"
+_HELD_OUT = "held_out.json"
+# The name under which a strategy keeps what is different in fits.
+_PRESET = "fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,23 +61,6 @@ class FitResult:
     metrics: list[dict[str, float | int]]
 
 
-def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
-    """The state before the first iteration: a ball of grey splats; lengths in scene radii."""
-    start_key, run_key = jax.random.split(key)
-    start = config.start
-    gaussians = ball(
-        start_key,
-        count=start.count,
-        radius=start.radius,
-        opacity=start.opacity,
-        scale=start.scale,
-        gray=start.gray,
-        sh_degree=start.sh_degree,
-    )
-    capacity = first_capacity(start.count, config.splat_capacity)
-    return initial_state(config.optimizer, padded(gaussians, capacity), run_key)
-
-
 def in_world_units(gaussians: Gaussians, unit: float) -> Gaussians:
     """Splats whose lengths are multiples of `unit` world units."""
     return dataclasses.replace(
@@ -100,29 +78,23 @@ def _compare(
     *,
     size: tuple[int, int],
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
-    rendered = render_view(
-        gaussians,
-        views.world_to_camera[index],
-        views.intrinsics,
-        background,
-        size=size,
-        buffer_capacity=buffer_capacity,
-    )
+    camera = Camera(views.world_to_camera[index], views.intrinsics, width=size[0], height=size[1])
+    rendered = render(gaussians, camera, background=background, buffer_capacity=buffer_capacity)
     image = jnp.clip(rendered.rgb, 0.0, 1.0)
     target = over_background(views.pixels[index], background)
     return (image, psnr(image, target), ssim(image, target)), rendered.intersections
 
 
 def evaluate(
-    gaussians: Gaussians, views: Views, *, background: tuple[float, float, float], buffer_capacity: int
+    gaussians: Gaussians, views: Views, *, background: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Render every view; (images float32 (V, H, W, 3), PSNR (V,) in decibels, SSIM (V,)).
 
     gaussians, views: lengths in one unit.
-    buffer_capacity: where the intersection buffer starts.
     """
     height, width = views.pixels.shape[1:3]
     behind = jnp.asarray(background, jnp.float32)
+    buffer_capacity = FIRST_CAPACITY
     images, psnrs, ssims = [], [], []
     for index in range(views.pixels.shape[0]):
         compare = partial(_compare, gaussians, views, jnp.int32(index), behind, size=(width, height))
@@ -157,16 +129,65 @@ def _comparison(
     return image_grid(rows, labels, columns=len(chosen))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """The splats in world units, and how well they show the held-out pictures."""
+
+    gaussians: Gaussians
+    psnr: float
+    ssim: float
+
+
+def _remove_old_results(folder: Path) -> None:
+    remove_object(folder)
+    remove_files([folder / _COMPARISON, folder / _HELD_OUT])
+
+
+def _write_results(
+    folder: Path,
+    result: RunResult,
+    train: PosedImages,
+    test: PosedImages,
+    *,
+    unit: float,
+    title: str,
+    config: FitConfig,
+) -> _Held:
+    """Write the splats and pictures of them, then what held-out pictures say."""
+    gaussians = in_world_units(result.object, unit)
+    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train))
+    held_out, background = views_of(test, unit), config.background.color
+    renders, psnrs, ssims = evaluate(result.object, held_out, background=background)
+    truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))
+    save_png(folder / _COMPARISON, _comparison(truths, renders, psnrs, test.names))
+    held = _Held(gaussians, float(psnrs.mean()), float(ssims.mean()))
+    write_json(
+        folder / _HELD_OUT,
+        {
+            "iterations": result.iterations,
+            "psnr": held.psnr,
+            "ssim": held.ssim,
+            "pictures": {
+                name: {"psnr": one, "ssim": other}
+                for name, one, other in zip(test.names, psnrs.tolist(), ssims.tolist(), strict=True)
+            },
+        },
+    )
+    return held
+
+
 def fit_images(
     images: str | os.PathLike[str],
     *,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     downscale: int = 1,
+    density: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     checkpoint_every: int = 500,
     resume: bool = False,
     progress: bool = True,
+    observers: Sequence[Observer] = (),
 ) -> FitResult:
     """Fit splats to posed pictures and write them, with pictures of them, to a folder.
 
@@ -176,10 +197,12 @@ def fit_images(
         out: folder; None is outputs/fit-<name of the images' folder>. Results of an earlier run in it are
             replaced.
         downscale: each pixel becomes the mean of so many by so many.
-        overrides: settings of `FitConfig` to change, by dotted name: {"density.kind": "mcmc"}.
+        density: how the number of splats changes, "clone_split" or "mcmc"; None is clone_split.
+        overrides: settings of `FitConfig` to change, by dotted name: {"start.sh_degree": 3}.
         checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
         resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
+        observers: more to tell of each iteration; see `runs.observers`.
 
     Returns:
         FitResult. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
@@ -189,7 +212,11 @@ def fit_images(
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
     check_seed(seed)
-    config = with_overrides(FitConfig(), overrides or {})
+    usual = FitConfig()
+    if density is not None:
+        chosen = density_overrides(with_overrides(usual, overrides or {}), density, _PRESET)
+        usual = with_overrides(usual, chosen)
+    config = with_overrides(usual, overrides or {})
     train, test = read_posed_images(images, downscale=downscale)
     if train.is_opaque:
         # There is nothing behind opaque pictures: another background would only ask for walls.
@@ -201,79 +228,42 @@ def fit_images(
         "images": str(images),
         "downscale": downscale,
         "seed": seed,
-        "settings": settings_in_use(config),
+        "settings": to_tree(config),
         "versions": versions(),
     }
-    history: list[dict[str, float | int]] = []
     state = begin_fit(config, jax.random.key(seed))
+    history: list[HostNumbers] = []
     if resume:
-        check_same_run(folder, description)
-        state, history = resume_run(folder, state)
-    else:
-        remove_object(folder)
-        (folder / _COMPARISON).unlink(missing_ok=True)
-        forget_run(folder)
-    write_json(folder / "config.json", description)
-
-    mesh = batch_mesh(config.views)
-    state, views = jax.device_put((state, views_of(train, unit)), everywhere(mesh))
-    begun = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
-    with (
-        RunProgress(config.iterations, enabled=progress, doing="fitting") as bar,
-        gentle_interrupt(bar) as stop,
-        MetricsFile(folder / "metrics.jsonl", earlier=history) as metrics_file,
-    ):
-
-        def on_progress(done: int, metrics: FitMetrics, state: TrainState) -> bool:
-            numbers: dict[str, float | int] = {"iteration": done}
-            numbers |= {name: value.item() for name, value in vars(metrics).items()}
-            numbers["seconds"] = round(time.monotonic() - begun, 3)
-            metrics_file.write(numbers)
-            history.append(numbers)
-            bar.update(done, float(numbers["loss"]), int(numbers["splats"]))
-            if checkpoint_every and done % checkpoint_every == 0 and done < config.iterations:
-                save_run(folder, state)
-            return stop.requested
-
-        result = iterate(
-            state,
-            lambda buffer_capacity: make_fit_step(config, views, buffer_capacity, mesh),
-            iterations=config.iterations,
-            buffer_capacity=config.buffer_capacity,
-            splat_capacity=config.splat_capacity,
-            density=config.density,
-            on_progress=on_progress,
-        )
-    if result.interrupted:
-        save_run(folder, result.state)
-    else:
-        forget_run(folder)
-
-    held_out, background = views_of(test, unit), config.background.color
-    renders, psnrs, ssims = evaluate(
-        result.gaussians, held_out, background=background, buffer_capacity=result.buffer_capacity
+        check_same_run(folder, description, {"settings": to_tree(usual)})
+        state, history = resume_run(folder, state, config.scene)
+    run = Run(
+        folder=folder,
+        description=description,
+        task=Photometric(config),
+        context=views_of(train, unit),
+        views_at_a_time=config.views,
+        history=history,
+        is_new=not resume,
     )
-    truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))
-    save_png(folder / _COMPARISON, _comparison(truths, renders, psnrs, test.names))
-    gaussians = in_world_units(result.gaussians, unit)
-    write_object(folder, gaussians, title=name, viewpoint=_viewpoint(train))
-    measured = {"psnr": float(psnrs.mean()), "ssim": float(ssims.mean())}
-    write_json(
-        folder / "held_out.json",
-        {
-            "iterations": result.iterations,
-            **measured,
-            "pictures": {
-                name: {"psnr": one, "ssim": other}
-                for name, one, other in zip(test.names, psnrs.tolist(), ssims.tolist(), strict=True)
-            },
-        },
+
+    def write(result: RunResult) -> _Held:
+        return _write_results(folder, result, train, test, unit=unit, title=name, config=config)
+
+    outcome = run.perform(
+        state,
+        doing="fitting",
+        progress=progress,
+        checkpoint_every=checkpoint_every,
+        observers=observers,
+        remove_old=_remove_old_results,
+        write=write,
     )
     return FitResult(
-        gaussians=gaussians,
+        gaussians=outcome.written.gaussians,
         folder=folder,
-        iterations=result.iterations,
-        interrupted=result.interrupted,
-        metrics=history,
-        **measured,
+        iterations=outcome.result.iterations,
+        interrupted=outcome.result.interrupted,
+        metrics=outcome.history,
+        psnr=outcome.written.psnr,
+        ssim=outcome.written.ssim,
     )

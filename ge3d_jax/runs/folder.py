@@ -82,9 +82,7 @@ class MetricsFile:
         self._file.write(json.dumps(dict(metrics)) + "\n")
         self._file.flush()
 
-    def __enter__(self) -> "MetricsFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()

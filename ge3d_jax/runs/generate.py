@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.devices import compute_dtype
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.formats.splats import load_splats
-from ge3d_jax.runs.folder import MetricsFile, prepare_folder, slug, versions, write_json
-from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
+from ge3d_jax.runs.folder import prepare_folder, slug, versions
+from ge3d_jax.runs.observers import Observer, Previews
 from ge3d_jax.runs.request import (
     check_adapters,
     check_image_size,
@@ -25,19 +26,13 @@ from ge3d_jax.runs.request import (
     find_model,
 )
 from ge3d_jax.runs.results import remove_object, write_object
-from ge3d_jax.runs.resume import check_same_run, forget_run, resume_run, save_run
+from ge3d_jax.runs.resume import check_same_run, resume_run
+from ge3d_jax.runs.run import Run
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.compilation import Compilation
-from ge3d_jax.training.config import Config, with_overrides
-from ge3d_jax.training.config import preset as preset_config
-from ge3d_jax.training.loop import begin, run
-from ge3d_jax.training.state import TrainState
-from ge3d_jax.training.step import Metrics
-from ge3d_jax.viewer.sheet import save_png
-from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
-
-_PREVIEW_VIEWS = 4
-_PREVIEW_SIZE = 128
+from ge3d_jax.training.config import Config, configured
+from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
+from ge3d_jax.training.iterations import HostNumbers, RunResult
+from ge3d_jax.viewer.turntable import Viewpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Result:
     folder: Path
     iterations: int
     interrupted: bool
-    metrics: list[dict[str, float | int]]
+    metrics: list[HostNumbers]
     frames: np.ndarray
 
     def _repr_png_(self) -> bytes:
@@ -77,17 +72,35 @@ def _viewpoint(config: Config) -> Viewpoint:
     )
 
 
-def _remove_old_results(folder: Path) -> None:
-    remove_object(folder)
-    for path in folder.glob("previews/iteration_*.png"):
-        path.unlink()
-    forget_run(folder)
+def _with_room_for(config: Config, start: Gaussians) -> Config:
+    """The settings with a scene that holds what it begins with."""
+    return dataclasses.replace(config, scene=config.scene.holding(start))
+
+
+def check_times(config: Config, steps: int) -> None:
+    """Refuse a loss that would ask for times the model does not have.
+
+    Args:
+        config: all settings.
+        steps: the number of the model's times.
+
+    Raises:
+        UserError: names the latest time.
+    """
+    latest = config.guidance.latest_time
+    if latest >= steps:
+        raise UserError(
+            f"The times of the setting guidance go up to {latest}, but the model's times end at {steps - 1}; "
+            "lower them."
+        )
 
 
 def generate(
     prompt: str,
     *,
     preset: str = "toybox",
+    guidance: str | None = None,
+    density: str | None = None,
     seed: int = 0,
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -100,17 +113,20 @@ def generate(
     dtype: str = "auto",
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     textual_inversions: Sequence[str | os.PathLike[str]] = (),
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
 
     Args:
         prompt: what to make, as "a red mushroom".
         preset: "toybox" for the bundled model, "paper" for Stable Diffusion.
+        guidance: the loss, as "ge3d" or "sds", with its settings for that preset; None for the preset's.
+        density: how the number of splats changes, "clone_split" or "mcmc"; None for the preset's way.
         seed: same seed on the same machine, same object, byte by byte.
         model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
-        start: a splat file (.ply, .splat or .spz) to begin with instead of a grey ball.
+        start: a splat file (.ply, .splat or .spz) to begin with instead of a gray ball.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
         preview_every: iterations between pictures in previews/; 0 for none.
         checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
@@ -120,6 +136,7 @@ def generate(
             made for it.
         loras: LoRA files and strengths to change the model by; 1 is as they were trained.
         textual_inversions: files with the embeddings of new words, for use in the prompt.
+        observers: more to tell of each iteration; see `runs.observers`.
 
     Returns:
         Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
@@ -132,11 +149,12 @@ def generate(
     folder_of_model = find_model(model)
     check_prompt(prompt, folder_of_model)
     check_seed(seed)
-    config = with_overrides(preset_config(preset), overrides or {})
+    usual = configured(preset, guidance=guidance, density=density)
+    config = configured(preset, guidance=guidance, density=density, overrides=overrides)
     check_image_size(config, folder_of_model)
     started = load_splats(start) if start is not None else None
     if started is not None:
-        config = dataclasses.replace(config, splat_capacity=max(config.splat_capacity, started.capacity))
+        config, usual = _with_room_for(config, started), _with_room_for(usual, started)
     networks_dtype = compute_dtype(dtype)
     check_adapters([*(file for file, _ in loras), *textual_inversions])
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
@@ -149,63 +167,51 @@ def generate(
         "dtype": networks_dtype.name,
         "loras": [[str(file), strength] for file, strength in loras],
         "textual_inversions": [str(file) for file in textual_inversions],
-        "settings": dataclasses.asdict(config),
+        "settings": to_tree(config),
         "versions": versions(),
     }
-    state = begin(config, jax.random.key(seed), start=started)
-    history: list[dict[str, float | int]] = []
     if resume:
-        check_same_run(folder, description)
-        state, history = resume_run(folder, state)
+        check_same_run(folder, description, {"settings": to_tree(usual)})
     diffusion = load_model(
         folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
     )
     check_picture_size(config, diffusion)
+    check_times(config, diffusion.schedule.steps)
+    task = Distillation(config)
+    state = begin(config, diffusion, jax.random.key(seed), start=started)
+    history: list[HostNumbers] = []
+    if resume:
+        state, history = resume_run(folder, state, config.scene)
+    run = Run(
+        folder=folder,
+        description=description,
+        task=task,
+        context=Prompted(diffusion, prompt_embeddings(config, diffusion, prompt)),
+        views_at_a_time=config.views_per_pass,
+        history=history,
+        is_new=not resume,
+    )
     viewpoint = _viewpoint(config)
-    preview_viewpoint = dataclasses.replace(viewpoint, size=_PREVIEW_SIZE)
-    preview_azimuths = turntable_azimuths(_PREVIEW_VIEWS)
-    begun = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
 
-    with (
-        RunProgress(config.iterations, enabled=progress) as bar,
-        gentle_interrupt(bar) as stop,
-        MetricsFile(folder / "metrics.jsonl", earlier=history) as metrics_file,
-    ):
+    def write(result: RunResult) -> np.ndarray:
+        return write_object(folder, result.object, title=prompt, viewpoint=viewpoint)
 
-        def on_progress(done: int, metrics: Metrics, state: TrainState) -> bool:
-            numbers: dict[str, float | int] = {"iteration": done}
-            numbers |= {name: value.item() for name, value in vars(metrics).items()}
-            numbers["seconds"] = round(time.monotonic() - begun, 3)
-            metrics_file.write(numbers)
-            history.append(numbers)
-            bar.update(done, float(numbers["loss"]), int(numbers["splats"]))
-            if preview_every and done % preview_every == 0:
-                images = render_around(state.gaussians, preview_azimuths, viewpoint=preview_viewpoint)
-                sheet = view_sheet(images, preview_azimuths, note=f"iteration {done},")
-                save_png(folder / "previews" / f"iteration_{done:05d}.png", sheet)
-            if checkpoint_every and done % checkpoint_every == 0 and done < config.iterations:
-                save_run(folder, state)
-            return stop.requested
-
-        def on_compiled(compilation: Compilation) -> None:
-            bar.say(str(compilation))
-            if not history and not resume:
-                _remove_old_results(folder)
-            write_json(folder / "config.json", description)
-
-        result = run(config, diffusion, prompt, state, on_progress=on_progress, on_compiled=on_compiled)
-    if result.interrupted:
-        save_run(folder, result.state)
-    else:
-        forget_run(folder)
-    frames = write_object(folder, result.gaussians, title=prompt, viewpoint=viewpoint)
+    outcome = run.perform(
+        state,
+        doing="generating",
+        progress=progress,
+        checkpoint_every=checkpoint_every,
+        observers=[Previews(folder, config.scene, viewpoint, every=preview_every), *observers],
+        remove_old=remove_object,
+        write=write,
+    )
     return Result(
         prompt=prompt,
         seed=seed,
-        gaussians=result.gaussians,
+        gaussians=outcome.result.object,
         folder=folder,
-        iterations=result.iterations,
-        interrupted=result.interrupted,
-        metrics=history,
-        frames=frames,
+        iterations=outcome.result.iterations,
+        interrupted=outcome.result.interrupted,
+        metrics=outcome.history,
+        frames=outcome.written,
     )

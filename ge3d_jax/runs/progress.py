@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 from rich.console import Console
@@ -53,9 +53,10 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, done: int, loss: float, splats: int) -> None:
-        """Show that `done` iterations are through."""
-        figures = f" · loss {loss:.4g} · {splats} splats"
+    def update(self, done: int, numbers: Mapping[str, int | float]) -> None:
+        """Show that `done` iterations are through, with the loss and the splats among the `numbers`."""
+        figures = f" · loss {numbers['loss']:.4g}" if "loss" in numbers else ""
+        figures += f" · {numbers['splats']} splats" if "splats" in numbers else ""
         self._bar.update(self._task, description=self._doing, completed=done, figures=figures)
         every = max(1, self._total // _LINES_WITHOUT_TERMINAL)
         if not self._console.is_terminal and (done % every == 0 or done == self._total):

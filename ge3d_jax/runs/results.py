@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ge3d_jax.core.files import remove_files
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.video import save_gif, save_mp4
 from ge3d_jax.splatting.gaussians import Gaussians
@@ -19,8 +20,8 @@ _SHEET_STRIDE = 8
 
 def remove_object(folder: Path) -> None:
     """Remove what an earlier run left in the same folder, which would pass for the next one's."""
-    for name in ("object.ply", "turntable.mp4", "turntable.gif", "views.png", "viewer.html"):
-        (folder / name).unlink(missing_ok=True)
+    names = ("object.ply", "turntable.mp4", "turntable.gif", "views.png", "viewer.html")
+    remove_files(folder / name for name in names)
 
 
 def write_object(folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint) -> np.ndarray:

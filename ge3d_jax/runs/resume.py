@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.state import TrainState
 
@@ -18,7 +19,7 @@ _FREE_TO_CHANGE = (
     "versions",
     "settings.views_per_batch",
     "settings.attention_chunk",
-    "settings.vae_rematerialise",
+    "settings.vae_rematerialize",
 )
 
 
@@ -32,58 +33,93 @@ def forget_run(folder: Path) -> None:
     shutil.rmtree(folder / _STATE, ignore_errors=True)
 
 
-def check_same_run(folder: Path, description: Mapping[str, Any]) -> None:
+def check_same_run(
+    folder: Path, description: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
     """Refuse to go on with a run that is not there, or was asked for something else.
+
+    A run of an older version is gone on with where its settings still mean the same: settings that are new
+    since then keep their defaults, and none that it was started with is gone.
 
     Args:
         folder: of the interrupted run.
         description: what would be written to config.json.
+        defaults: the same for the preset alone, without what the person asked for; None tells no defaults.
 
     Raises:
         UserError: names the first difference.
     """
     if not (folder / _STATE).is_dir() or not (folder / _CONFIG).is_file():
-        raise UserError(f"The folder {folder} holds no interrupted run; start it without --resume.")
-    try:
-        found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{folder / _CONFIG} is not readable JSON ({error}); start without --resume."
-        ) from error
+        raise UserError(f"The folder {folder} holds no interrupted run; start it without resume.")
+    saved = _read_description(folder / _CONFIG)
     # As JSON tells it: tuples are lists there.
-    wanted = json.loads(json.dumps(dict(description)))
-    for name, old, new in _differences(found, wanted):
-        raise UserError(
-            f"The run in {folder} was started with {name} = {old!r}, not {new!r}; "
-            "ask for the same, or start without --resume."
-        )
+    trees = (saved, description, defaults or {})
+    found, wanted, usual = (_leaves(json.loads(json.dumps(dict(tree)))) for tree in trees)
+    # What differs comes before what is missing: another kind of a section has other settings.
+    for name, new in wanted.items():
+        if name in found and found[name] != new:
+            raise UserError(
+                f"The run in {folder} was started with {name} = {found[name]!r}, not {new!r}; "
+                "ask for the same, or start without resume."
+            )
+    for name, old in found.items():
+        if name not in wanted:
+            raise UserError(
+                f"The run in {folder} was started{_by_version(saved)} with the setting {name} = {old!r}, "
+                "which this version does not know; start without resume."
+            )
+    for name, new in wanted.items():
+        if name not in found and (name not in usual or usual[name] != new):
+            remedy = f"leave it at {usual[name]!r}, or start" if name in usual else "start"
+            raise UserError(
+                f"The run in {folder} was started{_by_version(saved)} without the setting {name}, "
+                f"which is {new!r} now; {remedy} without resume."
+            )
 
 
-def _differences(found: Any, wanted: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted names of what differs between two trees of dictionaries, with both values."""
-    different = []
-    for name in sorted(found.keys() | wanted.keys()):
-        old, new = found.get(name), wanted.get(name)
-        if prefix + name in _FREE_TO_CHANGE:
+def _read_description(file: Path) -> dict[str, Any]:
+    """What config.json holds. Raises UserError where that is no description of a run."""
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not readable JSON ({error}); start without resume.") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{file} does not describe a run; start without resume.")
+    return description
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value of all that a tree of dictionaries holds, less what is free to change."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        full_name = prefix + name
+        if full_name in _FREE_TO_CHANGE:
             continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            different += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            different.append((prefix + name, old, new))
-    return different
+        leaves |= _leaves(value, f"{full_name}.") if isinstance(value, dict) else {full_name: value}
+    return leaves
 
 
-def resume_run(folder: Path, template: TrainState) -> tuple[TrainState, list[dict[str, float | int]]]:
+def _by_version(saved: Mapping[str, Any]) -> str:
+    """Which version started the run, to go on a sentence with; nothing where the run does not tell."""
+    versions = saved.get("versions")
+    version = versions.get("ge3d_jax") if isinstance(versions, dict) else None
+    return f" by version {version}" if version is not None else ""
+
+
+def resume_run(
+    folder: Path, template: TrainState, scene: Scene
+) -> tuple[TrainState, list[dict[str, float | int]]]:
     """The saved state, and the metrics of the iterations that lead to it.
 
     Args:
         folder: of the interrupted run.
         template: the state that the same run begins with.
+        scene: whose state it is.
 
     Raises:
         UserError: no state there, or one of another shape.
     """
-    state = restore_state(folder / _STATE, template)
+    state = restore_state(folder / _STATE, template, scene)
     lines = (folder / _METRICS).read_text(encoding="utf-8").splitlines()
     # An iteration after the last saved state will be done again.
     return state, [json.loads(line) for line in lines[: int(state.iteration)]]

@@ -14,13 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.diffusion.pipeline import (
-    StableDiffusion,
-    decode_latents,
-    encode_text,
-    predict_epsilon,
-    sampling_times,
-)
+from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_text, predict_epsilon
+from ge3d_jax.diffusion.sampling import sampling_times
 from ge3d_jax.diffusion.schedule import ddim_step
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json

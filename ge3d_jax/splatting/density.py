@@ -89,13 +89,11 @@ def entries_needed(
 def gather_entries(moments: Any, source: jax.Array, is_cleared: jax.Array) -> Any:
     """Move per-splat values: entry i of a leaf (N, ...) becomes entry source[i], or zero if is_cleared[i].
 
-    source: (N,) int32; is_cleared: (N,) bool. Leaves without a leading axis of N, such as step counts, stay.
+    source: (N,) int32; is_cleared: (N,) bool. Every leaf has a leading axis of N.
     """
     count = source.shape[0]
 
     def move(leaf: jax.Array) -> jax.Array:
-        if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
-            return leaf
         cleared = is_cleared.reshape((count,) + (1,) * (leaf.ndim - 1))
         return jnp.where(cleared, jnp.zeros_like(leaf), leaf[source])
 
@@ -117,7 +115,7 @@ def densify(
 
     key: PRNG key of the offsets of split splats.
     statistics: (N,) sums since the last call; start anew with `empty_statistics` afterwards.
-    moments: any pytree with per-splat leaves (N, ...), e.g. the optimiser's state. New splats and both halves
+    moments: any pytree of per-splat arrays (N, ...), e.g. the optimiser's moments. New splats and both halves
         of a split start from zero, as in 3DGS.
     gradient_threshold: mean gradient norm, per normalised device coordinate, from which a splat becomes two.
     clone_scale: largest axis, world units, up to which it is cloned (an exact copy); above, it is split in

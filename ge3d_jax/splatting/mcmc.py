@@ -87,7 +87,7 @@ def relocate(
     Each goes where a living splat is, drawn by opacity; all that come to stand there share its opacity and
     scale, so that the picture stays nearly the same. Where no splat lives, nothing happens.
 
-    moments: any pytree with per-splat leaves (N, ...); those of splats that changed start from zero.
+    moments: any pytree of per-splat arrays (N, ...); those of splats that changed start from zero.
     dead_opacity: splats at most this opaque are dead.
     growth: how many are added, as a share of those there are. limit: how many splats there may be in all; the
         buffer's length limits them too.

@@ -1,68 +1,15 @@
-"""What chance decides in one iteration: cameras, backgrounds, time nodes, noise, augmentation.
-
-Drawn apart from the step itself, so that an iteration can be repeated with all of it held fixed.
-"""
+"""The cameras and backgrounds of an iteration."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from ge3d_jax.core.random import normal
-from ge3d_jax.guidance.ge3d import offset_noise
-from ge3d_jax.guidance.trajectories import sample_time_nodes
 from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera
-from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, Range
+from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Range
 
 _UP = (0.0, 0.0, 1.0)
-# Folded into the iteration's key, so that runs without this noise draw what they drew before there was any.
-_EXPLORATION_STREAM = 2**31 - 1
-
-
-@struct.dataclass
-class StepInputs:
-    """Everything random of one iteration with B views.
-
-    Attributes:
-        cameras: batch of B.
-        azimuth: (B,) radians, before jitter.
-        backgrounds: (B, 3).
-        node_times: (n + 1,) int32. active: scalar int32.
-        noise: (B, h, w, C) for the noising trajectory.
-        flip: scalar bool, mirror the whole batch.
-        scale_noise: (B, N, 3), added to 1 and multiplied onto the splats' scales.
-        posterior_noise: (B, h, w, C) for the sample of the latent.
-        exploration_key: for the noise on the positions.
-    """
-
-    cameras: Camera
-    azimuth: jax.Array
-    backgrounds: jax.Array
-    node_times: jax.Array
-    active: jax.Array
-    noise: jax.Array
-    flip: jax.Array
-    scale_noise: jax.Array
-    posterior_noise: jax.Array
-    exploration_key: jax.Array
-
-    @classmethod
-    def each(cls, *, own: Any, shared: Any) -> "StepInputs":
-        """`own` for what each view has for itself, `shared` for what all have in common."""
-        return cls(
-            cameras=own,
-            azimuth=own,
-            backgrounds=own,
-            node_times=shared,
-            active=shared,
-            noise=own,
-            flip=shared,
-            scale_noise=own,
-            posterior_noise=own,
-            exploration_key=shared,
-        )
 
 
 def _widened(begin: float, end: float, factor: float, times: jax.Array) -> jax.Array:
@@ -136,44 +83,3 @@ def sample_backgrounds(key: jax.Array, config: BackgroundConfig, views: int) -> 
     is_replaced, is_random = chances[:, :1] < config.replaced, chances[:, 1:2] < config.random_share
     other = jnp.where(is_random, chances[:, 2:], 0.0)
     return jnp.where(is_replaced, other, jnp.asarray(config.color))
-
-
-def sample_inputs(
-    key: jax.Array,
-    config: Config,
-    iteration: jax.Array | int,
-    *,
-    latent_shape: tuple[int, int, int],
-    capacity: int,
-) -> StepInputs:
-    """Draw everything for one iteration.
-
-    Args:
-        latent_shape: (h, w, C) of one latent.
-        capacity: N, length of the splats' buffer.
-    """
-    keys = jax.random.split(key, 7)
-    cameras, azimuth = sample_cameras(
-        keys[0], config.cameras, iteration, views=config.views, size=config.image_size
-    )
-    node_times, active = sample_time_nodes(
-        keys[1],
-        jnp.asarray(iteration, jnp.float32) / config.iterations,
-        count=config.nodes.count,
-        jump_max=config.nodes.jump_max,
-        jump_min=config.nodes.jump_min,
-        max_step=config.nodes.max_step,
-    )
-    scale_noise = config.augmentation.scale_noise * normal(keys[2], (config.views, capacity, 3))
-    return StepInputs(
-        cameras=cameras,
-        azimuth=azimuth,
-        backgrounds=sample_backgrounds(keys[3], config.background, config.views),
-        node_times=node_times,
-        active=active,
-        noise=offset_noise(keys[4], (config.views, *latent_shape), config.guidance.offset_noise),
-        flip=jax.random.bernoulli(keys[5], config.augmentation.flip_probability),
-        scale_noise=scale_noise,
-        posterior_noise=normal(keys[6], (config.views, *latent_shape)),
-        exploration_key=jax.random.fold_in(key, _EXPLORATION_STREAM),
-    )

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.scenes.density_control import with_capacity
+from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState
 
 
@@ -51,21 +51,22 @@ def _shapes(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def restore_state(folder: str | os.PathLike[str], template: TrainState) -> TrainState:
+def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: Scene) -> TrainState:
     """Read what `save_state` wrote, bit for bit.
 
     Args:
-        template: a state of the same configuration, for shapes, types and the kind of key. The saved buffer
-            of splats may be longer than its.
+        folder: where it was written.
+        template: a state of the same configuration, for shapes, types and the kind of key.
+        scene: whose state it is; its arrays may have grown since the run began.
 
     Raises:
         UserError: no state in `folder`, or one of another configuration (names an array that differs).
     """
     saved = _saved_shapes(folder)
-    # The buffer of splats may have grown since the run began.
-    length = saved.get("gaussians.mask", ((0,), ""))[0][0]
-    if length > template.gaussians.capacity:
-        template = with_capacity(template, length)
+    of_scene = {
+        name.removeprefix("scene."): shape for name, (shape, _) in saved.items() if name.startswith("scene.")
+    }
+    template = template.with_scene(*scene.resized(template.scene, template.moments, of_scene))
     expected = _arrays_of(template)
     wanted = _shapes(expected)
     differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))

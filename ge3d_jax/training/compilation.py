@@ -7,7 +7,6 @@ import jax
 
 from ge3d_jax.core.devices import memory_in_use, memory_limit
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.training.config import Config
 
 _GIGABYTE = 1e9
 
@@ -61,17 +60,13 @@ def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -
     )
 
 
-def _remedies(config: Config, devices: int) -> list[str]:
-    """The settings that lower the memory further, the strongest first; BUILD.md has their figures."""
-    if config.views_per_pass <= devices:
-        # Each device has one view at a time already.
-        return []
-    remedies = [] if config.vae_rematerialise else ["vae_rematerialise=true"]
-    return [*remedies, f"views_per_batch={devices}"]
-
-
-def check_memory(compilation: Compilation, config: Config, device: jax.Device) -> None:
+def check_memory(compilation: Compilation, device: jax.Device, remedies: list[str]) -> None:
     """Refuse an iteration that cannot run, before it is begun.
+
+    Args:
+        compilation: of the iteration.
+        device: one of those it is to run on.
+        remedies: settings that lower its memory, the strongest first.
 
     Raises:
         UserError: it needs more memory than the device has; names the settings that lower it.
@@ -84,8 +79,7 @@ def check_memory(compilation: Compilation, config: Config, device: jax.Device) -
     limit = memory_limit(device) or math.inf
     if needed <= limit:
         return
-    remedies = _remedies(config, compilation.devices)
-    remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or image_size"
+    remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or the size of the pictures"
     raise UserError(
         f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has "
         f"{limit / _GIGABYTE:.1f} GB to give; {remedy}."

@@ -1,4 +1,4 @@
-"""Iterating on the host's side: density control on schedule, growing buffers, interruption."""
+"""Iterating on the host's side: the scene's schedule, growing buffers, interruption."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,12 +6,15 @@ from typing import Any
 
 import jax
 
-from ge3d_jax.core.devices import first_copy
+from ge3d_jax.core.devices import batch_mesh, everywhere, first_copy
 from ge3d_jax.core.errors import RunDropped
-from ge3d_jax.scenes.density_control import follow_schedule, grown_capacity
-from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.config import DensityConfig
+from ge3d_jax.training.compilation import Compilation, check_memory
 from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.step import Task, make_step
+
+# Folded into the run's key before the iteration's number: what a scene does on its schedule draws from a
+# stream of its own, which no iteration's number reaches.
+_SCHEDULE_STREAM = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,67 +24,87 @@ class RunResult:
     Attributes:
         state: after the last accepted iteration.
         iterations: how many were done in all.
-        buffer_capacity: what the intersection buffer grew to.
+        task: with the buffers that its scene grew.
         interrupted: whether it was stopped before its last iteration.
     """
 
     state: TrainState
     iterations: int
-    buffer_capacity: int
+    task: Task
     interrupted: bool
 
     @property
-    def gaussians(self) -> Gaussians:
-        """The object."""
-        return self.state.gaussians
+    def object(self) -> Any:
+        """What the scene shows."""
+        return self.task.scene.shown(self.state.scene, self.iterations)
 
 
-# state → (next state, metrics). It donates the state; the metrics have `intersections` and `overflow`, and
-# where the latter is not 0 the state comes back as it was.
-Step = Callable[[TrainState], tuple[TrainState, Any]]
-# (iterations done, metrics on the host, state) → whether to stop here. The state is lent: the next iteration
-# reuses its memory.
-OnProgress = Callable[[int, Any, TrainState], bool | None]
+# Scalars of an iteration, by name, on the host.
+HostNumbers = dict[str, int | float]
+# (iterations done, numbers, state) → whether to stop here. The state is lent: the next iteration reuses its
+# memory.
+OnIteration = Callable[[int, HostNumbers, TrainState], bool | None]
+
+
+def follow_schedule(state: TrainState, done: int, task: Task) -> tuple[TrainState, dict[str, int]]:
+    """What the scene does after the iteration that makes it `done` in all. Donates `state`."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _SCHEDULE_STREAM), state.iteration)
+    scene, moments, numbers = task.scene.on_schedule(key, state.scene, state.moments, done, task.iterations)
+    return state.with_scene(scene, moments), numbers
 
 
 def iterate(
     state: TrainState,
-    make_step: Callable[[int], Step],
+    context: Any,
+    task: Task,
     *,
-    iterations: int,
-    buffer_capacity: int,
-    splat_capacity: int,
-    density: DensityConfig,
-    on_progress: OnProgress | None = None,
+    views_at_a_time: int,
+    on_iteration: OnIteration | None = None,
+    on_compiled: Callable[[Compilation], None] | None = None,
 ) -> RunResult:
-    """Step until so many iterations are done in all. Donates `state`.
+    """Step until all iterations are done, on as many devices as the views divide among.
 
     Args:
-        make_step: intersections that one view's buffer holds → a step.
-        buffer_capacity: what that buffer starts with; it grows where a view needs more.
-        splat_capacity: how many splats there may be.
-        on_progress: called after each iteration; when it returns true the run stops there.
+        state: the first one, or a restored one; left intact. Its key decides everything random: the same
+            state gives the same object.
+        context: what the task needs in every iteration.
+        task: what to do; its scene's buffer grows where a view needs more.
+        views_at_a_time: views that go through the networks at a time, to be divided among devices.
+        on_iteration: called after each iteration; when it returns true the run stops there.
+        on_compiled: told of each compilation that fits the device: before the first iteration, and where a
+            buffer has grown.
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
 
     Raises:
+        UserError: an iteration takes more memory than the device has; names the settings that lower it.
         RunDropped: as it comes, without a result.
     """
-    step = make_step(buffer_capacity)
+    mesh = batch_mesh(views_at_a_time, copied=context)
+    # The steps donate the state they are given.
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)
+    state, context = jax.device_put((state, context), everywhere(mesh))
+
+    def compiled(compilation: Compilation) -> None:
+        check_memory(compilation, mesh.devices.flat[0], task.remedies(compilation.devices))
+        if on_compiled is not None:
+            on_compiled(compilation)
+
+    step = make_step(task, mesh, on_compiled=compiled)
     done, is_stopped = int(state.iteration), False
     try:
-        while done < iterations and not is_stopped:
-            state, device_metrics = step(state)
-            metrics = jax.device_get(device_metrics)
-            if metrics.overflow > 0:
-                buffer_capacity = grown_capacity(int(metrics.intersections))
-                step = make_step(buffer_capacity)
+        while done < task.iterations and not is_stopped:
+            state, device_numbers = step(state, context)
+            numbers = {name: value.item() for name, value in jax.device_get(device_numbers).items()}
+            if numbers["overflow"] > 0:
+                task = task.grown(int(numbers["intersections"]))
+                step = make_step(task, mesh, on_compiled=compiled)
                 continue
-            state = follow_schedule(state, done + 1, config=density, splat_capacity=splat_capacity)
+            state, changes = follow_schedule(state, done + 1, task)
             done += 1
-            if on_progress is not None:
-                is_stopped = bool(on_progress(done, metrics, first_copy(state)))
+            if on_iteration is not None:
+                is_stopped = bool(on_iteration(done, numbers | changes, first_copy(state)))
     except RunDropped:
         raise
     except KeyboardInterrupt:
@@ -90,6 +113,6 @@ def iterate(
             raise
         if int(state.iteration) > done:
             # Caught between the step and what its iteration ends with.
-            state = follow_schedule(state, done + 1, config=density, splat_capacity=splat_capacity)
+            state, _ = follow_schedule(state, done + 1, task)
     done = int(state.iteration)
-    return RunResult(first_copy(state), done, buffer_capacity, interrupted=done < iterations)
+    return RunResult(first_copy(state), done, task, interrupted=done < task.iterations)

@@ -1,30 +1,23 @@
-"""One iteration of a fit: pictures → render → L1 and D-SSIM → gradient → Adam, as one compiled function."""
+"""The task of a fit: posed pictures are to be what their cameras see of the scene."""
 
 import dataclasses
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
 
-from ge3d_jax.core.devices import everywhere
+from ge3d_jax.core.random import Draws
 from ge3d_jax.formats.posed_images import PosedImages
+from ge3d_jax.guidance.base import Numbers, Progress
 from ge3d_jax.metrics.pictures import psnr, ssim
-from ge3d_jax.scenes.density_control import density_penalty
+from ge3d_jax.scenes.base import Renders, Scene
 from ge3d_jax.splatting.cameras import Camera
-from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians
-from ge3d_jax.splatting.rasterize import Rendered, render
 from ge3d_jax.training.cameras import sample_backgrounds
 from ge3d_jax.training.fit_config import FitConfig
-from ge3d_jax.training.iterations import Step
-from ge3d_jax.training.optimizer import Parameters, parameters_of
-from ge3d_jax.training.state import TrainState
-from ge3d_jax.training.update import update
+from ge3d_jax.training.state import TrainState, initial_state
 
-# Degree of each coefficient of the spherical harmonics.
-_BAND_DEGREES = np.repeat(np.arange(MAX_SH_DEGREE + 1), 2 * np.arange(MAX_SH_DEGREE + 1) + 1)
 # Folded into the run's key for the order of the pictures; no iteration's number reaches it.
 _ORDER_STREAM = 2**31 - 2
 
@@ -40,22 +33,6 @@ class Views:
     pixels: jax.Array
     world_to_camera: jax.Array
     intrinsics: jax.Array
-
-
-@struct.dataclass
-class FitMetrics:
-    """Scalars of one iteration.
-
-    loss: of the images, averaged over the views. psnr: their mean, decibels.
-    splats: splats in use, int32. intersections: greatest number that a view's buffer had to hold, int32.
-    overflow: by how many it was too small, int32; above 0 the iteration was not accepted.
-    """
-
-    loss: jax.Array
-    psnr: jax.Array
-    splats: jax.Array
-    intersections: jax.Array
-    overflow: jax.Array
 
 
 def views_of(images: PosedImages, unit: float) -> Views:
@@ -82,163 +59,106 @@ def choose_views(key: jax.Array, iteration: jax.Array, *, views: int, count: int
     return jax.vmap(one)(places)
 
 
-def with_degree(gaussians: Gaussians, degree: jax.Array | int) -> Gaussians:
-    """The splats with the colour's bands above `degree` left out."""
-    is_used = jnp.asarray(_BAND_DEGREES[: gaussians.sh.shape[1]]) <= degree
-    return dataclasses.replace(gaussians, sh=jnp.where(is_used[:, None], gaussians.sh, 0.0))
-
-
-def render_view(
-    gaussians: Gaussians,
-    world_to_camera: jax.Array,
-    intrinsics: jax.Array,
-    background: jax.Array,
-    *,
-    size: tuple[int, int],
-    buffer_capacity: int,
-    screen_offsets: jax.Array | None = None,
-) -> Rendered:
-    """One view of (width, height) pixels."""
-    camera = Camera(world_to_camera, intrinsics, width=size[0], height=size[1])
-    return render(
-        gaussians,
-        camera,
-        background=background,
-        buffer_capacity=buffer_capacity,
-        screen_offsets=screen_offsets,
-    )
-
-
 def image_loss(image: jax.Array, target: jax.Array, *, dssim: float) -> jax.Array:
     """(1 − dssim)·L1 + dssim·(1 − SSIM) of images (H, W, 3), scalar."""
     return (1.0 - dssim) * jnp.mean(jnp.abs(image - target)) + dssim * (1.0 - ssim(image, target))
 
 
-@struct.dataclass
-class _Seen:
-    """What a device finds out about its share of the views, all with a leading axis of them."""
-
-    screen_gradients: jax.Array
-    radii: jax.Array
-    losses: jax.Array
-    psnrs: jax.Array
-    intersections: jax.Array
-    overflow: jax.Array
+def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
+    """The state before the first iteration; lengths in scene radii."""
+    start_key, run_key = jax.random.split(key)
+    scene = config.scene.begin(start_key)
+    return initial_state(scene, config.scene.parameters(scene), run_key)
 
 
-def _gradients(
-    gaussians: Gaussians,
-    degree: jax.Array,
-    intrinsics: jax.Array,
-    world_to_camera: jax.Array,
-    pixels: jax.Array,
-    backgrounds: jax.Array,
-    *,
-    config: FitConfig,
-    buffer_capacity: int,
-    axis: str,
-) -> tuple[Parameters, _Seen]:
-    """Losses and gradients of this device's views, the gradients summed over all devices."""
-    views, height, width = pixels.shape[:3]
-    targets = over_background(pixels, backgrounds)
+@dataclasses.dataclass(frozen=True)
+class Photometric:
+    """A `Task`: L1 and D-SSIM between pictures and renders.
 
-    def objective(parameters: Parameters, screen_offsets: jax.Array) -> tuple[jax.Array, tuple]:
-        changed = dataclasses.replace(gaussians, **parameters)
-        shown = with_degree(changed, degree)
-
-        def one(matrix: jax.Array, background: jax.Array, offsets: jax.Array, target: jax.Array) -> tuple:
-            rendered = render_view(
-                shown,
-                matrix,
-                intrinsics,
-                background,
-                size=(width, height),
-                buffer_capacity=buffer_capacity,
-                screen_offsets=offsets,
-            )
-            loss = image_loss(rendered.rgb, target, dssim=config.loss.dssim)
-            return loss, psnr(rendered.rgb, target), rendered
-
-        losses, psnrs, rendered = jax.vmap(one)(world_to_camera, backgrounds, screen_offsets, targets)
-        # A sum: what density control sees of a view does not depend on how many there are.
-        loss = jnp.sum(losses) + views * density_penalty(changed, config=config.density)
-        return loss, (losses, psnrs, rendered)
-
-    screen_offsets = jnp.zeros((views, gaussians.capacity, 2))
-    (gradients, screen_gradients), (losses, psnrs, rendered) = jax.grad(
-        objective, argnums=(0, 1), has_aux=True
-    )(parameters_of(gaussians), screen_offsets)
-    seen = _Seen(
-        screen_gradients=screen_gradients,
-        radii=rendered.radii,
-        losses=losses,
-        psnrs=psnrs,
-        intersections=rendered.intersections,
-        overflow=rendered.overflow,
-    )
-    return jax.lax.psum(gradients, axis), seen
-
-
-def fit_step(
-    state: TrainState, views: Views, *, config: FitConfig, buffer_capacity: int, mesh: Mesh
-) -> tuple[TrainState, FitMetrics]:
-    """One iteration; pure. The mesh's devices, among which the views must divide, each render their share.
-
-    Where a view's intersections overflow the buffer the state comes back as it was: the caller repeats the
-    iteration with a larger buffer.
+    Attributes:
+        config: all settings of the fit.
     """
-    key = jax.random.fold_in(state.key, state.iteration)
-    background_key, exploration_key = jax.random.split(key)
-    order_key = jax.random.fold_in(state.key, _ORDER_STREAM)
-    chosen = choose_views(order_key, state.iteration, views=config.views, count=views.pixels.shape[0])
-    degree = jnp.minimum(state.iteration // config.sh_every, config.start.sh_degree)
-    (axis,) = mesh.axis_names
-    shared, own = PartitionSpec(), PartitionSpec(axis)
-    gradients, seen = jax.shard_map(
-        partial(_gradients, config=config, buffer_capacity=buffer_capacity, axis=axis),
-        mesh=mesh,
-        in_specs=(shared, shared, shared, own, own, own),
-        out_specs=(shared, own),
-        # Gradients of shared values stay each device's own until they are summed.
-        check_vma=False,
-    )(
-        state.gaussians,
-        degree,
-        views.intrinsics,
-        views.world_to_camera[chosen],
-        views.pixels[chosen],
-        sample_backgrounds(background_key, config.background, config.views),
-    )
-    overflow = jnp.max(seen.overflow)
-    height, width = views.pixels.shape[1:3]
-    stepped = update(
-        state,
-        gradients,
-        seen.screen_gradients,
-        seen.radii,
-        exploration_key,
-        is_accepted=overflow == 0,
-        progress=state.iteration.astype(jnp.float32) / config.iterations,
-        image_size=(width, height),
-        optimizer=config.optimizer,
-        density=config.density,
-    )
-    metrics = FitMetrics(
-        loss=jnp.mean(seen.losses),
-        psnr=jnp.mean(seen.psnrs),
-        splats=jnp.sum(state.gaussians.mask),
-        intersections=jnp.max(seen.intersections),
-        overflow=overflow,
-    )
-    # The next iteration must find the state placed as this one did, or it would be compiled again.
-    return jax.lax.with_sharding_constraint((stepped, metrics), everywhere(mesh))
 
+    config: FitConfig
 
-_compiled_step = jax.jit(
-    fit_step, static_argnames=("config", "buffer_capacity", "mesh"), donate_argnames="state"
-)
+    @property
+    def scene(self) -> Scene:
+        """What is optimized."""
+        return self.config.scene
 
+    @property
+    def iterations(self) -> int:
+        """T, in all."""
+        return self.config.iterations
 
-def make_fit_step(config: FitConfig, views: Views, buffer_capacity: int, mesh: Mesh) -> Step:
-    """One iteration as one compiled function. It donates the state it is given: use the returned one only."""
-    return partial(_compiled_step, views=views, config=config, buffer_capacity=buffer_capacity, mesh=mesh)
+    @property
+    def views(self) -> int:
+        """Views of an iteration on all devices."""
+        return self.config.views
+
+    def image_size(self, context: Views) -> tuple[int, int]:
+        """(width, height), pixels."""
+        height, width = context.pixels.shape[1:3]
+        return width, height
+
+    def learned_optimizer(self) -> optax.GradientTransformation:
+        """Nothing is learned but the scene."""
+        return optax.identity()
+
+    def _keys(self, state: TrainState) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(state.key, state.iteration))
+
+    def update_key(self, state: TrainState) -> jax.Array:
+        """PRNG key of what the scene does after the update."""
+        return self._keys(state)[1]
+
+    def draw(self, state: TrainState, context: Views) -> Draws:
+        """The pictures of an iteration, their cameras and backgrounds."""
+        config = self.config
+        order_key = jax.random.fold_in(state.key, _ORDER_STREAM)
+        chosen = choose_views(order_key, state.iteration, views=config.views, count=context.pixels.shape[0])
+        return Draws(
+            shared={},
+            per_view={
+                "world_to_camera": context.world_to_camera[chosen],
+                "pixels": context.pixels[chosen],
+                "backgrounds": sample_backgrounds(self._keys(state)[0], config.background, config.views),
+            },
+        )
+
+    def look(
+        self,
+        scene: Any,
+        learned: Any,
+        perturbations: Any,
+        context: Views,
+        drawn: Draws,
+        progress: Progress,
+        axis: str | None,
+    ) -> tuple[jax.Array, Numbers, Renders]:
+        """Render and compare; see `Task`."""
+        backgrounds, pixels = drawn.per_view["backgrounds"], drawn.per_view["pixels"]
+        views = pixels.shape[0]
+        width, height = self.image_size(context)
+        intrinsics = jnp.broadcast_to(context.intrinsics, (views, 4))
+        cameras = Camera(drawn.per_view["world_to_camera"], intrinsics, width=width, height=height)
+        renders = self.config.scene.render(
+            scene, progress.iteration, cameras, backgrounds, None, perturbations
+        )
+        targets = over_background(pixels, backgrounds)
+
+        def compare(image: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return image_loss(image, target, dssim=self.config.loss.dssim), psnr(image, target)
+
+        losses, psnrs = jax.vmap(compare)(renders.rgb, targets)
+        # A sum: what density control sees of a view does not depend on how many there are.
+        scalar = jnp.sum(losses) + views * self.config.scene.penalty(scene)
+        return scalar, {"loss": losses, "psnr": psnrs}, renders
+
+    def grown(self, needed: int) -> "Photometric":
+        """The same with a larger buffer in its scene."""
+        return Photometric(dataclasses.replace(self.config, scene=self.config.scene.grown(needed)))
+
+    def remedies(self, devices: int) -> list[str]:
+        """None: pictures go through no network."""
+        return []

@@ -1,14 +1,15 @@
 """What a run carries from one iteration to the next."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from ge3d_jax.splatting.density import DensityStatistics, empty_statistics
-from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.config import OptimizerConfig
-from ge3d_jax.training.optimizer import adam, parameters_of
+from ge3d_jax.scenes.base import Moments
+from ge3d_jax.training.optimizer import adam
 
 
 @struct.dataclass
@@ -16,27 +17,57 @@ class TrainState:
     """A run between two iterations; with its configuration it determines all that follows.
 
     Attributes:
-        gaussians: the splats.
-        optimizer_state: Adam's moments, by field of the splats.
-        statistics: what density control goes by.
+        scene: the scene's state.
+        optimizer_state: Adam's moments, by the scene's parameters.
+        learned: what the loss learns by itself.
+        learned_optimizer_state: that of the loss's optimizer.
         iteration: scalar int32, iterations done.
         key: the run's PRNG key; each iteration folds its number into it, so it never changes.
     """
 
-    gaussians: Gaussians
-    optimizer_state: optax.OptState
-    statistics: DensityStatistics
+    scene: Any
+    optimizer_state: optax.ScaleByAdamState
+    learned: Any
+    learned_optimizer_state: optax.OptState
     iteration: jax.Array
     key: jax.Array
 
+    @property
+    def moments(self) -> Moments:
+        """Adam's moments by name and parameter: what a scene rearranges with its parameters."""
+        return {"mu": self.optimizer_state.mu, "nu": self.optimizer_state.nu}
 
-def initial_state(optimizer: OptimizerConfig, gaussians: Gaussians, key: jax.Array) -> TrainState:
-    """The state before the first iteration. The arrays are copied: steps donate the state's buffers."""
-    gaussians, key = jax.tree.map(jnp.copy, (gaussians, key))
+    def with_scene(self, scene: Any, moments: Moments) -> "TrainState":
+        """The state with another scene, and the moments that go with it."""
+        return dataclasses.replace(
+            self, scene=scene, optimizer_state=self.optimizer_state._replace(**moments)
+        )
+
+
+def initial_state(
+    scene: Any,
+    parameters: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    learned: Any = (),
+    learned_optimizer: optax.GradientTransformation | None = None,
+) -> TrainState:
+    """The state before the first iteration. The arrays are copied: steps donate the state's buffers.
+
+    Args:
+        scene: the scene's state.
+        parameters: what is trained of it.
+        key: the run's PRNG key.
+        learned: what the loss learns by itself.
+        learned_optimizer: how.
+    """
+    scene, learned, key = jax.tree.map(jnp.copy, (scene, learned, key))
+    optimizer = learned_optimizer or optax.identity()
     return TrainState(
-        gaussians=gaussians,
-        optimizer_state=adam(optimizer).init(parameters_of(gaussians)),
-        statistics=empty_statistics(gaussians.capacity),
+        scene=scene,
+        optimizer_state=adam().init(parameters),
+        learned=learned,
+        learned_optimizer_state=optimizer.init(learned),
         iteration=jnp.zeros((), jnp.int32),
         key=key,
     )

@@ -1,368 +1,244 @@
-"""One iteration of GE3D: cameras → render → latent → both trajectories → residual → gradient → Adam.
+"""One iteration of any run: look at some views, gather gradients over the devices, update once.
 
-The one place where the splats and the diffusion model meet. `ge3d_step` is pure and takes everything random
-as `StepInputs`; `make_step` draws those and compiles the whole into one function.
+A `Task` says what is looked at and what is wanted of it; its scene renders and learns. Nothing here knows
+splats, losses or diffusion models.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax.sharding import Mesh
 
 from ge3d_jax.core.devices import divided, everywhere
-from ge3d_jax.diffusion.pipeline import (
-    StableDiffusion,
-    encode_posterior,
-    latents_from_posterior,
-    predict_epsilon,
-    with_attention_chunk,
-)
-from ge3d_jax.guidance.ge3d import Residual, dbc_weights, ge3d_residual
-from ge3d_jax.guidance.prompts import (
-    ViewEmbeddings,
-    classifier_free_epsilon,
-    perp_neg_embeddings,
-    perp_neg_epsilon,
-)
-from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
-from ge3d_jax.scenes.density_control import density_penalty
-from ge3d_jax.splatting.cameras import Camera
-from ge3d_jax.splatting.gaussians import Gaussians, mean_scale
-from ge3d_jax.splatting.rasterize import Rendered, render
-from ge3d_jax.training.cameras import StepInputs, sample_inputs
+from ge3d_jax.core.random import Draws
+from ge3d_jax.guidance.base import Numbers, Progress
+from ge3d_jax.scenes.base import Parameters, Renders, Scene
 from ge3d_jax.training.compilation import Compilation, compilation_of
-from ge3d_jax.training.config import Config
-from ge3d_jax.training.optimizer import Parameters, parameters_of
+from ge3d_jax.training.optimizer import adam
 from ge3d_jax.training.state import TrainState
-from ge3d_jax.training.update import update
+
+
+class Task(Protocol):
+    """What a run does in each iteration; frozen, so that compiled functions may depend on it."""
+
+    @property
+    def scene(self) -> Scene:
+        """What is optimized."""
+
+    @property
+    def iterations(self) -> int:
+        """T, in all."""
+
+    @property
+    def views(self) -> int:
+        """Views of an iteration on all devices."""
+
+    def draw(self, state: TrainState, context: Any) -> Draws:
+        """What chance decides in the iteration `state` stands before: a function of its key and iteration."""
+
+    def update_key(self, state: TrainState) -> jax.Array:
+        """PRNG key of what the scene does after the update."""
+
+    def image_size(self, context: Any) -> tuple[int, int]:
+        """(width, height) of the views, pixels."""
+
+    def look(
+        self,
+        scene: Any,
+        learned: Any,
+        perturbations: Any,
+        context: Any,
+        drawn: Draws,
+        progress: Progress,
+        axis: str | None,
+    ) -> tuple[jax.Array, Numbers, Renders]:
+        """Render this device's views and say what is wanted of them.
+
+        Args:
+            scene: the scene's state.
+            learned: what the loss learns.
+            perturbations: zeros, for the scene's `render`.
+            context: what stays the same over the run, on all devices.
+            drawn: of this device's views.
+            progress: how far the run is.
+            axis: of the devices that share the views, None for a single one.
+
+        Returns:
+            a scalar, whose sum over the devices is minimized; numbers for the metrics, (B,) to be averaged
+            over all views or () as they are; and the renders.
+        """
+
+    def learned_optimizer(self) -> optax.GradientTransformation:
+        """What trains what the loss learns."""
+
+    def grown(self, needed: int) -> "Task":
+        """The same with a larger buffer in its scene."""
+
+    def remedies(self, devices: int) -> list[str]:
+        """Settings that lower the memory of an iteration, the strongest first."""
 
 
 @struct.dataclass
-class Metrics:
-    """Scalars of one iteration.
+class _Seen:
+    """What a device found out about its views.
 
     Attributes:
-        loss: Σ_i ω_i·‖x_{t_i} − x̂_{t_i}‖², averaged over the views.
-        gradient_norm: of the residual handed to the latents.
-        active_nodes: jumps made, int32.
-        splats: splats in use, int32.
-        intersections: greatest number that a view's buffer had to hold, int32.
-        overflow: by how many it was too small, int32; above 0 the iteration was not accepted.
+        gradients: in the scene's parameters, summed over the devices.
+        learned_gradients: in what the loss learns, likewise.
+        numbers: over all views.
+        perturbation_gradients, observed: of its own views.
     """
 
-    loss: jax.Array
-    gradient_norm: jax.Array
-    active_nodes: jax.Array
-    splats: jax.Array
-    intersections: jax.Array
-    overflow: jax.Array
+    gradients: Parameters
+    learned_gradients: Any
+    numbers: Numbers
+    perturbation_gradients: Any
+    observed: Any
 
 
-Step = Callable[[TrainState, StableDiffusion, ViewEmbeddings], tuple[TrainState, Metrics]]
-
-
-def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latent of a square image."""
-    vae = model.vae.config
-    edge = image_size // vae.downscale
-    return edge, edge, vae.latent_channels
-
-
-def render_views(
-    gaussians: Gaussians, inputs: StepInputs, screen_offsets: jax.Array, *, buffer_capacity: int
-) -> Rendered:
-    """All views of an iteration, before the flip: every field of Rendered with a leading axis of B.
-
-    Args:
-        screen_offsets: (B, N, 2) zeros, whose gradient is the screen-space gradient in pixels.
-    """
-
-    def one(camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array) -> Rendered:
-        return render(
-            gaussians,
-            camera,
-            background=background,
-            buffer_capacity=buffer_capacity,
-            screen_offsets=offsets,
-            scale_multiplier=factors,
-        )
-
-    factors = jnp.maximum(1.0 + inputs.scale_noise, 0.0)
-    return jax.vmap(one)(inputs.cameras, inputs.backgrounds, screen_offsets, factors)
-
-
-def total_variation(images: jax.Array) -> jax.Array:
-    """2·(mean squared horizontal + vertical difference) of images (B, H, W, 3)."""
-    horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
-    vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
-    return 2.0 * (horizontal + vertical)
-
-
-def _in_turn(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`function` of arrays with a leading axis of views, computed for `count` views at a time."""
-
-    def all_views(*arrays: jax.Array) -> Any:
-        if arrays[0].shape[0] == count:
-            return function(*arrays)
-        groups = [array.reshape(-1, count, *array.shape[1:]) for array in arrays]
-        results = jax.lax.map(lambda group: function(*group), groups)
-        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
-
-    return all_views
-
-
-def _at_a_time(config: Config, share: int) -> int:
-    """How many of a device's share of the views go through the networks at a time."""
-    return config.views_per_pass * share // config.views
-
-
-def trajectory_residual(
-    model: StableDiffusion,
-    embeddings: ViewEmbeddings,
-    inputs: StepInputs,
-    z: jax.Array,
-    iteration: jax.Array | int,
-    *,
-    config: Config,
-) -> Residual:
-    """Carry the latents up and down the time nodes and compare (B, h, w, C).
-
-    The branches of the guided prediction (∅, the view's text, and with Perp-Neg two views to avoid) go
-    through the UNet in one batch: 2 or 4 samples for each of the views that go through at a time.
-    """
-    guidance = config.guidance
-
-    def trajectories(
-        z: jax.Array, noise: jax.Array, positive: jax.Array, negatives: jax.Array, weights: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        def for_all(embedding: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(embedding, (z.shape[0], *embedding.shape))
-
-        branches = [for_all(embeddings.negative), positive]
-        if guidance.use_perp_neg:
-            branches += [negatives[:, 0], negatives[:, 1]]
-        text = jnp.concatenate(branches)
-        noising_text = for_all(embeddings.noising)
-
-        def predict_plain(x: jax.Array, t: jax.Array) -> jax.Array:
-            return predict_epsilon(model, x, t, noising_text)
-
-        def predict_guided(x: jax.Array, t: jax.Array) -> jax.Array:
-            batch = jnp.concatenate([x] * len(branches))
-            empty, wanted, *avoided = jnp.split(predict_epsilon(model, batch, t, text), len(branches))
-            if not avoided:
-                return classifier_free_epsilon(empty, wanted, guidance.scale)
-            return perp_neg_epsilon(empty, wanted, jnp.stack(avoided, axis=1), weights, guidance.scale)
-
-        nodes = (inputs.node_times, inputs.active)
-        noised = noising_trajectory(predict_plain, model.schedule, z, noise, *nodes)
-        denoised = denoising_trajectory(predict_guided, model.schedule, noised[-1], *nodes)
-        # The views lead, as `_in_turn` needs it.
-        return noised.swapaxes(0, 1), denoised.swapaxes(0, 1)
-
-    texts = perp_neg_embeddings(embeddings, inputs.azimuth, weight=guidance.perp_neg_weight)
-    states = _in_turn(trajectories, _at_a_time(config, z.shape[0]))(z, inputs.noise, *texts)
-    noised, denoised = (of_views.swapaxes(0, 1) for of_views in states)
-    balance = dbc_weights(
-        iteration, config.iterations, config.nodes.count, inputs.active, width=guidance.dbc_width
-    )
-    return ge3d_residual(z, noised, denoised, balance, strength=config.loss.residual)
-
-
-def views_encoder(
-    model: StableDiffusion, *, config: Config
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """The VAE's `encode_posterior` for views (B, H, W, 3), as many at a time as the settings say."""
-    encode = partial(encode_posterior, model)
-
-    def encode_views(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        at_a_time = 1 if config.vae_rematerialise else _at_a_time(config, images.shape[0])
-        if at_a_time == images.shape[0]:
-            return encode(images)
-        # Else a loop over the views would keep for the gradient what all of them computed.
-        return _in_turn(jax.checkpoint(encode, prevent_cse=False), at_a_time)(images)
-
-    return encode_views
-
-
-def _gradients(
-    gaussians: Gaussians,
+def _look(
+    scene_state: Any,
+    learned: Any,
     iteration: jax.Array,
-    model: StableDiffusion,
-    embeddings: ViewEmbeddings,
-    inputs: StepInputs,
+    context: Any,
+    drawn: Draws,
     *,
-    config: Config,
-    buffer_capacity: int,
+    task: Task,
     axis: str | None,
-) -> tuple[Parameters, jax.Array, jax.Array, Metrics]:
-    """What an iteration finds out about the views of this device.
-
-    axis: of the mesh whose devices share the views, None for one that has all.
-    Returns the gradients, summed over the devices; of its own views the screen gradients (B, N, 2) and the
-    radii (B, N); the metrics of all views.
-    """
-    encode = views_encoder(model, config=config)
-    views = inputs.azimuth.shape[0]
-    share = views / config.views
+) -> _Seen:
+    scene = task.scene
+    views = jax.tree.leaves(drawn.per_view)[0].shape[0]
+    progress = Progress(iteration, task.iterations)
 
     def objective(
-        parameters: Parameters, screen_offsets: jax.Array
-    ) -> tuple[jax.Array, tuple[Residual, Rendered]]:
-        changed = dataclasses.replace(gaussians, **parameters)
-        rendered = render_views(changed, inputs, screen_offsets, buffer_capacity=buffer_capacity)
-        images = jnp.where(inputs.flip, rendered.rgb[:, :, ::-1], rendered.rgb)
-        z = latents_from_posterior(model, *encode(images), inputs.posterior_noise)
-        residual = trajectory_residual(
-            model, embeddings, inputs, jax.lax.stop_gradient(z), iteration, config=config
-        )
-        # A surrogate whose gradient with respect to z is the residual, summed over pixels.
-        loss = jnp.sum(jax.lax.stop_gradient(residual.gradient) * z)
-        # These do not grow with the views: every device adds its share.
-        loss += share * config.loss.total_variation * total_variation(images)
-        loss += share * config.loss.scale * mean_scale(changed)
-        loss += share * density_penalty(changed, config=config.density)
-        return loss, (residual, rendered)
+        parameters: Parameters, learned: Any, perturbations: Any
+    ) -> tuple[jax.Array, tuple[Numbers, Renders]]:
+        changed = scene.with_parameters(scene_state, parameters)
+        scalar, numbers, renders = task.look(changed, learned, perturbations, context, drawn, progress, axis)
+        return scalar, (numbers, renders)
 
-    screen_offsets = jnp.zeros((views, gaussians.capacity, 2))
-    (gradients, screen_gradients), (residual, rendered) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
-        parameters_of(gaussians), screen_offsets
-    )
-    loss, square_norm = share * residual.loss, jnp.sum(residual.gradient**2)
-    intersections, overflow = jnp.max(rendered.intersections), jnp.max(rendered.overflow)
+    (gradients, learned_gradients, perturbation_gradients), (numbers, renders) = jax.grad(
+        objective, argnums=(0, 1, 2), has_aux=True
+    )(scene.parameters(scene_state), learned, scene.perturbations(scene_state, views))
+    needed, overflow = jnp.max(renders.needed), jnp.max(renders.overflow)
+    means = {name: jnp.sum(value) / task.views for name, value in numbers.items() if value.ndim}
     if axis is not None:
-        gradients, loss, square_norm = jax.lax.psum((gradients, loss, square_norm), axis)
-        intersections, overflow = jax.lax.pmax((intersections, overflow), axis)
-    metrics = Metrics(
-        loss=loss,
-        gradient_norm=jnp.sqrt(square_norm),
-        active_nodes=inputs.active,
-        splats=jnp.sum(gaussians.mask),
-        intersections=intersections,
-        overflow=overflow,
+        gradients, learned_gradients, means = jax.lax.psum((gradients, learned_gradients, means), axis)
+        needed, overflow = jax.lax.pmax((needed, overflow), axis)
+    return _Seen(
+        gradients=gradients,
+        learned_gradients=learned_gradients,
+        numbers=numbers | means | {"intersections": needed, "overflow": overflow},
+        perturbation_gradients=perturbation_gradients,
+        observed=renders.observed,
     )
-    return gradients, screen_gradients, rendered.radii, metrics
 
 
-def ge3d_step(
-    state: TrainState,
-    model: StableDiffusion,
-    embeddings: ViewEmbeddings,
-    inputs: StepInputs,
-    *,
-    config: Config,
-    buffer_capacity: int,
-    mesh: Mesh | None = None,
-) -> tuple[TrainState, Metrics]:
-    """One iteration with everything random given; pure, and may be vmapped over `state` and `inputs`.
+def train_step(
+    state: TrainState, context: Any, drawn: Draws, *, task: Task, mesh: Mesh | None = None
+) -> tuple[TrainState, Numbers]:
+    """One iteration with everything random given; pure, and may be vmapped over `state` and `drawn`.
 
-    Where a view's intersections overflow the buffer the state comes back as it was: the caller repeats the
-    iteration with a larger buffer. The devices of a `mesh` each take their share of the views, which must
-    divide among them, all the way there and back.
+    Where a view overflows the scene's buffer the state comes back as it was: the caller repeats the iteration
+    with a larger buffer. The devices of a `mesh` each take their share of the views, which must divide among
+    them, all the way there and back.
     """
-    model = with_attention_chunk(model, config.attention_chunk)
     axis = None if mesh is None else mesh.axis_names[0]
-    look: Callable[..., Any] = partial(_gradients, config=config, buffer_capacity=buffer_capacity, axis=axis)
+    look: Callable[..., _Seen] = partial(_look, task=task, axis=axis)
     if mesh is not None:
-        own, shared = divided(mesh).spec, everywhere(mesh).spec
+        own: Any = divided(mesh).spec
+        shared: Any = everywhere(mesh).spec
         # Not left to the compiler: it cannot divide the rasterizer's loops, and has every device render all.
         look = jax.shard_map(
             look,
             mesh=mesh,
-            in_specs=(shared, shared, shared, shared, StepInputs.each(own=own, shared=shared)),
-            out_specs=(shared, own, own, shared),
+            in_specs=(shared, shared, shared, shared, Draws(shared=shared, per_view=own)),
+            out_specs=_Seen(
+                gradients=shared,
+                learned_gradients=shared,
+                numbers=shared,
+                perturbation_gradients=own,
+                observed=own,
+            ),
             # Gradients of shared values stay each device's own until they are summed.
             check_vma=False,
         )
-    gradients, screen_gradients, radii, metrics = look(
-        state.gaussians, state.iteration, model, embeddings, inputs
-    )
-    stepped = update(
-        state,
-        gradients,
-        screen_gradients,
-        radii,
-        inputs.exploration_key,
-        is_accepted=metrics.overflow == 0,
-        progress=state.iteration.astype(jnp.float32) / config.iterations,
-        image_size=config.image_size,
-        optimizer=config.optimizer,
-        density=config.density,
-    )
-    return stepped, metrics
+    seen = look(state.scene, state.learned, state.iteration, context, drawn)
+    stepped = _updated(state, seen, task=task, image_size=task.image_size(context))
+    is_accepted = seen.numbers["overflow"] == 0
+    stepped = jax.tree.map(partial(jnp.where, is_accepted), stepped, state)
+    return stepped, seen.numbers | task.scene.numbers(state.scene)
 
 
-def inputs_of(state: TrainState, model: StableDiffusion, config: Config) -> StepInputs:
-    """What chance decides in the iteration `state` stands before: a function of its key and iteration."""
-    return sample_inputs(
-        jax.random.fold_in(state.key, state.iteration),
-        config,
-        state.iteration,
-        latent_shape=latent_shape(model, config.image_size),
-        capacity=state.gaussians.capacity,
+def _updated(state: TrainState, seen: _Seen, *, task: Task, image_size: tuple[int, int]) -> TrainState:
+    """The state after one descent step."""
+    scene = task.scene
+    progress = Progress(state.iteration, task.iterations).share
+    directions, optimizer_state = adam().update(seen.gradients, state.optimizer_state)
+    moved = optax.apply_updates(scene.parameters(state.scene), scene.updates(directions, progress))
+    after = scene.after_update(
+        task.update_key(state),
+        scene.with_parameters(state.scene, moved),
+        seen.perturbation_gradients,
+        seen.observed,
+        progress=progress,
+        image_size=image_size,
+    )
+    updates, learned_state = task.learned_optimizer().update(
+        seen.learned_gradients, state.learned_optimizer_state, state.learned
+    )
+    return TrainState(
+        scene=after,
+        optimizer_state=optimizer_state,
+        learned=optax.apply_updates(state.learned, updates),
+        learned_optimizer_state=learned_state,
+        iteration=state.iteration + 1,
+        key=state.key,
     )
 
 
-@partial(jax.jit, static_argnames=("config", "buffer_capacity", "mesh"), donate_argnums=0)
-def _step(
-    state: TrainState,
-    model: StableDiffusion,
-    embeddings: ViewEmbeddings,
-    *,
-    config: Config,
-    buffer_capacity: int,
-    mesh: Mesh | None,
-) -> tuple[TrainState, Metrics]:
-    inputs = inputs_of(state, model, config)
-    result = ge3d_step(
-        state, model, embeddings, inputs, config=config, buffer_capacity=buffer_capacity, mesh=mesh
-    )
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnums=0)
+def _step(state: TrainState, context: Any, *, task: Task, mesh: Mesh | None) -> tuple[TrainState, Numbers]:
+    drawn = task.draw(state, context)
+    result = train_step(state, context, drawn, task=task, mesh=mesh)
     # The next iteration must find the state placed as this one did, or it would be compiled again.
     return result if mesh is None else jax.lax.with_sharding_constraint(result, everywhere(mesh))
 
 
 def make_step(
-    config: Config,
-    buffer_capacity: int,
+    task: Task,
     mesh: Mesh | None = None,
     *,
     on_compiled: Callable[[Compilation], None] | None = None,
-) -> Step:
+) -> Callable[[TrainState, Any], tuple[TrainState, Numbers]]:
     """One iteration as one compiled function. It donates the state it is given: use the returned one only.
 
-    It is compiled at its first call, and again where the buffer of splats has grown since.
+    It is compiled at its first call, and again where the scene's arrays have grown since.
 
     Args:
-        config: all settings, static.
-        buffer_capacity: intersections that one view's buffer holds, static.
-        mesh: devices that share the networks' work; state, model and embeddings must lie on all of them.
+        task: what to do, static.
+        mesh: devices that share the views; state and context must lie on all of them.
         on_compiled: told of each compilation, before what it compiled runs.
     """
-    # The setting says only where the buffer starts: runs that reach the same size share compiled code.
-    config = dataclasses.replace(config, buffer_capacity=buffer_capacity)
-    programs: dict[int, jax.stages.Compiled] = {}
+    programs: dict[Any, jax.stages.Compiled] = {}
 
-    def step(
-        state: TrainState, model: StableDiffusion, embeddings: ViewEmbeddings
-    ) -> tuple[TrainState, Metrics]:
-        capacity = state.gaussians.capacity
-        if capacity not in programs:
+    def step(state: TrainState, context: Any) -> tuple[TrainState, Numbers]:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(state.scene))
+        if shapes not in programs:
             begun = time.monotonic()
-            lowered = _step.lower(
-                state, model, embeddings, config=config, buffer_capacity=buffer_capacity, mesh=mesh
-            )
-            # The splats grow and never shrink: a program for fewer is done with.
+            lowered = _step.lower(state, context, task=task, mesh=mesh)
+            # Scenes grow and never shrink: a program for a smaller one is done with.
             programs.clear()
-            programs[capacity] = lowered.compile()
+            programs[shapes] = lowered.compile()
             if on_compiled is not None:
                 devices = 1 if mesh is None else mesh.size
-                on_compiled(compilation_of(programs[capacity], time.monotonic() - begun, devices))
-        return programs[capacity](state, model, embeddings)
+                on_compiled(compilation_of(programs[shapes], time.monotonic() - begun, devices))
+        return programs[shapes](state, context)
 
     return step

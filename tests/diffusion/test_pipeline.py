@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.diffusion import pipeline
+from ge3d_jax.diffusion import pipeline, sampling
 from ge3d_jax.diffusion.schedule import ddim_step
 from tests.reference_models import channels_last, tiny_model
 
@@ -92,13 +92,13 @@ def test_sampling_equals_a_loop_of_steps(model, text):
         wanted = predict_epsilon(model, x, jnp.array(now), text)
         x = ddim_step(model.schedule, x, without + 3.0 * (wanted - without), now, then)
     key = jax.random.key(0)
-    ours = pipeline.sample(model, key, text, negative, steps=STEPS, guidance_scale=3.0, latents=start)
+    ours = sampling.sample(model, key, text, negative, steps=STEPS, guidance_scale=3.0, latents=start)
     np.testing.assert_allclose(ours, x, atol=1e-4 * float(jnp.abs(x).max()))
 
 
 def test_the_key_draws_the_noise(model, text):
     def draw(seed):
-        return pipeline.sample(model, jax.random.key(seed), text, text, steps=STEPS, guidance_scale=1.0)
+        return sampling.sample(model, jax.random.key(seed), text, text, steps=STEPS, guidance_scale=1.0)
 
     np.testing.assert_array_equal(draw(0), draw(0))
     assert draw(0).shape == (2, 8, 8, 4)
@@ -106,14 +106,14 @@ def test_the_key_draws_the_noise(model, text):
 
 
 def test_sampling_times_are_spaced_as_in_diffusers():
-    assert pipeline.sampling_times(1000, 25).tolist() == [*range(961, 0, -40), 0]
-    assert pipeline.sampling_times(1000, 3).tolist() == [667, 334, 1, 0]
+    assert sampling.sampling_times(1000, 25).tolist() == [*range(961, 0, -40), 0]
+    assert sampling.sampling_times(1000, 3).tolist() == [667, 334, 1, 0]
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(UserError, match="steps"):
-        pipeline.sampling_times(1000, steps)
+        sampling.sampling_times(1000, steps)
 
 
 def test_sizes_that_do_not_fit_are_refused(model, text):

@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ge3d_jax.diffusion.networks import text_encoder, unet, vae
-from ge3d_jax.diffusion.pipeline import decode_latents, encode_text, sample
+from ge3d_jax.diffusion.pipeline import decode_latents, encode_text
+from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.diffusion.weights.folder import plain_text_name

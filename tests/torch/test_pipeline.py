@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ge3d_jax import toybox
-from ge3d_jax.diffusion.pipeline import decode_latents, encode_text, sample
+from ge3d_jax.diffusion.pipeline import decode_latents, encode_text
+from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.diffusion.weights.checkpoint import load_model, save_model
 from tests.reference_models import random_array, tiny_model
 

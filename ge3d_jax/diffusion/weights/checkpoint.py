@@ -21,7 +21,8 @@ from ge3d_jax.core.files import atomic_path
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
-from ge3d_jax.diffusion.pipeline import STEPS_OFFSET, StableDiffusion, make_model
+from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
+from ge3d_jax.diffusion.schedule import STEPS_OFFSET
 from ge3d_jax.diffusion.tokenizer import save_tokenizer
 from ge3d_jax.diffusion.weights.folder import (
     INDEX_FILE,

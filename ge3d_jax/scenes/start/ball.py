@@ -1,5 +1,6 @@
 """Splats to start from where no point cloud is at hand."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
-from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
+from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, make_gaussians
 
 # Neighbours whose distance sets a splat's size where none is given.
 _NEIGHBORS = 3
@@ -68,3 +69,34 @@ def ball(
         capacity=count if capacity is None else capacity,
         sh_degree=sh_degree,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    """Settings of a ball of gray splats.
+
+    Attributes:
+        count, radius, scale, opacity, gray, sh_degree: see `ball`.
+    """
+
+    count: int = 100_000
+    radius: float = 0.5
+    scale: float | None = None
+    opacity: float = 0.1
+    gray: float = 0.5
+    sh_degree: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        if self.count < 1:
+            raise UserError(f"The setting start.count is {self.count}, but at least 1 is needed; raise it.")
+        if not 0 < self.opacity < 1:
+            raise UserError(f"The setting start.opacity is {self.opacity}; give a number between 0 and 1.")
+        if not 0 <= self.sh_degree <= MAX_SH_DEGREE:
+            raise UserError(
+                f"The setting start.sh_degree is {self.sh_degree}; give one from 0 to {MAX_SH_DEGREE}."
+            )
+
+    def gaussians(self, key: jax.Array) -> Gaussians:
+        """The splats."""
+        return ball(key, **dataclasses.asdict(self))

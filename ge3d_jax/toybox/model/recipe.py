@@ -21,13 +21,8 @@ from ge3d_jax.core.files import atomic_path
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
-from ge3d_jax.diffusion.pipeline import (
-    StableDiffusion,
-    decode_latents,
-    encode_text,
-    make_model,
-    sample,
-)
+from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_text, make_model
+from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.diffusion.schedule import noise_schedule_from_config
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.weights.checkpoint import load_model, save_model

@@ -1,0 +1,86 @@
+"""Pictures from texts: DDIM with classifier-free guidance from noise down to time 0."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
+from ge3d_jax.diffusion.pipeline import StableDiffusion
+from ge3d_jax.diffusion.schedule import STEPS_OFFSET, ddim_step
+
+
+def sampling_times(schedule_steps: int, steps: int) -> np.ndarray:
+    """The times at which DDIM evaluates the network, and 0 where it ends: (steps + 1,), falling.
+
+    Spaced as diffusers' DDIMScheduler does with `timestep_spacing` "leading": multiples of T // steps, plus
+    STEPS_OFFSET. It ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
+
+    Raises:
+        UserError: more steps than the schedule has room for.
+    """
+    ratio = schedule_steps // steps if steps > 0 else 0
+    if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
+        raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
+    times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
+    return np.append(times, 0).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames="steps")
+def _denoise(
+    model: StableDiffusion,
+    latents: jax.Array,
+    text: jax.Array,
+    negative: jax.Array,
+    guidance: jax.Array,
+    steps: int,
+) -> jax.Array:
+    times = jnp.asarray(sampling_times(model.schedule.steps, steps))
+    denoiser = Denoiser(model, model.schedule, text.shape[0])
+
+    def one_step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        now, then = pair
+        without, wanted = denoiser.predict_for(x, now, negative, text)
+        epsilon = classifier_free_epsilon(without, wanted, guidance)
+        return ddim_step(model.schedule, x, epsilon, now, then), None
+
+    return jax.lax.scan(one_step, latents, (times[:-1], times[1:]))[0]
+
+
+def sample(
+    model: StableDiffusion,
+    key: jax.Array,
+    text: jax.Array,
+    negative_text: jax.Array,
+    *,
+    steps: int,
+    guidance_scale: float,
+    latents: jax.Array | None = None,
+) -> jax.Array:
+    """Text to latents by DDIM (η = 0) with classifier-free guidance, as diffusers' StableDiffusionPipeline.
+
+    Args:
+        model: the model.
+        key: draws the starting noise; unused when `latents` are given.
+        text: (B, L, D) text embeddings.
+        negative_text: (B, L, D), or (1, L, D) for all.
+        steps: evaluations of the UNet.
+        guidance_scale: s in ε_∅ + s·(ε_y − ε_∅); 1 is no guidance.
+        latents: (B, h, w, C) starting noise of variance 1.
+
+    Returns:
+        (B, h, w, C) latents, for `decode_latents`.
+
+    Raises:
+        UserError: too many steps, or no latents for a model that does not say its size.
+    """
+    if latents is None:
+        config = model.unet.config
+        if config.sample_size is None:
+            raise UserError("This model's unet/config.json has no sample_size; give the starting latents.")
+        shape = (text.shape[0], config.sample_size, config.sample_size, config.in_channels)
+        latents = jax.random.normal(key, shape)
+    negative_text = jnp.broadcast_to(negative_text, text.shape)
+    return _denoise(model, latents, text, negative_text, jnp.float32(guidance_scale), steps)

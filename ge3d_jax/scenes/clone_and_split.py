@@ -1,0 +1,151 @@
+"""Density control by clone, split, prune and opacity reset, on a run's schedule (Kerbl et al. 2023)."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.scenes.base import Moments
+from ge3d_jax.scenes.splat_state import SplatState, with_room
+from ge3d_jax.splatting.density import (
+    DensityReport,
+    DensityStatistics,
+    accumulate,
+    densify,
+    empty_statistics,
+    entries_needed,
+    reset_opacity,
+)
+from ge3d_jax.splatting.gaussians import Gaussians
+
+
+@dataclasses.dataclass(frozen=True)
+class CloneAndSplit:
+    """Splats with large screen-space gradients become two, faint ones go.
+
+    Attributes:
+        first, last, every: iterations after which it happens; `every` 0 for never.
+        gradient_threshold: normalized device coordinates: the pixel gradient × image size / 2, averaged over
+            the views that see the splat.
+        clone_scale: world units; up to this size a splat is cloned, above it is split.
+        prune_opacity: splats below it go.
+        prune_scale: world units; splats above it go once opacities have been reset.
+        reset_every: iterations between opacity resets, up to `last`; 0 for none.
+        reset_opacity: what opacities are then lowered to.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    first: int = 200
+    last: int = 2900
+    every: int = 100
+    gradient_threshold: float = 7.5e-4
+    clone_scale: float = 0.003 * 3.5
+    prune_opacity: float = 0.005
+    prune_scale: float = 0.35
+    reset_every: int = 300
+    reset_opacity: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        for name in ("every", "reset_every"):
+            value = getattr(self, name)
+            if value < 0:
+                raise UserError(f"The setting density.{name} is {value}, but at least 0 is needed; raise it.")
+
+    def densifies_at(self, done: int) -> bool:
+        """Whether splats are cloned, split and pruned after the iteration that makes it `done` in all."""
+        return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
+
+    def resets_at(self, done: int) -> bool:
+        """Whether an opacity reset follows it."""
+        return self.reset_every > 0 and done <= self.last and done % self.reset_every == 0
+
+    def prunes_large_at(self, done: int) -> bool:
+        """Whether splats above `prune_scale` go too: only once opacities have been reset."""
+        return self.reset_every > 0 and done > self.reset_every
+
+    def penalty(self, gaussians: Gaussians) -> float:
+        """Nothing."""
+        return 0.0
+
+    def statistics(self, capacity: int) -> DensityStatistics:
+        """Nothing seen yet, for a buffer of `capacity` splats."""
+        return empty_statistics(capacity)
+
+    def after_update(
+        self,
+        key: jax.Array,
+        state: SplatState,
+        screen_gradients: jax.Array,
+        radii: jax.Array,
+        *,
+        position_rate: jax.Array,
+        image_size: tuple[int, int],
+    ) -> SplatState:
+        """Add the screen-space gradients of an iteration's views to the statistics."""
+        seen = accumulate(state.statistics, screen_gradients, radii > 0, image_size)
+        return dataclasses.replace(state, statistics=seen)
+
+    def on_schedule(
+        self, key: jax.Array, state: SplatState, moments: Moments, done: int, *, limit: int
+    ) -> tuple[SplatState, Moments, dict[str, int]]:
+        """See `Scene.on_schedule`; `limit`: how many splats there may be."""
+        numbers: dict[str, int] = {}
+        if self.densifies_at(done):
+            state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
+            prune_scale = self.prune_scale if self.prunes_large_at(done) else jnp.inf
+            state, moments, report = control_density(key, state, moments, prune_scale, strategy=self)
+            numbers["not_served"] = int(report.not_served)
+        if self.resets_at(done):
+            state, moments = lower_opacities(state, moments, strategy=self)
+        return state, moments, numbers
+
+
+@partial(jax.jit, static_argnames="strategy")
+def _needed(state: SplatState, *, strategy: CloneAndSplit) -> jax.Array:
+    return entries_needed(state.gaussians, state.statistics, gradient_threshold=strategy.gradient_threshold)
+
+
+@partial(jax.jit, static_argnames="strategy", donate_argnames=("state", "moments"))
+def control_density(
+    key: jax.Array,
+    state: SplatState,
+    moments: Moments,
+    prune_scale: jax.Array | float,
+    *,
+    strategy: CloneAndSplit,
+) -> tuple[SplatState, Moments, DensityReport]:
+    """Clone, split and prune; the statistics begin anew. Donates `state` and `moments`.
+
+    Args:
+        key: PRNG key of the places of split splats.
+        state: the splats.
+        moments: the optimizer's, moved along.
+        prune_scale: splats above it go, world units.
+        strategy: the other thresholds.
+    """
+    gaussians, moved, report = densify(
+        key,
+        state.gaussians,
+        state.statistics,
+        moments,
+        gradient_threshold=strategy.gradient_threshold,
+        clone_scale=strategy.clone_scale,
+        prune_opacity=strategy.prune_opacity,
+        prune_scale=prune_scale,
+    )
+    return SplatState(gaussians, strategy.statistics(gaussians.capacity)), moved, report
+
+
+@partial(jax.jit, static_argnames="strategy", donate_argnames=("state", "moments"))
+def lower_opacities(
+    state: SplatState, moments: Moments, *, strategy: CloneAndSplit
+) -> tuple[SplatState, Moments]:
+    """Opacity ← min(opacity, `reset_opacity`), clearing its moments. Donates `state` and `moments`."""
+    gaussians, cleared = reset_opacity(state.gaussians, moments, ceiling=strategy.reset_opacity)
+    return dataclasses.replace(state, gaussians=gaussians), cleared

@@ -1,0 +1,232 @@
+"""A scene of Gaussian splats: how it begins, renders, learns, and changes their number."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.core.settings import choice
+from ge3d_jax.scenes.base import Moments, Parameters, Renders
+from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit, Strategy
+from ge3d_jax.scenes.splat_state import SplatState, first_capacity, grown_capacity, with_capacity
+from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
+from ge3d_jax.splatting.rasterize import Rendered, render
+
+# The fields that are trained, and the name of each one's learning rate among the settings.
+LEARNING_RATE_OF = {
+    "positions": "position",
+    "log_scales": "scale",
+    "quaternions": "rotation",
+    "opacity_logits": "opacity",
+    "sh": "color",
+}
+# Degree of each coefficient of the spherical harmonics.
+_BAND_DEGREES = np.repeat(np.arange(MAX_SH_DEGREE + 1), 2 * np.arange(MAX_SH_DEGREE + 1) + 1)
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplatRates:
+    """Learning rates (first iteration, last), log-linear between; positions in world units.
+
+    The color's bands above degree 0 learn `higher_bands` times as fast as the first.
+    """
+
+    position: Range = (2e-4 * 3.5, 1.6e-6 * 3.5)
+    color: Range = (0.01, 0.003)
+    opacity: Range = (0.05, 0.05)
+    scale: Range = (0.005, 0.001)
+    rotation: Range = (0.001, 0.0002)
+    higher_bands: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if min(value if isinstance(value, tuple) else (value,)) <= 0:
+                raise UserError(f"The setting learning_rates.{field.name} is {value}; give numbers above 0.")
+
+    def at(self, name: str, progress: jax.Array | float) -> jax.Array:
+        """The rate of that name at `progress` = k/T, ()."""
+        first, last = getattr(self, name)
+        return first * jnp.power(last / first, jnp.asarray(progress, jnp.float32))
+
+
+def with_degree(gaussians: Gaussians, degree: jax.Array | int) -> Gaussians:
+    """The splats with the color's bands above `degree` left out."""
+    is_used = jnp.asarray(_BAND_DEGREES[: gaussians.sh.shape[1]]) <= degree
+    return dataclasses.replace(gaussians, sh=jnp.where(is_used[:, None], gaussians.sh, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Splats:
+    """Gaussian splats.
+
+    Attributes:
+        capacity: bounds the number of splats; their buffer grows towards it by itself.
+        buffer_capacity: where the intersection buffer of one view starts, it grows too.
+        scale_noise: noise on the scales in each view: × (1 + N(0, 1)·scale_noise).
+        scale_penalty: weight of the mean scale in the loss.
+        sh_every: the degree of the color's spherical harmonics begins at 0 and rises by one each so many
+            iterations, up to `start.sh_degree`; 0 shows all bands from the beginning.
+        start: what a run begins with.
+        learning_rates: of the splats' fields.
+        density: how their number changes.
+    """
+
+    capacity: int = 400_000
+    buffer_capacity: int = 2**21
+    scale_noise: float = math.sqrt(0.2) / 4
+    scale_penalty: float = 1.0
+    sh_every: int = 0
+    start: Ball = Ball()
+    learning_rates: SplatRates = SplatRates()
+    density: Strategy = choice(lambda: STRATEGIES, CloneAndSplit())
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        least = {
+            "buffer_capacity": (self.buffer_capacity, 1),
+            "sh_every": (self.sh_every, 0),
+            "scene.capacity": (self.capacity, self.start.count),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
+
+    def begin(self, key: jax.Array, start: Gaussians | None = None) -> SplatState:
+        """The splats before the first iteration, from `start` or the ball of the settings.
+
+        Raises:
+            UserError: more splats to start from than `capacity`.
+        """
+        gaussians = self.start.gaussians(key) if start is None else start
+        if gaussians.capacity > self.capacity:
+            raise UserError(
+                f"The start has {gaussians.capacity} splats, but the setting scene.capacity is "
+                f"{self.capacity}; raise it."
+            )
+        gaussians = padded(gaussians, first_capacity(gaussians.capacity, self.capacity))
+        return SplatState(gaussians, self.density.statistics(gaussians.capacity))
+
+    def parameters(self, state: SplatState) -> Parameters:
+        """The trained fields of the splats; all with a leading axis of N."""
+        return {field: getattr(state.gaussians, field) for field in LEARNING_RATE_OF}
+
+    def with_parameters(self, state: SplatState, parameters: Parameters) -> SplatState:
+        """The same splats with other values in those fields."""
+        return dataclasses.replace(state, gaussians=dataclasses.replace(state.gaussians, **parameters))
+
+    def updates(self, directions: Parameters, progress: jax.Array) -> Parameters:
+        """Each field's direction times its learning rate; the color's higher bands learn more slowly."""
+        updates = {
+            field: -self.learning_rates.at(LEARNING_RATE_OF[field], progress) * direction
+            for field, direction in directions.items()
+        }
+        updates["sh"] = updates["sh"].at[:, 1:].multiply(self.learning_rates.higher_bands)
+        return updates
+
+    def draw(self, key: jax.Array, state: SplatState, views: int) -> Draws:
+        """Noise on the scales of each splat in each view."""
+        noise = self.scale_noise * normal(key, (views, state.gaussians.capacity, 3))
+        return Draws(shared=(), per_view={"scale_noise": noise})
+
+    def perturbations(self, state: SplatState, views: int) -> jax.Array:
+        """Offsets (B, N, 2) of the splats' places on each screen, pixels."""
+        return jnp.zeros((views, state.gaussians.capacity, 2))
+
+    def render(
+        self,
+        state: SplatState,
+        iteration: jax.Array | int,
+        cameras: Camera,
+        backgrounds: jax.Array,
+        drawn: Draws | None,
+        perturbations: jax.Array,
+    ) -> Renders:
+        """Render a batch of views; `observed` are the splats' radii (B, N) in pixels."""
+        gaussians = state.gaussians
+        if self.sh_every and gaussians.sh_degree:
+            degree = jnp.minimum(iteration // self.sh_every, gaussians.sh_degree)
+            gaussians = with_degree(gaussians, degree)
+
+        def one(
+            camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array | None
+        ) -> Rendered:
+            return render(
+                gaussians,
+                camera,
+                background=background,
+                buffer_capacity=self.buffer_capacity,
+                screen_offsets=offsets,
+                scale_multiplier=factors,
+            )
+
+        factors = None if drawn is None else jnp.maximum(1.0 + drawn.per_view["scale_noise"], 0.0)
+        views = jax.vmap(one)(cameras, backgrounds, perturbations, factors)
+        return Renders(views.rgb, views.radii, views.intersections, views.overflow)
+
+    def penalty(self, state: SplatState) -> jax.Array | float:
+        """Weighted mean scale, and what density control adds."""
+        penalty = self.density.penalty(state.gaussians)
+        if self.scale_penalty:
+            penalty += self.scale_penalty * mean_scale(state.gaussians)
+        return penalty
+
+    def after_update(
+        self,
+        key: jax.Array,
+        state: SplatState,
+        perturbation_gradients: jax.Array,
+        observed: jax.Array,
+        *,
+        progress: jax.Array,
+        image_size: tuple[int, int],
+    ) -> SplatState:
+        """What density control does after each step; see `Scene`."""
+        return self.density.after_update(
+            key,
+            state,
+            perturbation_gradients,
+            observed,
+            position_rate=self.learning_rates.at("position", progress),
+            image_size=image_size,
+        )
+
+    def on_schedule(
+        self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int
+    ) -> tuple[SplatState, Moments, dict[str, int]]:
+        """What density control does on its schedule; see `Scene`."""
+        return self.density.on_schedule(key, state, moments, done, limit=self.capacity)
+
+    def numbers(self, state: SplatState) -> dict[str, jax.Array]:
+        """How many splats are in use, int32."""
+        return {"splats": jnp.sum(state.gaussians.mask)}
+
+    def grown(self, needed: int) -> "Splats":
+        """The same scene with a longer intersection buffer."""
+        return dataclasses.replace(self, buffer_capacity=grown_capacity(needed))
+
+    def resized(
+        self, state: SplatState, moments: Moments, shapes: dict[str, tuple[int, ...]]
+    ) -> tuple[SplatState, Moments]:
+        """The buffer of splats may have grown since the run began."""
+        (length,) = shapes.get("gaussians.mask", (0,))
+        if length <= state.gaussians.capacity:
+            return state, moments
+        return with_capacity(state, moments, length)
+
+    def holding(self, start: Gaussians) -> "Splats":
+        """The same scene with room for as many splats."""
+        return dataclasses.replace(self, capacity=max(self.capacity, start.capacity))
+
+    def shown(self, state: SplatState, done: int) -> Gaussians:
+        """The splats."""
+        return state.gaussians

@@ -1,0 +1,244 @@
+"""The task of text-to-3D: render views of the scene, encode them, and let a loss say how to change them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.diffusion.denoiser import Denoiser, Predict
+from ge3d_jax.diffusion.pipeline import (
+    StableDiffusion,
+    encode_posterior,
+    encode_text,
+    latents_from_posterior,
+    predict_epsilon,
+    with_attention_chunk,
+)
+from ge3d_jax.guidance.base import DrawKeys, Numbers, Progress, SeenViews
+from ge3d_jax.guidance.prompts import PromptEmbeddings, embed_prompt, view_texts
+from ge3d_jax.scenes.base import Renders, Scene
+from ge3d_jax.training.cameras import sample_backgrounds, sample_cameras
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.state import TrainState, initial_state
+
+# Folded into the iteration's key, so that scenes without this noise draw what they drew before there was any.
+_UPDATE_STREAM = 2**31 - 1
+
+
+@struct.dataclass
+class Prompted:
+    """What an iteration needs beside the scene.
+
+    Attributes:
+        model: the diffusion model.
+        embeddings: of the prompt.
+    """
+
+    model: StableDiffusion
+    embeddings: PromptEmbeddings
+
+
+def prompt_embeddings(config: Config, model: StableDiffusion, prompt: str) -> PromptEmbeddings:
+    """Encode the prompt from each side, and the negative prompt."""
+    return embed_prompt(partial(encode_text, model), prompt, negative_prompt=config.prompts.negative_prompt)
+
+
+def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:
+    """(h, w, C) of the latent of a square image."""
+    vae = model.vae.config
+    edge = image_size // vae.downscale
+    return edge, edge, vae.latent_channels
+
+
+def total_variation(images: jax.Array) -> jax.Array:
+    """2·(mean squared horizontal + vertical difference) of images (B, H, W, 3)."""
+    horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
+    vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
+    return 2.0 * (horizontal + vertical)
+
+
+def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any = None) -> TrainState:
+    """The state before the first iteration.
+
+    Args:
+        config: all settings.
+        model: the diffusion model, for what the loss learns by itself.
+        key: the run's PRNG key.
+        start: what the scene begins with, None for what its settings say.
+
+    Raises:
+        UserError: a start that the scene cannot take.
+    """
+    start_key, run_key = jax.random.split(key)
+    scene = config.scene.begin(start_key, start)
+    return initial_state(
+        scene,
+        config.scene.parameters(scene),
+        run_key,
+        learned=config.guidance.begin(run_key, model),
+        learned_optimizer=config.guidance.optimizer(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """A `Task`: the loss of the configuration, on the latents of rendered views.
+
+    Attributes:
+        config: all settings of the run.
+        predict: what asks the network; see `Denoiser`.
+    """
+
+    config: Config
+    predict: Predict = predict_epsilon
+
+    @property
+    def scene(self) -> Scene:
+        """What is optimized."""
+        return self.config.scene
+
+    @property
+    def iterations(self) -> int:
+        """T, in all."""
+        return self.config.iterations
+
+    @property
+    def views(self) -> int:
+        """Views of an iteration on all devices."""
+        return self.config.views
+
+    def image_size(self, context: Prompted) -> tuple[int, int]:
+        """(width, height), pixels."""
+        return self.config.image_size, self.config.image_size
+
+    def learned_optimizer(self) -> optax.GradientTransformation:
+        """The loss's own."""
+        return self.config.guidance.optimizer()
+
+    def update_key(self, state: TrainState) -> jax.Array:
+        """PRNG key of what the scene does after the update."""
+        return jax.random.fold_in(jax.random.fold_in(state.key, state.iteration), _UPDATE_STREAM)
+
+    def draw(self, state: TrainState, context: Prompted) -> Draws:
+        """Cameras, backgrounds, a flip, and what the scene, the encoder and the loss draw."""
+        config, views = self.config, self.config.views
+        keys = jax.random.split(jax.random.fold_in(state.key, state.iteration), 7)
+        shape = (views, *latent_shape(context.model, config.image_size))
+        cameras, azimuth = sample_cameras(
+            keys[0], config.cameras, state.iteration, views=views, size=config.image_size
+        )
+        scene = config.scene.draw(keys[2], state.scene, views)
+        loss = config.guidance.draw(
+            DrawKeys(times=keys[1], noise=keys[4], run=state.key),
+            Progress(state.iteration, config.iterations),
+            shape,
+        )
+        return Draws(
+            shared={
+                "flip": jax.random.bernoulli(keys[5], config.flip_probability),
+                "scene": scene.shared,
+                "loss": loss.shared,
+            },
+            per_view={
+                "cameras": cameras,
+                "azimuth": azimuth,
+                "backgrounds": sample_backgrounds(keys[3], config.background, views),
+                "posterior_noise": normal(keys[6], shape),
+                "scene": scene.per_view,
+                "loss": loss.per_view,
+            },
+        )
+
+    def _views_at_a_time(self, share: int) -> int:
+        """How many of a device's share of the views go through the networks at a time."""
+        return self.config.views_per_pass * share // self.config.views
+
+    def encoder(self, model: StableDiffusion) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+        """The VAE's `encode_posterior` for views (B, H, W, 3), as many at a time as the settings say."""
+        encode = partial(encode_posterior, model)
+
+        def encode_views(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            views = images.shape[0]
+            at_a_time = 1 if self.config.vae_rematerialize else self._views_at_a_time(views)
+            if at_a_time == views:
+                return encode(images)
+            groups = images.reshape(-1, at_a_time, *images.shape[1:])
+            # A loop over the views that did not compute again would keep what all of them computed.
+            means, variances = jax.lax.map(jax.checkpoint(encode, prevent_cse=False), groups)
+            return means.reshape(views, *means.shape[2:]), variances.reshape(views, *variances.shape[2:])
+
+        return encode_views
+
+    def denoiser(self, model: StableDiffusion, views: int) -> Denoiser:
+        """The model as a loss asks it, for a device's share of the views."""
+        return Denoiser(model, model.schedule, self._views_at_a_time(views), self.predict)
+
+    def look(
+        self,
+        scene: Any,
+        learned: Any,
+        perturbations: Any,
+        context: Prompted,
+        drawn: Draws,
+        progress: Progress,
+        axis: str | None,
+    ) -> tuple[jax.Array, Numbers, Renders]:
+        """Render, encode, and ask the loss; see `Task`."""
+        config, shared, per_view = self.config, drawn.shared, drawn.per_view
+        model = with_attention_chunk(context.model, config.attention_chunk)
+        views = per_view["azimuth"].shape[0]
+        renders = config.scene.render(
+            scene,
+            progress.iteration,
+            per_view["cameras"],
+            per_view["backgrounds"],
+            Draws(shared["scene"], per_view["scene"]),
+            perturbations,
+        )
+        images = jnp.where(shared["flip"], renders.rgb[:, :, ::-1], renders.rgb)
+        posterior = self.encoder(model)(images)
+        seen = SeenViews(
+            latents_from_posterior(model, *posterior, per_view["posterior_noise"]),
+            per_view["cameras"],
+            config.views,
+            axis,
+        )
+        text = view_texts(
+            context.embeddings,
+            per_view["azimuth"],
+            use_perp_neg=config.prompts.use_perp_neg,
+            weight=config.prompts.perp_neg_weight,
+        )
+        scalar, numbers = config.guidance(
+            learned,
+            seen,
+            text,
+            Draws(shared["loss"], per_view["loss"]),
+            self.denoiser(model, views),
+            progress,
+        )
+        # These do not grow with the views: every device adds its share.
+        share = views / config.views
+        if config.total_variation:
+            scalar += share * config.total_variation * total_variation(images)
+        scalar += share * config.scene.penalty(scene)
+        return scalar, numbers, renders
+
+    def grown(self, needed: int) -> "Distillation":
+        """The same with a larger buffer in its scene."""
+        config = dataclasses.replace(self.config, scene=self.config.scene.grown(needed))
+        return dataclasses.replace(self, config=config)
+
+    def remedies(self, devices: int) -> list[str]:
+        """Settings that lower the memory of an iteration; BUILD.md has their figures."""
+        if self.config.views_per_pass <= devices:
+            # Each device has one view at a time already.
+            return []
+        remedies = [] if self.config.vae_rematerialize else ["vae_rematerialize=true"]
+        return [*remedies, f"views_per_batch={devices}"]
