@@ -18,6 +18,7 @@ from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
+from ge3d_jax.diffusion.networks.adapters import Adapter
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
@@ -130,12 +131,15 @@ def with_attention_chunk(model: StableDiffusion, chunk: int) -> StableDiffusion:
     )
 
 
-def _apply(module: nn.Module, parameters: Any, *inputs: Any, method: str | None = None) -> Any:
+def _apply(
+    module: nn.Module, parameters: Any, *inputs: Any, lora: Any = None, method: str | None = None
+) -> Any:
     # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) unless told otherwise. Who asks
     # for float32 there wants its digits; who wants speed takes bfloat16.
     exact = jax.default_matmul_precision("highest") if module.dtype == jnp.float32 else nullcontext()
+    variables = {"params": parameters} if lora is None else {"params": parameters, "lora": lora}
     with exact:
-        return module.apply({"params": parameters}, *inputs, method=method)
+        return module.apply(variables, *inputs, method=method)
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
@@ -155,12 +159,22 @@ def encode_text(model: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
     return encode_text_ids(model, tokenize(model, prompts))
 
 
-def unet_output(model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+def unet_output(
+    model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array, adapter: Adapter | None = None
+) -> jax.Array:
     """What the UNet itself says, ε or v (B, h, w, C); arguments as for `predict_epsilon`."""
-    return _apply(model.unet, model.unet_params, x, t, text)
+    if adapter is None:
+        return _apply(model.unet, model.unet_params, x, t, text)
+    return _apply(model.unet, model.unet_params, x, t, text, adapter.time_offset, lora=adapter.lora)
 
 
-def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, text: jax.Array) -> jax.Array:
+def predict_epsilon(
+    model: StableDiffusion,
+    x: jax.Array,
+    t: jax.Array | int,
+    text: jax.Array,
+    adapter: Adapter | None = None,
+) -> jax.Array:
     """ε_φ(x_t, t, y): the noise the UNet sees in `x`, converted where the network predicts v.
 
     Args:
@@ -168,12 +182,13 @@ def predict_epsilon(model: StableDiffusion, x: jax.Array, t: jax.Array | int, te
         x: (B, h, w, C) noisy latents.
         t: () or (B,) times, 0..T−1.
         text: (B, L, D) text embeddings.
+        adapter: what is trained beside the frozen network; None is the network alone.
 
     Returns:
         (B, h, w, C).
     """
     chex.assert_rank([x, text], [4, 3])
-    output = unet_output(model, x, jnp.asarray(t), text)
+    output = unet_output(model, x, jnp.asarray(t), text, adapter)
     return epsilon_from_output(model.schedule, output, x, t)
 
 

@@ -6,7 +6,7 @@ spatial transformers start with a last layer of zeros: a fresh one is the identi
 diffusion code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -104,22 +104,35 @@ class Upsample2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context; the projections to queries, keys, values have no bias."""
+    """Multi-head attention of tokens to a context; the projections to queries, keys, values have no bias.
+
+    The variable collection "lora" may hold factors for any of the four projections, a dictionary of `down`
+    (in, rank) and `up` (rank, out) under the projection's name: see `adapters.py`.
+    """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
+
+    def project(self, name: str, inputs: jax.Array, channels: int, *, use_bias: bool = False) -> jax.Array:
+        """The projection called `name`, (…, in) -> (…, channels), and what LoRA adds to it if given."""
+        outputs = nn.Dense(channels, use_bias=use_bias, dtype=self.dtype, name=name)(inputs)
+        if not self.has_variable("lora", name):
+            return outputs
+        factors: Mapping[str, jax.Array] = self.get_variable("lora", name)
+        inputs, down, up = (value.astype(self.dtype) for value in (inputs, factors["down"], factors["up"]))
+        return outputs + (inputs @ down) @ up
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array) -> jax.Array:
         """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C)."""
         batch, queries, channels = tokens.shape
         split = (batch, -1, self.heads, channels // self.heads)
-        query = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_q")(tokens).reshape(split)
-        key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_k")(context).reshape(split)
-        value = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="to_v")(context).reshape(split)
+        query = self.project("to_q", tokens, channels).reshape(split)
+        key = self.project("to_k", context, channels).reshape(split)
+        value = self.project("to_v", context, channels).reshape(split)
         mixed = attention(query, key, value, chunk=self.attention_chunk).reshape(batch, queries, channels)
-        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(mixed)
+        return self.project("to_out_0", mixed, channels, use_bias=True)
 
 
 class GatedProjection(nn.Module):

@@ -123,6 +123,11 @@ class UNetConfig:
             return (self.attention_head_dim,) * len(self.block_out_channels)
         return self.attention_head_dim
 
+    @property
+    def time_width(self) -> int:
+        """Channels E of the embedded time, which every residual block sees."""
+        return 4 * self.block_out_channels[0]
+
     def to_dict(self) -> dict[str, Any]:
         """The contents of the `config.json` that describes this model to diffusers."""
         return {"_class_name": "UNet2DConditionModel", **asdict(self)}
@@ -225,14 +230,20 @@ class UNet2DConditionModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, sample: jax.Array, timesteps: jax.Array, encoder_hidden_states: jax.Array
+        self,
+        sample: jax.Array,
+        timesteps: jax.Array,
+        encoder_hidden_states: jax.Array,
+        time_offset: jax.Array | None = None,
     ) -> jax.Array:
-        """Run the network.
+        """Run the network. A variable collection "lora" beside "params" is trainable LoRA: `adapters.py`.
 
         Args:
             sample: (B, h, w, in_channels) noisy scaled latents; h and w multiples of 2^(blocks − 1).
             timesteps: (B,) or (), steps of the schedule (0..999), whole or not.
             encoder_hidden_states: (B, L, cross_attention_dim) text embeddings.
+            time_offset: (B, E), added to the embedded time, as an embedded camera is; E is the config's
+                `time_width`.
 
         Returns:
             (B, h, w, out_channels) in the type of `sample`.
@@ -247,7 +258,6 @@ class UNet2DConditionModel(nn.Module):
                 f"Latents of {sample.shape[1]}×{sample.shape[2]} do not fit this UNet; choose an image size "
                 f"whose latents are multiples of {2**last}."
             )
-        wide = 4 * config.block_out_channels[0]
         sinusoids = timestep_embedding(
             jnp.broadcast_to(timesteps, sample.shape[:1]),
             config.block_out_channels[0],
@@ -255,7 +265,9 @@ class UNet2DConditionModel(nn.Module):
             freq_shift=config.freq_shift,
         )
         # In float32: a few small products, and half precision would blur neighbouring times.
-        time = TimestepEmbedding(wide, jnp.float32, name="time_embedding")(sinusoids)
+        time = TimestepEmbedding(config.time_width, jnp.float32, name="time_embedding")(sinusoids)
+        if time_offset is not None:
+            time = time + time_offset.astype(time.dtype)
         text = encoder_hidden_states.astype(dtype)
 
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(sample)
