@@ -15,6 +15,8 @@ from ge3d_jax.training.step import Task, make_step
 # Folded into the run's key before the iteration's number: what a scene does on its schedule draws from a
 # stream of its own, which no iteration's number reaches.
 _SCHEDULE_STREAM = 2**31 - 1
+# So many steps without a finite gradient, one after the other, end a run.
+MOST_SKIPPED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class RunResult:
         iterations: how many were done in all.
         task: with the buffers that its scene grew.
         interrupted: whether it was stopped before its last iteration.
+        diverged: whether too many gradients in a row were not finite.
     """
 
     state: TrainState
     iterations: int
     task: Task
     interrupted: bool
+    diverged: bool
 
     @property
     def object(self) -> Any:
@@ -92,7 +96,7 @@ def iterate(
             on_compiled(compilation)
 
     step = make_step(task, mesh, on_compiled=compiled)
-    done, is_stopped = int(state.iteration), False
+    done, is_stopped, skipped_in_a_row = int(state.iteration), False, 0
     try:
         while done < task.iterations and not is_stopped:
             state, device_numbers = step(state, context)
@@ -103,8 +107,10 @@ def iterate(
                 continue
             state, changes = follow_schedule(state, done + 1, task)
             done += 1
+            skipped_in_a_row = skipped_in_a_row + 1 if numbers["skipped"] else 0
             if on_iteration is not None:
                 is_stopped = bool(on_iteration(done, numbers | changes, first_copy(state)))
+            is_stopped = is_stopped or skipped_in_a_row == MOST_SKIPPED
     except RunDropped:
         raise
     except KeyboardInterrupt:
@@ -115,4 +121,10 @@ def iterate(
             # Caught between the step and what its iteration ends with.
             state, _ = follow_schedule(state, done + 1, task)
     done = int(state.iteration)
-    return RunResult(first_copy(state), done, task, interrupted=done < task.iterations)
+    return RunResult(
+        first_copy(state),
+        done,
+        task,
+        interrupted=done < task.iterations,
+        diverged=skipped_in_a_row == MOST_SKIPPED,
+    )

@@ -4,6 +4,7 @@ A `Task` says what is looked at and what is wanted of it; its scene renders and 
 splats, losses or diffusion models.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -146,8 +147,8 @@ def train_step(
     """One iteration with everything random given; pure, and may be vmapped over `state` and `drawn`.
 
     Where a view overflows the scene's buffer the state comes back as it was: the caller repeats the iteration
-    with a larger buffer. The devices of a `mesh` each take their share of the views, which must divide among
-    them, all the way there and back.
+    with a larger buffer. Where a gradient is not finite only the iteration's number moves on. The devices of a
+    `mesh` each take their share of the views, which must divide among them, all the way there and back.
     """
     axis = None if mesh is None else mesh.axis_names[0]
     look: Callable[..., _Seen] = partial(_look, task=task, axis=axis)
@@ -170,10 +171,19 @@ def train_step(
             check_vma=False,
         )
     seen = look(state.scene, state.learned, state.iteration, context, drawn)
+    fits = seen.numbers["overflow"] == 0
+    is_finite = _is_finite((seen.gradients, seen.learned_gradients))
     stepped = _updated(state, seen, task=task, image_size=task.image_size(context))
-    is_accepted = seen.numbers["overflow"] == 0
-    stepped = jax.tree.map(partial(jnp.where, is_accepted), stepped, state)
-    return stepped, seen.numbers | task.scene.numbers(state.scene)
+    stepped = jax.tree.map(partial(jnp.where, fits & is_finite), stepped, state)
+    # A step that is not finite is left out: the next one draws anew.
+    stepped = dataclasses.replace(stepped, iteration=state.iteration + fits)
+    skipped = {"skipped": (fits & ~is_finite).astype(jnp.int32)}
+    return stepped, seen.numbers | task.scene.numbers(state.scene) | skipped
+
+
+def _is_finite(tree: Any) -> jax.Array:
+    """Whether all numbers are, () bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _updated(state: TrainState, seen: _Seen, *, task: Task, image_size: tuple[int, int]) -> TrainState:

@@ -1,6 +1,5 @@
 """View prompts and Perp-Neg: geometry of the projection, weights at and between the named views."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from ge3d_jax.guidance import prompts
 
 FRONT, SIDE, BACK = (jnp.full((2, 3), value) for value in (1.0, 2.0, 4.0))
-EMBEDDINGS = prompts.ViewEmbeddings(FRONT, SIDE, BACK, jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+EMBEDDINGS = prompts.PromptEmbeddings(FRONT, SIDE, BACK, *jnp.zeros((3, 2, 3)))
 
 
 def _at(degrees: float):
@@ -73,59 +72,31 @@ def test_nothing_but_small_changes_across_small_angles_where_no_threshold_lies(d
         assert sum_by_view(before)[view] == pytest.approx(sum_by_view(after)[view], abs=5e-3)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.floats(0, 20))
-def test_perp_neg_at_weight_zero_is_plain_guidance(seed, scale):
-    empty, positive, first, second = jax.random.normal(jax.random.key(seed), (4, 3, 4, 4, 2))
-    negatives = jnp.stack([first, second], axis=1)
-    guided = prompts.perp_neg_epsilon(empty, positive, negatives, jnp.zeros((3, 2)), scale)
-    np.testing.assert_allclose(
-        guided, prompts.classifier_free_epsilon(empty, positive, scale), rtol=1e-6, atol=1e-5
-    )
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31 - 1))
-def test_what_perp_neg_adds_is_perpendicular_to_the_text(seed):
-    empty, positive, first, second = jax.random.normal(jax.random.key(seed), (4, 3, 4, 4, 2))
-    negatives = jnp.stack([first, second], axis=1)
-    weights = jnp.array([[-2.0, -1.0], [0.0, -2.0], [-0.3, 0.0]])
-    guided = prompts.perp_neg_epsilon(empty, positive, negatives, weights, 7.5)
-    added = guided - prompts.classifier_free_epsilon(empty, positive, 7.5)
-    along = jnp.sum(added * (positive - empty), axis=(1, 2, 3))
-    np.testing.assert_allclose(along, 0.0, atol=1e-3)
-    assert float(jnp.min(jnp.sum(added**2, axis=(1, 2, 3)))) > 1.0
-
-
-def test_a_negative_along_the_text_adds_nothing_and_samples_stay_apart():
-    empty, positive = jax.random.normal(jax.random.key(0), (2, 2, 3, 3, 1))
-    along = empty + 0.5 * (positive - empty)
-    guided = prompts.perp_neg_epsilon(
-        empty, positive, jnp.stack([along, along], axis=1), jnp.full((2, 2), -2.0), 7.5
-    )
-    np.testing.assert_allclose(guided, prompts.classifier_free_epsilon(empty, positive, 7.5), atol=1e-4)
-
-
-def test_a_text_that_changes_nothing_stays_finite():
-    empty = jnp.ones((1, 2, 2, 1))
-    guided = prompts.perp_neg_epsilon(
-        empty, empty, jnp.ones((1, 2, 2, 2, 1)) * 3, jnp.full((1, 2), -2.0), 7.5
-    )
-    assert bool(jnp.all(jnp.isfinite(guided)))
-
-
-@pytest.mark.parametrize(("noising_prompt", "text"), [("negative", "ugly"), ("empty", "")])
-def test_each_text_lands_in_its_place(noising_prompt, text):
+def test_each_text_lands_in_its_place():
     seen: list[str] = []
 
     def encode(texts):
         seen.extend(texts)
         return jnp.arange(len(texts), dtype=jnp.float32)[:, None, None] * jnp.ones((1, 2, 3))
 
-    embeddings = prompts.embed_views(
-        encode, "a red robot", negative_prompt="ugly", noising_prompt=noising_prompt
-    )
-    assert seen == [*prompts.view_prompts("a red robot"), "ugly", text]
-    fields = (embeddings.front, embeddings.side, embeddings.back, embeddings.negative, embeddings.noising)
-    assert [float(field[0, 0]) for field in fields] == [0, 1, 2, 3, 4]
+    embeddings = prompts.embed_prompt(encode, "a red robot", negative_prompt="ugly")
+    assert seen == [*prompts.view_prompts("a red robot"), "a red robot", "ugly", ""]
+    fields = ("front", "side", "back", "plain", "negative", "empty")
+    assert [float(getattr(embeddings, field)[0, 0]) for field in fields] == [0, 1, 2, 3, 4, 5]
     assert seen[0] == "The front view of a red robot"
+
+
+def test_texts_of_views_have_views_to_avoid_with_perp_neg_alone():
+    embeddings = prompts.PromptEmbeddings(
+        *(jnp.full((2, 3), value) for value in (1.0, 2.0, 4.0, 5.0, 6.0, 7.0))
+    )
+    azimuth = jnp.deg2rad(jnp.array([0.0, 180.0]))
+    wanted = prompts.perp_neg_embeddings(embeddings, azimuth, weight=-1.5)
+    with_views = prompts.view_texts(embeddings, azimuth, use_perp_neg=True, weight=-1.5)
+    got = (with_views.positive, with_views.avoided, with_views.weights)
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    texts = (with_views.plain, with_views.negative, with_views.empty)
+    assert [float(text[0, 0]) for text in texts] == [5.0, 6.0, 7.0]
+    without = prompts.view_texts(embeddings, azimuth, use_perp_neg=False, weight=-1.5)
+    assert without.avoided.shape == (2, 0, 2, 3) and without.weights.shape == (2, 0)

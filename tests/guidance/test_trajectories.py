@@ -13,7 +13,7 @@ from ge3d_jax.guidance import trajectories as trajectory
 SCHEDULE = ddim.noise_schedule_from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 )
-PUBLISHED = {"count": 6, "jump_max": (80, 50), "jump_min": (60, 30), "max_step": (480, 300)}
+PUBLISHED = trajectory.Nodes()
 SHAPE = (2, 3, 3, 4)
 
 
@@ -24,7 +24,7 @@ def _predict(x, t):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.floats(0, 1))
 def test_nodes_keep_their_bounds(seed, progress):
-    node_times, active = trajectory.sample_time_nodes(jax.random.key(seed), progress, **PUBLISHED)
+    node_times, active = trajectory.sample_time_nodes(jax.random.key(seed), progress, PUBLISHED)
     times, active = np.asarray(node_times), int(active)
     least, above, bound = (
         round(first + (last - first) * progress) for first, last in ((60, 30), (80, 50), (480, 300))
@@ -37,9 +37,9 @@ def test_nodes_keep_their_bounds(seed, progress):
 
 
 def test_jumps_cover_their_range_and_the_bound_stops_them():
-    settings_ = {"count": 4, "jump_max": (13, 13), "jump_min": (10, 10), "max_step": (35, 35)}
+    nodes = trajectory.Nodes(count=4, jump_max=(13, 13), jump_min=(10, 10), max_step=(35, 35))
     keys = jax.random.split(jax.random.key(0), 400)
-    times, active = jax.vmap(lambda key: trajectory.sample_time_nodes(key, 0.0, **settings_))(keys)
+    times, active = jax.vmap(lambda key: trajectory.sample_time_nodes(key, 0.0, nodes))(keys)
     assert set(np.unique(times[:, 1])) == {10, 11, 12}
     assert set(np.unique(active)) == {2, 3}
     stopped = np.asarray(times)[np.asarray(active) == 2]
@@ -70,7 +70,7 @@ def test_trajectories_equal_plain_loops(active):
 
 
 def test_the_same_constant_prediction_both_ways_comes_back():
-    times, active = trajectory.sample_time_nodes(jax.random.key(2), 0.3, **PUBLISHED)
+    times, active = trajectory.sample_time_nodes(jax.random.key(2), 0.3, PUBLISHED)
     z, noise, epsilon = jax.random.normal(jax.random.key(3), (3, *SHAPE))
     predict = lambda x, t: epsilon  # noqa: E731
     up = trajectory.noising_trajectory(predict, SCHEDULE, z, noise, times, active)
@@ -107,3 +107,15 @@ def test_the_prediction_is_traced_once_however_many_nodes():
     z = jnp.ones(SHAPE)
     jax.jit(lambda: trajectory.noising_trajectory(tracing, SCHEDULE, z, z, times, jnp.int32(8))).lower()
     assert len(traces) == 1
+
+
+def test_offset_noise_shares_one_constant_per_channel():
+    shape = (200, 16, 16, 4)
+    noise = trajectory.offset_noise(jax.random.key(0), shape, 5.0)
+    means = jnp.mean(noise, axis=(1, 2))
+    # Each view's channel mean is the shared offset but for the mean of 256 draws.
+    assert float(jnp.max(jnp.std(means, axis=0))) < 0.1
+    assert float(jnp.std(noise - means[:, None, None])) == pytest.approx(1.0, abs=0.02)
+    assert float(jnp.max(jnp.abs(means))) > 1.0
+    plain = trajectory.offset_noise(jax.random.key(0), shape, 0.0)
+    assert float(jnp.max(jnp.abs(jnp.mean(plain, axis=(0, 1, 2))))) < 0.02

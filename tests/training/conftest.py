@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes
-from ge3d_jax.guidance.prompts import ViewEmbeddings
-from ge3d_jax.training.config import PRESETS, Config, with_overrides
-from ge3d_jax.training.loop import prompt_embeddings
+from ge3d_jax.training.config import PRESETS, Config
+from ge3d_jax.training.distillation import Prompted, prompt_embeddings
 
 PROMPT = "a red ball"
 
@@ -85,7 +85,7 @@ def tiny_config() -> Config:
             "image_size": 16,
             "start.count": 40,
             "start.scale": 0.15,
-            "splat_capacity": 48,
+            "scene.capacity": 48,
             "buffer_capacity": 256,
             "nodes.count": 3,
             "density.first": 2,
@@ -93,7 +93,7 @@ def tiny_config() -> Config:
             "density.every": 2,
             "density.gradient_threshold": 0.0,
             "density.reset_every": 3,
-            "augmentation.scale_noise": 0.1,
+            "scene.scale_noise": 0.1,
             "cameras.jitter_center": 0.02,
             "cameras.jitter_target": 0.02,
             "cameras.jitter_up": 0.01,
@@ -102,5 +102,5 @@ def tiny_config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def embeddings(tiny_config: Config, tiny_model: StableDiffusion) -> ViewEmbeddings:
-    return prompt_embeddings(tiny_config, tiny_model, PROMPT)
+def prompted(tiny_config: Config, tiny_model: StableDiffusion) -> Prompted:
+    return Prompted(tiny_model, prompt_embeddings(tiny_config, tiny_model, PROMPT))

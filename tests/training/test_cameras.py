@@ -1,13 +1,15 @@
-"""Cameras, backgrounds and what else chance decides."""
+"""Cameras, backgrounds and what else chance decides in an iteration."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.training import cameras as inputs
-from ge3d_jax.training.config import PRESETS, BackgroundConfig, with_overrides
+from ge3d_jax.training.config import PRESETS, BackgroundConfig
+from ge3d_jax.training.distillation import Distillation, begin
 
 PAPER = PRESETS["paper"].cameras
 
@@ -65,16 +67,18 @@ def test_backgrounds_keep_their_shares():
     assert white == pytest.approx(0.4, abs=0.03) and black == pytest.approx(0.3, abs=0.03)
 
 
-def test_everything_has_its_shape_and_another_key_changes_it_all():
-    config = with_overrides(PRESETS["paper"], {"image_size": 32, "views": 3})
+def test_everything_has_its_shape_and_another_key_changes_it_all(tiny_config, tiny_model, prompted):
+    task = Distillation(with_overrides(tiny_config, {"views": 3}))
 
     def draw(seed):
-        return inputs.sample_inputs(jax.random.key(seed), config, 10, latent_shape=(4, 4, 4), capacity=7)
+        drawn = task.draw(begin(task.config, tiny_model, jax.random.key(seed)), prompted)
+        return drawn.per_view | drawn.per_view["loss"] | drawn.per_view["scene"] | drawn.shared["loss"]
 
     first, again, other = draw(0), draw(0), draw(1)
-    assert first.noise.shape == (3, 4, 4, 4) and first.scale_noise.shape == (3, 7, 3)
-    assert first.backgrounds.shape == (3, 3) and first.node_times.shape == (7,)
-    assert float(jnp.std(first.scale_noise)) == pytest.approx(0.2**0.5 / 4, rel=0.3)
-    for name in ("azimuth", "noise", "scale_noise", "node_times"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-        assert not np.array_equal(getattr(first, name), getattr(other, name))
+    assert first["noise"].shape == (3, 8, 8, 4) and first["scale_noise"].shape == (3, 48, 3)
+    assert first["backgrounds"].shape == (3, 3) and first["node_times"].shape == (4,)
+    assert first["posterior_noise"].shape == (3, 8, 8, 4)
+    assert float(jnp.std(first["scale_noise"])) == pytest.approx(0.1, rel=0.2)
+    for name in ("azimuth", "noise", "scale_noise", "node_times", "posterior_noise"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])

@@ -11,6 +11,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.training import compilation as module
 from ge3d_jax.training.compilation import Compilation, check_memory, compilation_of
 from ge3d_jax.training.config import Config
+from ge3d_jax.training.distillation import Distillation
 
 GIGABYTE = 10**9
 NEEDS_TEN = Compilation(
@@ -36,7 +37,7 @@ def test_the_plan_is_the_compiler_s_and_donated_memory_counts_once():
 def test_a_compiler_that_does_not_tell_its_plan_stops_nobody():
     plan = compilation_of(SimpleNamespace(memory_analysis=lambda: None), 1.5, 1)
     assert str(plan) == "compiled in 1.5 s"
-    check_memory(plan, Config(), _gpu(1))
+    check_memory(plan, _gpu(1), [])
 
 
 def test_one_line_says_time_and_memory():
@@ -48,31 +49,30 @@ def test_one_line_says_time_and_memory():
 
 
 def test_what_fits_passes_and_what_does_not_names_the_settings():
-    config = Config(vae_rematerialise=False)
-    check_memory(NEEDS_TEN, config, _gpu(10))
+    remedies = Distillation(Config(vae_rematerialize=False)).remedies(devices=1)
+    check_memory(NEEDS_TEN, _gpu(10), remedies)
     with pytest.raises(UserError, match=r"10\.0 GB .* has 9\.0 GB .* vae_remat.* and views_per_batch=1"):
-        check_memory(NEEDS_TEN, config, _gpu(9))
+        check_memory(NEEDS_TEN, _gpu(9), remedies)
     # What lies on the device beside the arguments counts too.
     with pytest.raises(UserError, match=r"12\.0 GB"):
-        check_memory(NEEDS_TEN, config, _gpu(11, in_use=5))
+        check_memory(NEEDS_TEN, _gpu(11, in_use=5), remedies)
 
 
 def test_settings_that_are_low_already_are_not_named():
-    with pytest.raises(UserError, match=r"to give; set views_per_batch=1\."):
-        check_memory(NEEDS_TEN, Config(), _gpu(9))
+    assert Distillation(Config()).remedies(devices=1) == ["views_per_batch=1"]
     # One view at a time, or one on each device: nothing is left to divide.
-    with pytest.raises(UserError, match="lower views or image_size"):
-        check_memory(NEEDS_TEN, Config(views_per_batch=1), _gpu(9))
-    with pytest.raises(UserError, match="lower views or image_size"):
-        check_memory(dataclasses.replace(NEEDS_TEN, devices=4), Config(), _gpu(9))
+    assert Distillation(Config(views_per_batch=1)).remedies(devices=1) == []
+    assert Distillation(Config()).remedies(devices=4) == []
+    with pytest.raises(UserError, match="lower views or the size of the pictures"):
+        check_memory(NEEDS_TEN, _gpu(9), [])
 
 
 def test_the_parts_of_a_processor_share_one_memory(monkeypatch):
     monkeypatch.setattr(module, "memory_limit", lambda device: 15 * GIGABYTE)
     processor = SimpleNamespace(platform="cpu", memory_stats=lambda: None)
-    check_memory(NEEDS_TEN, Config(), processor)
+    check_memory(NEEDS_TEN, processor, [])
     with pytest.raises(UserError, match=r"20\.0 GB"):
-        check_memory(dataclasses.replace(NEEDS_TEN, devices=2), Config(), processor)
+        check_memory(dataclasses.replace(NEEDS_TEN, devices=2), processor, [])
     # Where nobody knows how much there is, nothing is refused.
     monkeypatch.setattr(module, "memory_limit", lambda device: None)
-    check_memory(NEEDS_TEN, Config(), processor)
+    check_memory(NEEDS_TEN, processor, [])

@@ -3,6 +3,7 @@
 Compiling is nearly all of the time, so the tests share one compiled iteration wherever they can.
 """
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.devices import batch_mesh, everywhere
-from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior
-from ge3d_jax.guidance.prompts import ViewEmbeddings
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior, predict_epsilon
+from ge3d_jax.guidance.base import Progress, SeenViews
+from ge3d_jax.guidance.prompts import PromptEmbeddings, view_texts
+from ge3d_jax.scenes.splats import mean_scale
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.tiles import TILE_SIZE
-from ge3d_jax.training import step as step_module
-from ge3d_jax.training.config import with_overrides
-from ge3d_jax.training.loop import begin
-from ge3d_jax.training.step import ge3d_step, inputs_of
+from ge3d_jax.training import distillation
+from ge3d_jax.training.distillation import Distillation, Prompted, begin
+from ge3d_jax.training.step import train_step
 from tests.errors import relative_error
 
 # An image of 16 pixels; room for 44 splats that cover it all.
@@ -33,14 +36,51 @@ def moments(state):
     return np.concatenate([np.ravel(state.optimizer_state.mu[field]) for field in FIELDS])
 
 
-@pytest.fixture(scope="module")
-def draw(tiny_config, tiny_model):
-    return jax.jit(lambda state: inputs_of(state, tiny_model, tiny_config))
+def task_of(config, **changes):
+    """The task with a buffer that overflows where the tests want it to."""
+    return Distillation(with_overrides(config, {"scene.buffer_capacity": BUFFER, **changes}))
+
+
+def first_state(task, model, seed=0):
+    return begin(task.config, model, jax.random.key(seed))
+
+
+def with_loss_inputs(drawn, **changes):
+    """The same draws with other values in what the loss drew for all views."""
+    return dataclasses.replace(drawn, shared={**drawn.shared, "loss": {**drawn.shared["loss"], **changes}})
+
+
+def residual_of(task, prompted, drawn, z):
+    """What the loss hands to latents z, and its numbers."""
+    text = view_texts(
+        prompted.embeddings,
+        drawn.per_view["azimuth"],
+        use_perp_neg=task.config.prompts.use_perp_neg,
+        weight=task.config.prompts.perp_neg_weight,
+    )
+    denoiser = task.denoiser(prompted.model, z.shape[0])
+    chance = distillation.Draws(drawn.shared["loss"], drawn.per_view["loss"])
+
+    def scalar(z):
+        seen = SeenViews(z, drawn.per_view["cameras"], task.views)
+        return task.config.guidance((), seen, text, chance, denoiser, Progress(0, task.iterations))
+
+    return jax.grad(scalar, has_aux=True)(z)
 
 
 @pytest.fixture(scope="module")
-def pure_step(tiny_config):
-    return partial(ge3d_step, config=tiny_config, buffer_capacity=BUFFER)
+def task(tiny_config):
+    return task_of(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def draw(task, prompted):
+    return jax.jit(lambda state: task.draw(state, prompted))
+
+
+@pytest.fixture(scope="module")
+def pure_step(task):
+    return partial(train_step, task=task)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +88,7 @@ def compiled_step(pure_step):
     return jax.jit(pure_step)
 
 
-def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(
-    tiny_config, tiny_model, draw, monkeypatch
-):
+def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(tiny_config, tiny_model, draw):
     # A model that knows one picture, by its latent: ε is 0 without text and exact for that picture with it.
     wanted = jax.random.normal(jax.random.key(5), (8, 8, 4))
 
@@ -59,224 +97,222 @@ def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(
         epsilon = (x - jnp.sqrt(alpha) * wanted) / jnp.sqrt(1 - alpha)
         return jnp.mean(text, axis=(1, 2))[:, None, None, None] * epsilon
 
-    monkeypatch.setattr(step_module, "predict_epsilon", knows_one_picture)
     with_text, without = jnp.ones((12, 8)), jnp.zeros((12, 8))
-    embeddings = ViewEmbeddings(with_text, with_text, with_text, without, without)
-    config = with_overrides(tiny_config, {"guidance.scale": 1.0})
-    state = begin(config, jax.random.key(0))
-    inputs = draw(state)
-    learn = jax.jit(partial(ge3d_step, config=config, buffer_capacity=BUFFER))
+    context = Prompted(tiny_model, PromptEmbeddings(*[with_text] * 4, without, without))
+    task = Distillation(task_of(tiny_config, **{"guidance.scale": 1.0}).config, predict=knows_one_picture)
+    state = first_state(task, tiny_model)
+    drawn = draw(state)
+    learn = jax.jit(partial(train_step, task=task))
     losses = []
     for done in range(1, 11):
-        state, metrics = learn(state, tiny_model, embeddings, inputs)
+        state, numbers = learn(state, context, drawn)
         assert int(state.iteration) == 1 and int(state.optimizer_state.count) == done
-        losses.append(float(metrics.loss))
+        losses.append(float(numbers["loss"]))
         # The balance of the nodes moves with the iteration: held fixed like the rest.
         state = state.replace(iteration=jnp.int32(0))
-    chex.assert_tree_all_finite(state.gaussians)
+    chex.assert_tree_all_finite(state.scene.gaussians)
     assert np.all(np.isfinite(losses)) and np.all(np.diff(losses) < 0), losses
 
 
-def test_vmap_over_seeds_equals_a_loop(tiny_config, tiny_model, embeddings, draw, pure_step, compiled_step):
-    states = [begin(tiny_config, jax.random.key(seed)) for seed in (0, 1)]
-    inputs = [draw(state) for state in states]
-    apart = [
-        compiled_step(state, tiny_model, embeddings, chance)
-        for state, chance in zip(states, inputs, strict=True)
-    ]
+def test_vmap_over_seeds_equals_a_loop(task, tiny_model, prompted, draw, pure_step, compiled_step):
+    states = [first_state(task, tiny_model, seed) for seed in (0, 1)]
+    drawn = [draw(state) for state in states]
+    apart = [compiled_step(state, prompted, chance) for state, chance in zip(states, drawn, strict=True)]
 
     def stack(*leaves):
         return jnp.stack(leaves)
 
-    many_step = jax.jit(jax.vmap(pure_step, in_axes=(0, None, None, 0)))
-    state, metrics = many_step(
-        jax.tree.map(stack, *states), tiny_model, embeddings, jax.tree.map(stack, *inputs)
-    )
-    expected_state, expected_metrics = jax.tree.map(stack, *apart)
-    np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
-    assert not np.allclose(metrics.loss[0], metrics.loss[1])
+    many_step = jax.jit(jax.vmap(pure_step, in_axes=(0, None, 0)))
+    state, numbers = many_step(jax.tree.map(stack, *states), prompted, jax.tree.map(stack, *drawn))
+    expected_state, expected_numbers = jax.tree.map(stack, *apart)
+    np.testing.assert_allclose(numbers["loss"], expected_numbers["loss"], rtol=1e-5)
+    assert not np.allclose(numbers["loss"][0], numbers["loss"][1])
     # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
     assert relative_error(moments(state), moments(expected_state)) < 1e-5
 
 
-def test_a_buffer_too_small_changes_nothing_and_says_so(
-    tiny_config, tiny_model, embeddings, draw, compiled_step
-):
-    state = begin(tiny_config, jax.random.key(0))
+def test_a_buffer_too_small_changes_nothing_and_says_so(task, tiny_model, prompted, draw, compiled_step):
+    state = first_state(task, tiny_model)
+    gaussians = state.scene.gaussians
     # All 48 splats, each over the whole image.
-    every = jnp.ones_like(state.gaussians.mask)
-    opacities = jnp.zeros_like(state.gaussians.opacity_logits)
-    sizes = jnp.full_like(state.gaussians.log_scales, jnp.log(1.0))
-    full = state.replace(
-        gaussians=state.gaussians.replace(mask=every, opacity_logits=opacities, log_scales=sizes)
+    full_splats = gaussians.replace(
+        mask=jnp.ones_like(gaussians.mask),
+        opacity_logits=jnp.zeros_like(gaussians.opacity_logits),
+        log_scales=jnp.full_like(gaussians.log_scales, jnp.log(1.0)),
     )
-    after, metrics = compiled_step(full, tiny_model, embeddings, draw(full))
-    assert int(metrics.intersections) == 48 * TILES and int(metrics.overflow) == 4 * TILES
+    full = state.replace(scene=state.scene.replace(gaussians=full_splats))
+    after, numbers = compiled_step(full, prompted, draw(full))
+    assert int(numbers["intersections"]) == 48 * TILES and int(numbers["overflow"]) == 4 * TILES
     assert int(after.iteration) == 0
-    for name in ("gaussians", "optimizer_state", "statistics"):
+    for name in ("scene", "optimizer_state"):
         chex.assert_trees_all_equal(getattr(after, name), getattr(full, name))
 
 
-def test_unused_splats_stay_as_they_are(tiny_config, tiny_model, embeddings, draw, compiled_step):
-    state = begin(tiny_config, jax.random.key(0))
-    after, metrics = compiled_step(state, tiny_model, embeddings, draw(state))
-    used = np.asarray(state.gaussians.mask)
-    assert int(metrics.splats) == tiny_config.start.count == used.sum() and int(metrics.overflow) == 0
+def test_unused_splats_stay_as_they_are(task, tiny_model, prompted, draw, compiled_step):
+    state = first_state(task, tiny_model)
+    after, numbers = compiled_step(state, prompted, draw(state))
+    used = np.asarray(state.scene.gaussians.mask)
+    assert int(numbers["splats"]) == 40 == used.sum() and int(numbers["overflow"]) == 0
     for field in FIELDS:
-        before, now = (np.asarray(getattr(s.gaussians, field)) for s in (state, after))
+        before, now = (np.asarray(getattr(s.scene.gaussians, field)) for s in (state, after))
         np.testing.assert_array_equal(now[~used], before[~used])
         if field != "quaternions":
             assert not np.array_equal(now[used], before[used]), field
-    assert float(after.statistics.view_count.max()) == 2
+    assert float(after.scene.statistics.view_count.max()) == 2
 
 
 def test_the_gradient_is_the_residual_carried_through_render_and_encoder(
-    tiny_config, tiny_model, embeddings, draw, compiled_step
+    task, tiny_model, prompted, draw, compiled_step
 ):
-    state = begin(tiny_config, jax.random.key(3))
-    inputs = draw(state)
-    inputs = inputs.replace(flip=jnp.bool_(True), scale_noise=jnp.zeros_like(inputs.scale_noise))
+    state = first_state(task, tiny_model, 3)
+    drawn = draw(state)
+    no_noise = {"scale_noise": jnp.zeros_like(drawn.per_view["scene"]["scale_noise"])}
+    drawn = drawn.replace(
+        shared=drawn.shared | {"flip": jnp.bool_(True)}, per_view=drawn.per_view | {"scene": no_noise}
+    )
 
     @jax.jit
-    def expected_by_hand(state, inputs):
+    def expected_by_hand(state, drawn):
         def latents(sh):
-            gaussians = state.gaussians.replace(sh=sh)
+            gaussians = state.scene.gaussians.replace(sh=sh)
             images = []
             for view in range(2):
-                camera = jax.tree.map(lambda leaf, view=view: leaf[view], inputs.cameras)
-                rendered = render(
-                    gaussians, camera, background=inputs.backgrounds[view], buffer_capacity=BUFFER
-                )
+                camera = jax.tree.map(lambda leaf, view=view: leaf[view], drawn.per_view["cameras"])
+                background = drawn.per_view["backgrounds"][view]
+                rendered = render(gaussians, camera, background=background, buffer_capacity=BUFFER)
                 images.append(jnp.fliplr(rendered.rgb))
             posterior = encode_posterior(tiny_model, jnp.stack(images))
-            return latents_from_posterior(tiny_model, *posterior, inputs.posterior_noise)
+            return latents_from_posterior(tiny_model, *posterior, drawn.per_view["posterior_noise"])
 
-        z, carry_back = jax.vjp(latents, state.gaussians.sh)
-        residual = step_module.trajectory_residual(tiny_model, embeddings, inputs, z, 0, config=tiny_config)
-        return residual, carry_back(residual.gradient)[0]
+        z, carry_back = jax.vjp(latents, state.scene.gaussians.sh)
+        residual, numbers = residual_of(task, prompted, drawn, z)
+        return numbers["loss"], carry_back(residual)[0]
 
-    residual, expected = expected_by_hand(state, inputs)
-    after, metrics = compiled_step(state, tiny_model, embeddings, inputs)
+    losses, expected = expected_by_hand(state, drawn)
+    after, numbers = compiled_step(state, prompted, drawn)
     # Adam's first moment after one step is (1 − 0.9) of the gradient.
     got = 10 * after.optimizer_state.mu["sh"]
     assert float(jnp.linalg.norm(got - expected)) < 1e-3 * float(jnp.linalg.norm(expected))
-    assert float(metrics.loss) == pytest.approx(float(residual.loss), rel=1e-4)
+    assert float(numbers["loss"]) == pytest.approx(float(losses.mean()), rel=1e-4)
 
 
-def test_guidance_asks_the_network_once_per_node_for_all_branches(
-    tiny_config, tiny_model, embeddings, draw, monkeypatch
-):
+def test_guidance_asks_the_network_once_per_node_for_all_branches(tiny_config, tiny_model, prompted, draw):
     batches = []
-    original = step_module.predict_epsilon
 
     def recording(model, x, t, text):
         batches.append((x.shape[0], text.shape[0]))
-        return original(model, x, t, text)
+        return predict_epsilon(model, x, t, text)
 
-    monkeypatch.setattr(step_module, "predict_epsilon", recording)
-    inputs = draw(begin(tiny_config, jax.random.key(0)))
+    drawn = draw(first_state(task_of(tiny_config), tiny_model))
     z = jnp.zeros((2, 8, 8, 4))
     for use_perp_neg, guided in ((True, 8), (False, 4)):
-        config = with_overrides(tiny_config, {"guidance.use_perp_neg": use_perp_neg})
+        config = task_of(tiny_config, **{"prompts.use_perp_neg": use_perp_neg}).config
         batches.clear()
-        jax.eval_shape(
-            partial(step_module.trajectory_residual, config=config), tiny_model, embeddings, inputs, z, 0
-        )
+        jax.eval_shape(partial(residual_of, Distillation(config, predict=recording)), prompted, drawn, z)
         assert batches == [(2, 2), (guided, guided)]
 
 
-def test_the_network_is_asked_only_for_what_the_loss_uses(
-    tiny_config, tiny_model, embeddings, draw, monkeypatch
-):
+def test_the_network_is_asked_only_for_what_the_loss_uses(tiny_config, tiny_model, prompted, draw):
     asked = []
 
     def counting(model, x, t, text):
         jax.debug.callback(lambda t, size=x.shape[0]: asked.append((int(t), size)), t, ordered=True)
         return x
 
-    monkeypatch.setattr(step_module, "predict_epsilon", counting)
-    inputs = draw(begin(tiny_config, jax.random.key(0)))
+    task = Distillation(tiny_config, predict=counting)
     # Two jumps of three were made: the top node's time repeats.
-    inputs = inputs.replace(node_times=jnp.array([0, 70, 150, 150]), active=jnp.int32(2))
-    z = jnp.zeros((2, 8, 8, 4))
-    residual = partial(step_module.trajectory_residual, config=tiny_config)
-    jax.jit(residual)(tiny_model, embeddings, inputs, z, 0).loss.block_until_ready()
+    drawn = with_loss_inputs(
+        draw(first_state(task, tiny_model)), node_times=jnp.array([0, 70, 150, 150]), active=jnp.int32(2)
+    )
+    residual = jax.jit(partial(residual_of, task))(prompted, drawn, jnp.zeros((2, 8, 8, 4)))[0]
+    residual.block_until_ready()
     jax.effects_barrier()
     # Up without the text, one sample a view, never at the top; down with it, two a view, never at 0.
     assert asked == [(0, 2), (70, 2), (150, 4), (70, 4)]
 
 
-def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, embeddings, draw, monkeypatch):
+def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, prompted, draw):
     def mixing(model, x, t, text):
-        return 0.1 * x * jnp.mean(text**2, axis=(1, 2))[:, None, None, None] + 0.01 * t
+        times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None]
+        return 0.1 * x * jnp.mean(text**2, axis=(1, 2))[:, None, None, None] + 0.01 * times
 
-    monkeypatch.setattr(step_module, "predict_epsilon", mixing)
-    inputs = draw(begin(tiny_config, jax.random.key(0)))
-    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
-    together = with_overrides(tiny_config, {"guidance.use_perp_neg": True})
+    together = with_overrides(tiny_config, {"prompts.use_perp_neg": True})
     in_turn = with_overrides(together, {"views_per_batch": 1})
+    drawn = draw(first_state(Distillation(together), tiny_model))
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
     expected, got = (
-        jax.jit(partial(step_module.trajectory_residual, config=config))(tiny_model, embeddings, inputs, z, 0)
+        jax.jit(partial(residual_of, Distillation(config, predict=mixing)))(prompted, drawn, z)
         for config in (together, in_turn)
     )
-    assert not np.allclose(expected.gradient[0], expected.gradient[1])
+    assert not np.allclose(expected[0][0], expected[0][1])
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"views_per_batch": 1, "attention_chunk": 24}, {"vae_rematerialise": True}]
+    "settings", [{"views_per_batch": 1, "attention_chunk": 24}, {"vae_rematerialize": True}]
 )
 def test_settings_that_save_memory_do_not_change_the_result(
-    settings, tiny_config, tiny_model, embeddings, draw, compiled_step
+    settings, tiny_config, tiny_model, prompted, draw, compiled_step
 ):
-    frugal = with_overrides(tiny_config, settings)
-    state = begin(tiny_config, jax.random.key(0))
-    inputs = draw(state)
-    frugal_step = jax.jit(partial(ge3d_step, config=frugal, buffer_capacity=BUFFER))
-    results = [step(state, tiny_model, embeddings, inputs) for step in (compiled_step, frugal_step)]
-    (expected, got), (expected_metrics, metrics) = zip(*results, strict=True)
-    assert float(metrics.loss) == pytest.approx(float(expected_metrics.loss), rel=1e-5)
+    frugal = task_of(tiny_config, **settings)
+    state = first_state(frugal, tiny_model)
+    drawn = draw(state)
+    frugal_step = jax.jit(partial(train_step, task=frugal))
+    results = [step(state, prompted, drawn) for step in (compiled_step, frugal_step)]
+    (expected, got), (expected_numbers, numbers) = zip(*results, strict=True)
+    assert float(numbers["loss"]) == pytest.approx(float(expected_numbers["loss"]), rel=1e-5)
     # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
     assert relative_error(moments(got), moments(expected)) < 1e-4
 
 
-def test_two_devices_do_what_one_does(tiny_config, tiny_model, embeddings):
-    one = with_overrides(tiny_config, {"views": 4})
+def test_two_devices_do_what_one_does(tiny_config, tiny_model, prompted):
+    one = task_of(tiny_config, views=4)
     # Half of the views at a time: each device has one of its own.
-    two = with_overrides(one, {"views_per_batch": 2, "vae_rematerialise": True})
-    state = begin(one, jax.random.key(0))
-    inputs = jax.jit(lambda state: inputs_of(state, tiny_model, one))(state)
+    two = task_of(tiny_config, views=4, views_per_batch=2, vae_rematerialize=True)
+    state = first_state(one, tiny_model)
+    drawn = jax.jit(lambda state: one.draw(state, prompted))(state)
     mesh = batch_mesh(2)
     assert mesh.size == 2
-    placed = jax.device_put((state, tiny_model, embeddings, inputs), everywhere(mesh))
-    expected, expected_metrics = jax.jit(partial(ge3d_step, config=one, buffer_capacity=BUFFER))(
-        state, tiny_model, embeddings, inputs
-    )
-    got, metrics = jax.jit(partial(ge3d_step, config=two, buffer_capacity=BUFFER, mesh=mesh))(*placed)
-    assert float(metrics.loss) == pytest.approx(float(expected_metrics.loss), rel=1e-5)
-    assert int(metrics.intersections) == int(expected_metrics.intersections)
+    placed = jax.device_put((state, prompted, drawn), everywhere(mesh))
+    expected, expected_numbers = jax.jit(partial(train_step, task=one))(state, prompted, drawn)
+    got, numbers = jax.jit(partial(train_step, task=two, mesh=mesh))(*placed)
+    for name in ("loss", "gradient_norm"):
+        assert float(numbers[name]) == pytest.approx(float(expected_numbers[name]), rel=1e-5)
+    assert int(numbers["intersections"]) == int(expected_numbers["intersections"])
     assert relative_error(moments(got), moments(expected)) < 1e-4
-    chex.assert_trees_all_close(got.statistics, expected.statistics, rtol=1e-3, atol=1e-7)
+    chex.assert_trees_all_close(got.scene.statistics, expected.scene.statistics, rtol=1e-3, atol=1e-7)
 
 
 def test_views_encoded_in_turn_keep_little_for_the_gradient(tiny_config, tiny_model):
-    views = with_overrides(tiny_config, {"views": 6, "vae_rematerialise": False})
     images = jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)
 
-    def kept(config):
-        encode = step_module.views_encoder(tiny_model, config=config)
+    def kept(**settings):
+        encode = task_of(tiny_config, views=6, **settings).encoder(tiny_model)
         pull_back = jax.eval_shape(lambda x: jax.vjp(encode, x)[1], images)
         return sum(leaf.size for leaf in jax.tree.leaves(pull_back))
 
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(tiny_model.vae_params))
-    whole = kept(views) - parameters
-    assert kept(with_overrides(views, {"vae_rematerialise": True})) - parameters < 0.1 * whole
+    whole = kept(vae_rematerialize=False) - parameters
+    assert kept(vae_rematerialize=True) - parameters < 0.1 * whole
 
 
-def test_regularisers_are_what_they_say(tiny_config):
+def test_regularizers_are_what_they_say(task, tiny_config, tiny_model):
     image = jnp.zeros((1, 3, 3, 3)).at[0, 1, 1].set(1.0)
-    # Two unit edges across and two along, each shared over 6 neighbour pairs.
-    assert float(step_module.total_variation(image)) == pytest.approx(2 * (2 / 6 + 2 / 6))
+    # Two unit edges across and two along, each shared over 6 neighbor pairs.
+    assert float(distillation.total_variation(image)) == pytest.approx(2 * (2 / 6 + 2 / 6))
     # All but 40 of the 48 splats are unused and do not count.
-    gaussians = begin(tiny_config, jax.random.key(0)).gaussians
-    assert float(step_module.mean_scale(gaussians)) == pytest.approx(0.15)
+    state = first_state(task, tiny_model).scene
+    assert float(mean_scale(state.gaussians)) == pytest.approx(0.15)
+    penalized = with_overrides(tiny_config, {"scene.scale_penalty": 3.0}).scene
+    assert float(penalized.penalty(state)) == pytest.approx(0.45)
+
+
+def test_every_device_adds_its_share_of_the_penalties(tiny_config, tiny_model, prompted):
+    task = task_of(tiny_config, **{"scene.scale_penalty": 2.0, "guidance.strength": 0.0})
+    state, mesh = first_state(task, tiny_model), batch_mesh(2)
+    drawn = jax.jit(lambda state: task.draw(state, prompted))(state)
+    placed = jax.device_put((state, prompted, drawn), everywhere(mesh))
+    after, _ = jax.jit(partial(train_step, task=task, mesh=mesh))(*placed)
+    # d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
+    gradient = 10 * after.optimizer_state.mu["log_scales"]
+    np.testing.assert_allclose(gradient[:40], 2 * 0.15 / 120, rtol=1e-3)

@@ -1,0 +1,273 @@
+"""Density control of a whole state: fifty rounds against a loop, a growing buffer, saved and restored."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.scenes.clone_and_split import CloneAndSplit, control_density, lower_opacities
+from ge3d_jax.scenes.markov_chain import MarkovChain
+from ge3d_jax.scenes.splat_state import with_capacity
+from ge3d_jax.scenes.splats import Splats
+from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.training.checkpoints import restore_state, save_state
+from ge3d_jax.training.config import PRESETS, configured
+from ge3d_jax.training.state import TrainState, initial_state
+
+LIMIT = 70
+SPLIT = CloneAndSplit(
+    first=1, last=50, every=1, gradient_threshold=1.0, clone_scale=0.1, prune_opacity=0.1, reset_every=7
+)
+MCMC = MarkovChain(first=1, last=50, every=1)
+
+
+def tagged(state: TrainState, random: np.random.Generator) -> TrainState:
+    """The state with random sizes and opacities, and every entry's number in its colour and its moments."""
+    splats = state.scene.gaussians
+    count = splats.capacity
+    tags = jnp.arange(count, dtype=jnp.float32) + 1
+    opacities = random.uniform(0.001, 0.9, count)
+    gaussians = dataclasses.replace(
+        splats,
+        sh=jnp.tile(tags[:, None, None], (1, 1, 3)),
+        opacity_logits=jnp.asarray(np.log(opacities / (1 - opacities)), jnp.float32),
+        log_scales=jnp.asarray(random.uniform(-4.0, -1.2, (count, 1)), jnp.float32) * jnp.ones(3),
+    )
+
+    def moments() -> dict[str, jax.Array]:
+        return {
+            name: jnp.broadcast_to(tags.reshape((count,) + (1,) * (leaf.ndim - 1)), leaf.shape).copy()
+            for name, leaf in state.optimizer_state.mu.items()
+        }
+
+    statistics = state.scene.statistics
+    if statistics:
+        statistics = statistics.replace(
+            gradient_sum=jnp.asarray(random.uniform(0.0, 1.3, count), jnp.float32),
+            view_count=jnp.ones(count),
+        )
+    after = state.scene.replace(gaussians=gaussians, statistics=statistics)
+    return state.with_scene(after, {"mu": moments(), "nu": moments()})
+
+
+def expected_copies(before: TrainState, done: int, capacity: int) -> tuple[dict[int, int], set[int]]:
+    """By a loop over the splats: how many of each remain, and which were split."""
+    gaussians, statistics = before.scene.gaussians, before.scene.statistics
+    largest = np.exp(np.asarray(gaussians.log_scales)).max(axis=1)
+    opacities = np.asarray(jax.nn.sigmoid(gaussians.opacity_logits))
+    gradients = np.asarray(statistics.gradient_sum)
+    prune_scale = SPLIT.prune_scale if SPLIT.prunes_large_at(done) else np.inf
+    copies: dict[int, int] = {}
+    wanting, halves = [], set()
+    for i in np.flatnonzero(np.asarray(gaussians.mask)):
+        splits = gradients[i] >= 1.0 and largest[i] > 0.1
+        if opacities[i] < 0.1 or (largest[i] > prune_scale and not splits):
+            continue
+        copies[i] = 1
+        if gradients[i] >= 1.0:
+            wanting.append((-gradients[i], i))
+    for _, i in sorted(wanting)[: capacity - len(copies)]:
+        copies[i] = 2
+        if largest[i] > 0.1:
+            halves.add(i)
+    return {
+        i: n for i, n in copies.items() if largest[i] / (1.6 if i in halves else 1) <= prune_scale
+    }, halves
+
+
+def scene(density) -> Splats:
+    return Splats(capacity=LIMIT, start=Ball(count=12, opacity=0.5, scale=0.1), density=density)
+
+
+def begin(density=SPLIT) -> TrainState:
+    splats = scene(density)
+    state = splats.begin(jax.random.key(0))
+    return initial_state(state, splats.parameters(state), jax.random.key(1))
+
+
+def follow_schedule(state: TrainState, done: int, density) -> TrainState:
+    key = jax.random.key(done)
+    after, moments, _ = scene(density).on_schedule(key, state.scene, state.moments, done, 50)
+    return state.with_scene(after, moments)
+
+
+def test_fifty_rounds_of_clone_and_split_equal_a_loop():
+    random = np.random.default_rng(2)
+    state, lengths = begin(), set()
+    for done in range(1, 51):
+        state = tagged(state, random)
+        before = jax.tree.map(np.array, state.replace(key=None))
+        state = follow_schedule(state, done, SPLIT)
+        capacity = state.scene.gaussians.capacity
+        lengths.add(capacity)
+        copies, halves = expected_copies(before, done, capacity)
+        mask = np.asarray(state.scene.gaussians.mask)
+        source = np.asarray(state.scene.gaussians.sh[:, 0, 0]).astype(int) - 1
+        found = {i: np.flatnonzero(mask & (source == i)) for i in set(source[mask])}
+        assert {i: len(where) for i, where in found.items()} == copies, done
+        for i, where in found.items():
+            for name in ("quaternions", "positions"):
+                is_moved = name == "positions" and i in halves
+                same = np.all(
+                    getattr(state.scene.gaussians, name)[where] == getattr(before.scene.gaussians, name)[i]
+                )
+                assert same != is_moved
+            for moments in (state.optimizer_state.mu, state.optimizer_state.nu):
+                kept = np.asarray(moments["positions"])[where, 0]
+                # A clone and both halves start from zero, the one cloned keeps what it had.
+                assert sorted(kept) == sorted(
+                    [0.0] * len(where) if i in halves else [0.0, i + 1][2 - len(where) :]
+                )
+                is_reset = SPLIT.resets_at(done)
+                np.testing.assert_array_equal(moments["opacity_logits"][where], 0 if is_reset else kept)
+        if SPLIT.resets_at(done):
+            assert float(jax.nn.sigmoid(state.scene.gaussians.opacity_logits).max()) < 0.0101
+        assert not np.asarray(state.scene.statistics.gradient_sum).any()
+    assert max(lengths) == LIMIT and len(lengths) <= 4, lengths
+
+
+def test_fifty_rounds_of_a_markov_chain_fill_the_budget_in_few_lengths():
+    random = np.random.default_rng(3)
+    state, lengths = begin(MCMC), set()
+    for done in range(1, 51):
+        state = tagged(state, random)
+        used, opacities = (
+            np.asarray(state.scene.gaussians.mask),
+            np.asarray(jax.nn.sigmoid(state.scene.gaussians.opacity_logits)),
+        )
+        number = int(used.sum())
+        state = follow_schedule(state, done, MCMC)
+        lengths.add(state.scene.gaussians.capacity)
+        mask = np.asarray(state.scene.gaussians.mask)
+        source = np.asarray(state.scene.gaussians.sh[:, 0, 0]).astype(int) - 1
+        assert mask.sum() == min(LIMIT, number + round(0.05 * number))
+        lives = np.flatnonzero(used & (opacities > MCMC.prune_opacity))
+        np.testing.assert_array_equal(source[lives], lives)
+        assert set(source[mask]) == set(lives)
+    assert int(mask.sum()) == LIMIT and len(lengths) <= 4
+    before = jax.tree.map(np.array, state.scene.gaussians)
+    after = follow_schedule(state, 51, MCMC)
+    jax.tree.map(np.testing.assert_array_equal, after.scene.gaussians, before)
+
+
+def test_a_longer_buffer_holds_the_same_and_is_restored(tmp_path):
+    state = tagged(begin(), np.random.default_rng(4))
+    longer = state.with_scene(*with_capacity(state.scene, state.moments, 40))
+    gaussians = longer.scene.gaussians
+    assert gaussians.capacity == 40 and int(gaussians.mask.sum()) == 12
+    assert not np.asarray(longer.optimizer_state.nu["sh"][16:]).any()
+    assert not np.asarray(longer.scene.statistics.gradient_sum[16:]).any()
+    assert np.asarray(gaussians.quaternions[16:, 0] == 1).all()
+    for name in ("positions", "sh", "mask"):
+        np.testing.assert_array_equal(getattr(gaussians, name)[:16], getattr(state.scene.gaussians, name))
+    np.testing.assert_array_equal(longer.optimizer_state.mu["sh"][:16], state.optimizer_state.mu["sh"])
+    save_state(tmp_path / "state", longer)
+    restored = restore_state(tmp_path / "state", begin(), scene(SPLIT))
+    np.testing.assert_array_equal(restored.optimizer_state.mu["sh"], longer.optimizer_state.mu["sh"])
+    assert restored.scene.gaussians.capacity == 40
+
+
+def test_what_a_loss_learns_is_not_rearranged_even_where_it_is_as_long_as_the_splats():
+    factors = jnp.arange(16.0)
+    state = tagged(begin(), np.random.default_rng(5)).replace(learned={"lora": factors})
+    after = follow_schedule(state, 1, SPLIT)
+    assert not np.array_equal(after.scene.gaussians.sh[:16], state.scene.gaussians.sh)
+    np.testing.assert_array_equal(after.learned["lora"], factors)
+
+
+def updated(density, state, key=0):
+    return scene(density).after_update(
+        jax.random.key(key),
+        state,
+        jnp.full((2, state.gaussians.capacity, 2), 0.5),
+        jnp.ones((2, state.gaussians.capacity)).at[1].set(0.0),
+        progress=jnp.float32(0.0),
+        image_size=(20, 10),
+    )
+
+
+def test_only_a_markov_chain_penalizes_and_explores():
+    state = begin().scene
+    faint = dataclasses.replace(state.gaussians, opacity_logits=jnp.full(16, -8.0))
+    split, chain = (
+        updated(SPLIT, state.replace(gaussians=faint)),
+        updated(MCMC, state.replace(gaussians=faint, statistics=())),
+    )
+    np.testing.assert_array_equal(split.gaussians.positions, faint.positions)
+    assert SPLIT.penalty(faint) == 0.0
+    assert float(jnp.abs(chain.gaussians.positions - faint.positions)[:12].min()) > 0
+    np.testing.assert_array_equal(chain.gaussians.positions[12:], faint.positions[12:])
+    expected = 0.01 / (1 + np.exp(8)) + 0.01 * 0.1
+    np.testing.assert_allclose(MCMC.penalty(faint), expected, rtol=1e-4)
+    weighed = dataclasses.replace(scene(MCMC), scale_penalty=2.0)
+    np.testing.assert_allclose(
+        weighed.penalty(state.replace(gaussians=faint)), expected + 2.0 * 0.1, rtol=1e-4
+    )
+
+
+def test_statistics_count_the_views_that_see_a_splat():
+    seen = updated(SPLIT, begin().scene).statistics
+    # Half of the picture's sides times the pixel gradient; the second view sees nothing.
+    np.testing.assert_allclose(seen.gradient_sum, np.hypot(0.5 * 10, 0.5 * 5), rtol=1e-6)
+    np.testing.assert_array_equal(seen.view_count, 1)
+
+
+def test_density_control_moves_moments_and_starts_statistics_anew():
+    strategy = CloneAndSplit(gradient_threshold=1.0, clone_scale=10.0, prune_scale=0.05)
+    state = begin()
+    ones = {name: jnp.ones_like(value) for name, value in state.optimizer_state.mu.items()}
+    moments = {"mu": ones, "nu": jax.tree.map(jnp.copy, ones)}
+    statistics = state.scene.statistics.replace(
+        gradient_sum=jnp.zeros(16).at[5].set(2.0), view_count=jnp.ones(16)
+    )
+    before = jax.tree.map(np.asarray, state.scene.gaussians)
+    after, moved, report = control_density(
+        jax.random.key(0), state.scene.replace(statistics=statistics), moments, jnp.inf, strategy=strategy
+    )
+    assert int(report.cloned) == 1 and int(after.gaussians.mask.sum()) == 13
+    new = int(np.flatnonzero(np.asarray(after.gaussians.mask) & ~before.mask)[0])
+    np.testing.assert_array_equal(after.gaussians.positions[new], before.positions[5])
+    assert float(jnp.abs(moved["mu"]["sh"][new]).max()) == 0.0
+    assert float(jnp.abs(moved["mu"]["sh"][6]).min()) == 1.0
+    assert float(after.statistics.gradient_sum.max()) == float(after.statistics.view_count.max()) == 0.0
+    emptied, _, _ = control_density(jax.random.key(0), after, moved, strategy.prune_scale, strategy=strategy)
+    assert int(emptied.gaussians.mask.sum()) == 0
+
+
+def test_opacity_reset_clears_its_moments_alone():
+    state = begin()
+    ones = {name: jnp.ones_like(value) for name, value in state.optimizer_state.mu.items()}
+    after, moments = lower_opacities(
+        state.scene, {"mu": ones, "nu": jax.tree.map(jnp.copy, ones)}, strategy=CloneAndSplit()
+    )
+    used = np.asarray(after.gaussians.mask)
+    np.testing.assert_allclose(jax.nn.sigmoid(after.gaussians.opacity_logits)[used], 0.01, rtol=1e-4)
+    assert float(moments["mu"]["opacity_logits"].max()) == 0.0
+    assert float(moments["nu"]["sh"].min()) == 1.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_density_of_a_kind_by_one_word(name):
+    config = PRESETS[name]
+    chosen = configured(name, density="mcmc")
+    density = chosen.scene.density
+    assert isinstance(density, MarkovChain)
+    rounds = [k for k in range(config.iterations + 1) if density.relocates_at(k)]
+    assert 8 <= len(rounds) <= 30 and rounds[-1] < config.iterations
+    assert density.noise == {"paper": 5e5, "toybox": 1e4}[name]
+    shorter = configured(name, density="mcmc", overrides={"density.growth": 0.2})
+    assert shorter == with_overrides(chosen, {"density.growth": 0.2})
+
+
+def test_density_control_keeps_its_schedule():
+    density = PRESETS["paper"].scene.density
+    assert [k for k in range(3001) if density.densifies_at(k)] == list(range(200, 2901, 100))
+    assert [k for k in range(1, 1000) if density.resets_at(k)] == [300, 600, 900]
+    assert not density.prunes_large_at(300) and density.prunes_large_at(301)
+    never = dataclasses.replace(density, every=0, reset_every=0)
+    assert not any(
+        never.densifies_at(k) or never.resets_at(k) or never.prunes_large_at(k) for k in range(600)
+    )

@@ -1,0 +1,147 @@
+"""Runs from end to end in miniature: growing buffers, density control, interruption, resuming."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import RunDropped, UserError
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.scenes.splat_state import grown_capacity
+from ge3d_jax.scenes.start.ball import ball
+from ge3d_jax.training import compilation as compilation_module
+from ge3d_jax.training.checkpoints import restore_state, save_state
+from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
+from ge3d_jax.training.iterations import iterate
+
+PROMPT = "a red ball"
+
+
+def _run(config, model, *, state=None, start=None, **options):
+    state = begin(config, model, jax.random.key(0), start=start) if state is None else state
+    context = Prompted(model, prompt_embeddings(config, model, PROMPT))
+    return iterate(state, context, Distillation(config), views_at_a_time=config.views_per_pass, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_config, tiny_model):
+    seen = []
+
+    def watch(done, metrics, state):
+        opacities = jax.nn.sigmoid(state.scene.gaussians.opacity_logits)
+        seen.append((done, metrics, int(state.scene.gaussians.mask.sum()), float(opacities.max())))
+
+    return _run(tiny_config, tiny_model, on_iteration=watch), seen
+
+
+def test_a_run_tells_once_what_it_compiled(tiny_config, tiny_model):
+    told = []
+    _run(tiny_config, tiny_model, on_compiled=told.append, on_iteration=lambda *_: True)
+    (compilation,) = told
+    assert compilation.seconds > 0 and compilation.devices == 2
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.unet_params))
+    assert compilation.arguments > weights
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_first_iteration(tiny_config, tiny_model, monkeypatch):
+    monkeypatch.setattr(compilation_module, "memory_limit", lambda device: 1000)
+    seen = []
+    views = with_overrides(tiny_config, {"views": 4})
+    # Two devices: one view at a time on each.
+    with pytest.raises(UserError, match="views_per_batch=2"):
+        _run(views, tiny_model, on_iteration=lambda done, *_: seen.append(done))
+    assert not seen
+
+
+def test_a_run_goes_through_and_reports_every_iteration(whole):
+    result, seen = whole
+    assert result.iterations == 4 and not result.interrupted
+    assert [done for done, *_ in seen] == [1, 2, 3, 4]
+    assert all(np.isfinite(numbers["loss"]) and numbers["overflow"] == 0 for _, numbers, *_ in seen)
+
+
+def test_a_buffer_grows_until_the_views_fit_and_the_result_is_the_same(tiny_config, tiny_model, whole):
+    small = with_overrides(tiny_config, {"scene.buffer_capacity": 3})
+    grown = _run(small, tiny_model)
+    assert grown.iterations == 4 and grown.task.scene.buffer_capacity >= 40
+    for field in ("positions", "sh", "mask"):
+        expected = getattr(whole[0].object, field)
+        np.testing.assert_allclose(getattr(grown.object, field), expected, atol=1e-4)
+
+
+def test_two_and_two_iterations_are_four_bit_by_bit(tiny_config, tiny_model, whole, tmp_path):
+    half = _run(tiny_config, tiny_model, on_iteration=lambda done, *_: done == 2)
+    assert half.interrupted and half.iterations == 2
+    save_state(tmp_path / "state", begin(tiny_config, tiny_model, jax.random.key(7)))
+    save_state(tmp_path / "state", half.state)
+    template = begin(tiny_config, tiny_model, jax.random.key(9))
+    restored = restore_state(tmp_path / "state", template, tiny_config.scene)
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+    resumed = _run(tiny_config, tiny_model, state=restored)
+    assert resumed.iterations == 4 and not resumed.interrupted
+    for got, expected in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole[0].state), strict=True):
+        if jnp.issubdtype(got.dtype, jax.dtypes.prng_key):
+            got, expected = jax.random.key_data(got), jax.random.key_data(expected)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_an_interrupt_gives_the_object_as_it_stands(tiny_config, tiny_model):
+    def interrupt(done, metrics, state):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    result = _run(tiny_config, tiny_model, on_iteration=interrupt)
+    assert result.interrupted and result.iterations == 1
+    chex.assert_tree_all_finite(result.object)
+
+
+def test_a_dropped_run_gives_nothing(tiny_config, tiny_model):
+    def drop(done, metrics, state):
+        raise RunDropped
+
+    with pytest.raises(RunDropped):
+        _run(tiny_config, tiny_model, on_iteration=drop)
+
+
+def test_the_given_start_is_padded_used_and_left_intact(tiny_config, tiny_model):
+    start = ball(jax.random.key(1), count=30, radius=0.3, scale=0.1, opacity=0.5)
+    positions = np.asarray(start.positions)
+    state = begin(tiny_config, tiny_model, jax.random.key(0), start=start)
+    assert state.scene.gaussians.capacity == 48 and int(state.scene.gaussians.mask.sum()) == 30
+    result = _run(tiny_config, tiny_model, start=start, on_iteration=lambda *_: True)
+    np.testing.assert_array_equal(start.positions, positions)
+    assert float(np.abs(result.object.positions[:30] - positions).max()) < 0.1
+    with pytest.raises(UserError, match="scene.capacity"):
+        begin(
+            tiny_config,
+            tiny_model,
+            jax.random.key(0),
+            start=ball(jax.random.key(1), count=49, radius=1, opacity=0.5, scale=1),
+        )
+
+
+def test_density_control_follows_its_schedule(whole):
+    _, seen = whole
+    # More splats after iteration 2 and no more room afterwards; opacities cut after iteration 3.
+    assert [splats for _, _, splats, _ in seen] == [40, 48, 48, 48]
+    opacities = [opacity for _, _, _, opacity in seen]
+    assert opacities[1] > 0.2 and opacities[2] <= 0.0101 and opacities[3] < 0.02
+
+
+def test_a_saved_state_that_is_missing_or_does_not_fit_is_named(tiny_config, tiny_model, tmp_path):
+    state = begin(tiny_config, tiny_model, jax.random.key(0))
+    with pytest.raises(UserError, match="no saved state"):
+        restore_state(tmp_path / "none", state, tiny_config.scene)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no saved state"):
+        restore_state(tmp_path / "empty", state, tiny_config.scene)
+    save_state(tmp_path / "state", state)
+    other = begin(with_overrides(tiny_config, {"scene.capacity": 50}), tiny_model, jax.random.key(0))
+    with pytest.raises(UserError, match=r"does not fit.*log_scales is \(\(48, 3\)"):
+        restore_state(tmp_path / "state", other, tiny_config.scene)
+
+
+@pytest.mark.parametrize(("needed", "capacity"), [(1, 1), (40, 64), (60, 128), (1000, 2048)])
+def test_buffers_grow_to_powers_of_two(needed, capacity):
+    assert grown_capacity(needed) == capacity
