@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.measure import Measurement
 from benchmarks.models import Size, random_model
 from benchmarks.networks import UNET_FORWARD, VAE_GRADIENT, work_flop
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
 from ge3d_jax.scenes.density_control import grown_capacity
@@ -78,7 +78,7 @@ def measure_iteration(
     model = random_model(size, dtype, has_unet=True, has_vae=True)
     mesh = batch_mesh(config.views_per_pass, copied=model)
     model, embeddings, state = jax.device_put(
-        (model, random_embeddings(size, config), first_state(config)), everywhere(mesh)
+        (model, random_embeddings(size, config), first_state(config)), replicated(mesh)
     )
     compilations: list[Compilation] = []
     capacity = config.buffer_capacity

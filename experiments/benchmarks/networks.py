@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.flops import count_flop
 from benchmarks.measure import Measurement, measure_jax
 from benchmarks.models import Size, countable_model, random_model
-from ge3d_jax.core.devices import batch_mesh, divided, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated, sharded
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     decode_latents,
@@ -92,14 +92,14 @@ def measure_networks(
     rows = []
     for batch in batches:
         mesh = batch_mesh(batch, copied=model)
-        placed = jax.device_put(model, everywhere(mesh))
+        placed = jax.device_put(model, replicated(mesh))
         for work in works:
             rows.append(
                 measure_jax(
                     row_name(work, batch),
                     _FUNCTIONS[work],
                     placed,
-                    *jax.device_put(inputs_of(work, size, batch), divided(mesh)),
+                    *jax.device_put(inputs_of(work, size, batch), sharded(mesh)),
                     flop=work_flop(work, size, batch),
                     repetitions=repetitions,
                     warm_up=warm_up,

@@ -1,6 +1,6 @@
-"""Random numbers drawn in a row.
+"""Random numbers drawn as one flat array.
 
-XLA takes several times longer to compile a draw with four axes for a processor than one with a single axis.
+On CPUs, XLA takes several times longer to compile a draw with four axes than one with a single axis.
 """
 
 import math
@@ -9,5 +9,5 @@ import jax
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal numbers of this shape, the same as those of `jax.random.normal`."""
+    """Standard normal numbers of this shape, identical to those of `jax.random.normal`."""
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
 from ge3d_jax.metrics.pictures import psnr, ssim
@@ -216,7 +216,7 @@ def fit_images(
     write_json(folder / "config.json", description)
 
     mesh = batch_mesh(config.views)
-    state, views = jax.device_put((state, views_of(train, unit)), everywhere(mesh))
+    state, views = jax.device_put((state, views_of(train, unit)), replicated(mesh))
     begun = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
     with (
         RunProgress(config.iterations, enabled=progress, doing="fitting") as bar,

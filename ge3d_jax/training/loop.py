@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import StableDiffusion, encode_text
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
@@ -94,7 +94,7 @@ def run(
     # The steps donate the state they are given.
     state = jax.tree.map(lambda x: x.copy(), state)
     mesh = batch_mesh(config.views_per_pass, copied=model)
-    state, model, embeddings = jax.device_put((state, model, embeddings), everywhere(mesh))
+    state, model, embeddings = jax.device_put((state, model, embeddings), replicated(mesh))
 
     def compiled(compilation: Compilation) -> None:
         check_memory(compilation, config, mesh.devices.flat[0])

@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
-from ge3d_jax.core.devices import everywhere
+from ge3d_jax.core.devices import replicated
 from ge3d_jax.formats.posed_images import PosedImages
 from ge3d_jax.metrics.pictures import psnr, ssim
 from ge3d_jax.scenes.density_control import density_penalty
@@ -231,7 +231,7 @@ def fit_step(
         overflow=overflow,
     )
     # The next iteration must find the state placed as this one did, or it would be compiled again.
-    return jax.lax.with_sharding_constraint((stepped, metrics), everywhere(mesh))
+    return jax.lax.with_sharding_constraint((stepped, metrics), replicated(mesh))
 
 
 _compiled_step = jax.jit(

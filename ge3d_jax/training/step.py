@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from ge3d_jax.core.devices import divided, everywhere
+from ge3d_jax.core.devices import replicated, sharded
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     encode_posterior,
@@ -270,7 +270,7 @@ def ge3d_step(
     axis = None if mesh is None else mesh.axis_names[0]
     look: Callable[..., Any] = partial(_gradients, config=config, buffer_capacity=buffer_capacity, axis=axis)
     if mesh is not None:
-        own, shared = divided(mesh).spec, everywhere(mesh).spec
+        own, shared = sharded(mesh).spec, replicated(mesh).spec
         # Not left to the compiler: it cannot divide the rasterizer's loops, and has every device render all.
         look = jax.shard_map(
             look,
@@ -324,7 +324,7 @@ def _step(
         state, model, embeddings, inputs, config=config, buffer_capacity=buffer_capacity, mesh=mesh
     )
     # The next iteration must find the state placed as this one did, or it would be compiled again.
-    return result if mesh is None else jax.lax.with_sharding_constraint(result, everywhere(mesh))
+    return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
 def make_step(

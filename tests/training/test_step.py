@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior
 from ge3d_jax.guidance.prompts import ViewEmbeddings
 from ge3d_jax.splatting.rasterize import render
@@ -248,7 +248,7 @@ def test_two_devices_do_what_one_does(tiny_config, tiny_model, embeddings):
     inputs = jax.jit(lambda state: inputs_of(state, tiny_model, one))(state)
     mesh = batch_mesh(2)
     assert mesh.size == 2
-    placed = jax.device_put((state, tiny_model, embeddings, inputs), everywhere(mesh))
+    placed = jax.device_put((state, tiny_model, embeddings, inputs), replicated(mesh))
     expected, expected_metrics = jax.jit(partial(ge3d_step, config=one, buffer_capacity=BUFFER))(
         state, tiny_model, embeddings, inputs
     )
