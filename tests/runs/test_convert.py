@@ -42,10 +42,10 @@ def test_text_and_back_is_the_same_file(tmp_path):
 @pytest.mark.parametrize(
     ("source", "target", "ascii", "says"),
     [
-        ("a.ply", "b.obj", False, r"b\.obj does not end"),
-        ("a.glb", "b.ply", False, r"a\.glb does not end"),
+        ("a.ply", "b.obj", False, r"b\.obj does not have the suffix"),
+        ("a.glb", "b.ply", False, r"a\.glb does not have the suffix"),
         ("a.ply", "b.spz", True, r"b\.spz is no \.ply"),
-        ("c.ply", "b.spz", False, "no splat file at"),
+        ("c.ply", "b.spz", False, "There is no splat file"),
         ("a.ply", "a.ply/b.spz", False, "cannot be written"),
     ],
 )
