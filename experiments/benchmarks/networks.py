@@ -1,4 +1,4 @@
-"""Our networks under the clock: the UNet; the VAE's encoder, forward and back to the image; its decoder."""
+"""Timing our networks: the UNet; the VAE's encoder, forward and with the image's gradient; its decoder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,10 +36,10 @@ def _random_normal(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def inputs_of(work: str, size: Size, batch: int) -> tuple[np.ndarray, ...]:
-    """What a work takes, float32, of the model's own size and the same for us and for a peer.
+    """Inputs of a work, float32, of the model's own size; the same for us and for a peer.
 
     UNET_FORWARD: latents (B, h, w, C) and text (B, L, D). VAE_ENCODE: images (B, H, W, 3) in [0, 1].
-    VAE_GRADIENT: the same, and the gradient that is handed back, (B, h, w, C). VAE_DECODE: latents.
+    VAE_GRADIENT: the same, and the gradient of the latents, (B, h, w, C). VAE_DECODE: latents.
     """
     edge = size.latent_size
     latents = _random_normal((batch, edge, edge, size.unet.in_channels), 0)
@@ -86,7 +86,7 @@ def measure_networks(
     repetitions: int,
     warm_up: int,
 ) -> list[Measurement]:
-    """Time works, all of the UNet or all of the VAE; the devices share each batch."""
+    """Time works, all of the UNet or all of the VAE; each batch is sharded across the devices."""
     has_unet = UNET_FORWARD in works
     model = random_model(size, dtype, has_unet=has_unet, has_vae=not has_unet)
     rows = []
