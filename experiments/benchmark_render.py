@@ -1,11 +1,11 @@
-"""Time the rasterizer, forward and with gradients, and a renderer in PyTorch beside it.
+"""Time the rasterizer, forward and with gradients, and compare it with a renderer in PyTorch.
 
     python experiments/benchmark_render.py --splats=10000 --sizes=256 --peer=torch
 
 Prints a table (time per view, per splat, per pixel and per entry of the tiles' lists, memory, compile time,
-PyTorch's time over ours), and writes it as JSON, with a page, to --out. The line above takes two minutes on
-two processor cores, nearly all of it PyTorch's. Without --splats and --sizes it goes through 10 k, 100 k and
-1 M splats at 128 to 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
+PyTorch's time over ours), and writes it as JSON, with a page, to --out. The command above takes two minutes
+on two CPU cores, nearly all of it for PyTorch. Without --splats and --sizes it runs 10 k, 100 k and 1 M
+splats at 128 to 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
 (requirements-torch.txt), --plot needs matplotlib (requirements-dev.txt).
 """
 
@@ -20,21 +20,21 @@ from ge3d_jax.cli import script
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
 _VIEWS = flags.DEFINE_list("views", ["1", "4"], "Numbers of views.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Runs whose median is shown.", lower_bound=1)
-_WARM_UP = flags.DEFINE_integer("warm_up", 1, "Runs before those.", lower_bound=0)
-_PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same scene.")
-_PLOT = flags.DEFINE_bool("plot", False, "Draw how the cost grows with splats and pixels, too.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Number of runs; the median is shown.", lower_bound=1)
+_WARM_UP = flags.DEFINE_integer("warm_up", 1, "Uncounted runs before those.", lower_bound=0)
+_PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Another renderer to time on the same scene.")
+_PLOT = flags.DEFINE_bool("plot", False, "Also plot how the cost grows with splats and pixels.")
 _OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the JSON file and the page.")
 
 
 def main() -> None:
     """Measure, print and write."""
     splats, sizes, views = (script.parse_counts(flag.name, flag.value) for flag in (_SPLATS, _SIZES, _VIEWS))
-    # JAX would else take most of a GPU's memory at once and leave the peer none.
+    # Otherwise JAX would reserve most of a GPU's memory and leave none for the peer.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
-    # Code kept from an earlier run would be loaded in the place of compiling, whose time is measured.
+    # Cached code from an earlier run would be loaded instead of compiled, whose time is measured.
     jax.config.update("jax_enable_compilation_cache", False)
     from benchmarks import render_report, rendering
 

@@ -1,13 +1,13 @@
-"""Time one iteration of a run, and the same assembled from PyTorch's diffusers.
+"""Time one iteration of a run, and the same iteration assembled from PyTorch's diffusers.
 
     python experiments/benchmark_step.py --model_size=sd21 --peer=torch
 
-The settings are those of the size's preset (toybox, paper); --set=name=value changes them, --splats says how
-many splats it begins with. Prints a table (median, TFLOP/s of the networks, share of the device's own matmul
-rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random: times do not
-depend on them. The bundled size takes two minutes on two processor cores; Stable Diffusion's is meant for a
+The settings are those of the size's preset (toybox, paper); --set=name=value changes them, --splats sets the
+initial number of splats. Prints a table (median, TFLOP/s of the networks, fraction of the device's own matmul
+rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random, since times
+do not depend on them. The bundled size takes two minutes on two CPU cores; Stable Diffusion's is meant for a
 GPU. --peer=torch needs torch and diffusers (requirements-torch.txt), and gsplat for rendering: without it the
-peer's row leaves rendering out and says so.
+peer's row excludes rendering and says so.
 """
 
 from absl import flags
@@ -16,8 +16,8 @@ from benchmarks import options
 from ge3d_jax.cli import script
 
 flags.adopt_module_key_flags(options)
-_SPLATS = flags.DEFINE_integer("splats", None, "Splats to begin with.", lower_bound=1)
-_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
+_SPLATS = flags.DEFINE_integer("splats", None, "Initial number of splats.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be repeated.")
 
 
 def main() -> None:

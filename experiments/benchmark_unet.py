@@ -1,10 +1,10 @@
-"""Time the UNet, and PyTorch's on the same work.
+"""Time the UNet, and compare it with PyTorch's.
 
     python experiments/benchmark_unet.py --model_size=sd21 --batches=1,4,16 --peer=torch
 
-Prints a table (median, TFLOP/s, share of the device's own matmul rate, peak memory, compile time, ours over
-theirs) and writes it as JSON to --out. Weights are random: times do not depend on them. The bundled size
-takes a minute on two processor cores. Stable Diffusion's is meant for a GPU; on a processor give --batches=1
+Prints a table (median, TFLOP/s, fraction of the device's own matmul rate, peak memory, compile time, ours
+over theirs) and writes it as JSON to --out. Weights are random, since times do not depend on them. The
+bundled size takes a minute on two CPU cores. Stable Diffusion's is meant for a GPU; on a CPU give --batches=1
 and few --repetitions. --peer=torch needs torch and diffusers (requirements-torch.txt).
 """
 
@@ -14,7 +14,7 @@ from benchmarks import options
 from ge3d_jax.cli import script
 
 flags.adopt_module_key_flags(options)
-_BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Numbers of latents in one pass.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Numbers of latents per pass.")
 
 
 def main() -> None:

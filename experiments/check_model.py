@@ -1,13 +1,13 @@
-"""Say whether a model is loaded right, without a reference to compare it with.
+"""Check whether a model is loaded correctly, without a reference to compare it with.
 
     python experiments/check_model.py --model=stable-diffusion-2-1-base
 
-Lists the model's parts, then asks it what it was trained for: to give pictures back, and to tell noise
-from pictures, better with the right caption and time than with wrong ones. Each answer stands beside what a
-sound model shows and what a random or wrongly loaded one does. Exits with 1 when an answer is wrong.
+Lists the model's parts, then tests it on what it was trained for: reconstructing pictures, and separating
+noise from pictures, better with the right caption and time than with wrong ones. Each result is shown next to
+that of a correctly loaded model and that of a random or wrongly loaded one. Exits with 1 if a test fails.
 
-The bounds were set on the bundled model and on damaged copies of it. No published weights have been tried:
-for those, judge an answer just beyond its bound by looking at pictures, too (experiments/sample.py).
+The bounds were set with the bundled model and damaged copies of it. No published weights have been tried: if
+such a model just misses a bound, look at its pictures too (experiments/sample.py).
 """
 
 import sys
@@ -22,12 +22,12 @@ _MODEL = flags.DEFINE_string(
     "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
 )
 
 
 def main() -> None:
-    """Load, ask, and print the verdicts."""
+    """Load the model, test it, and print the results."""
     from rich.console import Console
     from rich.table import Table
 
@@ -49,7 +49,7 @@ def main() -> None:
         f"texts of {model.text_encoder.config.max_position_embeddings} tokens, "
         f"latents × {model.scaling_factor}"
     )
-    console.print("asking; the first time much of it is compiling", style="dim")
+    console.print("testing; the first time, most of it is compiling", style="dim")
     is_toybox = (place / TOYBOX_MARKER).is_file()
     size = model_check.probe_size(model)
     probe = model_check.toybox_probe() if is_toybox else model_check.drawn_probe(size)
@@ -60,12 +60,12 @@ def main() -> None:
         console.print(f"     {finding.measured} (wanted: {finding.wanted})")
         console.print(f"     [dim]otherwise: {finding.otherwise}[/]")
     if not all(finding.passed for finding in findings):
-        console.print("[red]The model is not loaded right, or it was never trained.[/]")
+        console.print("[red]The model is not loaded correctly, or it was never trained.[/]")
         sys.exit(1)
-    console.print("[green]The model is loaded right.[/]")
+    console.print("[green]The model is loaded correctly.[/]")
     if not is_toybox:
         console.print(
-            "These bounds were never tried with published weights: look at pictures, too "
+            "These bounds have not been tried with published weights: look at pictures too "
             "(experiments/sample.py)."
         )
 

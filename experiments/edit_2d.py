@@ -1,12 +1,12 @@
-"""Edit one picture as GE3D edits the views of an object: up to a noise level, down again under another text.
+"""Edit one picture as GE3D edits the views of an object: up to a noise level, down again with another text.
 
     python experiments/edit_2d.py --source_prompt="a red mushroom" --prompt="a blue mushroom"
     python experiments/edit_2d.py --image=mine.png --prompt="a blue mushroom"
 
-It takes about half a minute on two processor cores, most of it compiling. The folder
-outputs/edit-a-blue-mushroom/ then holds nodes.png (above, the picture on its way up; below, on its way down,
-each with its time t), edited.png, source.png and config.json. A sound model gives back nearly the source when
-the two sentences agree; the higher --max_step, the more may change.
+It takes about half a minute on two CPU cores, most of it compiling. The folder outputs/edit-a-blue-mushroom/
+then holds nodes.png (top: the picture on its way up; bottom: on its way down, each with its time t),
+edited.png, source.png and config.json. A good model returns nearly the source if the two sentences agree; the
+higher --max_step, the more may change.
 """
 
 from absl import flags
@@ -14,37 +14,41 @@ from absl import flags
 from ge3d_jax.cli import script
 
 _PROMPT = flags.DEFINE_string(
-    "prompt", None, 'What the picture shall show, as "a blue mushroom".', required=True
+    "prompt", None, 'What the picture should show, e.g. "a blue mushroom".', required=True
 )
-_IMAGE = flags.DEFINE_string("image", None, "The picture to edit; its middle square is used.")
+_IMAGE = flags.DEFINE_string("image", None, "The picture to edit; its central square is used.")
 _SOURCE_PROMPT = flags.DEFINE_string(
-    "source_prompt", None, "Or a sentence of the bundled world, drawn exactly."
+    "source_prompt", None, "Instead of --image: a sentence of the Toybox world, drawn exactly."
 )
 _AZIMUTH = flags.DEFINE_float(
-    "azimuth", 30.0, "With --source_prompt: camera in degrees, 0 in front, 90 at its left."
+    "azimuth", 30.0, "Camera of --source_prompt in degrees: 0 in front, 90 on the object's left."
 )
 _MODEL = flags.DEFINE_string(
-    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
+    "model",
+    None,
+    "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
 )
-_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
+_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be repeated.")
 _LORA_STRENGTH = flags.DEFINE_multi_float(
-    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
+    "lora_strength",
+    [],
+    "Strength of LoRA files, by default 1, as trained; one for all files, or one for each.",
 )
 _TEXTUAL_INVERSION = flags.DEFINE_multi_string(
-    "textual_inversion", [], "A file with the embedding of a new word for the prompt; many times."
+    "textual_inversion", [], "A file with the embedding of a new word for the prompt; may be repeated."
 )
-_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the picture shall not show.")
-_MAX_STEP = flags.DEFINE_integer("max_step", 600, "Highest time, of 1 to 999.")
-_NODES = flags.DEFINE_integer("nodes", 6, "Jumps on the way up, and down.")
-_SCALE = flags.DEFINE_float("guidance_scale", 7.5, "How strongly the text pulls.")
+_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the picture should not show.")
+_MAX_STEP = flags.DEFINE_integer("max_step", 600, "Highest time, 1 to 999.")
+_NODES = flags.DEFINE_integer("nodes", 6, "Number of steps each way.")
+_SCALE = flags.DEFINE_float("guidance_scale", 7.5, "How strongly to follow the text.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/edit-<prompt>.")
 
 
 def main() -> None:
-    """Edit, and write the pictures."""
+    """Edit the picture, and print where the results are."""
     from ge3d_jax.runs.edit import edit_2d
     from ge3d_jax.runs.request import pair_loras
 

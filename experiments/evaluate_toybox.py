@@ -1,11 +1,11 @@
-"""Measure the bundled model: does it make what the sentence says, and with one front?
+"""Evaluate the bundled model: does it make what the sentence says, and with a single front?
 
     python experiments/evaluate_toybox.py --part=all
 
-Three parts, on two processor cores: the recogniser on ground truth (a minute), 192 samples of the model (a
-minute) and 24 generated objects (twenty minutes; a run that was stopped goes on with the next object).
-The folder docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all
-samples and objects, and README.md with the figures. A quick look: --part=objects --count=4 --out=runs/look
+Three parts, on two CPU cores: the recognizer on ground truth (a minute), 192 samples of the model (a minute)
+and 24 generated objects (twenty minutes; a run that was stopped continues with the next object). The folder
+docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all samples
+and objects, and README.md with the results. A quick look: --part=objects --count=4 --out=runs/look
 """
 
 import os
@@ -19,25 +19,23 @@ from ge3d_jax.core.caching import cache_folder
 
 _PARTS = ("recogniser", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
-_OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of figures.")
-_MODEL = flags.DEFINE_string("model", None, "Folder of another model of the bundled world.")
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of cameras and samples, and of the first object.", lower_bound=0
-)
-_PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make, with commas between, instead of the 24.")
-_COUNT = flags.DEFINE_integer("count", None, "Make only the first so many objects.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
+_MODEL = flags.DEFINE_string("model", None, "Folder of another model of the Toybox world.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of cameras, samples and the first object.", lower_bound=0)
+_PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make instead of the 24, separated by commas.")
+_COUNT = flags.DEFINE_integer("count", None, "Make only this many objects.", lower_bound=1)
 _OBJECTS = flags.DEFINE_string(
-    "objects", "outputs/evaluation", "Folder of the generated objects; what is there is not made again."
+    "objects", "outputs/evaluation", "Folder of the generated objects; finished ones are reused."
 )
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the objects' preset.")
 
 
-def _measure_recogniser(out: Path, gallery: Any) -> dict[str, Any]:
+def _measure_recognizer(out: Path, gallery: Any) -> dict[str, Any]:
     from ge3d_jax.runs import evaluate as evaluation
     from ge3d_jax.runs import evaluation_report as report
     from ge3d_jax.viewer.sheet import save_png
 
-    figures = evaluation.measure_recogniser(gallery, seed=_SEED.value)
+    figures = evaluation.measure_recognizer(gallery, seed=_SEED.value)
     save_png(out / "confusion_kinds.png", report.draw_confusion(figures["kind_confusion"], figures["kinds"]))
     save_png(
         out / "confusion_colors.png", report.draw_confusion(figures["color_confusion"], figures["colors"])
@@ -83,7 +81,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
         )
         pictures = evaluation.object_pictures(gaussians)
         one = {"seconds": seconds} | evaluation.measure_object(gallery, prompt, pictures)
-        print(f"  right {one['right_kind_and_color']:.0%}, one front: {one['one_front']}, {seconds:.0f} s")
+        print(f"  correct {one['right_kind_and_color']:.0%}, one front: {one['one_front']}, {seconds:.0f} s")
         objects.append(one)
         sides.append(report.object_sides(gaussians))
     save_png(out / "objects.png", report.object_sheet(objects, sides))
@@ -92,14 +90,14 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
         "weights": weights,
         "seed": _SEED.value,
         "overrides": overrides,
-        "machine": f"{os.cpu_count()} processor cores" if device.platform == "cpu" else device.device_kind,
-        **evaluation.summarise_objects(objects),
+        "machine": f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind,
+        **evaluation.summarize_objects(objects),
         "list": objects,
     }
 
 
 def main() -> None:
-    """Measure the parts asked for, and write the page from all that have been measured."""
+    """Evaluate the chosen parts, and write the page of all results so far."""
     import json
 
     from ge3d_jax.core.files import atomic_path
@@ -113,15 +111,15 @@ def main() -> None:
     out = prepare_folder(_OUT.value)
     gallery = load_gallery(cache_folder(), report=print)
     for part in chosen:
-        print(f"measuring the {part}", flush=True)
+        print(f"evaluating: {part}", flush=True)
         if folder is None or part == "recogniser":
-            figures = _measure_recogniser(out, gallery)
+            figures = _measure_recognizer(out, gallery)
         elif part == "model":
             figures = _measure_model(out, gallery, folder)
         else:
             figures = _measure_objects(out, gallery, folder)
         write_json(out / f"{part}.json", {"versions": versions()} | figures)
-        print(f"  right kind and colour: {figures['right_kind_and_color']:.1%}", flush=True)
+        print(f"  correct kind and color: {figures['right_kind_and_color']:.1%}", flush=True)
     reports = {
         part: json.loads((out / f"{part}.json").read_text(encoding="utf-8"))
         for part in _PARTS
@@ -129,7 +127,7 @@ def main() -> None:
     }
     with atomic_path(out / "README.md") as path:
         path.write_text(markdown(reports), encoding="utf-8")
-    print(f"The figures are in {out / 'README.md'}")
+    print(f"The results are in {out / 'README.md'}")
 
 
 if __name__ == "__main__":

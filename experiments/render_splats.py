@@ -1,4 +1,4 @@
-"""Look at a splat file: a turntable, a camera path, a sheet of views, one picture, or a page to turn it.
+"""Show a splat file: a turntable, a camera path, a sheet of views, one image, or an interactive page.
 
     python experiments/render_splats.py --splats=outputs/a-red-mushroom-0/object.ply
     python experiments/render_splats.py --splats=garden.ply --up=-y --out=garden.mp4 --size=640x360
@@ -7,9 +7,9 @@
 
 --splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<folder>-<name>/ holds
 turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes only
-that one. The cameras stand where nearly all of the splats are seen. Captures commonly have y down: --up=-y. A
-.spz is y up by its specification: --up=y; or as its .ply was, where it was converted without turning, as
-convert_splats.py does.
+that one. The cameras are placed so that nearly all of the splats are visible. Captures commonly have y down:
+--up=-y. A .spz has y up by its specification, --up=y, unless it was converted from a .ply without rotation,
+as convert_splats.py does; then up is as in the .ply.
 """
 
 from absl import flags
@@ -27,25 +27,27 @@ _CAMERAS = flags.DEFINE_string(
 )
 _FRAMES = flags.DEFINE_integer("frames", 64, "Frames of the turntable.")
 _VIEWS = flags.DEFINE_integer("views", 8, "Views on the sheet (.png).")
-_FPS = flags.DEFINE_integer("fps", 20, "Frames a second.")
-_SIZE = flags.DEFINE_string("size", "512", "Pixels, as 512 or 640x360.")
+_FPS = flags.DEFINE_integer("fps", 20, "Frames per second.")
+_SIZE = flags.DEFINE_string("size", "512", "Pixels, e.g. 512 or 640x360.")
 _AZIMUTH = flags.DEFINE_float(
-    "azimuth", None, "Where the turntable begins, degrees, 0 = +x; with a .png, one picture from there."
+    "azimuth", None, "Where the turntable starts, degrees, 0 = +x; with a .png, one image from there."
 )
 _ELEVATION = flags.DEFINE_float("elevation", 20.0, "Degrees above the horizon.")
-_RADIUS = flags.DEFINE_float("radius", None, "Distance of the cameras, in the file's units; found by itself.")
+_RADIUS = flags.DEFINE_float(
+    "radius", None, "Distance of the cameras, in the file's units; by default automatic."
+)
 _FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
-_UP = flags.DEFINE_string("up", "z", "What is up in the file: z, y or -y.")
+_UP = flags.DEFINE_string("up", "z", "Up direction of the file: z, y or -y.")
 _ANTIALIASED = flags.DEFINE_bool(
     "antialiased",
     False,
     "Weaken splats thinner than a pixel: for splats that were trained with antialiasing (Mip-Splatting).",
 )
-_BACKGROUND = flags.DEFINE_string("background", "white", "A colour, as white, black or #8090a0.")
+_BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
 
 
 def main() -> None:
-    """Render and say where the files are."""
+    """Render, and print where the files are."""
     from ge3d_jax.runs.show import parse_color, parse_size, render_splats
 
     written = render_splats(

@@ -1,25 +1,25 @@
-"""Write a thing of the bundled toy world as posed pictures, for fit_images.py and others.
+"""Write posed images of an object of the Toybox world, for fit_images.py and other tools.
 
     python experiments/render_toybox.py --prompt="a red mushroom" --out=outputs/mushroom-images
 
-It takes some fifteen seconds on two processor cores, at --size=512 some minutes. The folder then holds train/
-and test/ with transparent pictures (PNG) and their cameras in transforms_train.json and transforms_test.json.
+It takes about fifteen seconds on two CPU cores, or a few minutes at --size=512. The folder then holds train/
+and test/ with transparent PNG images and their cameras in transforms_train.json and transforms_test.json.
 """
 
 from absl import flags
 
 from ge3d_jax.cli import script
 
-_PROMPT = flags.DEFINE_string("prompt", None, 'What to draw, as "a red mushroom".', required=True)
+_PROMPT = flags.DEFINE_string("prompt", None, 'What to draw, e.g. "a red mushroom".', required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-images.")
-_VIEWS = flags.DEFINE_integer("views", 64, "Pictures to fit.")
-_TEST_VIEWS = flags.DEFINE_integer("test_views", 16, "Pictures to hold out.")
-_SIZE = flags.DEFINE_integer("size", 128, "Edge of the pictures, pixels.")
-_SEED = flags.DEFINE_integer("seed", 0, "Same seed, same cameras.", lower_bound=0)
+_VIEWS = flags.DEFINE_integer("views", 64, "Number of images to fit.")
+_TEST_VIEWS = flags.DEFINE_integer("test_views", 16, "Number of images to hold out.")
+_SIZE = flags.DEFINE_integer("size", 128, "Edge of the images, pixels.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the cameras.", lower_bound=0)
 
 
 def main() -> None:
-    """Draw the pictures and say how to go on."""
+    """Draw the images, and print the next command."""
     from pathlib import Path
 
     from ge3d_jax.runs.folder import prepare_folder, slug
@@ -36,7 +36,7 @@ def main() -> None:
         size=_SIZE.value,
         seed=_SEED.value,
     )
-    print(f"{_VIEWS.value} pictures to fit and {_TEST_VIEWS.value} to hold out in {folder}/")
+    print(f"{_VIEWS.value} images to fit and {_TEST_VIEWS.value} to hold out in {folder}/")
     print(f"  Fit splats to them:  python experiments/fit_images.py --images={folder}")
 
 

@@ -2,10 +2,10 @@
 
     python experiments/train_toybox.py --out=runs/toybox
 
-On two processor cores: five minutes to trace the views, eight for the autoencoder, an hour for UNet
-and text encoder. Every stage is kept in --out; run the same command again after an interruption and it
-goes on where it was. At the end --out/model holds the model in diffusers layout and samples.png shows what
-it makes. `--install` copies it into the package.
+On two CPU cores: five minutes to trace the views, eight for the autoencoder, an hour for the UNet and the
+text encoder. Every stage is stored in --out; after an interruption, the same command continues where it
+stopped. At the end --out/model holds the model in diffusers layout and samples.png shows samples of it.
+--install copies it into the package.
 """
 
 from pathlib import Path
@@ -19,17 +19,17 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of pictures, parameters and noise.
 _VIEWS = flags.DEFINE_integer("views_per_kind", 256, "Traced views of every kind.", lower_bound=1)
 _PICTURES = flags.DEFINE_integer("pictures", 32768, "Pictures the UNet is trained on.", lower_bound=64)
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 600, "Steps of the autoencoder.", lower_bound=1)
-_VAE_BATCH = flags.DEFINE_integer("vae_batch", 16, "Pictures a step of the autoencoder.", lower_bound=2)
+_VAE_BATCH = flags.DEFINE_integer("vae_batch", 16, "Pictures per step of the autoencoder.", lower_bound=2)
 _VAE_RATE = flags.DEFINE_float("vae_learning_rate", 5e-3, "Peak learning rate of the autoencoder.")
 _STEPS = flags.DEFINE_integer("unet_steps", 5200, "Steps of UNet and text encoder.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("unet_batch", 48, "Latents a step of UNet and text encoder.", lower_bound=2)
+_BATCH = flags.DEFINE_integer("unet_batch", 48, "Latents per step of UNet and text encoder.", lower_bound=2)
 _RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 250, "Steps between saved states.", lower_bound=1)
 _INSTALL = flags.DEFINE_bool("install", False, "Copy the finished model into the package.")
 
 
 def main() -> None:
-    """Run the stages that are not done yet, then write and show the model."""
+    """Run the remaining stages, then print where the model is."""
     from ge3d_jax.toybox import model_folder
     from ge3d_jax.toybox.model.recipe import Recipe, train
 

@@ -13,7 +13,7 @@ __all__ = ["Result", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: JAX takes a second, and a part of the package may be wanted without it.
+    # Imported on first use: JAX takes a second to import, and parts of the package work without it.
     if name in __all__:
         from ge3d_jax.runs import generate
 

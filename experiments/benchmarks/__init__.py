@@ -1,1 +1,1 @@
-"""Timing the networks and the iteration, beside the device's own matmul rate and beside PyTorch."""
+"""Timing the networks, the iteration and the rasterizer, compared with the matmul rate and with PyTorch."""

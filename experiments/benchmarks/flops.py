@@ -1,8 +1,8 @@
 """Counting the useful arithmetic of a function: its matrix products and convolutions.
 
-XLA's own count knows neither how often a loop runs nor what cuDNN's calls compute, so the count is taken
-from the traced program. A product of M×K by K×N counts 2·M·N·K; all else (norms, activations, softmax) is
-left out.
+XLA's own count includes neither the number of turns of a loop nor what cuDNN's calls compute, so the
+operations are counted in the traced program. A product of M×K by K×N counts 2·M·N·K; everything else (norms,
+activations, softmax) is ignored.
 """
 
 import math
@@ -23,7 +23,7 @@ def _convolution_flop(equation: Any) -> int:
     kernel = equation.invars[1].aval.shape
     outputs_axis = equation.params["dimension_numbers"].rhs_spec[0]
     per_output = math.prod(kernel) // kernel[outputs_axis]
-    # On the way back of a stride the input is spread out with zeros; products with those are no work.
+    # The backward pass of a strided convolution dilates its input; products with the zeros do not count.
     zeros = math.prod(equation.params["lhs_dilation"])
     return 2 * per_output * math.prod(equation.outvars[0].aval.shape) // zeros
 
@@ -59,8 +59,11 @@ def count_flop(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of the products and convolutions in `function(*arguments)`.
 
     Args:
-        function: traceable; nothing is computed. Loops of unknown length count once, and of two branches the
-            longer one counts. Attention must be plain: cuDNN's does not show its products.
-        arguments: arrays, or shapes as `jax.ShapeDtypeStruct`.
+        function: traced, not run. Loops of unknown length count once, and of several branches the most
+            expensive one counts. Attention must be plain: cuDNN's hides its products.
+        *arguments: arrays, or shapes as `jax.ShapeDtypeStruct`.
+
+    Returns:
+        The number of operations.
     """
     return _jaxpr_flop(jax.make_jaxpr(function)(*arguments).jaxpr)

@@ -1,4 +1,4 @@
-"""Our whole iteration under the clock: rendering, encoding, both trajectories, the way back, Adam."""
+"""Timing our whole iteration: rendering, encoding, both trajectories, the backward pass, Adam."""
 
 import dataclasses
 import time
@@ -7,17 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ge3d_jax.scenes.density_control import grown_capacity
+from ge3d_jax.training.loop import begin
 
 from benchmarks.measure import Measurement
 from benchmarks.models import Size, random_model
 from benchmarks.networks import UNET_FORWARD, VAE_GRADIENT, work_flop
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.prompts import ViewEmbeddings, embed_views
-from ge3d_jax.scenes.density_control import grown_capacity
 from ge3d_jax.training.compilation import Compilation
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.loop import begin
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import make_step
 
@@ -25,19 +25,23 @@ ITERATION = "iteration"
 
 
 def guided_branches(config: Config) -> int:
-    """Samples of one view in a guided prediction: ∅ and the text, with Perp-Neg two views to avoid."""
+    """Samples per view in a guided prediction: ∅ and the text, and with Perp-Neg two views to avoid."""
     return 4 if config.guidance.use_perp_neg else 2
 
 
 def iteration_flop(size: Size, config: Config, nodes: float) -> int:
-    """Useful operations of an iteration's networks with so many active nodes; rendering is left out."""
+    """Useful operations of an iteration's networks with this many active nodes, excluding rendering."""
     samples = config.views * nodes * (1 + guided_branches(config))
     encoding = config.views * work_flop(VAE_GRADIENT, size, 1)
     return round(samples * work_flop(UNET_FORWARD, size, 1) + encoding)
 
 
 def check_size(size: Size, config: Config) -> None:
-    """Refuse another image size than the model's, whose operations would be counted wrongly."""
+    """Check that the image size is the model's; the operations of another would be miscounted.
+
+    Raises:
+        UserError: it is not.
+    """
     if config.image_size != size.image_size:
         raise UserError(
             f"The setting image_size is {config.image_size}, but this model is timed at {size.image_size}; "
@@ -46,12 +50,12 @@ def check_size(size: Size, config: Config) -> None:
 
 
 def first_state(config: Config) -> TrainState:
-    """The ball of grey splats, the same for us and for a peer."""
+    """The initial ball of gray splats, the same for us and for a peer."""
     return begin(config, jax.random.key(0))
 
 
 def random_embeddings(size: Size, config: Config) -> ViewEmbeddings:
-    """Random text embeddings of all views."""
+    """Random text embeddings for all views."""
     rng = np.random.default_rng(0)
 
     def encode(texts: list[str]) -> jax.Array:
@@ -69,16 +73,26 @@ def random_embeddings(size: Size, config: Config) -> ViewEmbeddings:
 def measure_iteration(
     size: Size, config: Config, dtype: jnp.dtype, *, repetitions: int, warm_up: int
 ) -> Measurement:
-    """Time the step of a run's beginning as the run itself calls it: each from the state the last one left.
+    """Time the first steps of a run as the run itself calls them, each from the state after the last one.
+
+    Args:
+        size: the model.
+        config: settings of the run.
+        dtype: precision of the networks.
+        repetitions: number of timed steps.
+        warm_up: number of steps before those.
+
+    Returns:
+        The times.
 
     Raises:
-        UserError: an image size that is not the model's.
+        UserError: the image size is not the model's.
     """
     check_size(size, config)
     model = random_model(size, dtype, has_unet=True, has_vae=True)
     mesh = batch_mesh(config.views_per_pass, copied=model)
     model, embeddings, state = jax.device_put(
-        (model, random_embeddings(size, config), first_state(config)), everywhere(mesh)
+        (model, random_embeddings(size, config), first_state(config)), replicated(mesh)
     )
     compilations: list[Compilation] = []
     capacity = config.buffer_capacity
@@ -90,7 +104,7 @@ def measure_iteration(
         state, metrics = jax.block_until_ready(step(state, model, embeddings))
         taken = time.perf_counter() - begun
         if metrics.overflow > 0:
-            # The buffer grows as in a run, and what was timed with a shorter one does not count.
+            # The buffer grows as in a run; times with a shorter one do not count.
             capacity = grown_capacity(int(metrics.intersections))
             step = make_step(config, capacity, mesh, on_compiled=compilations.append)
             seconds.clear()
@@ -111,7 +125,7 @@ def measure_iteration(
 
 
 def with_count(config: Config, splats: int | None) -> Config:
-    """The same settings, beginning with so many splats."""
+    """The same settings with another initial number of splats; None leaves it unchanged."""
     if splats is None:
         return config
     return dataclasses.replace(

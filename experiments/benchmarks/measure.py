@@ -1,4 +1,4 @@
-"""Measuring: a warm-up, many repetitions, the median; and what the device could do at best."""
+"""Measuring: a warm-up, many repetitions, the median; and the device's best rate."""
 
 import dataclasses
 import os
@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Edge of the square matrices whose product shows the device's rate: large enough to fill it, yet quick.
+# Edge of the square matrices whose product measures the device's rate: large enough to fill it, yet quick.
 _MATRIX_SIZE = {"cpu": 2048}
 _MATRIX_SIZE_ELSEWHERE = 8192
-# Products in one call: calling must not count.
+# Products per call: enough that the overhead of calling does not matter.
 _PRODUCTS = {"cpu": 1}
 _PRODUCTS_ELSEWHERE = 10
 _RATE_REPETITIONS = 5
@@ -24,14 +24,14 @@ class Measurement:
     """One row of a table.
 
     Attributes:
-        work: what was done, as "UNet forward, batch 4".
+        work: what was done, e.g. "UNet forward, batch 4".
         implementation: "ge3d_jax", "PyTorch eager" or "PyTorch compiled".
         seconds: of each repetition.
         flop: useful operations of one repetition, from `count_flop`.
-        compile_seconds: until it could run; None where nothing is compiled.
-        peak_bytes: memory of the compiled program, or what PyTorch held at most; None where unknown.
-        xla_flop: XLA's own count of one repetition, loops counted once; None for others.
-        note: what the row leaves out, or why there is no time.
+        compile_seconds: time to compile; None if nothing is compiled.
+        peak_bytes: memory of the compiled program, or PyTorch's peak allocation; None if unknown.
+        xla_flop: XLA's own count of one repetition, loops counted once; None for other implementations.
+        note: what the row excludes, or why there is no time.
     """
 
     work: str
@@ -45,7 +45,7 @@ class Measurement:
 
     @property
     def median(self) -> float | None:
-        """Median seconds of a repetition, None where nothing ran."""
+        """Median seconds of a repetition, None if nothing ran."""
         return statistics.median(self.seconds) if self.seconds else None
 
     @property
@@ -55,7 +55,7 @@ class Measurement:
 
 
 def time_calls(call: Callable[[], Any], *, repetitions: int, warm_up: int) -> tuple[float, ...]:
-    """Seconds of each of `repetitions` calls, after `warm_up` uncounted ones; `call` waits for its result."""
+    """Seconds of each of `repetitions` calls, after `warm_up` uncounted ones; `call` must block."""
     for _ in range(warm_up):
         call()
     seconds = []
@@ -66,15 +66,15 @@ def time_calls(call: Callable[[], Any], *, repetitions: int, warm_up: int) -> tu
     return tuple(seconds)
 
 
-def compile_anew(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
-    """Compile, and the seconds that it took. Scripts switch off the store of compiled code beforehand."""
+def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    """Compile, and return the seconds that it took; scripts disable the compilation cache beforehand."""
     begun = time.perf_counter()
     compiled = lowered.compile()
     return compiled, time.perf_counter() - begun
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Memory of a compiled program on one device: arguments, results and scratch, shared parts once."""
+    """Memory of a compiled program on one device: arguments, results and temporaries; aliases count once."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -87,7 +87,7 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def xla_flop(compiled: jax.stages.Compiled) -> float | None:
-    """XLA's count of a program's operations, where the backend gives one."""
+    """XLA's count of a program's operations, None if the backend gives none."""
     analysis = compiled.cost_analysis()
     return float(analysis["flops"]) if analysis and "flops" in analysis else None
 
@@ -100,8 +100,8 @@ def measure_jax(
     repetitions: int,
     warm_up: int,
 ) -> Measurement:
-    """Compile `function` and time it on `arguments`, placed as they are."""
-    compiled, seconds = compile_anew(jax.jit(function).lower(*arguments))
+    """Compile `function` and time it on `arguments`, which keep their shardings."""
+    compiled, seconds = timed_compile(jax.jit(function).lower(*arguments))
     times = time_calls(
         lambda: jax.block_until_ready(compiled(*arguments)), repetitions=repetitions, warm_up=warm_up
     )
@@ -117,10 +117,10 @@ def measure_jax(
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
-    """Operations per second of large square products in `dtype`: what the networks are held against.
+    """Operations per second of large square products in `dtype`, with which the networks are compared.
 
-    float32 is float32, as the networks compute it, not TensorFloat-32. All devices work at it at once, as
-    they do on a batch.
+    float32 means float32, as in the networks, not TensorFloat-32. All devices work at the same time, as on a
+    batch.
     """
     platform = jax.default_backend()
     size = _MATRIX_SIZE.get(platform, _MATRIX_SIZE_ELSEWHERE)
@@ -147,11 +147,11 @@ def matmul_rate(dtype: jnp.dtype) -> float:
         repetitions=_RATE_REPETITIONS,
         warm_up=2,
     )
-    # The best of the runs: it is what the device can do.
+    # The best of the runs is what the device can do.
     return len(devices) * products * 2 * size**3 / min(seconds)
 
 
 def device_name() -> str:
-    """The device in words: a GPU's name, or how many cores the processor has."""
+    """The device in words: a GPU's name, or the number of CPU cores."""
     device = jax.devices()[0]
     return f"{os.cpu_count()}-core CPU" if device.platform == "cpu" else device.device_kind

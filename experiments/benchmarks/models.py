@@ -1,4 +1,4 @@
-"""Networks of the bundled model's size and of Stable Diffusion 2.1's, with random weights."""
+"""Networks of the size of the bundled model and of Stable Diffusion 2.1, with random weights."""
 
 import dataclasses
 import math
@@ -20,13 +20,21 @@ from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes
 from ge3d_jax.toybox import model_folder
 from ge3d_jax.toybox.model import training
 
-# More queries than any network has: attention then computes nothing twice, and shows all of its products.
-_UNDIVIDED = 1 << 30
+# More queries than any network has: attention then recomputes nothing, and all of its products are visible.
+_UNCHUNKED = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What distinguishes a model for timing: configurations, pixels, tokens of a text, preset of a run."""
+    """A size of model to time.
+
+    Attributes:
+        unet: configuration of the UNet.
+        vae: configuration of the VAE.
+        image_size: edge of the images, pixels.
+        tokens: tokens per text.
+        preset: preset of the run to time.
+    """
 
     unet: UNetConfig
     vae: VAEConfig
@@ -70,7 +78,7 @@ SIZES = {
 
 
 def random_parameters(module: nn.Module, dtype: jnp.dtype) -> Any:
-    """Weights of one of the three networks, sized so that activations stay near one."""
+    """Random weights of one of the three networks, scaled so that activations stay near one."""
     rng = np.random.Generator(np.random.SFC64(0))
 
     def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
@@ -88,12 +96,12 @@ def random_parameters(module: nn.Module, dtype: jnp.dtype) -> Any:
 
 
 def noise_schedule() -> NoiseSchedule:
-    """The published schedule, with a network that predicts the noise."""
+    """The published schedule, for a network that predicts the noise."""
     return noise_schedule_from_config({**training.SCHEDULER_CONFIG, "prediction_type": "epsilon"})
 
 
 def _model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
-    """A model of a size without any parameters."""
+    """A model of the given size without parameters."""
     return StableDiffusion(
         unet_params={},
         vae_params={},
@@ -109,7 +117,7 @@ def _model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
 
 
 def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool) -> StableDiffusion:
-    """A model with random weights in the networks asked for; the text encoder has none."""
+    """A model with random weights in the chosen networks; the text encoder has none."""
     model = _model(size, dtype)
     return dataclasses.replace(
         model,
@@ -119,9 +127,9 @@ def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool)
 
 
 def countable_model(size: Size) -> StableDiffusion:
-    """A model of shapes instead of weights, whose products all show: float32, attention undivided."""
+    """A model with shapes instead of weights, all of whose products can be counted: float32, unchunked."""
     model = _model(size, jnp.dtype(jnp.float32))
-    model = with_attention_chunk(model, _UNDIVIDED)
+    model = with_attention_chunk(model, _UNCHUNKED)
     return dataclasses.replace(
         model, unet_params=parameter_shapes(model.unet), vae_params=parameter_shapes(model.vae)
     )

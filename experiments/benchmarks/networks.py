@@ -1,4 +1,4 @@
-"""Our networks under the clock: the UNet; the VAE's encoder, forward and back to the image; its decoder."""
+"""Timing our networks: the UNet; the VAE's encoder, forward and with the image's gradient; its decoder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.flops import count_flop
 from benchmarks.measure import Measurement, measure_jax
 from benchmarks.models import Size, countable_model, random_model
-from ge3d_jax.core.devices import batch_mesh, divided, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated, sharded
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     decode_latents,
@@ -36,10 +36,10 @@ def _random_normal(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def inputs_of(work: str, size: Size, batch: int) -> tuple[np.ndarray, ...]:
-    """What a work takes, float32, of the model's own size and the same for us and for a peer.
+    """Inputs of a work, float32, of the model's own size; the same for us and for a peer.
 
     UNET_FORWARD: latents (B, h, w, C) and text (B, L, D). VAE_ENCODE: images (B, H, W, 3) in [0, 1].
-    VAE_GRADIENT: the same, and the gradient that is handed back, (B, h, w, C). VAE_DECODE: latents.
+    VAE_GRADIENT: the same, and the gradient of the latents, (B, h, w, C). VAE_DECODE: latents.
     """
     edge = size.latent_size
     latents = _random_normal((batch, edge, edge, size.unet.in_channels), 0)
@@ -86,20 +86,20 @@ def measure_networks(
     repetitions: int,
     warm_up: int,
 ) -> list[Measurement]:
-    """Time works, all of the UNet or all of the VAE; the devices share each batch."""
+    """Time works, all of the UNet or all of the VAE; each batch is sharded across the devices."""
     has_unet = UNET_FORWARD in works
     model = random_model(size, dtype, has_unet=has_unet, has_vae=not has_unet)
     rows = []
     for batch in batches:
         mesh = batch_mesh(batch, copied=model)
-        placed = jax.device_put(model, everywhere(mesh))
+        placed = jax.device_put(model, replicated(mesh))
         for work in works:
             rows.append(
                 measure_jax(
                     row_name(work, batch),
                     _FUNCTIONS[work],
                     placed,
-                    *jax.device_put(inputs_of(work, size, batch), divided(mesh)),
+                    *jax.device_put(inputs_of(work, size, batch), sharded(mesh)),
                     flop=work_flop(work, size, batch),
                     repetitions=repetitions,
                     warm_up=warm_up,

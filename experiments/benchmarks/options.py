@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: their flags, and how a run begins and ends."""
+"""Shared by the benchmark scripts: their flags, and the beginning and end of a run."""
 
 import os
 from collections.abc import Sequence
@@ -14,36 +14,38 @@ if TYPE_CHECKING:
     from benchmarks.measure import Measurement
 
 MODEL_SIZE = flags.DEFINE_enum(
-    "model_size", "toybox", ["toybox", "sd21"], "The bundled model's size, or Stable Diffusion 2.1's."
+    "model_size", "toybox", ["toybox", "sd21"], "The size of the bundled model or of Stable Diffusion 2.1."
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
 )
-REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Runs whose median is shown.", lower_bound=1)
-WARM_UP = flags.DEFINE_integer("warm_up", 3, "Runs before those.", lower_bound=1)
-PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Whom to run beside us, on the same work.")
-COMPILE_PEER = flags.DEFINE_bool("compile_peer", True, "Time the peer through torch.compile, too.")
+REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Number of runs; the median is shown.", lower_bound=1)
+WARM_UP = flags.DEFINE_integer("warm_up", 3, "Uncounted runs before those.", lower_bound=1)
+PEER = flags.DEFINE_enum(
+    "peer", "none", ["none", "torch"], "Another implementation to time on the same work."
+)
+COMPILE_PEER = flags.DEFINE_bool("compile_peer", True, "Also time the peer with torch.compile.")
 OUT = flags.DEFINE_string("out", "outputs/benchmarks", "Folder for the JSON file and the page of all files.")
 
 
 def begin() -> "jnp.dtype":
-    """Prepare JAX for timing and a peer beside it; returns the type to compute in. Before JAX's first use."""
-    # JAX would else take most of a GPU's memory at once and leave the peer none.
+    """Prepare JAX for timing next to a peer, before its first use; returns the dtype to compute in."""
+    # Otherwise JAX would reserve most of a GPU's memory and leave none for the peer.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     from ge3d_jax.core.devices import compute_dtype
 
-    # Code kept from an earlier run would be loaded in the place of compiling, whose time is measured.
+    # Cached code from an earlier run would be loaded instead of compiled, whose time is measured.
     jax.config.update("jax_enable_compilation_cache", False)
     return compute_dtype(DTYPE.value)
 
 
 def load_peer(module: str) -> Any:
-    """The module of this package that runs PyTorch, or None where no peer is asked for.
+    """The module of this package that runs PyTorch, or None without --peer.
 
     Raises:
-        UserError: something that it needs is not installed.
+        UserError: a package that it needs is not installed.
     """
     if PEER.value == "none":
         return None
@@ -51,7 +53,7 @@ def load_peer(module: str) -> Any:
         module,
         flag="peer=torch",
         requirements="requirements-torch.txt",
-        otherwise=", or for a machine without network bring the wheels that pip download -r "
+        otherwise=", or on a machine without network install the wheels that pip download -r "
         "requirements-torch.txt fetches elsewhere (for a GPU, a torch built for CUDA)",
     )
 

@@ -1,7 +1,7 @@
-"""The same work from PyTorch's diffusers, on the same device in the same process. Needs torch and diffusers.
+"""The same work in PyTorch's diffusers, on the same device in the same process. Needs torch and diffusers.
 
-The peer gets what its users would give it: no gradients for weights, scaled-dot-product attention, channels
-last on a GPU, all cores on a processor. float32 is float32, as ours: no TensorFloat-32.
+The peer is set up as its users would: no gradients for weights, scaled-dot-product attention, channels last
+on a GPU, all cores of a CPU. float32 means float32, as in ours: no TensorFloat-32.
 """
 
 import time
@@ -31,24 +31,24 @@ _LONGEST_NOTE = 100
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# It remarks on casts, which are meant.
+# It warns about casts, which are intended.
 diffusers.utils.logging.set_verbosity_error()
 
 
 def implementations(compiles: bool) -> tuple[str, ...]:
-    """Which rows the peer has."""
+    """The peer's rows."""
     return (EAGER, COMPILED) if compiles else (EAGER,)
 
 
 def torch_device() -> torch.device:
-    """The GPU where PyTorch sees one, else the processor."""
+    """The GPU if PyTorch sees one, otherwise the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def torch_type(dtype: jnp.dtype) -> torch.dtype:
-    """PyTorch's name of float32 or bfloat16."""
+    """PyTorch's dtype for float32 or bfloat16."""
     return _TYPES[jnp.dtype(dtype).name]
 
 
@@ -68,7 +68,7 @@ def make_vae(size: Size, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def to_torch(values: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A batch as PyTorch wants it: images and latents (B, H, W, C) become (B, C, H, W), other arrays stay."""
+    """A batch in PyTorch's layout: images and latents (B, H, W, C) become (B, C, H, W), others stay."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)
     return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
 
@@ -115,7 +115,7 @@ def measure_torch(
     warm_up: int,
     note: str = "",
 ) -> Measurement:
-    """Time `call`, whose first run compiles where anything is compiled. A failure becomes the row's note."""
+    """Time `call`, whose first run includes any compilation. A failure becomes the row's note."""
     on_gpu = torch_device().type == "cuda"
 
     def wait() -> None:
@@ -132,7 +132,7 @@ def measure_torch(
         first = time.perf_counter() - begun
         seconds = time_calls(wait, repetitions=repetitions, warm_up=warm_up)
     except Exception as error:
-        # Whatever keeps the peer from running (no compiler, too little memory) must not lose the other rows.
+        # Whatever stops the peer (no compiler, too little memory) must not discard the other rows.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Measurement(work, implementation, note=reason[:_LONGEST_NOTE])
     return Measurement(
@@ -156,7 +156,7 @@ def measure_networks(
     repetitions: int,
     warm_up: int,
 ) -> list[Measurement]:
-    """Time works, all of the UNet or all of the VAE, eager and, where it `compiles`, by torch.compile."""
+    """Time works, all of the UNet or all of the VAE, eagerly and, if `compiles`, with torch.compile."""
     device, kind = torch_device(), torch_type(dtype)
     network = make_unet(size, device, kind) if UNET_FORWARD in works else make_vae(size, device, kind)
     rows = []

@@ -1,6 +1,6 @@
-"""The paper's iteration assembled from diffusers, and from gsplat where it is installed. Needs torch.
+"""The paper's iteration assembled from diffusers, and from gsplat if it is installed. Needs torch.
 
-Written from the paper, not taken from its code: the useful passes through the UNet only, all branches of a
+Written from the paper, not taken from its code: only the useful passes through the UNet, all branches of a
 guided prediction in one batch, no gradient through the UNet. Cameras, nodes, noise, texts and their weights
 are those of our own first iteration.
 """
@@ -43,7 +43,7 @@ _SMALLEST_SQUARED_NORM = 1e-6
 
 
 def find_gsplat() -> ModuleType | None:
-    """The peer's rasterizer, where it can be imported and there is a GPU for it."""
+    """The peer's rasterizer, if it can be imported and there is a GPU for it."""
     try:
         import gsplat
     except ImportError:
@@ -148,7 +148,7 @@ class Iteration:
         self._images = torch.rand(pixels, device=device, requires_grad=True)
 
     def compile_networks(self) -> None:
-        """Run UNet and encoder through torch.compile from now on."""
+        """Compile the UNet and the encoder with torch.compile."""
         self._unet, self._encode = torch.compile(self._unet), torch.compile(self._encode)
 
     def _predict(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ class Iteration:
 
     @torch.no_grad()
     def residual(self, z: torch.Tensor) -> torch.Tensor:
-        """What both trajectories hand back to the latents z (B, C, h, w), float32."""
+        """The residual of both trajectories, i.e. the gradient of the latents z (B, C, h, w), float32."""
         times = self._times
         up = [self._alphas[0].sqrt() * z + (1 - self._alphas[0]).sqrt() * self._noise]
         for start, end in zip(times, times[1:], strict=False):
@@ -187,7 +187,7 @@ class Iteration:
         return self._config.loss.residual * torch.nan_to_num(total)
 
     def run(self) -> torch.Tensor:
-        """The iteration. The gradient moves the splats by Adam, or ends at the images without any."""
+        """The iteration. Adam updates the splats; without gsplat the gradient ends at the images."""
         images = self._images if self.splats is None else self.splats.render()
         z = self._factor * self._encode(images.to(self._dtype)).float()
         loss = (self.residual(z.detach()) * z).sum()
@@ -205,7 +205,7 @@ class Iteration:
 def measure_iteration(
     size: Size, config: Config, dtype: jnp.dtype, *, compiles: bool, repetitions: int, warm_up: int
 ) -> list[Measurement]:
-    """Time the iteration, eager and, where it `compiles`, with UNet and encoder through torch.compile."""
+    """Time the iteration, eagerly and, if `compiles`, with UNet and encoder compiled by torch.compile."""
     check_size(size, config)
     device, kind = torch_device(), torch_type(dtype)
     unet, vae = make_unet(size, device, kind), make_vae(size, device, kind)

@@ -1,7 +1,7 @@
-"""The renderer that people write in PyTorch: splats sorted by depth, every splat at every pixel, autograd.
+"""A straightforward renderer in PyTorch: splats sorted by depth, every splat at every pixel, autograd.
 
-Vectorised over splats and over chunks of pixels, on all cores. A chunk's graph is released before the next
-one's is made, so memory does not grow with the image.
+Vectorized over splats and over chunks of pixels, on all cores. A chunk's graph is freed before the next one's
+is built, so memory does not grow with the image.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import Gaussians
 
 EAGER = "PyTorch eager"
-# Splats × pixels of one chunk: some ten arrays of so many floats are alive at once.
+# Splats × pixels of one chunk: about ten arrays of this many floats are alive at once.
 _CHUNK = 2**22
-# Beyond this many splats × pixels × views a run takes many minutes on a processor, and is left out.
+# Beyond this many splats × pixels × views a run takes many minutes on a CPU, and is skipped.
 _LARGEST_WORK = 2**30
 _SH_C0 = 0.28209479177387814
 
@@ -40,7 +40,7 @@ def _rotations(quaternions: torch.Tensor) -> torch.Tensor:
 
 
 def _project(splats: dict[str, torch.Tensor], pose: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """(N, 9) mean, conic, opacity and colour on the screen, nearest first."""
+    """(N, 9) mean, conic, opacity and color on the screen, nearest first."""
     focal, center = intrinsics[:2], intrinsics[2:]
     points = splats["positions"] @ pose[:3, :3].T + pose[:3, 3]
     depth = points[:, 2]
@@ -64,7 +64,7 @@ def _project(splats: dict[str, torch.Tensor], pose: torch.Tensor, intrinsics: to
 
 
 def _shade(projected: torch.Tensor, pixels: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Colours (P, 3) of pixels (P, 2)."""
+    """Colors (P, 3) of pixels (P, 2)."""
     x, y, xx, xy, yy, opacity = projected[:, :6].unbind(-1)
     dx, dy = pixels[:, :1] - x, pixels[:, 1:] - y
     alpha = opacity * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
@@ -79,7 +79,7 @@ def _tensor(values: object, device: torch.device) -> torch.Tensor:
 
 
 def splat_tensors(gaussians: Gaussians, device: torch.device) -> dict[str, torch.Tensor]:
-    """The trainable fields, of degree 0 and without padding, as leaves that want gradients."""
+    """The trainable fields, of degree 0 and without padding, as leaves that require gradients."""
     names = ("positions", "log_scales", "quaternions", "opacity_logits", "sh")
     return {name: _tensor(getattr(gaussians, name), device).requires_grad_() for name in names}
 
@@ -87,7 +87,7 @@ def splat_tensors(gaussians: Gaussians, device: torch.device) -> dict[str, torch
 def render_views(
     splats: dict[str, torch.Tensor], cameras: Camera, *, with_gradients: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (V, H, W, 3), and their mean square, whose gradient goes to the splats if asked for."""
+    """Images (V, H, W, 3), and their mean square, whose gradient is added to the splats if requested."""
     device = splats["positions"].device
     columns, rows = np.meshgrid(np.arange(cameras.width) + 0.5, np.arange(cameras.height) + 0.5)
     pixels = _tensor(np.stack([columns, rows], -1).reshape(-1, 2).astype(np.float32), device)
@@ -110,9 +110,9 @@ def render_views(
 
 
 def measure(cases: Sequence[Case]) -> list[Measurement]:
-    """The rows of `rendering.measure`, from PyTorch, each run once: it may take minutes.
+    """The rows of `rendering.measure` for PyTorch, each run once since it may take minutes.
 
-    Those that would take too long say so instead.
+    Rows that would take too long are skipped, with a note.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []

@@ -1,4 +1,4 @@
-"""The rasterizer's cost per splat, per pixel and per entry of the tiles' lists, drawn. Needs matplotlib."""
+"""Plots of the rasterizer's cost per splat, per pixel and per entry of the tiles' lists. Needs matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _SIZE_INCHES, _DOTS_PER_INCH = (13.0, 4.2), 100
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], horizontal: str, per: str, label: str) -> None:
-    """One panel: cost for each of the `per` over `horizontal`, a line for each value of `label`."""
+    """One panel: cost per `per` over `horizontal`, with a line for each value of `label`."""
     for value in dict.fromkeys(row[label] for row in rows):
         chosen = sorted((row for row in rows if row[label] == value), key=lambda row: row[horizontal])
         costs = [_NANOSECONDS * row["cost"] / row[per] for row in chosen]
@@ -27,7 +27,12 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], horizontal: str, per: str, la
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Write what forward and backward of one view cost, as `render_report.report` has it, to a picture."""
+    """Plot the cost of forward and backward of one view.
+
+    Args:
+        content: from `render_report.report`.
+        path: PNG file to write.
+    """
     rows = [
         row
         | {

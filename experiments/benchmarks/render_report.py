@@ -1,4 +1,4 @@
-"""The rasterizer's times: a table on the terminal, JSON, and the page of all such files of a folder."""
+"""The rasterizer's times: a table in the terminal, JSON, and a page of all such files in a folder."""
 
 import dataclasses
 import datetime
@@ -22,7 +22,7 @@ _COLUMNS = (
     "views",
     "pass",
     "ms per view",
-    "processor ms per view",
+    "CPU ms per view",
     "ns per splat",
     "ns per pixel",
     "ns per entry",
@@ -47,7 +47,20 @@ def report(
     repetitions: int,
     date: datetime.date,
 ) -> dict[str, Any]:
-    """Everything of one run as JSON has it; the first four are from `rendering.measure`."""
+    """The results of one run, ready for JSON.
+
+    Args:
+        cases: what was measured.
+        ours: rows, from `rendering.measure`.
+        entries: buffer lengths, from `rendering.measure`.
+        processor_seconds: CPU seconds, from `rendering.measure`.
+        peer: the peer's rows, if there is one.
+        repetitions: number of timed runs.
+        date: of the run.
+
+    Returns:
+        The content of the JSON file.
+    """
     rows = []
     for index, (case, row, needed) in enumerate(zip(cases, ours, entries, strict=True)):
         theirs = None if peer is None else peer[index]
@@ -77,7 +90,7 @@ def report(
 
 
 def busy_seconds(row: dict[str, Any], platform: str) -> float | None:
-    """What one view costs: on a processor its own time, which other work on the machine hardly changes."""
+    """Seconds per view: on a CPU its own time, which other work on the machine hardly affects."""
     seconds = row["processor_seconds"] if platform == "cpu" else row["median_seconds"]
     return seconds / row["views"] if seconds else None
 
@@ -110,7 +123,7 @@ def _title(content: dict[str, Any]) -> str:
 
 
 def print_table(content: dict[str, Any]) -> None:
-    """Show what `report` gave on the terminal."""
+    """Print the result of `report` in the terminal."""
     table = Table(*_COLUMNS, title=_title(content))
     for row in content["rows"]:
         table.add_row(*_cells(row, content["platform"]))
@@ -125,12 +138,12 @@ def _name(content: dict[str, Any]) -> str:
 
 
 def plot_path(content: dict[str, Any], folder: Path) -> Path:
-    """Where the picture of the costs belongs, for the page to show it."""
+    """Where the page expects the plot of the costs."""
     return folder / f"{_name(content)}.png"
 
 
 def save(content: dict[str, Any], folder: Path) -> Path:
-    """Write JSON to `folder`, named after the device, and the folder's page anew."""
+    """Write JSON to `folder`, named after the device, and update the folder's page."""
     path = folder / f"{_name(content)}.json"
     write_json(path, content)
     with atomic_path(folder / _PAGE) as page:
@@ -139,20 +152,19 @@ def save(content: dict[str, Any], folder: Path) -> Path:
 
 
 def _markdown(folder: Path) -> str:
-    """The page of all files of `save` in a folder, which may hold other JSON files, too."""
+    """The page of all files of `save` in a folder, which may hold other JSON files too."""
     files = sorted(folder.glob(f"{_PREFIX}*.json"))
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     lines = [
         "# The rasterizer's times",
         "",
         "Written by `experiments/benchmark_render.py`; do not edit. A ball of splats, scale ∝ N^(−1/3), that",
-        "fills most of the image. An entry is a (tile, splat) pair. Several views are divided among the",
-        "cores, one view runs on one. *ms per view* is the time that passed, which other work on the machine",
-        "makes longer; the costs per splat, pixel and entry are from the processor's time, which it hardly",
-        "changes. Memory is that of the compiled program, arguments and results included. PyTorch is a",
-        "vectorised renderer, every splat at every pixel in chunks, with autograd, on all cores, run once;",
-        "*PyTorch / ours* is how many times longer it takes. Rows that would take many minutes or gigabytes",
-        "are left out.",
+        "fills most of the image. An entry is a (tile, splat) pair. Several views are sharded across the",
+        "cores, one view runs on one. *ms per view* is elapsed time, which other work on the machine",
+        "increases; the costs per splat, pixel and entry are from CPU time, which it hardly affects. Memory",
+        "is that of the compiled program, including arguments and results. PyTorch is a vectorized renderer,",
+        "every splat at every pixel in chunks, with autograd, on all cores, run once; *PyTorch / ours* is",
+        "how many times longer it takes. Rows that would take many minutes or gigabytes are skipped.",
         "",
     ]
     for content in contents:

@@ -1,7 +1,7 @@
-"""Timing the rasterizer: one scene at all numbers of splats, sizes of image and numbers of views.
+"""Timing the rasterizer: one scene with various numbers of splats, image sizes and numbers of views.
 
-The scene is a ball of radius 0.5 that fills most of the image, its splats spread evenly, round, of random
-colour and opacity, their scale ∝ N^(−1/3): as many splats deep along a ray as a solid object has.
+The scene is a ball of radius 0.5 that fills most of the image. Its splats are uniformly distributed and
+isotropic, with random colors and opacities and a scale ∝ N^(−1/3): as many along a ray as in a solid object.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from benchmarks.measure import Measurement, compile_anew, peak_bytes, time_calls
+from benchmarks.measure import Measurement, peak_bytes, time_calls, timed_compile
 from ge3d_jax.core.devices import batch_mesh
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
@@ -24,20 +24,27 @@ from ge3d_jax.splatting.rasterize import Rendered, grow_to_fit, render
 FORWARD, BACKWARD = "forward", "forward + backward"
 PASSES = (FORWARD, BACKWARD)
 BALL_RADIUS = 0.5
-# Neighbours then overlap as those of a fitted object do: their mean distance is two scales.
+# Neighbors then overlap as in a fitted object: their mean distance is two scales.
 SCALE_FACTOR = 0.8
 OPACITIES = (0.1, 0.9)
 POLAR, DISTANCE, FIELD_OF_VIEW = 1.2, 2.5, 0.45
 BACKGROUND = (1.0, 1.0, 1.0)
-# (tile, splat) pairs of all views that a run may hold: with gradients some eight gigabytes.
+# Most (tile, splat) pairs of all views in a run: with gradients about eight gigabytes.
 LARGEST_ENTRIES = 2**26
-# A buffer is this much longer than needed, as one that grew by doubling is on average.
+# The buffer is longer than needed by this factor, as one that grew by doubling is on average.
 SPARE = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one row times: numbers of splats and of views, edge of the square image in pixels, which pass."""
+    """What one row times.
+
+    Attributes:
+        splats: number of splats.
+        size: edge of the square images, pixels.
+        views: number of views.
+        work: one of PASSES.
+    """
 
     splats: int
     size: int
@@ -46,7 +53,7 @@ class Case:
 
 
 def ball(count: int, seed: int = 0) -> Gaussians:
-    """The scene: `count` round splats in a ball around the origin."""
+    """The scene: `count` isotropic splats in a ball around the origin."""
     random = np.random.default_rng(seed)
     directions = random.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -77,7 +84,7 @@ def _views(gaussians: Gaussians, cameras: Camera, capacity: int) -> Rendered:
 
 
 def _images(gaussians: Gaussians, cameras: Camera, capacity: int, mesh: Mesh) -> jax.Array:
-    """Pictures (V, H, W, 3); each device of the mesh draws its share of the views."""
+    """Images (V, H, W, 3); each device of the mesh renders its part of the views."""
     if mesh.size == 1:
         return _views(gaussians, cameras, capacity).rgb
     views = PartitionSpec(*mesh.axis_names)
@@ -86,7 +93,7 @@ def _images(gaussians: Gaussians, cameras: Camera, capacity: int, mesh: Mesh) ->
         mesh=mesh,
         in_specs=(PartitionSpec(), views),
         out_specs=views,
-        # It cannot see through the rasterizer's own gradient and its loops.
+        # The check does not support the rasterizer's custom gradient and loops.
         check_vma=False,
     )(gaussians, cameras)
 
@@ -108,7 +115,7 @@ def needed_capacity(gaussians: Gaussians, cameras: Camera) -> int:
 
 
 def program(work: str, capacity: int, mesh: Mesh) -> Callable[[Gaussians, Camera], Any]:
-    """The function that is timed: pictures, or the loss and its gradient for every field of the splats."""
+    """The function that is timed: images, or the loss and its gradient for every field of the splats."""
     if work == FORWARD:
         return lambda gaussians, cameras: _images(gaussians, cameras, capacity, mesh)
     return jax.value_and_grad(
@@ -127,9 +134,9 @@ def _run(compiled: Callable[[Gaussians, Camera], Any], gaussians: Gaussians, cam
 
 
 def timed(call: Callable[[], Any], *, repetitions: int, warm_up: int) -> tuple[tuple[float, ...], float]:
-    """Seconds of each repetition, and the processor's seconds of one on average.
+    """Seconds of each repetition, and the mean CPU seconds of one.
 
-    On a machine that has other work, too, the processor's say more: they hardly grow with it.
+    CPU seconds are more meaningful on a busy machine: other work hardly affects them.
     """
     time_calls(call, repetitions=0, warm_up=warm_up)
     begun = time.process_time()
@@ -140,9 +147,15 @@ def timed(call: Callable[[], Any], *, repetitions: int, warm_up: int) -> tuple[t
 def measure(
     cases: Sequence[Case], *, repetitions: int, warm_up: int
 ) -> tuple[list[Measurement], list[int], list[float | None]]:
-    """One row per case, views divided among the devices.
+    """Time every case, with views sharded across the devices.
 
-    Also how many entries a view's buffer had to hold, and the processor's seconds of one repetition.
+    Args:
+        cases: what to time.
+        repetitions: number of timed runs.
+        warm_up: number of runs before those.
+
+    Returns:
+        One row per case, the buffer length that the fullest view needs, and CPU seconds per repetition.
     """
     rows: list[Measurement] = []
     entries: list[int] = []
@@ -157,7 +170,7 @@ def measure(
             continue
         mesh = batch_mesh(case.views)
         lowered = jax.jit(program(case.work, int(SPARE * needed), mesh)).lower(gaussians, cameras)
-        compiled, compile_seconds = compile_anew(lowered)
+        compiled, compile_seconds = timed_compile(lowered)
         seconds, busy = timed(
             functools.partial(_run, compiled, gaussians, cameras), repetitions=repetitions, warm_up=warm_up
         )

@@ -1,4 +1,4 @@
-"""Measurements as a table on the terminal, as JSON, and as the page of all JSON files of a folder."""
+"""Measurements as a table in the terminal, as JSON, and as a page of all JSON files in a folder."""
 
 import dataclasses
 import datetime
@@ -29,15 +29,15 @@ _COLUMNS = (
     "ours/theirs",
     "note",
 )
-# A table needs this many characters; narrower terminals wrap it, files do not.
+# Width of the table in characters if the output is not a terminal.
 _WIDTH = 120
 _NOTHING = "–"
 _PAGE = "README.md"
 _BENCHMARKS = ("unet", "vae", "step")
 
-# What is wanted on a GPU.
+# Goals on a GPU.
 _GPU_TARGETS = (
-    ("UNet in bfloat16, batch 16: share of the matmul rate", "≥ 50 %"),
+    ("UNet in bfloat16, batch 16: fraction of the matmul rate", "≥ 50%"),
     ("one `paper` iteration on an H100", "≤ 0.27 s"),
     ("one `paper` iteration, ours / PyTorch eager", "≤ 0.5"),
     ("one `paper` iteration, ours / PyTorch compiled", "≤ 0.8"),
@@ -52,14 +52,17 @@ def report(
     dtype: jnp.dtype,
     matmul_flop_per_second: float,
 ) -> dict[str, Any]:
-    """Everything of one run as JSON has it.
+    """The results of one run, ready for JSON.
 
     Args:
         benchmark: "unet", "vae" or "step".
         measurements: its rows.
-        settings: what was asked for, by name.
-        dtype: what the networks computed in.
-        matmul_flop_per_second: from `matmul_rate`, in the same type.
+        settings: the run's settings, by name.
+        dtype: precision of the networks.
+        matmul_flop_per_second: from `matmul_rate`, for the same dtype.
+
+    Returns:
+        The content of the JSON file.
     """
     rows = [
         dataclasses.asdict(row)
@@ -89,7 +92,7 @@ def _share(rate: float | None, best: float) -> float | None:
 
 
 def _ratio(row: Measurement, measurements: Sequence[Measurement]) -> float | None:
-    """Our median over the row's, for the same work; None for our own rows."""
+    """Our median divided by the row's, for the same work; None for our own rows."""
     ours = [other.median for other in measurements if other.work == row.work and other.implementation == OURS]
     if row.implementation == OURS or not row.median or not ours or ours[0] is None:
         return None
@@ -126,7 +129,7 @@ def _title(content: dict[str, Any]) -> str:
 
 
 def print_table(content: dict[str, Any]) -> None:
-    """Show what `report` gave on the terminal."""
+    """Print the result of `report` in the terminal."""
     table = Table(*_COLUMNS, title=_title(content))
     for row in content["rows"]:
         table.add_row(*_cells(row))
@@ -139,7 +142,7 @@ def print_table(content: dict[str, Any]) -> None:
 
 
 def save(content: dict[str, Any], folder: Path) -> Path:
-    """Write JSON to `folder`, named after benchmark, device and model size, and the folder's page anew."""
+    """Write JSON to `folder`, named after benchmark, device and model size, and update the folder's page."""
     name = f"{content['benchmark']}-{content['settings']['model_size']}-{content['dtype']}"
     path = folder / f"{name}-{slug(content['device'])}.json"
     write_json(path, content)
@@ -157,8 +160,8 @@ def _markdown(folder: Path) -> str:
         "",
         "Written by `experiments/benchmark_unet.py`, `benchmark_vae.py` and `benchmark_step.py`; do not",
         "edit. Random weights. TFLOP count matrix products and convolutions only, at the median, and *of",
-        "matmul* is their rate as a share of the device's own at large products. A median far above the",
-        "fastest run means that the machine had other things to do.",
+        "matmul* is their rate as a fraction of the device's own for large products. A median far above the",
+        "fastest run means that the machine was busy with other work.",
         "*ours/theirs* is our time over that row's, from the same process: below 1 ours is faster.",
         "",
     ]
@@ -176,7 +179,7 @@ def _markdown(folder: Path) -> str:
             "",
         ]
     if not any(content["platform"] == "gpu" for content in contents):
-        lines += ["## On a GPU", "", "Not measured yet.", "", "| what | wanted | measured |", "|---|---|---|"]
+        lines += ["## On a GPU", "", "Not measured yet.", "", "| what | goal | measured |", "|---|---|---|"]
         lines += [f"| {what} | {wanted} | |" for what, wanted in _GPU_TARGETS]
         lines.append("")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""Flags and manners that several scripts share."""
+"""Flags and conventions shared by the scripts."""

@@ -1,6 +1,6 @@
-"""What every script shares: flags read politely, a user's mistake told in one line, compiled code kept.
+"""Shared by every script: parsing of flags, user errors reported in one line, a cache of compiled code.
 
-Nothing heavy is imported here, so that `--help` and a mistyped flag answer at once.
+Nothing heavy is imported here, so that `--help` and a mistyped flag respond at once.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
 
 EXIT_USER_ERROR = 2
-# What a shell reports for a program ended by Ctrl-C.
+# The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
 
 
@@ -33,7 +33,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """In one line, without the place in the code: it is for the person who runs the script."""
+    """Print a warning in one line, without its place in the code: it is for the user of the script."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
@@ -47,52 +47,71 @@ def _parse_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         sys.exit(_fail(f"{names[len(given)]} is missing; give {' '.join(names)}. See --help for the flags."))
     if len(given) > len(names):
         extra = given[len(names)]
-        sys.exit(
-            _fail(f"{extra!r} belongs to no flag; put quotes around a prompt or a name of several words.")
-        )
+        sys.exit(_fail(f"{extra!r} does not belong to a flag; put quotes around text of several words."))
     return positional
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """Split the values of `--set=name=value` flags. Raises UserError at one without a name or a '='."""
+    """Split the values of `--set=name=value` flags.
+
+    Raises:
+        UserError: a value has no name or no "=".
+    """
     settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name.strip() or not equals:
-            raise UserError(f"--set={pair} has no name and value; write --set=name=value, as --set=views=2.")
+            raise UserError(
+                f"--set={pair} has no name and value; write --set=name=value, e.g. --set=views=2."
+            )
         settings[name.strip()] = value.strip()
     return settings
 
 
 def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
-    """Whole numbers above 0 from a flag that lists them. Raises UserError at anything else."""
+    """Whole numbers above 0 from a flag that lists them.
+
+    Raises:
+        UserError: a value is something else.
+    """
     if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
-        raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, as --{flag}=1,4.")
+        raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, e.g. --{flag}=1,4.")
     return [int(value) for value in values]
 
 
 def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = "") -> Any:
-    """A module that needs packages beyond the project's own, for the flag that asks for it.
+    """Import a module that needs optional packages.
 
-    requirements: the file that lists them. otherwise: what else can be done than to install them from it.
-    Raises: UserError where one is not installed.
+    Args:
+        module: name of the module.
+        flag: the flag that needs it, for the message.
+        requirements: the file that lists the packages, for the message.
+        otherwise: an alternative to installing them, for the message.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: a package is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"--{flag} lacks the package {error.name}; run pip install -r {requirements}{otherwise}."
+            f"--{flag} needs the package {error.name}; run pip install -r {requirements}{otherwise}."
         ) from None
 
 
 def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:
-    """Parse the flags, run `main`, and exit: 0 done, 2 a user's mistake, told in one line, 130 Ctrl-C.
+    """Parse the flags, run `main`, and exit: 0 on success, 2 on a user error, 130 on Ctrl-C.
 
-    positional: names of what stands on the command line without a flag, all needed; `main` is given each.
+    Args:
+        main: the script, called with the positional arguments.
+        positional: names of the positional arguments, all required.
     """
 
     def guarded(arguments: Sequence[str]) -> int:
-        # JAX tells which accelerators it did not find; on a machine without any that is no news.
+        # JAX logs which accelerators it did not find, which is not news on a machine without any.
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = _show_warning
         from ge3d_jax.core.devices import use_processor_cores

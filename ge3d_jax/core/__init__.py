@@ -1,1 +1,1 @@
-"""What everything uses and what uses nothing: errors, files, settings, devices, random numbers."""
+"""Shared building blocks that depend on no other part: errors, files, settings, devices, random numbers."""

@@ -1,19 +1,19 @@
-"""Where compiled code is kept between runs."""
+"""The on-disk cache of compiled code, shared between runs."""
 
 import os
 from pathlib import Path
 
-# Compilations shorter than this are not worth a file.
+# Compilations shorter than this are not worth caching.
 _SHORTEST_KEPT_SECONDS = 0.5
 
 
 def cache_folder() -> Path:
-    """What this package may keep: $XDG_CACHE_HOME or ~/.cache, then ge3d_jax. Removing it is safe."""
+    """The package's cache folder: $XDG_CACHE_HOME/ge3d_jax or ~/.cache/ge3d_jax. It is safe to delete."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ge3d_jax"
 
 
 def keep_compiled_code() -> None:
-    """Let JAX reuse what it compiled in earlier runs; a cache that is set up already stays as it is."""
+    """Let JAX reuse code compiled in earlier runs; a cache that is already configured is left unchanged."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -21,5 +21,5 @@ def keep_compiled_code() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_KEPT_SECONDS)
-    # JAX looks for its cache once, at the first compilation, which a notebook may have behind it.
+    # JAX looks for its cache only at the first compilation, which a notebook may already have run.
     compilation_cache.reset_cache()

@@ -1,12 +1,12 @@
-"""The exceptions that are a person's doing rather than ours."""
+"""Exceptions caused by the user rather than by a bug."""
 
 
 class UserError(ValueError):
-    """A bad input: one sentence that names the input, the reason and the remedy.
+    """Invalid input; the message is one sentence that names the input, the reason and the remedy.
 
-    Scripts print the sentence and exit with status 2; no traceback is shown.
+    Scripts print the message and exit with status 2, without a traceback.
     """
 
 
 class RunDropped(KeyboardInterrupt):
-    """The person wants a run ended at once, without its result; not caught on the way up."""
+    """The user wants to abort a run at once, without its result; not caught on the way up."""

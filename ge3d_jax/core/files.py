@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+    """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
     The temporary name keeps the suffix, because image and video writers choose the format by it. Parent
-    folders are created. On an error the temporary file is removed and `path` is left as it was.
+    folders are created. On an error the temporary file is deleted and `path` is left unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""What files look like: splats, cameras, posed pictures, videos."""
+"""File formats: splats, cameras, posed images, videos."""

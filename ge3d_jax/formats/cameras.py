@@ -1,9 +1,9 @@
-"""Cameras from JSON files in the manner of NeRF: transforms.json, with a matrix for each frame.
+"""Cameras from NeRF-style JSON files: transforms.json, with a matrix for each frame.
 
-A file holds `camera_angle_x` and perhaps `camera_angle_y` (fields of view, radians), or as nerfstudio and
-instant-ngp write it `fl_x`, `w` and perhaps `fl_y`, `cx`, `cy`, `h` (pixels), and `frames`, each with a
-`transform_matrix` (4 × 4, camera to world, OpenGL axes: x right, y up, z backward). What is the camera's may
-stand with each frame instead, where it is the same for all.
+A file holds `camera_angle_x` and optionally `camera_angle_y` (fields of view, radians), or, as nerfstudio and
+instant-ngp write it, `fl_x`, `w` and optionally `fl_y`, `cx`, `cy`, `h` (pixels); and `frames`, each with a
+`transform_matrix` (4 × 4, camera to world, OpenGL axes: x right, y up, z backward). The camera's fields may
+be given in each frame instead if they are equal in all frames.
 """
 
 import json
@@ -18,9 +18,9 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.cameras import Camera
 
-# How far a matrix may be from a rotation; files round to six digits or more.
+# How far a matrix may deviate from a rotation; files round to six digits or more.
 _ROTATION_TOLERANCE = 1e-3
-# What a file may say of the camera: fields of view, pixels, and how its lens bends what is straight.
+# The camera's fields in a file: fields of view, pixels, and lens distortion.
 LENS_FIELDS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 CAMERA_FIELDS = (
     *("camera_angle_x", "camera_angle_y", "fl_x", "fl_y", "cx", "cy", "w", "h", "camera_model"),
@@ -30,18 +30,22 @@ _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises UserError where it is missing or holds something else."""
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or does not hold an object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); mend it or write it anew.") from error
+        raise UserError(f"{file} is not readable JSON ({error}); fix it or export it again.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; give camera_angle_x and frames.")
+        raise UserError(f"{file} does not hold a JSON object; give one with camera_angle_x and frames.")
     return content
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether something from a JSON file is a number that float can hold."""
+    """Whether a value from a JSON file is a finite number."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -49,44 +53,61 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def world_to_camera(rows: Any, place: str) -> np.ndarray:
-    """Inverse of an OpenGL camera-to-world matrix, with OpenCV axes, (4, 4) float64.
+    """The world-to-camera matrix with OpenCV axes of a camera-to-world matrix with OpenGL axes.
 
-    Raises: UserError, naming the `place`, where it is not one.
+    Args:
+        rows: the value of transform_matrix in the JSON file, 4 rows of 4 numbers.
+        place: file and frame, for messages.
+
+    Returns:
+        (4, 4) float64, world units.
+
+    Raises:
+        UserError: `rows` is not a rotation and a translation.
     """
     is_square = isinstance(rows, list) and len(rows) == 4
     if not is_square or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise UserError(f"{place}: transform_matrix is not 4 rows of 4 numbers; give camera to world.")
+        raise UserError(
+            f"{place}: transform_matrix is not 4 rows of 4 numbers; give the camera-to-world matrix."
+        )
     if not all(is_number(value) for row in rows for value in row):
-        raise UserError(f"{place}: transform_matrix holds something that is no finite number; mend it.")
+        raise UserError(f"{place}: transform_matrix holds a value that is not a finite number; fix it.")
     matrix = np.array(rows, np.float64)
     rotation = matrix[:3, :3]
     is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ROTATION_TOLERANCE
     if not is_rotation or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
         raise UserError(
-            f"{place}: transform_matrix is not a rotation and a shift; remove scales and mirrors from it."
+            f"{place}: transform_matrix is not a rotation and a translation; remove scales and reflections."
         )
     return np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)
 
 
 def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> Camera:
-    """The cameras of a file in the order of its frames, with a leading axis as under `jax.vmap`.
+    """Read the cameras of a file in the order of its frames.
 
-    size: (width, height) of the pictures to render, pixels; the field of view across is the file's. Pictures
-        are rendered without a lens's distortion, whatever the file says of it.
-    Raises: UserError naming the file and what it lacks.
+    Args:
+        path: a JSON file with frames, see the module's docstring.
+        size: (width, height) of the images to render, pixels; the horizontal field of view is the file's.
+            Lens distortion in the file is ignored.
+
+    Returns:
+        Cameras with a leading axis, as under `jax.vmap`.
+
+    Raises:
+        UserError: the file is missing or incomplete; names the file and the field.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no camera path at {path}; give a JSON file with frames.")
+        raise UserError(f"There is no camera path {path}; give a JSON file with frames.")
     content = read_json_object(path)
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path}: frames is no list of at least one camera; add one.")
+        raise UserError(f"{path}: frames is not a list of at least one camera; add one.")
     matrices = []
     for index, frame in enumerate(frames):
         place = f"{path}: frames[{index}]"
         if not isinstance(frame, dict):
-            raise UserError(f"{place} is no JSON object; give it a transform_matrix.")
+            raise UserError(f"{place} is not a JSON object; give one with a transform_matrix.")
         matrices.append(world_to_camera(frame.get("transform_matrix"), place))
     numbers = intrinsics(path, shared_camera(path, content, frames), size)
     return Camera(
@@ -98,9 +119,18 @@ def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> 
 
 
 def shared_camera(file: Path, content: dict[str, Any], frames: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the file or each of its frames says of the camera, by the names of the format.
+    """The camera's fields, from the top of the file or from its frames.
 
-    Raises: UserError, naming frame and field, where frames differ: they were taken with several cameras.
+    Args:
+        file: path of the file, for messages.
+        content: the file's JSON object.
+        frames: the file's frames.
+
+    Returns:
+        Values by the field names of the format, see CAMERA_FIELDS.
+
+    Raises:
+        UserError: frames differ, i.e. were taken with several cameras; names the frame and the field.
     """
     own = {name for frame in frames for name in CAMERA_FIELDS if name in frame}
     shared = {name: content[name] for name in CAMERA_FIELDS if name in content}
@@ -110,7 +140,7 @@ def shared_camera(file: Path, content: dict[str, Any], frames: list[dict[str, An
             if value != values[0]:
                 raise UserError(
                     f"{file}: frames[{index}] has {name} {value!r}, but frames[0] has {values[0]!r}; "
-                    "all frames need one camera, keep those of one."
+                    "all frames must be of one camera, keep those of one."
                 )
         shared[name] = values[0]
     return shared
@@ -119,12 +149,20 @@ def shared_camera(file: Path, content: dict[str, Any], frames: list[dict[str, An
 def intrinsics(
     file: Path, camera: dict[str, Any], size: tuple[int, int], *, taken: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """The numbers fx, fy, cx, cy in pixels of a picture of `size`, (width, height); float64 (4,).
+    """The intrinsics of the file's camera for images of a given size.
 
-    camera: what `shared_camera` found; its pixels are scaled from its size to this one by the ratio of the
-        widths, and its middle stays the middle.
-    taken: the size of its pictures, where the file need not tell.
-    Raises: UserError, naming the file and what it lacks.
+    Args:
+        file: path of the file, for messages.
+        camera: fields from `shared_camera`; pixels are scaled from the file's size to `size` by the ratio of
+            the widths, and the image center stays the center.
+        size: (width, height) of the images, pixels.
+        taken: (width, height) of the original images, pixels, used if the file does not give it.
+
+    Returns:
+        (4,) float64, fx, fy, cx, cy in pixels.
+
+    Raises:
+        UserError: a field is missing or out of range; names the file and the field.
     """
     width, height = size
 

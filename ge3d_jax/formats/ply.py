@@ -1,13 +1,13 @@
 """Splat files in the layout of 3D Gaussian Splatting (.ply), which every viewer reads.
 
-One little-endian `float32` record a splat: position `x y z` (world units, z up), `nx ny nz` (zero, viewers
-expect them), colour `f_dc_0..2` (spherical harmonic of degree 0: colour = 0.5 + 0.2820948 f_dc), `f_rest_*`
-(the higher degrees, all of red, then green, then blue), `opacity` (logit), `scale_0..2` (log),
-`rot_0..3` (quaternion w, x, y, z). Read are also ascii, big-endian, other number types, any order of
-properties, and further properties and elements, which are left aside.
+One little-endian `float32` record per splat: position `x y z` (world units, z up), `nx ny nz` (zero, expected
+by viewers), color `f_dc_0..2` (spherical harmonic of degree 0: color = 0.5 + 0.2820948 f_dc), `f_rest_*` (the
+higher degrees, all of red, then green, then blue), `opacity` (logit), `scale_0..2` (log), `rot_0..3`
+(quaternion w, x, y, z). The reader also accepts ascii, big-endian, other number types and any order of
+properties; it ignores other properties and elements.
 
-Reading is written out here because files come from anywhere, and a general .ply library believes the header:
-a few hundred bytes that claim long lists cost minutes and hundreds of megabytes.
+The reader is implemented here because files come from anywhere, and general .ply libraries trust the header:
+a few hundred bytes that claim long lists would cost minutes and hundreds of megabytes.
 """
 
 import os
@@ -27,8 +27,8 @@ from ge3d_jax.formats.splat_arrays import (
     check_finite,
     check_holds_splats,
     live_arrays,
-    normalised,
-    opened,
+    normalized,
+    open_splat_file,
     to_gaussians,
     without_infinity,
 )
@@ -40,12 +40,12 @@ _BASE_COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
 _OPACITY = ("opacity",)
 _SCALE = ("scale_0", "scale_1", "scale_2")
 _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
-# Spherical harmonics of degree 0, 1, 2, 3 have this many coefficients a colour channel beyond the first.
+# Spherical harmonics of degree 0, 1, 2, 3 have this many coefficients per color channel beyond the first.
 _REST_PER_CHANNEL = (0, 3, 8, 15)
-# Records are turned to columns in pieces of about this size, which stay in the processor's cache.
+# Records are converted to columns in chunks of about this size, which stay in the CPU's cache.
 _CHUNK_BYTES = 2**20
 _CHUNK_LINES = 2**16
-# Nine digits give back every float32.
+# Nine digits represent every float32 exactly.
 _ASCII_NUMBER = "%.9g"
 
 
@@ -54,9 +54,12 @@ def _rest_names(count: int) -> tuple[str, ...]:
 
 
 def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool = False) -> None:
-    """Write the live splats (`mask`) to `path`, quaternions normalised; same splats, same bytes.
+    """Write the splats in use (`mask`); the same splats give the same bytes.
 
-    ascii: numbers as text, for people and old tools; four times as long.
+    Args:
+        path: file to write.
+        gaussians: the splats; their quaternions are normalized.
+        ascii: write numbers as text, for people and old tools; the file is four times as long.
     """
     arrays = live_arrays(gaussians)
     count = len(arrays.positions)
@@ -69,7 +72,7 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool 
             rest,
             arrays.opacity_logits[:, None],
             arrays.log_scales,
-            normalised(arrays.quaternions),
+            normalized(arrays.quaternions),
         ],
         axis=1,
         dtype="<f4",
@@ -88,32 +91,41 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool 
 def load_ply(path: str | os.PathLike[str]) -> Gaussians:
     """Read a splat file written by `save_ply` or any tool with the 3DGS layout, ascii or binary.
 
-    Normals and properties of other names are left aside. Returns: splats without padding (`mask` all true).
-    Raises: UserError where the file is missing, not a .ply, cut short, without splats, without a property
-    this layout needs, or holds a value that is no finite number; names the file and the property.
+    Args:
+        path: file to read; normals and unknown properties are ignored.
+
+    Returns:
+        The splats without padding (`mask` all true).
+
+    Raises:
+        UserError: the file is missing, not a .ply, truncated, without splats, without a property that this
+            layout needs, or holds a value that is not a finite number; names the file and the property.
     """
     path = Path(path)
-    with opened(path) as (file, length):
+    with open_splat_file(path) as (file, length):
         header = read_header(path, file)
         element, before = _find_splats(path, header)
         rest_count = sum(name.startswith("f_rest_") for name in element.types)
         if rest_count % 3 or rest_count // 3 not in _REST_PER_CHANNEL:
             raise UserError(
                 f"{path} has {rest_count} f_rest_* properties; "
-                "spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45."
+                "spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45, so export it again."
             )
         names = (*_POSITION, *_OPACITY, *_SCALE, *_ROTATION, *_BASE_COLOR, *_rest_names(rest_count))
         _check_properties(path, element, names)
         read = _read_ascii if header.ascii else _read_binary
         columns = read(path, file, length - header.size, element, before, names)
 
-    # Some converters write an opacity of 0 or 1, or a scale of 0, as the infinity that the formula gives.
+    # Some converters write an opacity of 0 or 1, or a scale of 0, as the infinite logit or logarithm.
     columns[:, 3] = without_infinity(columns[:, 3], -OPACITY_LIMIT, OPACITY_LIMIT)
     columns[:, 4:7] = without_infinity(columns[:, 4:7], np.log(MIN_SCALE), np.inf)
     check_finite(path, columns, [f"property {name!r}" for name in names])
     zero = ~columns[:, 7:11].any(axis=1)
     if zero.any():
-        raise UserError(f"{path}: rot_0..3 of splat {int(zero.argmax())} are all zero, which is no rotation.")
+        raise UserError(
+            f"{path}: rot_0..3 of splat {int(zero.argmax())} are all zero, which is not a rotation; "
+            "export it again."
+        )
     rest = columns[:, 14:].reshape(len(columns), 3, rest_count // 3).transpose(0, 2, 1)
     return to_gaussians(
         SplatArrays(
@@ -136,7 +148,7 @@ def _find_splats(path: Path, header: Header) -> tuple[Element, list[Element]]:
                 if skipped.has_list:
                     raise UserError(
                         f"{path} has lists in the element {skipped.name!r} before its splats, which is not "
-                        "read; export it as 3DGS .ply."
+                        "supported; export it as 3DGS .ply."
                     )
             return element, before
     raise UserError(f"{path} has no 'vertex' element, so it holds no splats; export it as 3DGS .ply.")
@@ -145,7 +157,7 @@ def _find_splats(path: Path, header: Header) -> tuple[Element, list[Element]]:
 def _check_properties(path: Path, element: Element, names: Sequence[str]) -> None:
     if "packed_position" in element.types:
         raise UserError(
-            f"{path} is a compressed .ply of packed properties ('packed_position'), which is not read; "
+            f"{path} is a compressed .ply of packed properties ('packed_position'), which is not supported; "
             "export it uncompressed."
         )
     for name in names:
@@ -155,19 +167,19 @@ def _check_properties(path: Path, element: Element, names: Sequence[str]) -> Non
                 "(a mesh or point cloud, perhaps); export it as 3DGS .ply."
             )
         if element.types[name] is None:
-            raise UserError(f"{path}: property {name!r} is a list where a number belongs; export it anew.")
+            raise UserError(f"{path}: property {name!r} is a list, not a number; export it again.")
     for name, kind in element.types.items():
         if kind is None:
             raise UserError(
-                f"{path}: property {name!r} is a list, which splats have none of; export it anew."
+                f"{path}: property {name!r} is a list, which splats do not have; export it again."
             )
 
 
 def _check_length(path: Path, count: int, needed: int, there: int) -> None:
     if needed > there:
         raise UserError(
-            f"{path} is cut short: its header claims {count} splats, which take {needed} bytes, "
-            f"but {there} are left; get the file anew."
+            f"{path} is truncated: its header claims {count} splats, which take {needed} bytes, "
+            f"but only {there} are left; get the file again."
         )
 
 
@@ -209,19 +221,19 @@ def _read_binary(
 def _read_ascii(
     path: Path, file: BinaryIO, length: int, element: Element, before: list[Element], names: Sequence[str]
 ) -> np.ndarray:
-    """The same of a file whose records are lines of numbers."""
+    """The same for a file whose records are lines of numbers."""
     skipped = sum(other.count for other in before)
-    # Each number is at least a digit and what parts it from the next.
+    # Each number is at least a digit and a separator.
     _check_length(path, element.count, 2 * (skipped + element.count * len(element.types)) - 1, length)
     for _ in range(skipped):
         file.readline()
-    # One record type for all lines, so that a line of another length is an error and none is made room for.
+    # One record type for all lines, so that a line of another length is an error and allocates nothing.
     record = np.dtype([("numbers", np.float64, (len(element.types),))])
     places = list(element.types)
     used = [places.index(name) for name in names]
     columns = np.empty((element.count, len(names)), np.float32)
     with np.errstate(over="ignore"), warnings.catch_warnings():
-        # NumPy warns where no line is left; the count tells it too.
+        # NumPy warns if no line is left, which the count below detects.
         warnings.simplefilter("ignore", UserWarning)
         for first in range(0, element.count, _CHUNK_LINES):
             chunk = columns[first : first + _CHUNK_LINES]
@@ -231,12 +243,12 @@ def _read_ascii(
                 reason = str(error).partition(";")[0]
                 raise UserError(
                     f"{path} cannot be read: {reason}, counted from splat {first}; "
-                    "it is damaged or cut short."
+                    "it is damaged or truncated, get the file again."
                 ) from error
             if len(lines) < len(chunk):
                 raise UserError(
-                    f"{path} is cut short: its header claims {element.count} splats, "
-                    f"but {first + len(lines)} are there; get the file anew."
+                    f"{path} is truncated: its header claims {element.count} splats, "
+                    f"but it holds only {first + len(lines)}; get the file again."
                 )
             chunk[:] = lines["numbers"][:, used]
     return columns

@@ -1,6 +1,6 @@
-"""The text at the head of a .ply file (Turk 1994): what elements follow, of what properties, in what bytes.
+"""The header of a .ply file (Turk 1994): the elements that follow, their properties, their byte layout.
 
-Nothing that a header claims is believed: what it says is checked here, and its counts, by whoever reads on,
+Nothing that a header claims is trusted: its syntax is checked here, and its counts are checked by the reader
 against the length of the file before anything is allocated.
 """
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ge3d_jax.core.errors import UserError
 
-# NumPy's names of the scalar types; each has an old name and one that tells its size.
+# NumPy's names of the scalar types; each has an old name and one that gives its size.
 _TYPES = {
     "char": "i1",
     "int8": "i1",
@@ -32,7 +32,7 @@ _TYPES = {
 }
 # NumPy's mark of the byte order of each format; ascii has none.
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-# A header of spherical harmonics has two kilobytes; this leaves room for thousands of other properties.
+# A header with spherical harmonics takes two kilobytes; this leaves room for thousands of other properties.
 _LONGEST_HEADER = 2**20
 _LONGEST_COUNT = 18
 _END = re.compile(rb"(?:^|\n)end_header[ \t]*\r?\n")
@@ -40,7 +40,13 @@ _END = re.compile(rb"(?:^|\n)end_header[ \t]*\r?\n")
 
 @dataclass
 class Element:
-    """One element: `count` records of the `types` (NumPy's, with byte order; None for a list), by name."""
+    """One element: a table of records.
+
+    Attributes:
+        name: e.g. "vertex".
+        count: number of records.
+        types: NumPy type with byte order by property name, None for a list.
+    """
 
     name: str
     count: int
@@ -59,7 +65,13 @@ class Element:
 
 @dataclass
 class Header:
-    """The elements in the order of the file, whether they are text, and where they begin, in bytes."""
+    """What a header says.
+
+    Attributes:
+        ascii: whether the records are text.
+        elements: in the order of the file.
+        size: length of the header in bytes.
+    """
 
     ascii: bool
     elements: list[Element]
@@ -67,26 +79,38 @@ class Header:
 
 
 def read_header(path: Path, file: BinaryIO) -> Header:
-    """Read the header of an open .ply file and leave the file behind it.
+    """Read the header of an open .ply file.
 
-    Raises: UserError naming the file and the line that is not as it should be.
+    Args:
+        path: path of the file, for messages.
+        file: the file at its start; afterwards at the first byte after the header.
+
+    Returns:
+        What the header says.
+
+    Raises:
+        UserError: it is not a valid header; names the file and the line.
     """
     start = file.read(_LONGEST_HEADER)
     if not re.match(rb"ply[ \t]*\r?\n", start):
-        raise UserError(f"{path} is no .ply file: it does not begin with 'ply'; give a splat file.")
+        raise UserError(f"{path} is not a .ply file: it does not start with 'ply'; give a splat file.")
     end = _END.search(start)
     if end is None:
         raise UserError(
-            f"{path} cannot be read as a .ply file: its header has no end_header; it is cut short."
+            f"{path} cannot be read as a .ply file: its header has no end_header; "
+            "it is truncated, get the file again."
         )
     try:
         lines = start[: end.start()].decode("utf-8").splitlines()[1:]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read as a .ply file: its header is not text.") from error
+        raise UserError(
+            f"{path} cannot be read as a .ply file: its header is not text; get the file again."
+        ) from error
 
     def wrong(line: str, reason: str) -> UserError:
         return UserError(
-            f"{path} cannot be read as a .ply file: {line.strip()[:80]!r} in its header {reason}."
+            f"{path} cannot be read as a .ply file: {line.strip()[:80]!r} in its header {reason}; "
+            "export it again."
         )
 
     order: str | None = None
@@ -98,17 +122,17 @@ def read_header(path: Path, file: BinaryIO) -> Header:
             case ["format", name, "1.0"] if name in _BYTE_ORDERS and order is None:
                 order = _BYTE_ORDERS[name]
             case ["format", *_]:
-                raise wrong(line, "names no format of PLY 1.0, or a second one")
+                raise wrong(line, "does not name a format of PLY 1.0, or names a second one")
             case _ if order is None:
-                raise wrong(line, "stands where the format should be named")
+                raise wrong(line, "comes before the format")
             case ["element", name, count] if any(element.name == name for element in elements):
                 raise wrong(line, "names an element a second time")
             case ["element", name, count]:
                 if not re.fullmatch(r"[0-9]+", count) or len(count) > _LONGEST_COUNT:
-                    raise wrong(line, "has no count that can be")
+                    raise wrong(line, "has an invalid count")
                 elements.append(Element(name, int(count), {}))
             case ["property", *_] if not elements:
-                raise wrong(line, "belongs to no element")
+                raise wrong(line, "does not belong to an element")
             case ["property", *_, name] if name in elements[-1].types:
                 raise wrong(line, "names a property a second time")
             case ["property", "list", length, kind, name] if length in _TYPES and kind in _TYPES:
@@ -118,6 +142,6 @@ def read_header(path: Path, file: BinaryIO) -> Header:
             case _:
                 raise wrong(line, "is not understood")
     if order is None:
-        raise UserError(f"{path} cannot be read as a .ply file: its header names no format.")
+        raise UserError(f"{path} cannot be read as a .ply file: its header names no format; export it again.")
     file.seek(end.end())
     return Header(ascii=order == "", elements=elements, size=end.end())

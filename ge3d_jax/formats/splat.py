@@ -1,8 +1,9 @@
-"""Splat files of 32 bytes a splat (.splat), as web viewers stream them; no header, no view-dependent colour.
+"""Splat files with 32 bytes per splat (.splat), as streamed by web viewers.
 
+There is no header and no view-dependent color.
 A record: position `float32` × 3 (world units), scale `float32` × 3 (standard deviations, world units), red,
 green, blue and opacity as bytes (255 for 1), and the unit quaternion w, x, y, z as bytes, 128 + 128·q.
-The splats that matter most come first, so that a viewer shows the object before all of it has arrived.
+The most important splats come first, so that a viewer can show the object before all of it has arrived.
 """
 
 import os
@@ -17,10 +18,10 @@ from ge3d_jax.formats.splat_arrays import (
     check_finite,
     check_holds_splats,
     live_finite_arrays,
-    normalised,
+    normalized,
     opacity_bytes,
     opacity_logits,
-    opened,
+    open_splat_file,
     to_gaussians,
     to_levels,
 )
@@ -35,22 +36,27 @@ _RECORD = np.dtype(
         ("rotation", "u1", 4),
     ]
 )
-# A unit quaternion rounded, or cut, to steps of 1/128 has a length this close to 1.
+# A unit quaternion rounded or truncated to steps of 1/128 has a length this close to 1.
 _ROUNDED_LENGTH = 0.05
 
 
 def _rotation_bytes(quaternions: np.ndarray) -> np.ndarray:
-    """Bytes (N, 4); what was read from a .splat file, of nearly unit length, gives the bytes it came from."""
+    """Bytes (N, 4); quaternions read from a .splat file, of nearly unit length, give their original bytes."""
     lengths = np.linalg.norm(quaternions.astype(np.float64), axis=1)
     steps = 128.0 * quaternions
     was_rounded = (steps == np.rint(steps)).all(axis=1) & (np.abs(lengths - 1.0) <= _ROUNDED_LENGTH)
-    return to_levels(128.0 + np.where(was_rounded[:, None], steps, 128.0 * normalised(quaternions)))
+    return to_levels(128.0 + np.where(was_rounded[:, None], steps, 128.0 * normalized(quaternions)))
 
 
 def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write the live splats, the largest and most opaque first; degrees 1 to 3 of their colour are left out.
+    """Write the splats in use (`mask`), largest and most opaque first; same splats give the same bytes.
 
-    Raises: UserError at a splat that is not finite, or larger than float32 can tell.
+    Args:
+        path: file to write.
+        gaussians: the splats; spherical harmonics of degrees 1 to 3 are left out.
+
+    Raises:
+        UserError: a splat is not finite, or its scale overflows float32.
     """
     arrays = live_finite_arrays(Path(path), gaussians)
     records = np.zeros(len(arrays.positions), _RECORD)
@@ -59,11 +65,14 @@ def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         records["scale"] = np.maximum(np.exp(arrays.log_scales.astype(np.float64)), MIN_SCALE)
     huge = ~np.isfinite(records["scale"]).all(axis=1)
     if huge.any():
-        raise UserError(f"{path} cannot hold the scale of splat {int(huge.argmax())}: it is beyond float32.")
+        raise UserError(
+            f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
+            "write a .ply file instead."
+        )
     records["color"] = to_levels(255.0 * (0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
     records["opacity"] = opacity_bytes(arrays.opacity_logits)
     records["rotation"] = _rotation_bytes(arrays.quaternions)
-    # From what is written rather than what was given, and stable: a file read and written keeps its order.
+    # Computed from the rounded values, and stable, so that a file that is read and written keeps its order.
     importance = records["scale"].astype(np.float64).prod(axis=1) * records["opacity"]
     records = records[np.argsort(-importance, kind="stable")]
     with atomic_path(path) as temporary:
@@ -71,18 +80,25 @@ def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
 
 
 def load_splat(path: str | os.PathLike[str]) -> Gaussians:
-    """Read a .splat file; degree 0, no padding (`mask` all true).
+    """Read a .splat file.
 
-    Raises: UserError where the file is missing, empty, cut short, or holds a position, scale or rotation
-    that is none; names the file and the field.
+    Args:
+        path: file to read.
+
+    Returns:
+        The splats without padding (`mask` all true), spherical harmonics of degree 0.
+
+    Raises:
+        UserError: the file is missing, empty, truncated, or holds an invalid position, scale or rotation;
+            names the file and the field.
     """
     path = Path(path)
-    with opened(path) as (file, length):
+    with open_splat_file(path) as (file, length):
         check_holds_splats(path, length)
         if length % _RECORD.itemsize:
             raise UserError(
-                f"{path} is {length} bytes long, which is no multiple of the {_RECORD.itemsize} that a splat "
-                "takes; it is cut short, or not a .splat file."
+                f"{path} is {length} bytes long, which is not a multiple of the {_RECORD.itemsize} that a "
+                "splat takes; it is truncated or not a .splat file, get the file again."
             )
         records = np.frombuffer(file.read(length), _RECORD)
     check_finite(path, records["position"], ("position x", "position y", "position z"))
@@ -91,13 +107,14 @@ def load_splat(path: str | os.PathLike[str]) -> Gaussians:
     if negative.any():
         raise UserError(
             f"{path}: the scale of splat {int(negative.argmax())} is negative; "
-            "it is damaged, or not a .splat file."
+            "it is damaged or not a .splat file, get the file again."
         )
     rotations = (records["rotation"].astype(np.float32) - 128.0) / 128.0
     zero = ~rotations.any(axis=1)
     if zero.any():
         raise UserError(
-            f"{path}: the rotation of splat {int(zero.argmax())} is all zero, which is no rotation."
+            f"{path}: the rotation of splat {int(zero.argmax())} is all zero, which is not a rotation; "
+            "export it again."
         )
     # A flat splat has a scale of zero, whose logarithm is not finite.
     scales = np.maximum(records["scale"].astype(np.float64), MIN_SCALE)

@@ -1,6 +1,6 @@
-"""What splat files have in common: opening one with care, plain arrays between the bytes and the pytree.
+"""Shared by the splat formats: opening a file, checks, and plain arrays between the bytes and the pytree.
 
-Files hold live splats only, so there is no mask here. Coordinates are the file's own: no format is turned.
+Files hold only splats in use, so there is no mask here. Coordinates are the file's own: nothing is rotated.
 """
 
 import contextlib
@@ -16,15 +16,23 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.gaussians import OPACITY_MARGIN, Gaussians
 
-# The logit of the most opaque splat that is written down, finite.
+# The logit of the most opaque splat that is written, finite.
 OPACITY_LIMIT = float(np.log1p(-OPACITY_MARGIN) - np.log(OPACITY_MARGIN))
-# Quaternions of this relative error are of unit length: float32 rounding, which dividing again would repeat.
+# Quaternions with this relative error in length are left as they are: dividing again would only round again.
 _UNIT_MARGIN = 1e-6
 
 
 @dataclass(frozen=True)
 class SplatArrays:
-    """N splats as float32 arrays, fields as in `Gaussians`: positions (N, 3), … sh (N, K, 3)."""
+    """N splats as float32 arrays, with the fields of `Gaussians`.
+
+    Attributes:
+        positions: (N, 3) centers, in the file's units.
+        log_scales: (N, 3) natural logarithm of the standard deviations, in the file's units.
+        quaternions: (N, 4) wxyz.
+        opacity_logits: (N,) inverse sigmoid of the opacity.
+        sh: (N, K, 3) color coefficients, K = (degree + 1)².
+    """
 
     positions: np.ndarray
     log_scales: np.ndarray
@@ -34,43 +42,60 @@ class SplatArrays:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A splat file to read, and its length in bytes. Raises UserError where it cannot be read."""
+def open_splat_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Yield an open splat file and its length in bytes.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     try:
         if not path.is_file():
-            raise UserError(f"There is no splat file at {path}; give the path of one.")
+            raise UserError(f"There is no splat file {path}; give the path of one.")
         with path.open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{path} cannot be read ({reason}); give a splat file that can.") from error
+        raise UserError(f"{path} cannot be read ({reason}); give a readable splat file.") from error
 
 
 def check_finite(path: Path, values: np.ndarray, names: Sequence[str]) -> None:
-    """Refuse numbers that are none: `values` (N, C), the C columns named. Raises UserError naming one."""
+    """Check that all values are finite.
+
+    Args:
+        path: path of the file, for the message.
+        values: (N, C) one row per splat.
+        names: names of the C columns, for the message.
+
+    Raises:
+        UserError: a value is infinite or NaN; names the file, the column and the splat.
+    """
     bad = ~np.isfinite(values)
     if bad.any():
         column = int(bad.any(axis=0).argmax())
         splat = int(bad[:, column].argmax())
         raise UserError(
             f"{path}: {names[column]} of splat {splat} is not a finite number; "
-            "the run that wrote the file diverged, or the file is damaged."
+            "the run that wrote the file diverged or the file is damaged, so export it again."
         )
 
 
 def check_holds_splats(path: Path, count: int) -> None:
-    """Refuse a file of no splats. Raises UserError."""
+    """Check that a file holds splats.
+
+    Raises:
+        UserError: `count` is 0.
+    """
     if count == 0:
         raise UserError(f"{path} holds no splats; give a file with at least one.")
 
 
 def without_infinity(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """The same values with -inf and inf replaced; NaN stays."""
+    """The same values with -inf replaced by `least` and inf by `most`; NaN stays."""
     return np.where(values == -np.inf, least, np.where(values == np.inf, most, values))
 
 
 def live_arrays(gaussians: Gaussians) -> SplatArrays:
-    """The splats whose mask is True, in their order."""
+    """The splats whose mask is True, in order."""
     live = np.asarray(gaussians.mask)
     return SplatArrays(
         positions=np.asarray(gaussians.positions, np.float32)[live],
@@ -82,28 +107,32 @@ def live_arrays(gaussians: Gaussians) -> SplatArrays:
 
 
 def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
-    """The same, for formats of small integers, which cannot hold a NaN. Raises UserError at one."""
+    """The splats whose mask is True, for formats of small integers, which cannot hold NaN.
+
+    Raises:
+        UserError: a splat is not finite; names the file, the splat and the field.
+    """
     arrays = live_arrays(gaussians)
     for name, values in vars(arrays).items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             raise UserError(
                 f"{path} cannot hold splat {int(bad.argmax())}, whose {name} are not finite; "
-                "the run that made it diverged."
+                "the run that made it diverged, so repeat it with lower learning rates."
             )
     return arrays
 
 
 def to_gaussians(arrays: SplatArrays) -> Gaussians:
     """The pytree without padding: `mask` all true."""
-    # Put rather than converted: jnp.asarray would compile a program for every number of splats.
+    # device_put, because jnp.asarray would compile a program for every number of splats.
     return jax.device_put(
         Gaussians(**vars(arrays), mask=np.ones(len(arrays.positions), bool))  # type: ignore[arg-type]
     )
 
 
-def normalised(quaternions: np.ndarray) -> np.ndarray:
-    """Unit quaternions (N, 4) float32; those of length 1 come back bit by bit, one of length 0 is no turn."""
+def normalized(quaternions: np.ndarray) -> np.ndarray:
+    """Unit quaternions (N, 4) float32; those of length 1 keep their bits, length 0 gives the identity."""
     exact = quaternions.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     unit = exact / np.where(np.abs(lengths - 1.0) <= _UNIT_MARGIN, 1.0, np.maximum(lengths, 1e-12))
@@ -111,7 +140,7 @@ def normalised(quaternions: np.ndarray) -> np.ndarray:
 
 
 def opacity_bytes(logits: np.ndarray) -> np.ndarray:
-    """Opacities as uint8, 255 for 1."""
+    """Opacities of logits as uint8, 255 for 1."""
     # exp(-|x|) cannot overflow.
     small = np.exp(-np.abs(logits.astype(np.float64)))
     opacities = np.where(logits >= 0, 1.0, small) / (1.0 + small)
@@ -119,11 +148,11 @@ def opacity_bytes(logits: np.ndarray) -> np.ndarray:
 
 
 def opacity_logits(levels: np.ndarray) -> np.ndarray:
-    """The inverse, float32; finite for 0 and 255 too."""
+    """The inverse of `opacity_bytes`, float32; finite for 0 and 255 too."""
     opacities = np.clip(levels / 255.0, OPACITY_MARGIN, 1.0 - OPACITY_MARGIN)
     return (np.log(opacities) - np.log1p(-opacities)).astype(np.float32)
 
 
 def to_levels(values: np.ndarray) -> np.ndarray:
-    """Nearest of the levels 0 to 255, uint8."""
+    """Values rounded and clipped to 0 … 255, uint8."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

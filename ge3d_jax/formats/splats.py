@@ -1,4 +1,4 @@
-"""Splat files of every format, told apart by the ending of their names."""
+"""Splat files of every format, chosen by the file's suffix."""
 
 import os
 from collections.abc import Callable
@@ -23,29 +23,45 @@ _SAVERS: dict[str, Callable[[Path, Gaussians], None]] = {
 
 
 def check_splat_path(path: str | os.PathLike[str]) -> str:
-    """The ending of a splat file's name in small letters. Raises UserError where it is unknown."""
+    """The suffix of a splat file's name in lower case.
+
+    Raises:
+        UserError: the suffix is unknown.
+    """
     ending = Path(path).suffix.lower()
     if ending not in _LOADERS:
         raise UserError(
-            f"{os.fspath(path)} does not end as a splat file does; the formats are {', '.join(_LOADERS)}."
+            f"{os.fspath(path)} does not have the suffix of a splat file; use one of {', '.join(_LOADERS)}."
         )
     return ending
 
 
 def load_splats(path: str | os.PathLike[str]) -> Gaussians:
-    """Read a .ply (3D Gaussian Splatting), .splat or .spz file; no padding (`mask` all true).
+    """Read a .ply (3D Gaussian Splatting), .splat or .spz file.
 
-    Coordinates are the file's own, in whatever direction its z points.
-    Raises: UserError where the file cannot be used; names it and the field that is wrong.
+    Args:
+        path: file to read; the suffix chooses the format.
+
+    Returns:
+        The splats without padding (`mask` all true), in the file's own coordinates, whichever way is up.
+
+    Raises:
+        UserError: the file cannot be used; names the file and the field.
     """
     return _LOADERS[check_splat_path(path)](Path(path))
 
 
 def save_splats(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write the live splats (`mask`) in the format that the ending of `path` names.
+    """Write the splats in use (`mask`); the same splats give the same bytes.
 
-    .ply keeps everything to the bit but the length of quaternions, which it makes 1; .spz rounds; .splat
-    rounds and leaves out view-dependent colour. Same splats, same bytes.
-    Raises: UserError where the ending is unknown or the format cannot hold the splats.
+    .ply keeps every bit, except that quaternions are normalized; .spz rounds; .splat rounds and leaves out
+    view-dependent color.
+
+    Args:
+        path: file to write; the suffix chooses the format.
+        gaussians: the splats.
+
+    Raises:
+        UserError: the suffix is unknown, or the format cannot hold the splats.
     """
     _SAVERS[check_splat_path(path)](Path(path), gaussians)

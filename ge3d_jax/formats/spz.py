@@ -1,10 +1,10 @@
-"""Splat files in the packed format of Niantic (.spz), about a fifth of a .ply in length.
+"""Splat files in the packed format of Niantic (.spz), about a fifth of the length of a .ply.
 
-Read are versions 2 and 3 (one gzip stream) and 4 (one zstd stream for each field); written is version 3,
-which every reader of the format knows. A header of four-byte numbers (magic "NGSP", version, count) and of
-bytes (degree, fractional bits, flags, reserved) is followed by the fields, each for all splats:
+Versions 2 and 3 (one gzip stream) and 4 (one zstd stream per field) can be read; version 3 is written, which
+every reader of the format supports. A header of four-byte numbers (magic "NGSP", version, count) and bytes
+(degree, fractional bits, flags, reserved) is followed by the fields, each for all splats:
 
-    positions   3 × 24-bit fixed point, `fractional bits` of them behind the point
+    positions   3 × 24-bit fixed point, `fractional bits` of them after the point
     alphas      opacity, 255 for 1
     colors      3 × 255·(0.5 + 0.15·f_dc): a wider range than [0, 1]
     scales      3 × 16·(log scale + 10)
@@ -12,11 +12,11 @@ bytes (degree, fractional bits, flags, reserved) is followed by the fields, each
                 bits, then the other three, each a sign and 9 bits of 511·√2·|q|
     sh          for each coefficient, for each channel, 128·(1 + f_rest)
 
-Extensions of vendors are left aside. So is flag 1, by which a file says that its splats were trained with
-antialiasing: `Gaussians` has no place for it, it is written as 0, and who renders such splats asks for it
-(render_splats.py --antialiased). Coordinates are carried over as they are, as converters and viewers commonly
-do; by its specification the format has y up. The packing is written out here, on zlib and zstd, because a
-stream may unpack to a thousand times its length: it is held to what its header says as it unpacks.
+Vendor extensions are ignored. So is flag 1, which says that the splats were trained with antialiasing:
+`Gaussians` has no field for it, so it is written as 0, and such splats should be rendered with
+`antialiased=True`. Coordinates are kept as they are, as in most converters and viewers; by its specification
+the format has y up. The packing is implemented here, on zlib and zstd, because a stream may decompress to a
+thousand times its length: decompression stops at the length that the header claims.
 """
 
 import os
@@ -33,10 +33,10 @@ from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
     check_holds_splats,
     live_finite_arrays,
-    normalised,
+    normalized,
     opacity_bytes,
     opacity_logits,
-    opened,
+    open_splat_file,
     to_gaussians,
     to_levels,
 )
@@ -49,33 +49,33 @@ else:
 
 _MAGIC = 0x5053474E
 _HEADER = struct.Struct("<IIIBBBB")
-# Version 4 adds where its table of streams begins, and reserves the rest.
+# Version 4 adds the offset of its table of streams, and reserves the rest.
 _HEADER_4 = struct.Struct("<I12x")
 _TABLE_ENTRY = struct.Struct("<QQ")
 _WRITTEN_VERSION = 3
 _GZIP = b"\x1f\x8b"
-# zlib's way to say: a gzip header and trailer around the largest window.
+# zlib's code for a gzip header and trailer and the largest window.
 _GZIP_WINDOW = 31
 _GZIP_LEVEL = 6
-# Splats of degree 3 that are alike in all but position shrink to a twentieth. What shrank further than this
-# is a bomb, unless it is small all the same.
+# Splats of degree 3 that are equal except in position compress to a twentieth. A file with a higher ratio
+# than this is a decompression bomb, unless it is small anyway.
 _LARGEST_RATIO = 32
 _ALWAYS_ALLOWED = 2**20
-# What may follow the splats of a gzip stream: vendors' extensions.
+# Largest size of the vendor extensions that may follow the splats in a gzip stream.
 _LONGEST_EXTENSIONS = 2**20
-# zstd windows that are allowed whatever the size, as a power of two.
+# Bounds on the zstd window that is allowed, as powers of two.
 _LEAST_WINDOW = 23
 _LARGEST_WINDOW = 27
 
 _REST_PER_CHANNEL = (0, 3, 8, 15)
 _MOST_FRACTIONAL_BITS = 24
-# 2^-16 is below the smallest scale that the format holds, e^-10; more bits would only be noise to compress.
+# 2^-16 is below the smallest scale of the format, e^-10; more bits would only be noise to compress.
 _WRITTEN_FRACTIONAL_BITS = 16
 _LARGEST_FIXED = 2**23 - 1
 _COLOR_FACTOR = 0.15
 _SMALLEST_LOG_SCALE = -10.0
 _SCALE_STEPS = 16.0
-# 9 bits for what is at most 1/√2.
+# 9 bits for values up to 1/√2.
 _ROTATION_STEPS = 511.0 * np.sqrt(2.0)
 
 
@@ -86,13 +86,20 @@ def _field_sizes(count: int, version: int, degree: int) -> list[int]:
 
 
 def load_spz(path: str | os.PathLike[str]) -> Gaussians:
-    """Read a .spz file of version 2, 3 or 4; no padding (`mask` all true).
+    """Read a .spz file of version 2, 3 or 4.
 
-    Raises: UserError where the file is missing, empty, cut short, damaged, of another version or a degree
-    above 3, or unpacks to far more than its length; names the file and the field.
+    Args:
+        path: file to read.
+
+    Returns:
+        The splats without padding (`mask` all true).
+
+    Raises:
+        UserError: the file is missing, empty, truncated, damaged, of another version or a degree above 3, or
+            decompresses to far more than its length; names the file and the field.
     """
     path = Path(path)
-    with opened(path) as (file, length):
+    with open_splat_file(path) as (file, length):
         check_holds_splats(path, length)
         data = file.read(length)
     stream = zlib.decompressobj(_GZIP_WINDOW)
@@ -101,29 +108,34 @@ def load_spz(path: str | os.PathLike[str]) -> Gaussians:
     else:
         header = data[: _HEADER.size]
     if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
-        raise UserError(f"{path} is no .spz file: it does not begin with 'NGSP'; give a splat file.")
+        raise UserError(f"{path} is not a .spz file: it does not start with 'NGSP'; give a splat file.")
     _, version, count, degree, fractional_bits, _, streams = _HEADER.unpack(header)
     if version not in ((2, 3) if data.startswith(_GZIP) else (4,)):
-        raise UserError(f"{path} is a .spz file of version {version}; 2, 3 and 4 can be read.")
+        raise UserError(f"{path} is a .spz file of version {version}; export it as version 2, 3 or 4.")
     if degree >= len(_REST_PER_CHANNEL):
-        raise UserError(f"{path} has spherical harmonics of degree {degree}; 0 to 3 can be read.")
+        raise UserError(
+            f"{path} has spherical harmonics of degree {degree}; export it with a degree of 0 to 3."
+        )
     if fractional_bits > _MOST_FRACTIONAL_BITS:
         raise UserError(
-            f"{path} claims {fractional_bits} fractional bits of 24; it is damaged, or no .spz file."
+            f"{path} claims {fractional_bits} fractional bits of 24; it is damaged or not a .spz file, "
+            "get the file again."
         )
     check_holds_splats(path, count)
     sizes = _field_sizes(count, version, degree)
     if sum(sizes) > max(_ALWAYS_ALLOWED, _LARGEST_RATIO * length):
         raise UserError(
             f"{path} claims {count} splats, which take {sum(sizes)} bytes, but it is only {length} bytes "
-            "long; it is damaged."
+            "long; it is damaged, get the file again."
         )
     if version == 4:
         fields = _streams_of_version_4(path, data, streams, sizes)
     else:
         body = _inflate(path, stream, stream.unconsumed_tail, sum(sizes))
         if len(body) < sum(sizes):
-            raise UserError(f"{path} is cut short: it claims {count} splats, but holds fewer; get it anew.")
+            raise UserError(
+                f"{path} is truncated: it claims {count} splats, but holds fewer; get the file again."
+            )
         _finish(path, stream)
         places = np.cumsum([0, *sizes])
         fields = [body[start:end] for start, end in zip(places, places[1:], strict=False)]
@@ -133,48 +145,59 @@ def load_spz(path: str | os.PathLike[str]) -> Gaussians:
 
 
 def _inflate(path: Path, stream: "zlib._Decompress", data: bytes, length: int) -> bytes:
-    """The next `length` bytes of a gzip stream, fewer where it ends. Raises UserError where it is damaged."""
+    """The next `length` bytes of a gzip stream, fewer if it ends; a UserError if it is damaged."""
     try:
         return stream.decompress(data, length)
     except zlib.error as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); it is damaged.") from error
+        raise UserError(
+            f"{path} cannot be decompressed ({error}); it is damaged, get the file again."
+        ) from error
 
 
 def _finish(path: Path, stream: "zlib._Decompress") -> None:
-    """Go to the end of a gzip stream, where its checksum stands. Raises UserError where it does not end."""
+    """Read to the end of a gzip stream, where its checksum is verified; a UserError if it does not end."""
     _inflate(path, stream, stream.unconsumed_tail, _LONGEST_EXTENSIONS)
     if not stream.eof:
-        reason = "holds more than its splats" if stream.unconsumed_tail else "is cut short"
-        raise UserError(f"{path} {reason}; it is damaged.")
+        reason = "holds more than its splats" if stream.unconsumed_tail else "is truncated"
+        raise UserError(f"{path} {reason}; it is damaged, get the file again.")
 
 
 def _streams_of_version_4(path: Path, data: bytes, streams: int, sizes: list[int]) -> list[bytes]:
-    """The unpacked fields of a file of version 4: a table of lengths, then one zstd frame a field."""
+    """The decompressed fields of a version 4 file: a table of lengths, then one zstd frame per field."""
     wanted = [size for size in sizes if size]
     if streams != len(wanted):
-        raise UserError(f"{path} has {streams} streams where {len(wanted)} belong; it is damaged.")
+        raise UserError(
+            f"{path} has {streams} streams instead of {len(wanted)}; it is damaged, get the file again."
+        )
     head = data[_HEADER.size : _HEADER.size + _HEADER_4.size]
     table = _HEADER_4.unpack(head)[0] if len(head) == _HEADER_4.size else len(data)
     place = table + streams * _TABLE_ENTRY.size
     if not _HEADER.size + _HEADER_4.size <= table or place > len(data):
-        raise UserError(f"{path} has no table of its streams; it is damaged or cut short.")
+        raise UserError(
+            f"{path} has no table of its streams; it is damaged or truncated, get the file again."
+        )
     fields = []
     for index, size in enumerate(wanted):
         packed, unpacked = _TABLE_ENTRY.unpack_from(data, table + index * _TABLE_ENTRY.size)
         if unpacked != size or packed > len(data) - place:
             raise UserError(
-                f"{path}: the length of its stream {index} cannot be; it is damaged or cut short."
+                f"{path}: the length of its stream {index} is impossible; it is damaged or truncated, "
+                "get the file again."
             )
         window = min(max(size.bit_length(), _LEAST_WINDOW), _LARGEST_WINDOW)
         frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window})
         try:
             field = frame.decompress(data[place : place + packed], max_length=size)
-            # A frame that ends with the last byte may only tell when asked for more.
+            # A frame that ends with the last byte may report its end only when asked for more.
             more = b"" if frame.eof else frame.decompress(b"", max_length=1)
         except (zstd.ZstdError, EOFError) as error:
-            raise UserError(f"{path}: its stream {index} cannot be unpacked; it is damaged.") from error
+            raise UserError(
+                f"{path}: its stream {index} cannot be decompressed; it is damaged, get the file again."
+            ) from error
         if len(field) != size or more or not frame.eof:
-            raise UserError(f"{path}: its stream {index} is not as long as it claims; it is damaged.")
+            raise UserError(
+                f"{path}: its stream {index} is not as long as it claims; it is damaged, get the file again."
+            )
         fields.append(field)
         place += packed
     return [*fields, b""][: len(sizes)]
@@ -185,7 +208,7 @@ def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> Spl
     count = len(alphas)
     low, middle, high = np.moveaxis(positions.reshape(count, 3, 3).astype(np.int32), 2, 0)
     fixed = low | middle << 8 | high << 16
-    # 24 bits with a sign: what is beyond the largest is negative.
+    # 24-bit two's complement: values beyond the largest are negative.
     fixed -= (fixed > _LARGEST_FIXED).astype(np.int32) << 24
     base = (colors.reshape(count, 1, 3) / 255.0 - 0.5) / _COLOR_FACTOR
     harmonics = np.concatenate([base, rest.reshape(count, -1, 3) / 128.0 - 1.0], axis=1, dtype=np.float32)
@@ -199,14 +222,14 @@ def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> Spl
 
 
 def _first_three(rotations: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz of the bytes of version 2."""
+    """Quaternions (N, 4) wxyz from the bytes of version 2."""
     imaginary = rotations.reshape(-1, 3) / 127.5 - 1.0
     real = np.sqrt(np.maximum(0.0, 1.0 - (imaginary**2).sum(axis=1, keepdims=True)))
     return np.concatenate([real, imaginary], axis=1, dtype=np.float32)
 
 
 def _smallest_three(words: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz of the words of version 3 and later."""
+    """Quaternions (N, 4) wxyz from the 32-bit words of version 3 and later."""
     largest = words >> 30
     quaternions = np.zeros((len(words), 4))
     left = words.copy()
@@ -221,7 +244,7 @@ def _smallest_three(words: np.ndarray) -> np.ndarray:
 
 
 def _to_words(quaternions: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """The words that leave out the component `largest` (N,) of unit quaternions (N, 4) wxyz."""
+    """32-bit words that omit the component `largest` (N,) of unit quaternions (N, 4) wxyz."""
     components = np.roll(quaternions.astype(np.float64), -1, axis=1)
     components *= np.where(components[np.arange(len(largest)), largest] < 0, -1.0, 1.0)[:, None]
     words = largest.astype(np.uint32)
@@ -232,19 +255,19 @@ def _to_words(quaternions: np.ndarray, largest: np.ndarray) -> np.ndarray:
     return words
 
 
-def _spelled(quaternions: np.ndarray) -> np.ndarray:
-    """The first words that are read back as exactly these quaternions; else those of the least error."""
+def _encode_rotations(quaternions: np.ndarray) -> np.ndarray:
+    """The first words that decode to exactly these quaternions; otherwise those with the least error."""
     components = np.roll(quaternions, -1, axis=1)
     words = _to_words(quaternions, np.abs(components).argmax(axis=1))
     for axis in (3, 2, 1, 0):
-        spelling = _to_words(quaternions, np.full(len(words), axis))
-        exact = (_smallest_three(spelling) == quaternions).all(axis=1)
-        words = np.where(exact, spelling, words)
+        candidate = _to_words(quaternions, np.full(len(words), axis))
+        exact = (_smallest_three(candidate) == quaternions).all(axis=1)
+        words = np.where(exact, candidate, words)
     return words
 
 
 def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]:
-    """Positions (N, 3) as integers, and how many of their bits are behind the point: as many as fit."""
+    """Positions (N, 3) as integers, and how many of their bits are after the point: as many as fit."""
     exact = positions.astype(np.float64)
     for bits in range(_WRITTEN_FRACTIONAL_BITS, -1, -1):
         fixed = np.rint(np.ldexp(exact, bits))
@@ -254,10 +277,15 @@ def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]
 
 
 def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write the live splats as version 3; same splats, same bytes; every degree of their colour is kept.
+    """Write the splats in use (`mask`) as version 3; the same splats give the same bytes.
 
-    What is below a scale of e^-10 is written as that, colours beyond the format's range as its end.
-    Raises: UserError at a splat that is not finite, or too far out for 24 bits, or larger than e^5.94.
+    Args:
+        path: file to write.
+        gaussians: the splats. All degrees of spherical harmonics are kept; scales below e^-10 and colors
+            outside the format's range are clipped.
+
+    Raises:
+        UserError: a splat is not finite, too far out for 24 bits, or has a scale above e^5.94.
     """
     arrays = live_finite_arrays(Path(path), gaussians)
     scale_levels = _SCALE_STEPS * (arrays.log_scales.astype(np.float64) - _SMALLEST_LOG_SCALE)
@@ -269,8 +297,8 @@ def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
             "write a .ply file instead."
         )
     fixed, fractional_bits = _to_fixed_point(Path(path), arrays.positions)
-    # Near-equal components can be left out either way; spelled as it will be read, the choice stays the same.
-    rotations = _spelled(_smallest_three(_spelled(normalised(arrays.quaternions))))
+    # Of near-equal components either can be omitted; encoding what will be decoded makes the choice stable.
+    rotations = _encode_rotations(_smallest_three(_encode_rotations(normalized(arrays.quaternions))))
     fields = [
         fixed.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3],
         opacity_bytes(arrays.opacity_logits),

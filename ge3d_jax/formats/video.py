@@ -1,4 +1,4 @@
-"""Turntables as files: .mp4 that every player opens, and .gif that every page shows."""
+"""Turntables as files: .mp4 that every player opens, and .gif that every web page shows."""
 
 import contextlib
 import itertools
@@ -15,9 +15,9 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.viewer.sheet import enlarge
 
-# Frames smaller than this are hard to look at, so they are enlarged by a whole factor.
+# Frames with a shorter side are hard to look at, so they are enlarged by a whole factor, pixels.
 _SMALLEST_SIDE = 256
-# H.264 first; an ffmpeg built without it has MPEG-4.
+# H.264 first; an ffmpeg built without it has at least MPEG-4.
 _CODECS = (("libx264", "-crf", "16"), ("mpeg4", "-q:v", "3"))
 # The palette of a .gif is chosen on about this many of its frames.
 _PALETTE_FRAMES = 8
@@ -29,10 +29,16 @@ def _prepared(frame: np.ndarray) -> np.ndarray:
 
 
 def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: int = 24) -> None:
-    """Write uint8 frames (H, W, 3) as H.264, yuv420p; small frames enlarged, odd sides less one pixel.
+    """Write an H.264 video, yuv420p.
 
-    frames: any number; each is handed to ffmpeg as it comes, and none is held.
-    Raises: UserError where there is no working ffmpeg; the one that comes with imageio-ffmpeg works.
+    Args:
+        path: file to write.
+        frames: uint8 (H, W, 3) each, at least one; each is passed to ffmpeg as it comes and not kept. Small
+            frames are enlarged, and odd sides lose one pixel.
+        fps: frames per second.
+
+    Raises:
+        UserError: there is no working ffmpeg; the one bundled with imageio-ffmpeg works.
     """
     each = map(_prepared, frames)
     first = next(each, None)
@@ -40,8 +46,8 @@ def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: in
         raise ValueError("A video needs at least one frame.")
     height, width = (side - side % 2 for side in first.shape[:2])
     program = _ffmpeg()
-    # Bit-exact muxing leaves the encoder's version and the date out of the file. One thread: the same bytes
-    # on any number of cores.
+    # Bit-exact muxing leaves the encoder's version and the date out of the file. One thread gives the same
+    # bytes on any number of cores.
     output = ["-an", "-c:v", *_codec(program), "-pix_fmt", "yuv420p", "-threads", "1", "-fflags", "+bitexact"]
     command = [program, "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-", *output]
@@ -53,7 +59,7 @@ def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: in
         )
         assert process.stdin is not None  # a pipe, as asked for
         try:
-            # Where the pipe breaks it gave up, and says below why.
+            # If the pipe breaks, ffmpeg gave up; its reason is reported below.
             with contextlib.suppress(BrokenPipeError):
                 for frame in itertools.chain([first], each):
                     process.stdin.write(frame[:height, :width].tobytes())
@@ -68,7 +74,7 @@ def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: in
             complaints.seek(0)
             complaint = complaints.read().decode(errors="replace").strip()
             raise UserError(
-                f"{path} cannot be written, ffmpeg says: {complaint}; set IMAGEIO_FFMPEG_EXE to another."
+                f"{path} cannot be written, ffmpeg says: {complaint}; set IMAGEIO_FFMPEG_EXE to another one."
             )
 
 
@@ -87,22 +93,22 @@ def _codec(program: str) -> tuple[str, ...]:
         listed = subprocess.run([program, "-v", "error", "-encoders"], capture_output=True).stdout.split()
     except OSError as error:
         raise UserError(
-            f"The ffmpeg {program} cannot be run ({error.strerror}); set IMAGEIO_FFMPEG_EXE to another."
+            f"The ffmpeg {program} cannot be run ({error.strerror}); set IMAGEIO_FFMPEG_EXE to another one."
         ) from error
     return next((codec for codec in _CODECS if codec[0].encode() in listed), _CODECS[-1])
 
 
 def palette_indices(count: int) -> np.ndarray:
-    """Which of `count` frames the palette of a .gif is chosen on."""
+    """Indices of the frames, out of `count`, from which the palette of a .gif is chosen."""
     return np.arange(0, count, max(1, count // _PALETTE_FRAMES))
 
 
 class GifPages:
-    """Frames of a .gif one by one, each held as a byte a pixel, in one palette so that nothing flickers."""
+    """Frames of a .gif, stored at one byte per pixel, with one palette for all so that nothing flickers."""
 
     def __init__(self, palette_frames: Sequence[np.ndarray]) -> None:
-        """Choose the palette on uint8 frames (H, W, 3), those of `palette_indices`."""
-        # On all of them at once: side by side they are one picture.
+        """Choose the palette from uint8 frames (H, W, 3), those at `palette_indices`."""
+        # Side by side, as one image, so that the palette suits all of them.
         beside = np.concatenate([_prepared(frame) for frame in palette_frames], axis=1)
         self._palette = Image.fromarray(beside).quantize(_COLORS)
         self._pages: list[Image.Image] = []
@@ -113,7 +119,7 @@ class GifPages:
         self._pages.append(image.quantize(palette=self._palette, dither=Image.Dither.NONE))
 
     def save(self, path: str | os.PathLike[str], fps: int = 24) -> None:
-        """Write an endless .gif."""
+        """Write a .gif that loops forever."""
         with atomic_path(path) as temporary:
             # Times in a .gif are hundredths of a second.
             duration = max(20, round(100 / fps) * 10)
@@ -129,7 +135,7 @@ class GifPages:
 
 
 def save_gif(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.ndarray], fps: int = 24) -> None:
-    """Write uint8 frames (T, H, W, 3) as an endless .gif; small ones enlarged."""
+    """Write uint8 frames (T, H, W, 3) as a .gif that loops forever; small frames are enlarged."""
     if len(frames) == 0:
         raise ValueError("A video needs at least one frame.")
     pages = GifPages([frames[index] for index in palette_indices(len(frames))])

@@ -1,1 +1,1 @@
-"""How good a picture or an object is."""
+"""Quality measures of images and objects."""

@@ -1,29 +1,30 @@
-"""How alike two images are: PSNR and SSIM (Wang et al. 2004), differentiable."""
+"""Similarity of two images: PSNR and SSIM (Wang et al. 2004), differentiable."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The window, and the constants that keep quotients of flat patches finite, for images in [0, 1].
+# Edge of the window, pixels.
 SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
+# These keep the quotients of flat patches finite, for images in [0, 1].
 _MEAN_CONSTANT = 0.01**2
 _VARIANCE_CONSTANT = 0.03**2
 
 
 def psnr(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of two images in [0, 1] of any one shape, decibels, scalar."""
+    """Peak signal-to-noise ratio of two images in [0, 1] of equal shape, () decibels."""
     return -10.0 * jnp.log10(jnp.mean((first - second) ** 2))
 
 
 def _window_means(maps: jax.Array) -> jax.Array:
-    """Gaussian-weighted mean of every whole window of maps (H, W, C): (H − 10, W − 10, C)."""
+    """Gaussian-weighted mean of every complete window of maps (H, W, C): (H − 10, W − 10, C)."""
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
     weights /= weights.sum()
     for axis in (0, 1):
-        # Shifted sums fuse into one loop; a convolution this thin compiles to a slow one on processors.
+        # Shifted sums fuse into one loop; a convolution this small compiles to slow code on CPUs.
         length = maps.shape[axis] - SSIM_WINDOW + 1
         shifted = [
             float(weight) * jax.lax.slice_in_dim(maps, start, start + length, axis=axis)
@@ -34,9 +35,14 @@ def _window_means(maps: jax.Array) -> jax.Array:
 
 
 def ssim(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Mean structural similarity over all whole windows and channels, scalar, 1 for equal images.
+    """Mean structural similarity over all complete windows and channels.
 
-    first, second: (H, W, C) in [0, 1], at least as large as the window of 11 pixels.
+    Args:
+        first: (H, W, C) in [0, 1], at least as large as the window of 11 pixels.
+        second: (H, W, C) in [0, 1].
+
+    Returns:
+        (), 1 for equal images.
     """
     chex.assert_equal_shape([first, second])
     products = [first, second, first * first, second * second, first * second]

@@ -1,15 +1,15 @@
-"""Naming what a picture shows: the nearest ground-truth picture of the Toybox world by squared RGB error.
+"""Recognizing pictures of the Toybox world: the nearest ground-truth picture in squared RGB error.
 
-The gallery holds every kind, traced from a fixed grid of cameras, before the paint. The error of a picture
-against a view is quadratic in the paint, so the inner products of the picture with the view's layers give it
-for all colours and any background at once:
+The gallery holds every kind, traced from a fixed grid of cameras, before painting. The error of a picture
+with respect to a view is quadratic in the paint, so the inner products of the picture with the view's layers
+give it for all colors and any background at once:
 
     D = image − background,  ‖D − Wᵀ X‖² = ‖D‖² − 2 ⟨W, X D⟩ + ⟨W, X Xᵀ W⟩
 
 | name | meaning | shape |
 |---|---|---|
-| X | a view's layers: first paint, second paint, own red, green, blue, alpha | (6, H·W) |
-| W | what a layer adds to a channel: the colours, the identity, −background | (6, 3) |
+| X | a view's layers: primary, secondary, fixed red, green, blue, alpha | (6, H·W) |
+| W | what a layer adds to a channel: the colors, the identity, −background | (6, 3) |
 | D | the picture without its background | (H·W, 3) |
 """
 
@@ -31,9 +31,9 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS
 AZIMUTHS = 24
 POLAR_DEGREES = (62.5, 70.0, 77.5)
 RADIUS = 3.5
-# A side counts as the front if it is seen from within this of +x; on the grid, so compared with a margin.
+# A view shows the front if it is within this angle of +x; 45° is on the grid, hence the margin.
 _FRONT_DEGREES = 45.0 + 0.1
-# Rows and columns along the edge of a picture that are background: objects stay clear of them.
+# Rows and columns along the edge of a picture that are background: objects do not reach them.
 _BORDER = 2
 
 
@@ -41,9 +41,11 @@ _BORDER = 2
 class Gallery:
     """Ground-truth views of some kinds, all from the same cameras.
 
-    kinds: names (K,).
-    layers: uint8 (K, V, H, W, 6), as in `dataset.Views`.
-    azimuths, polars: float32 (V,), radians; azimuths in [−π, π).
+    Attributes:
+        kinds: K names.
+        layers: uint8 (K, V, H, W, 6), as in `dataset.Views`.
+        azimuths: float32 (V,), radians in [−π, π).
+        polars: float32 (V,), radians from +z.
     """
 
     kinds: tuple[str, ...]
@@ -54,12 +56,13 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Recognition:
-    """The nearest ground truth of each of B pictures.
+    """The nearest ground-truth picture for each of B pictures.
 
-    kinds: int (B,), index into the gallery's kinds.
-    colors: int (B,), index into COLORS.
-    azimuths: float32 (B,), of its camera, radians in [−π, π).
-    errors: float32 (B,), mean squared RGB error.
+    Attributes:
+        kinds: int (B,), index into the gallery's kinds.
+        colors: int (B,), index into COLORS.
+        azimuths: float32 (B,), azimuth of its camera, radians in [−π, π).
+        errors: float32 (B,), mean squared RGB error.
     """
 
     kinds: np.ndarray
@@ -80,9 +83,18 @@ def build_gallery(
     polar_degrees: Sequence[float] = POLAR_DEGREES,
     report: Callable[[str], None] | None = None,
 ) -> Gallery:
-    """Trace every kind from `azimuths` directions, equally spaced from the front, at each polar angle.
+    """Trace every kind from a grid of cameras.
 
-    About a minute on two cores for the whole grid: kinds are mirror-symmetric, so half of it is flipped.
+    The whole grid takes about a minute on two cores: kinds are mirror-symmetric, so half of it is flipped.
+
+    Args:
+        kinds: names of the kinds.
+        azimuths: number of equally spaced azimuths, starting at the front.
+        polar_degrees: polar angles, degrees from +z.
+        report: called with a line of text when a kind begins.
+
+    Returns:
+        The gallery; azimuths vary fastest.
     """
     circle = wrap_angle(np.arange(azimuths) * (2 * np.pi / azimuths)).astype(np.float32)
     layers = []
@@ -105,7 +117,7 @@ def build_gallery(
 
 
 def _world_fingerprint() -> str:
-    """Changes with anything that the gallery's pictures depend on."""
+    """A hash that changes with anything the gallery's pictures depend on."""
     digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, RADIUS)).encode())
     for module in (cameras, shapes, objects, render):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -113,7 +125,7 @@ def _world_fingerprint() -> str:
 
 
 def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> Gallery:
-    """The whole gallery, from a file in `folder`; traced and kept there the first time."""
+    """The whole gallery, from a file in `folder`; traced and stored there the first time."""
     file = folder / f"toybox-gallery-{_world_fingerprint()}.npz"
     if not file.exists():
         gallery = build_gallery(report=report)
@@ -124,7 +136,7 @@ def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> G
 
 
 def estimate_background(images: np.ndarray) -> np.ndarray:
-    """Colour (..., 3) behind the object of pictures (..., H, W, 3): the median along their edges."""
+    """Background color (..., 3) of pictures (..., H, W, 3): the median along their edges."""
     images = np.asarray(images)
     inner = images.shape[-3] - 2 * _BORDER, images.shape[-2] - 2 * _BORDER
     is_edge = np.pad(np.zeros(inner, bool), _BORDER, constant_values=True)
@@ -135,9 +147,14 @@ def estimate_background(images: np.ndarray) -> np.ndarray:
 def _view_errors(
     layers: jax.Array, colors: jax.Array, second: jax.Array, images: jax.Array, background: jax.Array
 ) -> jax.Array:
-    """Mean squared errors (B, V, C) of pictures against every view in every colour.
+    """Mean squared errors (B, V, C) of pictures with respect to every view in every color.
 
-    layers: uint8 (V, H, W, 6). colors: (C, 3). second: (3,). images: (B, H, W, 3). background: (B, 3).
+    Args:
+        layers: uint8 (V, H, W, 6).
+        colors: (C, 3).
+        second: (3,).
+        images: (B, H, W, 3).
+        background: (B, 3).
     """
     views, batch, count = layers.shape[0], images.shape[0], colors.shape[0]
     planes = layers.astype(jnp.float32).reshape(views, -1, layers.shape[-1]) / 255.0
@@ -151,7 +168,7 @@ def _view_errors(
         ],
         axis=2,
     )
-    # Differences of large sums: an accelerator's default of ten bits would drown them.
+    # Differences of large sums: the default precision on accelerators, ten bits, would not resolve them.
     with jax.default_matmul_precision("highest"):
         products = jnp.einsum("vpk,bpc->bvkc", planes, rest)
         gram = jnp.einsum("vpk,vpl->vkl", planes, planes)
@@ -162,24 +179,26 @@ def _view_errors(
     return jnp.maximum(squared, 0.0) / (rest.shape[1] * 3)
 
 
-def recognise(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> Recognition:
-    """Name pictures: the gallery in every colour, second colours as where the sentence names none.
+def recognize(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> Recognition:
+    """Find the nearest ground truth among the gallery in every color, with default second colors.
 
     Args:
-        gallery: what there is to be recognised.
+        gallery: the candidates.
         images: (B, H, W, 3) in [0, 1].
-        background: (3,) or (B, 3), what the gallery is painted over.
+        background: (3,) or (B, 3) RGB in [0, 1], over which the gallery is painted.
 
     Returns:
-        Recognition.
+        The nearest candidate for each picture.
 
     Raises:
-        ValueError: pictures of another size than the gallery's.
+        ValueError: the pictures differ in size from the gallery's.
     """
     pictures = jnp.asarray(images, jnp.float32)
     size = gallery.layers.shape[2:4]
     if pictures.ndim != 4 or pictures.shape[1:] != (*size, 3):
-        raise ValueError(f"The gallery knows pictures (B, {size[0]}, {size[1]}, 3), not {pictures.shape}.")
+        raise ValueError(
+            f"The gallery takes pictures of shape (B, {size[0]}, {size[1]}, 3), not {pictures.shape}."
+        )
     behind = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (len(pictures), 3))
     palette = jnp.asarray(list(COLORS.values()))
     least, places = [], []
@@ -195,13 +214,13 @@ def recognise(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> R
     return Recognition(kinds, colors, gallery.azimuths[views], np.stack(least)[kinds, rows])
 
 
-def recognised_front(azimuths: np.ndarray | float) -> np.ndarray:
-    """Whether recognised azimuths (radians) mean the front: within 45 degrees of +x."""
+def recognized_front(azimuths: np.ndarray | float) -> np.ndarray:
+    """Whether recognized azimuths (radians) show the front: within 45° of +x."""
     return np.abs(np.rad2deg(wrap_angle(azimuths))) <= _FRONT_DEGREES
 
 
 def confusion_matrix(true: np.ndarray, named: np.ndarray, count: int) -> np.ndarray:
-    """How often what is class `row` was named class `column`: int (count, count)."""
+    """How often class `row` was recognized as class `column`: int (count, count)."""
     matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (np.asarray(true), np.asarray(named)), 1)
     return matrix

@@ -1,1 +1,1 @@
-"""What a person starts: generate, fit, edit, sample, show, evaluate."""
+"""The runs that a user starts: generate, fit, edit, sample, show, evaluate."""

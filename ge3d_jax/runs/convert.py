@@ -1,4 +1,4 @@
-"""Splat files from one format to another."""
+"""Conversion of splat files between formats."""
 
 import os
 from pathlib import Path
@@ -13,15 +13,25 @@ from ge3d_jax.splatting.gaussians import Gaussians
 def convert_splats(
     source: str | os.PathLike[str], target: str | os.PathLike[str], *, ascii: bool = False
 ) -> Gaussians:
-    """Read one splat file and write another, each in the format that its ending names; returns what was read.
+    """Convert a splat file.
 
-    ascii: write a .ply as text.
-    Raises: UserError where an ending is unknown, the source cannot be read, or the target cannot be written
-    or cannot hold the splats; names the file and the field.
+    Args:
+        source: file to read; the suffix chooses the format.
+        target: file to write; the suffix chooses the format.
+        ascii: write a .ply as text.
+
+    Returns:
+        The splats that were read.
+
+    Raises:
+        UserError: a suffix is unknown, the source cannot be read, or the target cannot be written or cannot
+            hold the splats; names the file and the field.
     """
     check_splat_path(source)
     if ascii and check_splat_path(target) != ".ply":
-        raise UserError(f"{os.fspath(target)} is no .ply file, and only that can be text; leave ascii out.")
+        raise UserError(
+            f"{os.fspath(target)} is not a .ply file, and only that can be text; leave ascii out."
+        )
     check_splat_path(target)
     gaussians = load_splats(source)
     prepare_folder(Path(target).parent)

@@ -1,7 +1,8 @@
-"""One iteration of GE3D seen on a single picture: up to a noise level and down again under another text.
+"""One iteration of GE3D on a single picture: up to a noise level and down again with another text.
 
-Noising along the ODE keeps what the picture shows; denoising with the guided prediction edits it towards the
-text (DDIM inversion and re-generation; equations 5–7, 14 and 15 of arXiv 2412.05929). No splats take part.
+Noising along the ODE preserves what the picture shows; denoising with the guided prediction edits it toward
+the text (DDIM inversion and regeneration; equations 5–7, 14 and 15 of arXiv 2412.05929). No splats are
+involved.
 """
 
 import os
@@ -33,9 +34,9 @@ from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
 from ge3d_jax.viewer.sheet import enlarge, image_grid, load_image, save_png, to_uint8
 
-# Edge of the written pictures, pixels: large enough to look at.
+# Smallest edge of the written pictures, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192
-# Where --source_prompt is seen from: the middle of the bundled world's cameras.
+# The camera of `source_prompt`: the middle of the range of the Toybox world's cameras.
 _POLAR_DEGREES = 70.0
 _RADIUS = 3.5
 
@@ -44,9 +45,10 @@ _RADIUS = 3.5
 class Edit:
     """The nodes of both trajectories, decoded to pictures in [0, 1].
 
-    node_times: (n + 1,) int32, ascending from 0.
-    noising: (n + 1, H, W, 3), the given picture on its way up; the first is it, encoded and decoded.
-    denoising: (n + 1, H, W, 3), on its way down; the first is the edited picture, the last the top again.
+    Attributes:
+        node_times: (n + 1,) int32, ascending from 0.
+        noising: (n + 1, H, W, 3), the way up; the first is the given picture, encoded and decoded.
+        denoising: (n + 1, H, W, 3), the way down; the first is the edited picture, the last the top again.
     """
 
     node_times: jax.Array
@@ -76,7 +78,7 @@ def _edit(
         empty, wanted = denoiser.predict_for(x, t, negative, text)
         return classifier_free_epsilon(empty, wanted, guidance_scale)
 
-    # Without added noise: the whole way up is the ODE's, so the way down would retrace it at guidance 0.
+    # Without added noise the way up follows the ODE, so that at guidance 0 the way down would retrace it.
     noised = noising_trajectory(
         predict_empty, model.schedule, latent, jnp.zeros_like(latent), node_times, active
     )
@@ -98,21 +100,28 @@ def edit_image(
     nodes: int,
     guidance_scale: float = 7.5,
 ) -> Edit:
-    """Invert a picture up to the time `max_step` in `nodes` equal jumps, and generate it anew towards a text.
+    """Invert a picture up to the time `max_step` in `nodes` equal steps, and regenerate it toward a text.
 
     Args:
+        model: the model.
         image: (H, W, 3) in [0, 1], of the size the model was trained on.
-        text, negative: (L, D), embeddings of the wanted text and of ∅.
-        max_step: top time, 1 … T − 1; higher changes more.
-        nodes: jumps each way, at least 1 and at most `max_step`.
-        guidance_scale: s.
+        text: (L, D) embedding of the text.
+        negative: (L, D) embedding of ∅.
+        max_step: highest time, 1 to T − 1; higher changes more.
+        nodes: number of steps each way, 1 to `max_step`.
+        guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
+
+    Returns:
+        Both trajectories.
 
     Raises:
-        UserError: `max_step` or `nodes` out of range.
+        UserError: `max_step` or `nodes` is out of range.
     """
     last = model.schedule.steps - 1
     if not 1 <= max_step <= last:
-        raise UserError(f"The highest time max_step is {max_step}; the model's times go from 1 to {last}.")
+        raise UserError(
+            f"max_step is {max_step}, but the model's times are 1 to {last}; choose one of these."
+        )
     if not 1 <= nodes <= max_step:
         raise UserError(f"The number of nodes is {nodes}; give one from 1 to max_step ({max_step}).")
     node_times = jnp.round(jnp.linspace(0, max_step, nodes + 1)).astype(jnp.int32)
@@ -138,25 +147,31 @@ def edit_2d(
     """Edit one picture by one iteration of GE3D, and write both trajectories as a picture.
 
     Args:
-        prompt: what it shall show.
-        image: a picture to edit; or
-        source_prompt: a sentence of the bundled world, drawn exactly, from `azimuth_degrees` (0 = front);
-            the prompt is then given that view's phrase, as the views of an object are.
-        model: another model than the bundled one: a folder, a single .safetensors file, or an id of the hub.
-        negative_prompt, max_step, nodes, guidance_scale: see `edit_image`.
+        prompt: what the picture should show.
+        image: file of the picture to edit; alternatively `source_prompt`.
+        source_prompt: a sentence of the Toybox world, drawn exactly, seen from `azimuth_degrees`; the prompt
+            then gets that view's phrase, as for the views of an object.
+        azimuth_degrees: camera of `source_prompt`, 0 = front.
+        model: instead of the bundled model: a folder, a single .safetensors file, or a hub id.
+        negative_prompt: what the picture should not show.
+        max_step: see `edit_image`.
+        nodes: see `edit_image`.
+        guidance_scale: see `edit_image`.
         out: folder; None is outputs/edit-<prompt>.
-        dtype: what the networks compute in: "auto", "float32" or "bfloat16".
-        loras: LoRA files and strengths to change the model by.
-        textual_inversions: files with the embeddings of new words, for use in the prompt.
+        dtype: precision of the networks: "auto", "float32" or "bfloat16".
+        loras: LoRA files and their strengths.
+        textual_inversions: files with embeddings of new words that the prompt may use.
 
     Returns:
-        the folder, with nodes.png, edited.png, source.png and config.json.
+        The folder, with nodes.png, edited.png, source.png and config.json.
 
     Raises:
-        UserError: an input that cannot be used.
+        UserError: an input cannot be used.
     """
     if (image is None) == (source_prompt is None):
-        raise UserError("Give the picture to edit as one of image and source_prompt.")
+        raise UserError(
+            "Both or neither of image and source_prompt are given; give one of them as the picture to edit."
+        )
     folder_of_model = find_model(model)
     check_prompt(prompt, folder_of_model)
     networks_dtype = compute_dtype(dtype)

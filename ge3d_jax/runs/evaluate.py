@@ -1,6 +1,7 @@
-"""Measuring the bundled world: the recogniser on ground truth, the model's samples, the generated objects.
+"""Evaluating the bundled model: the recognizer on ground truth, the model's samples, the generated objects.
 
-Every function returns plain numbers, ready for JSON: shares lie in 0..1, angles are degrees, times seconds.
+Every function returns plain numbers, ready for JSON: shares are in [0, 1], angles in degrees, times in
+seconds.
 """
 
 import hashlib
@@ -21,8 +22,8 @@ from ge3d_jax.metrics.recognition import (
     Gallery,
     confusion_matrix,
     estimate_background,
-    recognise,
-    recognised_front,
+    recognize,
+    recognized_front,
     wrap_angle,
 )
 from ge3d_jax.runs.folder import slug
@@ -35,7 +36,7 @@ from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camer
 from ge3d_jax.training.config import configured
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
 
-# Every kind, the fronted ones (but the car) twice; every colour twice.
+# Every kind, those with a front (except the car) twice; every color twice.
 PROMPTS = (
     "a red mushroom",
     "a cyan robot",
@@ -64,13 +65,13 @@ PROMPTS = (
 )
 
 WHITE = (1.0, 1.0, 1.0)
-# Azimuths that an object is judged from; every second one is a side: front, left, back, right.
+# Number of azimuths that an object is judged from; every second one is a side: front, left, back, right.
 VIEWS = 8
 _VIEWS_PER_SIDE = VIEWS // 4
 _POLAR = np.deg2rad(70.0)
 _COLOR_NAMES = tuple(COLORS)
 _PRESET = "toybox"
-# An azimuth that is off by more than this is another side of the thing, not a coarse grid.
+# An azimuth error above this means another side of the object, not a coarse grid.
 _TURNED_DEGREES = 45.0
 
 # (prompts, key) → pictures (B, H, W, 3) in [0, 1].
@@ -81,18 +82,18 @@ def _share(flags: Any) -> float:
     return round(float(np.mean(flags)), 4)
 
 
-def measure_recogniser(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> dict[str, Any]:
-    """Name ground-truth pictures, on white, from random cameras that are not on the gallery's grid.
+def measure_recognizer(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> dict[str, Any]:
+    """Recognize ground-truth pictures, on white, from random cameras that are not on the gallery's grid.
 
     Args:
-        gallery: its kinds are the ones shown, each in every colour `repeats` times.
-        seed: decides the cameras.
-        repeats: cameras a kind and colour.
+        gallery: its kinds are shown, each in every color `repeats` times.
+        seed: seed of the cameras.
+        repeats: number of cameras per kind and color.
 
     Returns:
-        Shares of right kinds, colours and both; confusion matrices, a row for each true class; the error of
-        the azimuth, the pictures taken for another side, and the share of right front decisions, all over
-        rightly named pictures of kinds with a front.
+        Shares of correct kinds, colors and both; confusion matrices, with a row for each true class; the
+        azimuth error, the pictures mistaken for another side, and the share of correct front decisions, all
+        over correctly recognized pictures of kinds with a front.
     """
     kinds = np.repeat(np.arange(len(gallery.kinds)), len(COLORS) * repeats)
     colors = np.tile(np.repeat(np.arange(len(COLORS)), repeats), len(gallery.kinds))
@@ -105,12 +106,12 @@ def measure_recogniser(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> 
         azimuths.append(np.arctan2(center[1], center[0]))
         sentence = Sentence(gallery.kinds[kind], _COLOR_NAMES[color])
         pictures.append(np.asarray(render_sentence(sentence, camera, background=jnp.asarray(WHITE))))
-    named = recognise(gallery, np.stack(pictures), np.asarray(WHITE))
+    named = recognize(gallery, np.stack(pictures), np.asarray(WHITE))
     kind_right, color_right = named.kinds == kinds, named.colors == colors
     has_front = np.asarray([KINDS[kind].has_front for kind in gallery.kinds])[kinds]
     judged = kind_right & color_right & has_front
     off = np.abs(np.rad2deg(wrap_angle(named.azimuths - np.asarray(azimuths))))[judged]
-    fronts = recognised_front(named.azimuths) == recognised_front(np.asarray(azimuths))
+    fronts = recognized_front(named.azimuths) == recognized_front(np.asarray(azimuths))
     turned = np.flatnonzero(judged)[off > _TURNED_DEGREES]
     return {
         "pictures": len(kinds),
@@ -142,18 +143,23 @@ def measure_recogniser(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> 
 
 
 def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
-    """Sample every kind of the gallery in every colour and name the samples.
+    """Sample every kind of the gallery in every color and recognize the samples.
 
-    The background is the sample's own choice; the gallery is painted over what its edge shows.
+    A sample may have any background; the gallery is painted over the color at the sample's edge.
+
+    Args:
+        gallery: the candidates.
+        sample: draws pictures of prompts.
+        seed: seed of the samples.
 
     Returns:
-        The figures, and the pictures (kinds · colours, H, W, 3), colours varying fastest.
+        The results, and the pictures (kinds · colors, H, W, 3), colors varying fastest.
     """
     rows, pictures = [], []
     for index, kind in enumerate(gallery.kinds):
         prompts = [caption(Sentence(kind, color)) for color in COLORS]
         images = np.asarray(sample(prompts, jax.random.fold_in(jax.random.key(seed), index)))
-        named = recognise(gallery, images, estimate_background(images))
+        named = recognize(gallery, images, estimate_background(images))
         pictures.append(images)
         rows += [
             {
@@ -178,24 +184,31 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
 
 
 def object_pictures(gaussians: Gaussians) -> np.ndarray:
-    """Pictures (VIEWS, H, W, 3) in [0, 1] of an object on white, once around from the front."""
+    """Pictures (VIEWS, H, W, 3) in [0, 1] of an object on white, once around, starting at the front."""
     viewpoint = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
     frames = render_around(gaussians, turntable_azimuths(VIEWS), viewpoint=viewpoint, background=WHITE)
     return frames.astype(np.float32) / 255.0
 
 
 def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[str, Any]:
-    """Name the views of an object (`object_pictures`), and find the sides that show a front.
+    """Recognize the views of an object, and find the sides that show a front.
 
-    A side shows a front where the nearest ground truth is a kind with a front, seen from within 45° of +x.
-    `one_front` asks for more than that on the +x side: it must be the prompt's kind. It is None for a kind
-    without a front.
+    A side shows a front if the nearest ground truth is a kind with a front, seen from within 45° of +x.
+    `one_front` further requires the prompt's kind on the +x side; it is None for a kind without a front.
+
+    Args:
+        gallery: the candidates.
+        prompt: the sentence that the object was made from.
+        pictures: (VIEWS, H, W, 3), from `object_pictures`.
+
+    Returns:
+        Shares of views with the correct kind, color and both, `one_front`, and every view's result.
     """
     sentence = parse(prompt)
-    named = recognise(gallery, pictures, np.asarray(WHITE))
+    named = recognize(gallery, pictures, np.asarray(WHITE))
     kinds = [gallery.kinds[kind] for kind in named.kinds]
     colors = [_COLOR_NAMES[color] for color in named.colors]
-    shows_front = recognised_front(named.azimuths) & [KINDS[kind].has_front for kind in kinds]
+    shows_front = recognized_front(named.azimuths) & [KINDS[kind].has_front for kind in kinds]
     sides = [bool(shown) for shown in shows_front[::_VIEWS_PER_SIDE]]
     one_front = sides == [True, False, False, False] and kinds[0] == sentence.kind
     right_kind, right_color = (
@@ -222,8 +235,8 @@ def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[
     }
 
 
-def summarise_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over objects, each a result of `measure_object` with its "seconds"."""
+def summarize_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over objects, each a result of `measure_object` with an entry "seconds" added."""
     fronts = [one["one_front"] for one in objects if one["one_front"] is not None]
     return {
         "objects": len(objects),
@@ -237,17 +250,21 @@ def summarise_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that the gallery cannot judge. Raises UserError."""
+    """Check that the gallery can judge the prompts.
+
+    Raises:
+        UserError: a prompt is not a sentence of the Toybox world, or names a second color.
+    """
     for prompt in prompts:
         if parse(prompt).second_color is not None:
             raise UserError(
-                f"The prompt {prompt!r} names a second colour, which the recogniser does not tell apart; "
-                "give one of a single colour."
+                f"The prompt {prompt!r} names a second color, which the recognizer does not distinguish; "
+                "give one with a single color."
             )
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Short hash of a model's weights, so that objects of another training are not taken for this one's."""
+    """Short hash of a model's weights, so that objects of differently trained models are kept apart."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -255,7 +272,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
-    """Seconds that the finished run in `folder` took; None where there is none of these settings."""
+    """Seconds that the finished run in `folder` took; None if there is none with these settings."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
     if not all(file.is_file() for file in files):
         return None
@@ -275,13 +292,21 @@ def make_object(
     model: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Gaussians, float]:
-    """Generate an object below `folder`, or load it if that is done already.
+    """Generate an object, or load it if that has been done already.
+
+    Args:
+        prompt: a sentence of the Toybox world.
+        seed: seed of the run.
+        folder: the object's folder is created in this one.
+        model: see `generate`.
+        overrides: see `generate`.
 
     Returns:
-        The splats, and the seconds from the first iteration to the last, compilation included.
+        The splats, and the seconds from the first iteration to the last, including compilation.
 
     Raises:
-        UserError: as `generate`. KeyboardInterrupt: the person stopped the run.
+        UserError: see `generate`.
+        KeyboardInterrupt: the user stopped the run.
     """
     out = folder / f"{slug(prompt)}-{seed}"
     config = configured(_PRESET, overrides=overrides)
@@ -301,5 +326,5 @@ def make_object(
             raise KeyboardInterrupt
     seconds = _finished_seconds(out, wanted, config.iterations)
     if seconds is None:
-        raise RuntimeError(f"The run in {out} did not write what it was asked for.")
+        raise RuntimeError(f"The run in {out} did not write the expected files.")
     return load_ply(out / "object.ply"), seconds

@@ -1,4 +1,4 @@
-"""Showing what `toybox.evaluation` measured: matrices and sheets as pictures, the figures as Markdown."""
+"""Presenting the results of `runs.evaluate`: matrices and sheets as pictures, the numbers as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint, render_around
 
 COMMAND = "python experiments/evaluate_toybox.py"
-# What each figure should reach at least.
+# The least that each number should reach.
 _WANTED = {"recogniser": 0.99, "model": 0.90, "objects": 0.85, "front": 0.80}
 
 _SHOWN_SIZE = 128
@@ -30,9 +30,16 @@ _RIGHT, _WRONG = np.asarray((70, 130, 180)), np.asarray((200, 60, 50))
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.ndarray:
-    """A confusion matrix as a uint8 picture: rows are the truth, columns what it was named, by counts.
+    """Draw a confusion matrix.
 
-    A cell's shade is its share of the row; right names are blue, wrong ones red.
+    A cell's shade is its share of the row; correct classes are blue, wrong ones red.
+
+    Args:
+        matrix: (N, N) counts; rows are the truth, columns the recognized class.
+        names: names of the N classes.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     counts = np.asarray(matrix)
     side = _MARGIN + _CELL * len(names) + 8
@@ -48,7 +55,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.
     for row, column in np.ndindex(*counts.shape):
         left, top = _MARGIN + _CELL * column, _MARGIN + _CELL * row
         share = counts[row, column] / max(counts[row].sum(), 1)
-        # The square root keeps a single wrong name in sight.
+        # The square root keeps a single error visible.
         paint = np.asarray(_PAPER) + np.sqrt(share) * (
             (_RIGHT if row == column else _WRONG) - np.asarray(_PAPER)
         )
@@ -62,7 +69,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.
 
 
 def sample_sheet(figures: Mapping[str, Any], pictures: np.ndarray) -> np.ndarray:
-    """All samples of `measure_model`, a row for each kind; the label says where one was named wrongly."""
+    """All samples of `measure_model`, a row for each kind; the label says if one was misrecognized."""
     labels = []
     for sample in figures["samples"]:
         sentence = parse(sample["prompt"])
@@ -80,7 +87,7 @@ def object_sides(gaussians: Gaussians) -> np.ndarray:
 
 
 def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarray]) -> np.ndarray:
-    """Four sides of every object (`object_sides`), two objects a row, labelled with wrong names."""
+    """Four sides of every object (`object_sides`), two objects per row; labels give misrecognitions."""
     labels = []
     for one in objects:
         sentence = parse(one["prompt"])
@@ -88,7 +95,7 @@ def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarra
             degrees = view["azimuth_degrees"]
             is_right = (view["named_kind"], view["named_color"]) == (sentence.kind, sentence.color)
             if degrees == 0:
-                label = one["prompt"] if is_right else f"{one['prompt']} (misnamed)"
+                label = one["prompt"] if is_right else f"{one['prompt']} (wrong)"
             else:
                 label = (
                     f"{degrees}°" if is_right else f"{degrees}°: {view['named_color']} {view['named_kind']}"
@@ -98,16 +105,16 @@ def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarra
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def _summary(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| what | right kind | right colour | both | wanted |",
+        "| what | correct kind | correct color | both | goal |",
         "|---|---|---|---|---|",
     ]
     names = {
-        "recogniser": "recogniser, on {pictures} ground-truth pictures",
+        "recogniser": "recognizer, on {pictures} ground-truth pictures",
         "model": "model, {pictures} samples",
         "objects": "objects, 8 views of each of {objects}",
     }
@@ -116,12 +123,12 @@ def _summary(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
             figures = reports[part]
             shares = [_percent(figures[key]) for key in ("right_kind", "right_color", "right_kind_and_color")]
             shares[-1] = f"**{shares[-1]}**"
-            cells = [name.format(**figures), *shares, f"≥ {100 * _WANTED[part]:.0f} %"]
+            cells = [name.format(**figures), *shares, f"≥ {100 * _WANTED[part]:.0f}%"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _recogniser_section(figures: Mapping[str, Any]) -> list[str]:
+def _recognizer_section(figures: Mapping[str, Any]) -> list[str]:
     off = figures["azimuth_error_degrees"]
     turned = ", ".join(
         f"{one['prompt']} at {one['azimuth_degrees']}° ({one['named_azimuth_degrees']}°)"
@@ -129,23 +136,24 @@ def _recogniser_section(figures: Mapping[str, Any]) -> list[str]:
     )
     polars = ", ".join(f"{degrees:g}°" for degrees in POLAR_DEGREES)
     return [
-        "## The recogniser",
+        "## The recognizer",
         "",
-        "A picture is named after the nearest ground-truth picture by squared RGB error: "
-        f"{len(KINDS)} kinds × {len(COLORS)} colours × {AZIMUTHS * len(POLAR_DEGREES)} cameras (every "
+        "A picture is recognized as the nearest ground-truth picture in squared RGB error: "
+        f"{len(KINDS)} kinds × {len(COLORS)} colors × {AZIMUTHS * len(POLAR_DEGREES)} cameras (every "
         f"{360 / AZIMUTHS:.0f}° around, {polars} from the vertical, {RADIUS:g} away), painted over "
-        "the picture's background. It is tried here on ground truth from random cameras off that grid: "
-        f"{figures['cameras_per_kind_and_color']} for every kind and colour, on white.",
+        "the picture's background. It is tested here on ground truth from random cameras off that grid: "
+        f"{figures['cameras_per_kind_and_color']} for every kind and color, on white.",
         "",
-        f"For the {off['pictures']} rightly named pictures of kinds with a front, the azimuth is off by "
-        f"{off['median']:.1f}° in the median, {off['percentile_95']:.1f}° at the 95th percentile and "
-        f"{off['largest']:.0f}° at most. Taken for another side (off by more than 45°): {turned or 'none'}. "
-        f"Whether the camera stands within 45° of the front is told rightly for "
-        f"{_percent(figures['right_front_decision'])}; the rest stands close to the limit or is turned.",
+        f"For the {off['pictures']} correctly recognized pictures of kinds with a front, the azimuth error "
+        f"is {off['median']:.1f}° in the median, {off['percentile_95']:.1f}° at the 95th percentile and "
+        f"{off['largest']:.0f}° at most. Mistaken for another side (an error above 45°): {turned or 'none'}. "
+        f"Whether the camera is within 45° of the front is decided correctly for "
+        f"{_percent(figures['right_front_decision'])}; the others are close to the limit or mistaken for "
+        "another side.",
         "",
-        "Rows are the truth, columns the names given:",
+        "Rows are the truth, columns the recognized class:",
         "",
-        "![confusion of kinds](confusion_kinds.png) ![confusion of colours](confusion_colors.png)",
+        "![confusion of kinds](confusion_kinds.png) ![confusion of colors](confusion_colors.png)",
     ]
 
 
@@ -154,13 +162,13 @@ def _model_section(figures: Mapping[str, Any]) -> list[str]:
     lines = [
         "## The model",
         "",
-        f"One sample of 25 steps at guidance 5 for every kind in every colour (seed {figures['seed']}), "
-        "named over the background that its edge shows.",
+        f"One sample of 25 steps at guidance 5 for every kind in every color (seed {figures['seed']}), "
+        "recognized over the background color at its edge.",
         "",
     ]
     if wrong:
         found = "; ".join(f"{row['prompt']} as {row['named_color']} {row['named_kind']}" for row in wrong)
-        lines += [f"Named wrongly: {found}.", ""]
+        lines += [f"Misrecognized: {found}.", ""]
     return [*lines, "![all samples](samples.png)"]
 
 
@@ -171,12 +179,12 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
         f"{figures['objects']} prompts, one object of the `toybox` preset for each (seeds from "
         f"{figures['seed']}), seen on white from 8 azimuths, 70° from the vertical.",
         "",
-        f"The front on exactly one side, the one towards +x: **{_percent(figures['one_front'])}** of the "
-        f"{figures['objects_with_front']} objects of a kind with a front (wanted: ≥ "
-        f"{100 * _WANTED['front']:.0f} %). A side shows a front where the nearest ground truth is a kind "
+        f"The front on exactly one side, the one toward +x: **{_percent(figures['one_front'])}** of the "
+        f"{figures['objects_with_front']} objects of a kind with a front (goal: ≥ "
+        f"{100 * _WANTED['front']:.0f}%). A side shows a front if the nearest ground truth is a kind "
         "with a front seen from within 45° of +x.",
         "",
-        f"An object takes {figures['mean_seconds']:.0f} s in the mean, compilation included, on "
+        f"An object takes {figures['mean_seconds']:.0f} s on average, including compilation, on "
         f"{figures['machine']}.",
     ]
     if figures["overrides"]:
@@ -184,7 +192,7 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
         lines += ["", f"Settings changed from the preset: {changed}."]
     lines += [
         "",
-        "| prompt | right kind and colour | one front | fronts at | seconds |",
+        "| prompt | correct kind and color | one front | fronts at | seconds |",
         "|---|---|---|---|---|",
     ]
     for one in figures["list"]:
@@ -196,8 +204,8 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of all figures, from what the parts "recogniser", "model" and "objects" measured so far."""
-    sections = {"recogniser": _recogniser_section, "model": _model_section, "objects": _objects_section}
+    """The page of all results, from those of the parts "recogniser", "model" and "objects" so far."""
+    sections = {"recogniser": _recognizer_section, "model": _model_section, "objects": _objects_section}
     lines = [
         "# How good the bundled world is",
         "",

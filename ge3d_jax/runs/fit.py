@@ -24,7 +24,7 @@ from ge3d_jax.runs.run import Run
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import FIRST_CAPACITY, grow_to_fit, render
-from ge3d_jax.training.config import density_overrides
+from ge3d_jax.training.config import with_density
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import HostNumbers, RunResult
 from ge3d_jax.training.photometric import Photometric, Views, begin_fit, over_background, views_of
@@ -214,8 +214,7 @@ def fit_images(
     check_seed(seed)
     usual = FitConfig()
     if density is not None:
-        chosen = density_overrides(with_overrides(usual, overrides or {}), density, _PRESET)
-        usual = with_overrides(usual, chosen)
+        usual = with_density(usual, density, _PRESET, overrides or {})
     config = with_overrides(usual, overrides or {})
     train, test = read_posed_images(images, downscale=downscale)
     if train.is_opaque:

@@ -1,4 +1,4 @@
-"""The folder a run writes to: its name, its config.json, and its metrics.jsonl line by line."""
+"""The folder that a run writes to: its name, config.json, and metrics.jsonl line by line."""
 
 import importlib.metadata
 import json
@@ -17,15 +17,16 @@ _RECORDED_PACKAGES = ("ge3d_jax", "jax", "jaxlib", "flax", "optax", "numpy", "tr
 
 
 def slug(text: str) -> str:
-    """A prompt as a folder name: small letters and digits of any script, all else a hyphen."""
+    """A prompt as a folder name: lower-case letters and digits of any script, everything else a hyphen."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     return words[:_LONGEST_SLUG].strip("-")
 
 
 def prepare_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder and try that files can be written there.
+    """Create a folder and check that files can be written to it.
 
-    Raises: UserError, naming the folder and the reason, where they cannot.
+    Raises:
+        UserError: they cannot; names the folder and the reason.
     """
     folder = Path(path)
     probe = folder / f".probe.{os.getpid()}"
@@ -42,7 +43,7 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose arithmetic a result depends on."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for name in _RECORDED_PACKAGES:
         try:
@@ -59,15 +60,15 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 class MetricsFile:
-    """One JSON object a line, each on disk as soon as it is written, so that a run can be watched.
+    """A file with one JSON object per line, flushed after each line so that a run can be watched.
 
-    The file is begun with the first line, and left as it was until then.
+    The file is replaced when the first line is written, and left unchanged until then.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], earlier: Sequence[Mapping[str, float | int]] = ()
     ) -> None:
-        """Prepare to start the file anew, with the `earlier` lines of a run that goes on."""
+        """Prepare to replace the file, starting with the `earlier` lines of a resumed run."""
         self._path = path
         self._earlier = tuple(earlier)
         self._file: TextIO | None = None

@@ -1,12 +1,12 @@
-"""Is a model loaded right? Questions that sound weights answer well and mistaken ones do not.
+"""Is a model loaded correctly? Questions that correctly loaded weights pass and others fail.
 
-A tensor in the wrong place, a wrong scaling factor, prediction type or tokenizer mostly leaves a model that
-runs and gives noise. Here the model is asked what it was trained for, on a few drawn pictures z with
-captions, and no reference is needed: to give pictures back, and to tell noise from picture in
+With a tensor in the wrong place, a wrong scaling factor, prediction type or tokenizer, a model usually still
+runs but produces noise. Here the model is tested on what it was trained for, with a few drawn pictures z and
+captions, without a reference: reconstructing pictures, and separating noise from picture in
 x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, better with the right caption and the right time than with wrong ones.
 
-Errors of a noise prediction are ‖ε̂ − ε‖²/‖ε‖². A guess that knows nothing of pictures but their variance s²
-has the error ᾱ_t·s²/(ᾱ_t·s² + 1 − ᾱ_t): the measure that sound weights must undercut.
+The error of a noise prediction is ‖ε̂ − ε‖²/‖ε‖². A guess that knows only the variance s² of the pictures has
+the error ᾱ_t·s²/(ᾱ_t·s² + 1 − ᾱ_t); correctly loaded weights must do better.
 """
 
 import dataclasses
@@ -28,30 +28,35 @@ from ge3d_jax.runs.request import picture_size
 from ge3d_jax.toybox.world.captions import Sentence, caption
 from ge3d_jax.toybox.world.render import render_sentence, toybox_camera
 
-# Larger pictures would say no more, and take minutes on a processor.
+# Larger pictures would add nothing, and take minutes on a CPU.
 _LARGEST_SIZE = 256
 # A low, a middle and a high noise level: ᾱ is 0.75, 0.42 and 0.16 in Stable Diffusion's schedule.
 _TIMES = (200, 400, 600)
-# The caption counts where noise hides the picture, but not all of it.
+# The caption matters most when noise hides most of the picture, but not all of it.
 _CAPTION_TIME = 800
-# What the network is told instead of the last of _TIMES, to see whether it listens.
+# The time given to the network instead of the last of _TIMES, to see whether it uses the time.
 _WRONG_TIME = 200
 
-# Bounds. A sound autoencoder gives drawn pictures back at 25 dB and more, a grey picture is at about 10.
+# Bounds. A good autoencoder reconstructs drawn pictures at 25 dB or more; a gray picture has about 10 dB.
 _LEAST_PSNR = 20.0
-# Scaled latents have a root mean square of about 1; with a factor left out, 1/0.18 or 0.18.
+# Scaled latents have a root mean square of about 1; without the factor it would be 1/0.18 or 0.18.
 _LATENT_RANGE = (0.4, 2.5)
-# Share of the blind guess's error that a sound network stays below.
+# Largest error of a correctly loaded network, as a fraction of the blind guess's.
 _LARGEST_SHARE = 0.5
-# How much worse the network must be at a time that it is not told.
+# How much larger the error must be if the network is given a wrong time.
 _LEAST_TIME_FACTOR = 1.1
-# Least difference of two prompts' embeddings, as a share of their size.
+# Least difference between two prompts' embeddings, relative to their size.
 _LEAST_TEXT_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Pictures (B, H, W, 3) in [0, 1] to ask about, and what they show."""
+    """Pictures to test a model with.
+
+    Attributes:
+        pictures: (B, H, W, 3) in [0, 1].
+        captions: B descriptions.
+    """
 
     pictures: np.ndarray
     captions: tuple[str, ...]
@@ -62,9 +67,10 @@ class Finding:
     """One question and its answer.
 
     Attributes:
-        question: what was asked.
-        measured, wanted: the answer, and what a sound model shows, in words.
-        otherwise: what a random or wrongly loaded model shows, and where to look.
+        question: what was tested.
+        measured: the result, in words.
+        wanted: the result for a correctly loaded model, in words.
+        otherwise: the result for a random or wrongly loaded model, and where to look.
         passed: the verdict.
     """
 
@@ -77,7 +83,15 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One network: its class, number of parameters, their types, and bytes in memory."""
+    """One network of a model.
+
+    Attributes:
+        name: e.g. "UNet".
+        kind: name of its class.
+        parameters: number of parameters.
+        dtypes: names of their types, separated by commas.
+        bytes: size in memory.
+    """
 
     name: str
     kind: str
@@ -102,7 +116,7 @@ def parts(model: StableDiffusion) -> list[Part]:
 
 
 def toybox_probe() -> Probe:
-    """Pictures of the bundled world, from the front."""
+    """Pictures of the Toybox world, from the front."""
     sentences = [
         Sentence("mushroom", "red", view="front"),
         Sentence("robot", "blue", view="front"),
@@ -116,7 +130,7 @@ def toybox_probe() -> Probe:
 
 def drawn_probe(size: int) -> Probe:
     """Three simple drawings, `size` pixels wide, with captions in plain English."""
-    large = 4 * size  # drawn large and made small, for smooth edges
+    large = 4 * size  # drawn large and downscaled, for smooth edges
 
     def canvas(color: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         image = Image.new("RGB", (large, large), color)
@@ -147,7 +161,7 @@ def drawn_probe(size: int) -> Probe:
 
 
 def probe_size(model: StableDiffusion) -> int:
-    """Edge of the pictures to ask a model about: its own, but at most 256 pixels."""
+    """Edge of the pictures to test a model with: the model's own, but at most 256 pixels."""
     return min(_LARGEST_SIZE, picture_size(model, None))
 
 
@@ -172,7 +186,7 @@ def _finite(model: StableDiffusion) -> Finding:
                 bad.append(name + jax.tree_util.keystr(path))
     return Finding(
         "Are all weights finite numbers?",
-        f"{len(bad)} tensors are not" + (f", as {bad[0]}" if bad else ""),
+        f"{len(bad)} tensors are not" + (f", e.g. {bad[0]}" if bad else ""),
         "none",
         "a damaged file, or weights beyond the range of their type",
         not bad,
@@ -189,9 +203,9 @@ def _text(embeddings: jax.Array) -> Finding:
     least = min(differences)
     return Finding(
         "Do different prompts have different embeddings?",
-        f"they differ by {least:.0%} or more of their size",
+        f"they differ by at least {least:.0%} of their size",
         f"at least {_LEAST_TEXT_DIFFERENCE:.0%}",
-        "0 %, or nan: the words do not reach the text encoder, or it is broken",
+        "0% or nan: the words do not reach the text encoder, or it is broken",
         least >= _LEAST_TEXT_DIFFERENCE,
     )
 
@@ -202,17 +216,17 @@ def _autoencoder(latents: jax.Array, pictures: np.ndarray, decoded: jax.Array) -
     spread = float(jnp.sqrt(jnp.mean(latents**2)))
     return [
         Finding(
-            "Does the autoencoder give pictures back?",
+            "Does the autoencoder reconstruct pictures?",
             f"PSNR {psnr:.1f} dB",
             f"at least {_LEAST_PSNR:.0f} dB",
-            "about 10 dB or less, a flat picture: VAE weights missing or misplaced",
+            "about 10 dB or less, a flat picture: VAE weights are missing or misplaced",
             psnr >= _LEAST_PSNR,
         ),
         Finding(
             "Do latents have the size that the noise schedule expects?",
             f"root mean square {spread:.2f}",
             f"between {_LATENT_RANGE[0]} and {_LATENT_RANGE[1]}, about 1",
-            "five times more or less: scaling_factor in vae/config.json is wrong or lost",
+            "five times larger or smaller: scaling_factor in vae/config.json is wrong or missing",
             _LATENT_RANGE[0] <= spread <= _LATENT_RANGE[1],
         ),
     ]
@@ -223,7 +237,7 @@ def _other_type(prediction_type: str) -> str:
 
 
 def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[Finding]:
-    """The questions to the UNet; `text` (B, L, D) are the pictures' own captions, in order."""
+    """The questions about the UNet; `text` (B, L, D) embeds the pictures' captions, in order."""
     schedule, count = model.schedule, latents.shape[0]
     noise = jax.random.normal(jax.random.key(0), latents.shape)
     variance = float(jnp.mean(latents**2))
@@ -244,11 +258,11 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
         right[time] = error(epsilon_from_output(schedule, raw, x, time))
         shares.append(right[time] / blind)
         swapped_shares.append(error(epsilon_from_output(other, raw, x, time)) / blind)
-    hint = "100 % and more: UNet weights missing or misplaced, or a wrong prediction_type"
+    hint = "100% or more: UNet weights are missing or misplaced, or prediction_type is wrong"
     if max(shares) >= _LARGEST_SHARE > max(swapped_shares):
         hint = f"these weights fit prediction_type {other.prediction_type}: correct scheduler_config.json"
 
-    # Every picture with every caption, its own first.
+    # Every picture with every caption, starting with its own.
     by_caption = []
     for shift in range(count):
         x, raw = output(_CAPTION_TIME, _CAPTION_TIME, jnp.roll(text, shift, axis=0))
@@ -257,41 +271,45 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
     best = int(np.sum(by_caption[0] < np.min(by_caption[1:], axis=0)))
     last = _TIMES[-1]
     x, raw = output(last, _WRONG_TIME, text)
-    # Read at the time it was made for: what changes is only what the network was told.
+    # Evaluated at the true time: the only change is the time given to the network.
     at_wrong_time = error(epsilon_from_output(schedule, raw, x, last))
     return [
         Finding(
-            "Does the UNet tell noise from picture?",
+            "Does the UNet separate noise from picture?",
             "error at t = "
             + ", ".join(f"{time}: {share:.0%}" for time, share in zip(_TIMES, shares, strict=True))
-            + " of a blind guess's",
+            + " of a blind guess's error",
             f"at most {_LARGEST_SHARE:.0%}",
             hint,
             max(shares) <= _LARGEST_SHARE,
         ),
         Finding(
-            "Does the UNet listen to the time?",
-            f"told t = {_WRONG_TIME} instead of {last}, its error is {at_wrong_time / right[last]:.2f} times",
-            f"at least {_LEAST_TIME_FACTOR}",
+            "Does the UNet use the time?",
+            f"given t = {_WRONG_TIME} instead of {last}, its error is {at_wrong_time / right[last]:.2f} "
+            "times as large",
+            f"at least {_LEAST_TIME_FACTOR} times",
             "about 1 or less: the time embedding's weights or settings are wrong",
             at_wrong_time >= _LEAST_TIME_FACTOR * right[last],
         ),
         Finding(
             "Does the right caption help the UNet?",
-            f"at t = {_CAPTION_TIME} its own caption is the best for {best} of {count} pictures",
+            f"at t = {_CAPTION_TIME} the right caption is best for {best} of {count} pictures",
             f"{count} of {count}",
-            f"one of {count} or so: text encoder, tokenizer or cross-attention are wrong",
+            f"about one of {count}: text encoder, tokenizer or cross-attention are wrong",
             best == count,
         ),
     ]
 
 
 def check(model: StableDiffusion, probe: Probe) -> list[Finding]:
-    """Ask a model all questions; it is loaded right when every finding has passed.
+    """Answer all questions about a model; it is loaded correctly if every finding has passed.
 
     Args:
         model: the model.
-        probe: pictures of `probe_size(model)` that it can know, with captions in its language.
+        probe: pictures of `probe_size(model)` of things that the model knows, with captions.
+
+    Returns:
+        One finding per question.
     """
     text = encode_text(model, [*probe.captions, ""])
     latents, decoded = _there_and_back(model, jnp.asarray(probe.pictures))

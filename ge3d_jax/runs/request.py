@@ -1,4 +1,4 @@
-"""What is asked for, checked before any long work."""
+"""Checks of a user's inputs before any long work."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,19 +12,25 @@ from ge3d_jax.toybox import model_folder
 from ge3d_jax.toybox.world.captions import explain_unknown
 from ge3d_jax.training.config import Config
 
-# A model folder that holds this file knows the words of the bundled world and no others.
+# A model whose folder contains this file knows the words of the Toybox world and no others.
 TOYBOX_MARKER = "toybox.json"
-# The bundled model has seen 64-pixel pictures; at more than twice that it sees nothing it knows.
+# The bundled model was trained on 64-pixel pictures; beyond twice that size it recognizes nothing.
 _LARGEST_TOYBOX_IMAGE = 128
 
 
 def find_model(model: str | os.PathLike[str] | None) -> Path:
-    """What `load_model` is to open: a folder, a single file or an id of the hub; None is the bundled model.
+    """Find what `load_model` should open.
 
-    Costs no more than one small file from the hub, so that a mistake shows before a download.
+    At most one small file is fetched from the hub, so that mistakes are reported before a download.
+
+    Args:
+        model: a folder, a single file or a hub id; None is the bundled model.
+
+    Returns:
+        A path for `load_model`.
 
     Raises:
-        UserError: there is no such model, or it is of another kind.
+        UserError: the model does not exist, or is of an unsupported kind.
     """
     if model is None:
         return model_folder()
@@ -35,18 +41,33 @@ def find_model(model: str | os.PathLike[str] | None) -> Path:
 
 
 def pair_loras(files: Sequence[str], strengths: Sequence[float]) -> list[tuple[str, float]]:
-    """LoRA files with their strengths: one each, one for all, or none, which is 1. Raises UserError."""
+    """Pair LoRA files with strengths.
+
+    Args:
+        files: the files.
+        strengths: one for each file, one for all, or none, which means 1.
+
+    Returns:
+        (file, strength) pairs.
+
+    Raises:
+        UserError: the number of strengths does not match.
+    """
     if len(strengths) not in (0, 1, len(files)) or len(strengths) > len(files):
         raise UserError(
-            f"There are {len(files)} LoRA files and {len(strengths)} strengths; give one --lora_strength for "
-            f"all, or one for each --lora."
+            f"There are {len(files)} LoRA files and {len(strengths)} strengths; give one strength for all "
+            "files, or one for each."
         )
     each = list(strengths) or [1.0]
     return list(zip(files, each if len(each) == len(files) else each * len(files), strict=True))
 
 
 def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse LoRA and textual-inversion files that are not there, or not safetensors. Raises UserError."""
+    """Check that LoRA and textual-inversion files exist and are safe to open.
+
+    Raises:
+        UserError: a file is missing or not in the safetensors format.
+    """
     for file in map(Path, files):
         refuse_pickled(file)
         if not file.is_file():
@@ -54,9 +75,13 @@ def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def check_prompt(prompt: str, folder: Path) -> None:
-    """Refuse a prompt without words, or with words the model in `folder` never saw. Raises UserError."""
+    """Check that the model in `folder` knows the words of a prompt.
+
+    Raises:
+        UserError: the prompt has no words, or some that the bundled model does not know.
+    """
     if not slug(prompt):
-        raise UserError(f'The prompt {prompt!r} has no words; say what to make, as "a red mushroom".')
+        raise UserError(f'The prompt {prompt!r} has no words; say what to make, e.g. "a red mushroom".')
     if (folder / TOYBOX_MARKER).is_file():
         unknown = explain_unknown(prompt)
         if unknown is not None:
@@ -64,44 +89,67 @@ def check_prompt(prompt: str, folder: Path) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that a random generator cannot start from. Raises UserError."""
+    """Check that a seed is in the range of the random generators.
+
+    Raises:
+        UserError: it is not.
+    """
     if not 0 <= seed < 2**32:
         raise UserError(f"The seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
 
 
 def check_image_size(config: Config, folder: Path) -> None:
-    """Refuse pictures far larger than the bundled model was trained on. Raises UserError."""
+    """Check that pictures are not much larger than those the bundled model was trained on.
+
+    Raises:
+        UserError: they are.
+    """
     if (folder / TOYBOX_MARKER).is_file() and config.image_size > _LARGEST_TOYBOX_IMAGE:
         raise UserError(
-            f"The setting image_size is {config.image_size}, but the bundled model knows pictures of 64 "
-            "pixels; name a larger model with --model, or keep to the preset toybox."
+            f"The setting image_size is {config.image_size}, but the bundled model was trained on pictures "
+            'of 64 pixels; choose a larger model, or use the preset "toybox".'
         )
 
 
 def picture_size(model: StableDiffusion, size: int | None) -> int:
-    """The edge of the pictures to make, pixels: `size`, or what the model was trained on.
+    """The edge of the pictures to make, pixels.
+
+    Args:
+        model: the model.
+        size: edge in pixels; None is the size that the model was trained on.
+
+    Returns:
+        `size`, or the model's own.
 
     Raises:
-        UserError: a size the networks cannot halve often enough, or none where the model says none.
+        UserError: the networks cannot halve the size often enough, or the model does not give a size.
     """
     downscale, halvings = model.vae.config.downscale, len(model.unet.config.block_out_channels) - 1
     multiple = downscale * 2**halvings
     if size is None:
         if model.unet.config.sample_size is None:
-            raise UserError("This model's unet/config.json has no sample_size; say the size of the pictures.")
+            raise UserError(
+                "This model's unet/config.json has no sample_size; give the size of the pictures."
+            )
         return model.unet.config.sample_size * downscale
     if size < multiple or size % multiple:
-        raise UserError(f"The size is {size} pixels; this model needs a multiple of {multiple}.")
+        raise UserError(
+            f"The size is {size} pixels, but this model needs a multiple of {multiple}; choose one."
+        )
     return size
 
 
 def check_picture_size(config: Config, model: StableDiffusion) -> None:
-    """Refuse pictures that a model cannot take, or far smaller than it was trained on. Raises UserError."""
+    """Check that a model can process pictures of the configured size.
+
+    Raises:
+        UserError: it cannot, or they are much smaller than those it was trained on.
+    """
     size = picture_size(model, config.image_size)
     trained = model.unet.config.sample_size
     if trained is not None and size < trained * model.vae.config.downscale / 2:
         raise UserError(
             f"The setting image_size is {size}, but this model was trained on pictures of "
-            f"{trained * model.vae.config.downscale} pixels and sees nothing in small ones; "
-            "for Stable Diffusion add --preset=paper."
+            f"{trained * model.vae.config.downscale} pixels and recognizes nothing in small ones; "
+            'for Stable Diffusion use the preset "paper".'
         )

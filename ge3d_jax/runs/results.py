@@ -1,4 +1,4 @@
-"""An object in a run's folder: the splats and everything to look at."""
+"""The object in a run's folder: the splats, and pictures, videos and a page that show it."""
 
 from pathlib import Path
 
@@ -19,13 +19,23 @@ _SHEET_STRIDE = 8
 
 
 def remove_object(folder: Path) -> None:
-    """Remove what an earlier run left in the same folder, which would pass for the next one's."""
+    """Remove the results of an earlier run in the same folder, so that they are not mistaken for new ones."""
     names = ("object.ply", "turntable.mp4", "turntable.gif", "views.png", "viewer.html")
     remove_files(folder / name for name in names)
 
 
 def write_object(folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint) -> np.ndarray:
-    """Write the splats, then everything to look at; returns the turntable's frames, uint8 (T, H, W, 3)."""
+    """Write the splats, the page, the sheet of views and the turntables.
+
+    Args:
+        folder: the run's folder.
+        gaussians: the splats.
+        title: title of the page.
+        viewpoint: the cameras of page, sheet and turntables.
+
+    Returns:
+        The turntable's frames, uint8 (T, H, W, 3).
+    """
     save_ply(folder / "object.ply", gaussians)
     save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
     azimuths = turntable_azimuths(_TURNTABLE_FRAMES)

@@ -1,4 +1,4 @@
-"""Text to pictures, one after the other: what `experiments/sample.py` does, to see that a model is sound."""
+"""Text to pictures, one after the other, to see whether a model works."""
 
 import os
 import time
@@ -22,10 +22,10 @@ from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.request import check_adapters, check_prompt, check_seed, find_model, picture_size
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
-# Edge of the written pictures, pixels: large enough to look at.
+# Smallest edge of the written pictures, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192
 _LARGEST_COLUMNS = 4
-# A label under a picture of the sheet is cut to this many characters.
+# Labels on the sheet are truncated to this many characters.
 _LONGEST_LABEL = 28
 
 
@@ -38,7 +38,7 @@ def _guided_step(
     now: jax.Array,
     then: jax.Array,
 ) -> jax.Array:
-    """One DDIM step of one picture; `texts` (2, L, D) are the negative and the wanted."""
+    """One DDIM step of one picture; `texts` (2, L, D) are the embeddings of the negative and the prompt."""
     empty, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, texts), 2)
     return ddim_step(model.schedule, x, empty + guidance * (wanted - empty), now, then)
 
@@ -57,16 +57,23 @@ def sample_picture(
     size: int,
     on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """One picture (size, size, 3) in [0, 1] by DDIM with classifier-free guidance.
+    """Sample one picture by DDIM with classifier-free guidance.
 
-    The same numbers as `pipeline.sample`, but one compiled step at a time, so that progress can be shown.
+    The result equals that of `pipeline.sample`, but one compiled step at a time, so that progress can be
+    shown.
 
     Args:
-        key: draws the starting noise.
-        text, negative_text: (L, D) embeddings.
-        steps: evaluations of the UNet; guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
-        size: pixels, from `picture_size`.
+        model: the model.
+        key: PRNG key for the initial noise.
+        text: (L, D) embedding of the prompt.
+        negative_text: (L, D) embedding of the negative prompt.
+        steps: number of evaluations of the UNet.
+        guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
+        size: edge in pixels, from `picture_size`.
         on_step: called after each step.
+
+    Returns:
+        (size, size, 3) in [0, 1].
     """
     edge = size // model.vae.config.downscale
     x = jax.random.normal(key, (1, edge, edge, model.unet.config.in_channels))
@@ -100,29 +107,31 @@ def sample_to_folder(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Make `count` pictures of each prompt and write them, and a sheet of all.
+    """Sample pictures of each prompt and write them, with a sheet of all.
 
     Args:
         prompts: what to show.
-        model: as `load_model` takes it; None is the bundled one.
+        model: see `load_model`; None is the bundled model.
         negative_prompt: what not to show.
-        steps, guidance_scale: see `sample_picture`.
-        seed: the first picture's; the next have the next seeds, the same ones for every prompt.
-        count: pictures of each prompt.
-        size: edge in pixels; None is what the model was trained on.
-        dtype: what the networks compute in, as `compute_dtype` takes it.
-        loras, textual_inversions: files that change the model, as `load_model` takes them.
+        steps: see `sample_picture`.
+        guidance_scale: see `sample_picture`.
+        seed: seed of the first picture of each prompt; later ones have consecutive seeds.
+        count: number of pictures per prompt.
+        size: edge in pixels; None is the size that the model was trained on.
+        dtype: precision of the networks, see `compute_dtype`.
+        loras: LoRA files and their strengths, see `load_model`.
+        textual_inversions: files with embeddings of new words, see `load_model`.
         out: folder; None is outputs/sample-<first prompt>.
-        progress: whether to say on standard error how far it is.
+        progress: whether to report progress on standard error.
 
     Returns:
-        the folder, with <number>-<prompt>-<seed>.png, sheet.png and config.json.
+        The folder, with <number>-<prompt>-<seed>.png, sheet.png and config.json.
 
     Raises:
-        UserError: an input that cannot be used.
+        UserError: an input cannot be used.
     """
     if not prompts:
-        raise UserError('There is no prompt; say what to show, as "a red mushroom".')
+        raise UserError('There is no prompt; say what to show, e.g. "a red mushroom".')
     if count < 1:
         raise UserError(f"The number of pictures is {count}; give at least 1.")
     check_seed(seed)
@@ -159,7 +168,7 @@ def sample_to_folder(
                 )
                 if not np.isfinite(picture).all():
                     raise UserError(
-                        f"The model {place} gives numbers that are not finite; check it with "
+                        f"The model {place} returns numbers that are not finite; check it with "
                         "experiments/check_model.py, or compute in float32."
                     )
                 pictures.append(enlarge(to_uint8(picture), minimum=_SMALLEST_PICTURE))

@@ -1,4 +1,4 @@
-"""Pictures of any splat file: a turntable or camera path as a video, views on a sheet, a page to turn it."""
+"""Showing any splat file: a turntable or camera path as a video, a sheet of views, an interactive page."""
 
 import math
 import os
@@ -30,45 +30,56 @@ from ge3d_jax.viewer.page import save_viewer
 from ge3d_jax.viewer.sheet import image_grid, save_png
 from ge3d_jax.viewer.turntable import Viewpoint, render_each, turntable_azimuths
 
-_ENDINGS = (".mp4", ".gif", ".png", ".html")
-_IN_A_FOLDER = ("turntable.mp4", "turntable.gif", "views.png", "viewer.html")
+_SUFFIXES = (".mp4", ".gif", ".png", ".html")
+_FOLDER_FILES = ("turntable.mp4", "turntable.gif", "views.png", "viewer.html")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
 _SHEET_COLUMNS = 4
-# Pixels of all frames of a .gif, which must be held until it is written: two bytes each.
+# Most pixels in all frames of a .gif, which are kept in memory until it is written: two bytes each.
 _LARGEST_GIF = 2**31
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) in pixels of "512" or "640x360". Raises UserError at anything else."""
+    """(width, height) in pixels from a text like "512" or "640x360".
+
+    Raises:
+        UserError: the text is something else, or a side is out of range.
+    """
     found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip().lower())
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
         raise UserError(
-            f"The size is {text!r}; give pixels from {_SMALLEST_SIDE} to {_LARGEST_SIDE}, as 512 or 640x360."
+            f"The size is {text!r}; give {_SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, e.g. 512 or 640x360."
         )
     return size
 
 
 def parse_color(text: str) -> tuple[float, float, float]:
-    """RGB in [0, 1] of a colour's name or of #rrggbb. Raises UserError at anything else."""
+    """RGB in [0, 1] from the name of a color or from #rrggbb.
+
+    Raises:
+        UserError: the text is something else.
+    """
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError as error:
-        raise UserError(f"The background is {text!r}; give a colour as white, black or #8090a0.") from error
+        raise UserError(f"The background is {text!r}; give a color, e.g. white or #8090a0.") from error
     return red / 255.0, green / 255.0, blue / 255.0
 
 
 def _targets(splats: Path, out: str | os.PathLike[str] | None) -> list[Path]:
     """The files to write: the one that is named, or all of them in a folder."""
-    # Runs name all their objects alike, their folders apart.
+    # All runs name their objects alike, but not their folders.
     name = slug(f"{splats.parent.name}-{splats.stem}")
     path = Path(out) if out is not None else Path("outputs") / (name or "splats")
-    if path.suffix.lower() in _ENDINGS:
+    if path.suffix.lower() in _SUFFIXES:
         prepare_folder(path.parent)
         return [path]
     if path.suffix and not path.is_dir():
-        raise UserError(f"{path} does not end as {', '.join(_ENDINGS)}, nor as a folder does; name another.")
-    return [prepare_folder(path) / name for name in _IN_A_FOLDER]
+        raise UserError(
+            f"{path} has an unknown suffix; give a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file, "
+            "or a folder."
+        )
+    return [prepare_folder(path) / name for name in _FOLDER_FILES]
 
 
 def render_splats(
@@ -89,41 +100,42 @@ def render_splats(
     antialiased: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Look at a splat file from around it, or along a path of cameras.
+    """Render a splat file from all around, or along a camera path.
 
     Args:
         splats: a .ply, .splat or .spz file.
-        out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or one picture where
-            `azimuth_degrees` is given; .html, a page to turn the splats in a browser. Or a folder for one of
-            each; None is outputs/<folder of the splats>-<name of the splats>.
+        out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or a single image if
+            `azimuth_degrees` is given; .html, an interactive page. Or a folder for one of each. None is
+            outputs/<folder of the splats>-<name of the splats>.
         camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.cameras`.
-        frames, fps: of the turntable. A path has as many frames as cameras.
-        views: pictures on the sheet, evenly from the turntable or the path.
+        frames: number of frames of the turntable; a path has one frame per camera.
+        views: number of images on the sheet, evenly from the turntable or the path.
+        fps: frames per second.
         size: (width, height) in pixels.
-        azimuth_degrees: where the turntable begins, counter-clockwise seen from above; 0 looks at the side of
-            +x, 90 at that of +y, -z or +z, where `up` is "z", "y" or "-y".
+        azimuth_degrees: where the turntable starts, counterclockwise seen from above; 0 looks from +x, 90
+            from +y, -z or +z if `up` is "z", "y" or "-y".
         elevation_degrees: of the turntable's cameras above the horizon.
-        radius: distance of the turntable's cameras from the middle of the splats, in the file's units; None
-            is as near as shows nearly all of them.
+        radius: distance of the turntable's cameras from the center of the splats, in the file's units; None
+            is as close as shows nearly all of them.
         fov_degrees: full vertical field of view of the turntable's cameras.
-        up: what is up in the file: "z" as here, "y", or "-y" as in most captures.
+        up: the up direction of the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
-        antialiased: weaken splats thinner than a pixel, for splats that were trained so (Mip-Splatting); the
-            page does not.
-        progress: whether to show a bar.
+        antialiased: weaken splats thinner than a pixel, for splats trained with antialiasing
+            (Mip-Splatting); not supported by the page.
+        progress: whether to show a progress bar.
 
     Returns:
-        the files that were written.
+        The files that were written.
 
     Raises:
-        UserError: an input that cannot be used, before anything is written.
+        UserError: an input cannot be used; nothing has been written.
     """
     path = Path(splats)
     check_splat_path(path)
     for name, value, least, most in (
         ("number of frames", frames, 1, 10_000),
         ("number of views", views, 1, 100),
-        ("number of frames a second", fps, 1, 60),
+        ("number of frames per second", fps, 1, 60),
         ("elevation", elevation_degrees, -90.0, 90.0),
         ("field of view", fov_degrees, 1.0, 150.0),
     ):
@@ -132,9 +144,9 @@ def render_splats(
     if radius is not None and not (math.isfinite(radius) and radius > 0):
         raise UserError(f"The radius is {radius}; give a distance above 0.")
     if azimuth_degrees is not None and not math.isfinite(azimuth_degrees):
-        raise UserError(f"The azimuth is {azimuth_degrees}; give degrees.")
+        raise UserError(f"The azimuth is {azimuth_degrees}; give a finite number of degrees.")
     if up not in UPRIGHT:
-        raise UserError(f"Up is {up!r}; give one of {', '.join(UPRIGHT)}.")
+        raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
     cameras = read_camera_path(camera_path, size=size) if camera_path is not None else None
     gaussians = load_splats(path)
     targets = _targets(path, out)
@@ -144,34 +156,34 @@ def render_splats(
     fov, polar = math.radians(fov_degrees), math.radians(90.0 - elevation_degrees)
     distance = radius / frame.radius if radius is not None else fitting_distance(fov, size)
     is_still = azimuth_degrees is not None and camera_path is None
-    endings = {target.suffix.lower() for target in targets}
+    suffixes = {target.suffix.lower() for target in targets}
     if cameras is not None:
         cameras = framed_cameras(cameras, frame)
         count = len(cameras.intrinsics)
         labels = [f"frame {index}" for index in range(count)]
     else:
-        count = frames if endings & {".mp4", ".gif"} else 1 if is_still else views
+        count = frames if suffixes & {".mp4", ".gif"} else 1 if is_still else views
         azimuths = turntable_azimuths(count) + math.radians(azimuth_degrees or 0.0)
         labels = [f"{degrees % 360:.0f}°" for degrees in np.round(np.rad2deg(azimuths))]
         cameras = orbit_cameras(azimuths, polar=polar, distance=distance, fov=fov, size=size, up=up)
     chosen = np.unique(np.arange(min(views, count)) * count // min(views, count))
-    if endings == {".png"}:
-        # Only what the sheet shows.
+    if suffixes == {".png"}:
+        # Render only what the sheet shows.
         cameras = jax.tree.map(itemgetter(chosen), cameras)
         labels = [labels[index] for index in chosen]
         chosen = np.arange(len(chosen))
 
     total = len(cameras.intrinsics)
-    if ".gif" in endings and total * math.prod(size) > _LARGEST_GIF:
+    if ".gif" in suffixes and total * math.prod(size) > _LARGEST_GIF:
         raise UserError(
-            f"A .gif of {total} frames of {size[0]} by {size[1]} pixels is too large to hold; give fewer "
+            f"A .gif of {total} frames of {size[0]} by {size[1]} pixels is too large for memory; give fewer "
             "frames or a smaller size, or write a .mp4."
         )
 
-    def render(indices: np.ndarray, doing: str) -> Iterator[np.ndarray]:
+    def render(indices: np.ndarray, description: str) -> Iterator[np.ndarray]:
         some = jax.tree.map(itemgetter(indices), cameras)
         each = render_each(gaussians, some, background=background, antialiased=antialiased)
-        return iter(track(each, doing, total=len(indices), transient=True, disable=not progress))
+        return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
     names = None if is_still else [labels[index] for index in chosen]
     _write_pictures(targets, render, total=total, chosen=chosen, names=names, fps=fps)
@@ -191,19 +203,24 @@ def _write_pictures(
     names: Sequence[str] | None,
     fps: int,
 ) -> None:
-    """Write the targets that are pictures or videos, all from one rendering of `total` frames.
+    """Write the targets that are images or videos, all from one rendering of `total` frames.
 
-    A .mp4 takes each frame as it comes; besides, only the sheet's are held, and the .gif's as a byte a pixel.
+    A .mp4 takes each frame as it comes; only the sheet's frames are kept, and the .gif's at a byte per pixel.
 
-    render: indices of frames, and what to call that → the frames.
-    chosen: indices of the sheet's frames. names: for under them; None where the sheet is just a picture.
+    Args:
+        targets: files to write.
+        render: maps indices of frames and a description for the progress bar to the frames.
+        total: number of frames.
+        chosen: indices of the sheet's frames.
+        names: labels of the sheet's frames; None if the sheet is a single image.
+        fps: frames per second.
     """
     files = {target.suffix.lower(): target for target in targets}
     if not files.keys() & {".mp4", ".gif", ".png"}:
         return
     pages = None
     if ".gif" in files:
-        pages = GifPages(list(render(palette_indices(total), "Choosing colours")))
+        pages = GifPages(list(render(palette_indices(total), "Choosing colors")))
     sheet: list[np.ndarray] = []
 
     def frames() -> Iterator[np.ndarray]:

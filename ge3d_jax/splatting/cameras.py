@@ -1,7 +1,7 @@
-"""Pinhole cameras in the OpenCV convention: x right, y down, z forward; pixel centres at +0.5.
+"""Pinhole cameras in the OpenCV convention: x right, y down, z forward; pixel centers at +0.5.
 
 Symbols: `world_to_camera` W (4, 4) maps homogeneous world points to camera space; a camera-space point
-(x, y, z) falls on the pixel position (fx·x/z + cx, fy·y/z + cy). The world has z up and objects face +x.
+(x, y, z) projects to the pixel position (fx·x/z + cx, fy·y/z + cy). The world has z up and objects face +x.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-# Below this sine of the angle between the viewing direction and `up`, the image's rotation is undefined.
+# If the sine of the angle between viewing direction and `up` is below this, the image's roll is undefined.
 PARALLEL_SINE = 1e-4
 
 
@@ -18,9 +18,11 @@ PARALLEL_SINE = 1e-4
 class Camera:
     """A pinhole camera; under `jax.vmap` the two arrays gain a leading axis and the size stays shared.
 
-    world_to_camera: (4, 4) float, rigid transform, world units; its last row is taken to be 0, 0, 0, 1.
-    intrinsics: (4,) float, fx, fy, cx, cy in pixels.
-    width, height: image size in pixels (static).
+    Attributes:
+        world_to_camera: (4, 4) float, rigid transform, world units; its last row is assumed to be 0, 0, 0, 1.
+        intrinsics: (4,) float, fx, fy, cx, cy in pixels.
+        width: width of the image in pixels (static).
+        height: height of the image in pixels (static).
     """
 
     world_to_camera: jax.Array
@@ -29,27 +31,33 @@ class Camera:
     height: int = struct.field(pytree_node=False)
 
 
-def _normalise(vector: jax.Array) -> jax.Array:
+def _normalize(vector: jax.Array) -> jax.Array:
     return vector / jnp.linalg.norm(vector, axis=-1, keepdims=True)
 
 
 def _rotate(rotation: jax.Array, vector: jax.Array) -> jax.Array:
-    """Full-precision product: the accelerators' default would round positions to ten bits."""
+    """Full-precision product: the default on accelerators would round positions to ten bits."""
     return jnp.matmul(rotation, vector, precision=jax.lax.Precision.HIGHEST)
 
 
 def look_at(position: jax.Array, target: jax.Array, up: jax.Array) -> jax.Array:
-    """World-to-camera transform (4, 4) of a camera at `position` that looks at `target`, world units.
+    """World-to-camera transform of a camera at `position` that looks at `target`.
 
-    position, target, up: (3,). `up` points towards the top of the image; where it is parallel to the viewing
-    direction (a camera straight above), the world's x axis takes its place so that the result stays finite.
+    Args:
+        position: (3,) position of the camera, world units.
+        target: (3,) point in the middle of the image, world units.
+        up: (3,) direction toward the top of the image. If it is parallel to the viewing direction (a camera
+            straight above), the world's x axis takes its place so that the result stays finite.
+
+    Returns:
+        (4, 4) float, world units, OpenCV axes.
     """
     position, target, up = (jnp.asarray(vector, jnp.result_type(float)) for vector in (position, target, up))
-    forward = _normalise(target - position)
-    sine = jnp.linalg.norm(jnp.cross(forward, _normalise(up)))
+    forward = _normalize(target - position)
+    sine = jnp.linalg.norm(jnp.cross(forward, _normalize(up)))
     spare = jnp.where(jnp.abs(forward[0]) < 0.9, jnp.array([1.0, 0.0, 0.0]), jnp.array([0.0, 1.0, 0.0]))
     up = jnp.where(sine < PARALLEL_SINE, spare.astype(up.dtype), up)
-    right = _normalise(jnp.cross(forward, up))
+    right = _normalize(jnp.cross(forward, up))
     down = jnp.cross(forward, right)
     rotation = jnp.stack([right, down, forward])
     top = jnp.concatenate([rotation, -_rotate(rotation, position)[:, None]], axis=1)
@@ -66,13 +74,19 @@ def orbit_camera(
     target: jax.Array | tuple[float, float, float] = (0.0, 0.0, 0.0),
     up: jax.Array | tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Camera:
-    """A camera on a sphere around `target`, looking at it; jittable; vmappable over all but `size`.
+    """A camera on a sphere around `target`, looking at it; jittable, vmappable over everything but `size`.
 
-    azimuth: radians, 0 = on +x (sees the front), counter-clockwise seen from above.
-    polar: radians from +z; π/2 is the horizon.
-    radius: distance to `target`, world units.
-    fov: full vertical field of view, radians; pixels are square.
-    size: edge of a square image, or (width, height), pixels.
+    Args:
+        azimuth: radians, 0 = on +x (sees the front), counterclockwise seen from above.
+        polar: radians from +z; π/2 is the horizon.
+        radius: distance to `target`, world units.
+        fov: full vertical field of view, radians; pixels are square.
+        size: edge of a square image, or (width, height), pixels.
+        target: (3,) center of the sphere, world units.
+        up: (3,) direction toward the top of the image, see `look_at`.
+
+    Returns:
+        The camera.
     """
     width, height = (size, size) if isinstance(size, int) else size
     target = jnp.asarray(target, jnp.result_type(float))
@@ -87,13 +101,13 @@ def orbit_camera(
 
 
 def camera_center(camera: Camera) -> jax.Array:
-    """Position of the camera in world units, (3,): the point that the transform sends to the origin.
+    """Position of the camera in world units, (3,): the point that the transform maps to the origin.
 
-    Solved for any invertible matrix by Cramer's rule, so that a gradient with respect to `world_to_camera` is
-    right for each of its entries alone, not only along rigid motions.
+    Solved by Cramer's rule for any invertible matrix, so that the gradient with respect to `world_to_camera`
+    is correct for each entry separately, not only along rigid motions.
     """
     rows, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    # Crosswise products of the rows are the columns of the inverse, times the determinant.
+    # Cross products of the rows are the columns of the inverse, times the determinant.
     columns = jnp.cross(jnp.roll(rows, -1, axis=0), jnp.roll(rows, -2, axis=0))
     determinant = jnp.sum(rows[0] * columns[0])
     return -jnp.sum(columns * translation[:, None], axis=0) / determinant

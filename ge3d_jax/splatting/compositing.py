@@ -1,22 +1,23 @@
-"""Front-to-back compositing of the tiles' splats, with its own gradient.
+"""Front-to-back compositing of each tile's splats, with a custom gradient.
 
-Tiles are taken LANES at a time, those with the longest lists first, so that the tiles of a group have about
-as much to do; a group goes through its lists CHUNK splats at a time until every list has ended or its tile
-is dark. Arrays of one step have the layout [B, C, P]: tile within the group, splat within the chunk, pixel
-within the tile. A group's state is small and stays in the processor's cache; beside inputs and image the
-backward pass is handed only the light that reaches each chunk. Under `vmap` the views' tiles join one list.
+Tiles are processed LANES at a time, those with the longest lists first, so that the tiles of a group have
+similar amounts of work. A group goes through its lists CHUNK splats at a time until every list has ended or
+its tile is dark. The arrays of one step have the layout [B, C, P]: tile within the group, splat within the
+chunk, pixel within the tile. A group's state is small and stays in the CPU's cache; besides the inputs and
+the image, the backward pass needs only the light that reaches each chunk. Under `vmap` the tiles of all views
+join one list.
 
-No two writes ever go to one place and no order is left open, so the same input gives the same bits: gradients
-of the (tile, splat) entries go to slots of their own, which are added up splat by splat in `range_sums`.
+No two writes go to the same place and every order is fixed, so the same input gives the same bits: the
+gradients of the (tile, splat) entries go to separate slots, which `range_sums` adds up splat by splat.
 
-A GPU kernel would replace `_forward` and `_backward`, which are one function each from flat arrays to flat
-arrays; there is none yet, because there was no GPU to prove it on.
+A GPU kernel would replace `_forward` and `_backward`, each a single function from flat arrays to flat arrays.
+There is none yet, because there was no GPU to test it on.
 
 Symbols, for splat i of a pixel's list, front to back:
-    α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 where under MIN_ALPHA
-    T_i  transmittance before the splat, Π_{j<i} (1 − α_j);   T_end  that behind all
-    w_i  weight α_i·T_i;   f_i  features (colour, depth, and a constant 1);   F = Σ w_i·f_i
-Gradient, from those of F and T_end:
+    α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 if below MIN_ALPHA
+    T_i  transmittance in front of the splat, Π_{j<i} (1 − α_j);   T_end  behind all splats
+    w_i  weight α_i·T_i;   f_i  features (color, depth, and a constant 1);   F = Σ w_i·f_i
+Gradient, given those of F and T_end:
     ∂L/∂f_i = w_i·∂L/∂F
     ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + T_end·∂L/∂T_end) / (1 − α_i)
 """
@@ -36,25 +37,29 @@ from ge3d_jax.splatting.projection import MIN_ALPHA
 from ge3d_jax.splatting.range_sums import sum_ranges
 from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 
-# Splats per step of a tile: half a chunk is wasted on average, a shorter one stores more light. A chunk of
-# capped alphas passes 0.01¹⁶ of the light, which float32 still holds.
+# Splats per step of a tile: half a chunk is wasted on average, but shorter chunks store more light. A chunk
+# of capped alphas passes 0.01¹⁶ of the light, which float32 can still represent.
 CHUNK = 16
-# Steps of a running product over a chunk and what was before it: 1, 2, 4, … CHUNK.
+# Shifts of the running product over a chunk and the light before it: 1, 2, 4, … CHUNK.
 _SHIFTS = tuple(2**level for level in range(CHUNK.bit_length()))
-# Tiles per group: an array of a step is 64 KiB, of which several stay in a core's cache.
+# Tiles per group: each array of a step takes 64 KiB, so several fit in a core's cache.
 LANES = 16
-# Opacity is capped so that no splat hides all behind it and 1 − α can be divided by.
+# Alpha is capped so that no splat hides everything behind it and dividing by 1 − α is safe.
 MAX_ALPHA = 0.99
-# A tile whose every pixel passes less light than this is finished, and no pixel changes by more. It is what
-# float32 can tell from nothing beside 1; at the usual 1e-4 the gradients of closed scenes are off by 1e-3.
+# A tile is finished once every pixel passes less light than this; no pixel changes by more. It is about the
+# resolution of float32 at 1; at the usual 1e-4 the gradients of closed scenes are off by 1e-3.
 MIN_TRANSMITTANCE = 1e-7
 PIXELS = TILE_SIZE * TILE_SIZE
 
 
 class Splats2D(NamedTuple):
-    """What compositing needs of projected splats.
+    """The fields of projected splats that compositing needs.
 
-    means (N, 2) pixels; whitening (N, 3), see `projection`; opacities (N,); features (N, F).
+    Attributes:
+        means: (N, 2) centers, pixels.
+        whitening: (N, 3) p, q, r of `projection`, 1/pixels.
+        opacities: (N,) in [0, 1].
+        features: (N, F) values to composite.
     """
 
     means: jax.Array
@@ -64,25 +69,25 @@ class Splats2D(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """The lists as flat arrays, which those of several views can join."""
+    """The lists as flat arrays, so that those of several views can be concatenated."""
 
     table: jax.Array  # (N, 6 + F) means, whitening, opacity, features
     splats: jax.Array  # (capacity,) int32 rows of the table
-    centers: jax.Array  # (tiles, 2) middles of the tiles, pixels
+    centers: jax.Array  # (tiles, 2) centers of the tiles, pixels
     begins: jax.Array  # (tiles,) int32 into `splats`
     counts: jax.Array  # (tiles,) int32
-    storage: jax.Array  # (tiles,) int32, first of the tile's rows among the chunks' stored light
+    storage: jax.Array  # (tiles,) int32, first of the tile's rows in the stored light of the chunks
 
 
 class _Step(NamedTuple):
-    """One chunk of each tile of a group, evaluated."""
+    """The values of one chunk of each tile of a group."""
 
-    entries: jax.Array  # [B, C] places in the list
+    entries: jax.Array  # [B, C] positions in the list
     valid: jax.Array  # [B, C]
     whitening: tuple[jax.Array, jax.Array, jax.Array]  # p, q, r, each [B, C]
     opacities: jax.Array  # [B, C]
     features: jax.Array  # [B, C, K], the last is 1
-    offset_x: jax.Array  # [B, C], tile's middle − mean
+    offset_x: jax.Array  # [B, C], tile's center − mean
     offset_y: jax.Array  # [B, C]
     alpha: jax.Array  # [B, C, P]
     transmittance: jax.Array  # [B, C, P], before the splat
@@ -94,7 +99,7 @@ def _einsum(terms: str, *arrays: jax.Array) -> jax.Array:
 
 
 def _pixel_offsets(dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """x and y (P,) of a tile's pixel centres from its middle; small numbers keep their digits."""
+    """x and y (P,) of a tile's pixel centers relative to its center; small numbers keep their precision."""
     pixel = jnp.arange(PIXELS, dtype=jnp.int32)
     middle = 0.5 * (TILE_SIZE - 1)
     return (pixel % TILE_SIZE).astype(dtype) - middle, (pixel // TILE_SIZE).astype(dtype) - middle
@@ -106,9 +111,9 @@ def _tile_centers(columns: int, rows: int, dtype: Any) -> jax.Array:
 
 
 def _grouped(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tiles, longest list first, in whole groups (G·B,), and the number of groups with anything to do.
+    """Tiles, longest list first, padded to whole groups (G·B,), and the number of groups that have work.
 
-    Lanes that fill up the last group hold the number of tiles, which is beyond all.
+    Padding lanes of the last group hold the number of tiles, an index out of range.
     """
     order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
     filled = -(-counts.shape[0] // LANES) * LANES
@@ -117,7 +122,7 @@ def _grouped(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _group(work: _Work, order: jax.Array, group: jax.Array) -> tuple[jax.Array, _Work]:
-    """Tiles (B,) of a group, and the work with its fields per tile cut down to them."""
+    """Tiles (B,) of a group, and the work with its per-tile fields restricted to them."""
     tiles = lax.dynamic_slice_in_dim(order, group * LANES, LANES)
     counts = jnp.where(tiles < work.counts.shape[0], work.counts[tiles], 0)
     return tiles, work._replace(
@@ -126,7 +131,7 @@ def _group(work: _Work, order: jax.Array, group: jax.Array) -> tuple[jax.Array, 
 
 
 def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Array) -> _Step:
-    """Alphas and transmittances of one chunk of each lane that is open (B,); `before` (B, P) is its light."""
+    """Alphas and transmittances of one chunk of each open lane (B,), reached by the light `before` (B, P)."""
     within = chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
     valid = is_open[:, None] & (within < lanes.counts[:, None])
     entries = jnp.where(valid, lanes.begins[:, None] + within, 0)
@@ -141,7 +146,7 @@ def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Ar
     alpha = jnp.where(alpha >= MIN_ALPHA, jnp.minimum(alpha, MAX_ALPHA), 0.0)
     products = jnp.concatenate([before[:, None], 1.0 - alpha], axis=1)
     for shift in _SHIFTS:
-        # Each place takes in the one `shift` before it, so that in the end it has all of them.
+        # Each entry is multiplied by the one `shift` before it; after all shifts it holds the whole product.
         products = jnp.concatenate([products[:, :shift], products[:, shift:] * products[:, :-shift]], axis=1)
     return _Step(
         entries=entries,
@@ -158,7 +163,7 @@ def _evaluate(lanes: _Work, chunk: jax.Array, is_open: jax.Array, before: jax.Ar
 
 
 def _distinct(is_used: jax.Array, index: jax.Array, size: int) -> jax.Array:
-    """`index` where used, elsewhere places beyond `size`, no two alike: a scatter drops them."""
+    """`index` where used, elsewhere distinct positions beyond `size`, which a scatter drops."""
     spare = size + jnp.arange(index.size, dtype=jnp.int32).reshape(index.shape)
     return jnp.where(is_used, index, spare)
 
@@ -167,8 +172,12 @@ def _distinct(is_used: jax.Array, index: jax.Array, size: int) -> jax.Array:
 def _forward(work: _Work, stored: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Composite every tile.
 
-    stored: (rows, P) zeros, room for the light before each chunk.
-    Returns F (tiles, K, P), T_end (tiles, P), `stored` filled in, and the chunks done per tile, int32.
+    Args:
+        work: the lists of all tiles.
+        stored: (rows, P) zeros, room for the light before each chunk.
+
+    Returns:
+        F (tiles, K, P), T_end (tiles, P), `stored` filled in, and the chunks done per tile, (tiles,) int32.
     """
     tile_count, channels, dtype = work.counts.shape[0], work.table.shape[1] - 5, work.table.dtype
     order, groups = _grouped(work.counts)
@@ -226,8 +235,17 @@ def _backward(
 ) -> jax.Array:
     """Gradients of the table's rows, one row per slot.
 
-    `work.counts` are what the forward pass looked at; slots (capacity,) int32; stored, light, and the
-    gradients of F and T_end as `_forward` returns them; gradients: (capacity, 6 + F) zeros to write to.
+    Args:
+        work: the lists of all tiles; `work.counts` covers only what the forward pass processed.
+        slots: (capacity,) int32, the slot of each list entry.
+        stored: (rows, P) light before each chunk, from `_forward`.
+        light: (tiles, P) T_end, from `_forward`.
+        sum_gradients: (tiles, K, P) gradients of F.
+        light_gradients: (tiles, P) gradients of T_end.
+        gradients: (capacity, 6 + F) zeros to write to.
+
+    Returns:
+        `gradients` filled in.
     """
     dtype = work.table.dtype
     order, groups = _grouped(work.counts)
@@ -244,15 +262,15 @@ def _backward(
             chunk, behind, gradients = state
             is_open = lanes.counts > chunk * CHUNK
             step = _evaluate(lanes, chunk, is_open, stored[lanes.storage + chunk])
-            towards = sum(
+            toward = sum(
                 step.features[..., k, None] * pixel_gradients[:, k, None]
                 for k in range(step.features.shape[-1])
             )
             weights = step.alpha * step.transmittance
-            weighted = weights * towards
+            weighted = weights * toward
             after = behind[:, None] + _einsum("bcp,dc->bdp", weighted, later)
-            alpha_gradients = step.transmittance * towards - after / (1.0 - step.alpha)
-            # Through the exponential; a capped alpha does not move.
+            alpha_gradients = step.transmittance * toward - after / (1.0 - step.alpha)
+            # Through the exponential; a capped alpha is constant.
             passes = (step.alpha > 0.0) & (step.alpha < MAX_ALPHA)
             slope = jnp.where(passes, step.alpha * alpha_gradients, 0.0)
             rows = jnp.concatenate(
@@ -280,13 +298,15 @@ def _backward(
 def _moment_gradients(step: _Step, moments: jax.Array) -> list[jax.Array]:
     """Gradients [B, C] of mean, whitening and opacity, from sums over the pixels.
 
-    moments: [B, C, 6], those of s = α·∂L/∂α with 1, x, y, x², x·y, y², x and y from the tile's middle:
-    with the mean's offset e the distance is dx = e + x, and so on.
+    Args:
+        step: the evaluated chunk.
+        moments: [B, C, 6] sums of s = α·∂L/∂α times 1, x, y, x², x·y, y², with x and y relative to the
+            tile's center: with the mean's offset e the distance is dx = e + x, likewise in y.
     """
     total, x, y, x_x, x_y, y_y = jnp.moveaxis(moments, -1, 0)
     p, q, r = step.whitening
     e, h = step.offset_x, step.offset_y
-    v = q * h - r * e  # at the tile's middle
+    v = q * h - r * e  # at the tile's center
     total_v = v * total + q * y - r * x
     total_v_dx = e * total_v + v * x + q * x_y - r * x_x
     total_v_dy = h * total_v + v * y + q * y_y - r * x_y
@@ -301,7 +321,7 @@ def _moment_gradients(step: _Step, moments: jax.Array) -> list[jax.Array]:
 
 
 def _merge(value: jax.Array, is_batched: bool, views: int, stride: int = 0) -> jax.Array:
-    """Join (views, n, ...) to (views·n, ...); indices into arrays of `stride` per view move along."""
+    """Merge (views, n, ...) into (views·n, ...), shifting indices into arrays of `stride` rows per view."""
     if not is_batched:
         value = jnp.broadcast_to(value, (views, *value.shape))
     if stride:
@@ -311,7 +331,7 @@ def _merge(value: jax.Array, is_batched: bool, views: int, stride: int = 0) -> j
 
 
 def _merge_work(work: _Work, batched: Any, views: int, rows: int) -> _Work:
-    """Join the work of all views; `rows` is the number of stored rows of light of one."""
+    """Merge the work of all views; `rows` is the number of stored rows of light of one view."""
     splat_count, capacity = (
         field.shape[int(is_batched)]
         for field, is_batched in ((work.table, batched.table), (work.splats, batched.splats))
@@ -364,17 +384,23 @@ def _work(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[
         storage=jnp.cumsum(chunks) - chunks,
     )
     most_chunks = lists.splats.shape[0] // CHUNK + columns * rows
-    # Zeros, but known to be so only with the lists: XLA would fill a constant, and hold its memory, early.
+    # Zeros that depend on the lists: XLA would allocate a constant early and hold its memory.
     return work, jnp.full((most_chunks, PIXELS), lists.starts[0], table.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def composite(columns: int, rows: int, splats: Splats2D, lists: TileLists) -> tuple[jax.Array, jax.Array]:
-    """F (tiles, F + 1, P) and T_end (tiles, P), P pixels along rows; the last of F is Σ w, the alpha.
+    """Composite the splats of every tile; differentiable in `splats`, `lists` gets no gradient.
 
-    That sum keeps the digits of a faint pixel, which 1 − T_end has lost.
+    Args:
+        columns: number of tiles along x.
+        rows: number of tiles along y.
+        splats: the projected splats.
+        lists: the splats of every tile, front to back.
 
-    columns, rows: the tile grid. Differentiable in `splats`; `lists` gets no gradient.
+    Returns:
+        F (tiles, F + 1, P) and T_end (tiles, P), with the P pixels in row order. The last channel of F is
+        Σ w, the alpha; for faint pixels it is more precise than 1 − T_end.
     """
     sums, light, _, _ = _forward(*_work(columns, rows, splats, lists))
     return sums, light
@@ -390,7 +416,7 @@ def _composite_forward(columns: int, rows: int, splats: Splats2D, lists: TileLis
 def _composite_backward(columns: int, rows: int, saved: Any, cotangents: Any) -> tuple[Splats2D, None]:
     work, lists, stored, light = saved
     shape = (lists.splats.shape[0], work.table.shape[1])
-    # Zeros, for light is not negative; like those for the stored light they must not be a constant.
+    # Zeros, since light is not negative; as with the stored light they must not be a constant.
     empty = jnp.full(shape, jnp.minimum(light[0, 0], 0.0))
     gradients = _backward(work, lists.slots, stored, light, *cotangents, empty)
     sums = sum_ranges(gradients, lists.slot_begins, lists.slot_ends, columns * rows)

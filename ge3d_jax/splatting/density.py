@@ -1,8 +1,8 @@
 """Density control on static shapes: clone, split, prune, opacity reset (Kerbl et al. 2023, section 5).
 
-The buffer of splats keeps its length: a removed splat clears its mask, a new one takes a free entry. Whatever
-is kept per splat beside the parameters (Adam's moments) is moved by the same gather, see `gather_entries`.
-Everything here is pure and jittable; thresholds may be traced.
+The buffer of splats keeps its length: removing a splat clears its mask, a new one takes a free entry. Other
+per-splat values (Adam's moments) are moved by the same gather, see `gather_entries`. Everything here is pure
+and jittable; thresholds may be traced.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from flax import struct
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.projection import rotation_matrices
 
-# The two halves of a split splat are this many times smaller than it was, as in the 3DGS paper.
+# The two halves of a split splat are smaller by this factor, as in the 3DGS paper.
 SPLIT_SHRINK = 1.6
 
 
 @struct.dataclass
 class DensityStatistics:
-    """Screen-space gradients since density control last looked.
+    """Screen-space gradients accumulated since the last step of density control.
 
-    gradient_sum: (N,) sum over views of the gradient's norm, per unit of normalised device coordinates.
-    view_count: (N,) number of views that saw the splat.
+    Attributes:
+        gradient_sum: (N,) sum over views of the gradient's norm, per unit of normalized device coordinates.
+        view_count: (N,) number of views that saw the splat.
     """
 
     gradient_sum: jax.Array
@@ -35,10 +36,14 @@ class DensityStatistics:
 
 @struct.dataclass
 class DensityReport:
-    """What one call of `densify` did, () int32 each.
+    """Counts of what one call of `densify` did.
 
-    cloned, split: splats that became two; pruned: splats removed; not_served: splats that were to become two
-    but found no free entry (those with the largest gradients come first).
+    Attributes:
+        cloned: () int32, splats that were duplicated.
+        split: () int32, splats that were replaced by two smaller ones.
+        pruned: () int32, splats removed.
+        not_served: () int32, splats that should have become two but found no free entry; those with the
+            largest gradients are served first.
     """
 
     cloned: jax.Array
@@ -48,7 +53,7 @@ class DensityReport:
 
 
 def empty_statistics(capacity: int) -> DensityStatistics:
-    """Nothing seen yet, for a buffer of `capacity` splats."""
+    """Empty statistics for a buffer of `capacity` entries."""
     return DensityStatistics(jnp.zeros(capacity), jnp.zeros(capacity))
 
 
@@ -60,10 +65,15 @@ def accumulate(
 ) -> DensityStatistics:
     """Add one batch of views.
 
-    screen_gradients: (B, N, 2) gradient of the loss in `screen_offsets`, per pixel.
-    is_visible: (B, N) bool, radii > 0.
-    image_size: edge or (width, height) in pixels. The whole image spans 2 units of normalised device
-        coordinates, so a gradient per such unit is the gradient per pixel times size / 2.
+    Args:
+        statistics: the sums so far.
+        screen_gradients: (B, N, 2) gradient of the loss with respect to `screen_offsets`, per pixel.
+        is_visible: (B, N) bool, radii > 0.
+        image_size: edge or (width, height) in pixels. The image spans 2 units of normalized device
+            coordinates, so the gradient per such unit is the gradient per pixel times size / 2.
+
+    Returns:
+        The new sums.
     """
     half = 0.5 * jnp.broadcast_to(jnp.asarray(image_size, screen_gradients.dtype), (2,))
     norms = jnp.where(is_visible, jnp.linalg.norm(screen_gradients * half, axis=-1), 0.0)
@@ -74,14 +84,14 @@ def accumulate(
 
 
 def mean_gradients(statistics: DensityStatistics) -> jax.Array:
-    """Gradient norm per view that saw the splat, (N,); 0 where none did."""
+    """Mean gradient norm over the views that saw the splat, (N,); 0 if none did."""
     return statistics.gradient_sum / jnp.maximum(statistics.view_count, 1)
 
 
 def entries_needed(
     gaussians: Gaussians, statistics: DensityStatistics, *, gradient_threshold: jax.Array | float
 ) -> jax.Array:
-    """Length of a buffer in which `densify` serves every splat, () int32; pruning may free some."""
+    """Buffer length with which `densify` serves every splat, () int32; pruning may free more entries."""
     wants = gaussians.mask & (mean_gradients(statistics) >= gradient_threshold)
     return jnp.sum(gaussians.mask, dtype=jnp.int32) + jnp.sum(wants, dtype=jnp.int32)
 
@@ -89,7 +99,13 @@ def entries_needed(
 def gather_entries(moments: Any, source: jax.Array, is_cleared: jax.Array) -> Any:
     """Move per-splat values: entry i of a leaf (N, ...) becomes entry source[i], or zero if is_cleared[i].
 
-    source: (N,) int32; is_cleared: (N,) bool. Every leaf has a leading axis of N.
+    Args:
+        moments: any pytree of per-splat arrays (N, ...).
+        source: (N,) int32.
+        is_cleared: (N,) bool.
+
+    Returns:
+        A pytree of the same structure and shapes.
     """
     count = source.shape[0]
 
@@ -111,17 +127,24 @@ def densify(
     prune_opacity: jax.Array | float,
     prune_scale: jax.Array | float = jnp.inf,
 ) -> tuple[Gaussians, Any, DensityReport]:
-    """Clone or split the splats with large screen-space gradients, then prune; (gaussians, moments, report).
+    """Clone or split the splats with large screen-space gradients, then prune.
 
-    key: PRNG key of the offsets of split splats.
-    statistics: (N,) sums since the last call; start anew with `empty_statistics` afterwards.
-    moments: any pytree of per-splat arrays (N, ...), e.g. the optimiser's moments. New splats and both halves
-        of a split start from zero, as in 3DGS.
-    gradient_threshold: mean gradient norm, per normalised device coordinate, from which a splat becomes two.
-    clone_scale: largest axis, world units, up to which it is cloned (an exact copy); above, it is split in
-        two drawn from its own distribution, each 1/1.6 the size.
-    prune_opacity: splats below are removed. prune_scale: splats whose largest axis after splitting is above
-        are removed, world units; infinity turns that off.
+    Args:
+        key: PRNG key for the offsets of split splats.
+        gaussians: N entries, used or not.
+        statistics: (N,) sums since the last call; start over with `empty_statistics` afterwards.
+        moments: any pytree of per-splat arrays (N, ...), e.g. the optimizer's moments. Those of new
+            splats and of both halves of a split start from zero, as in 3DGS.
+        gradient_threshold: mean gradient norm, per normalized device coordinate, from which a splat becomes
+            two.
+        clone_scale: a splat whose largest axis is at most this, world units, is cloned (an exact copy); a
+            larger one is split into two drawn from its own distribution, each 1/1.6 the size.
+        prune_opacity: splats with a lower opacity are removed.
+        prune_scale: splats whose largest axis after splitting is above this, world units, are removed;
+            infinity turns this off.
+
+    Returns:
+        The splats, the moments, and a report of what was done.
     """
     count = gaussians.capacity
     index = jnp.arange(count, dtype=jnp.int32)
@@ -129,14 +152,14 @@ def densify(
     largest = jnp.exp(jnp.max(gaussians.log_scales, axis=-1))
     wants = gaussians.mask & (gradients >= gradient_threshold)
 
-    # Splats that end removed in any case make room first: faint ones, and large ones that do not split.
+    # Splats that will be removed in any case make room first: faint ones, and large ones that do not split.
     faint = jax.nn.sigmoid(gaussians.opacity_logits) < prune_opacity
     large = largest > prune_scale
     splits = wants & (largest > clone_scale)
     kept = gaussians.mask & ~faint & ~(large & ~splits)
     wants, splits = wants & kept, splits & kept
 
-    # The r-th most wanting splat gets the r-th free entry. Both sorts are stable: ties go by index.
+    # The r-th largest gradient gets the r-th free entry. Both sorts are stable: ties are ordered by index.
     candidates = jnp.argsort(jnp.where(wants, -gradients, jnp.inf), stable=True)
     free = jnp.argsort(kept, stable=True)
     wanted = jnp.sum(wants, dtype=jnp.int32)
@@ -174,7 +197,13 @@ def densify(
 def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | float) -> tuple[Gaussians, Any]:
     """Lower every opacity to at most `ceiling`, and clear the moments of `opacity_logits`.
 
-    moments: any pytree in which the leaves of that field lie under a key or attribute of its name.
+    Args:
+        gaussians: the splats.
+        moments: any pytree in which the leaves of that field are under a key or attribute of its name.
+        ceiling: highest opacity afterwards, in (0, 1).
+
+    Returns:
+        The splats and the moments.
     """
     ceiling = jnp.asarray(ceiling, gaussians.opacity_logits.dtype)
     limit = jnp.log(ceiling) - jnp.log1p(-ceiling)

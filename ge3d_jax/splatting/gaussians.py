@@ -1,7 +1,7 @@
-"""The splats: a padded, masked pytree of anisotropic Gaussians with opacity and view-dependent colour.
+"""The splats: a padded, masked pytree of anisotropic Gaussians with opacity and view-dependent color.
 
-Parameters are stored as 3D Gaussian Splatting optimises them (Kerbl et al. 2023): log scales, opacity logits,
-unnormalised wxyz quaternions, spherical-harmonic colour in which colour = 0.5 + SH_C0·sh[0] + higher bands.
+Parameters are stored as 3D Gaussian Splatting optimizes them (Kerbl et al. 2023): log scales, opacity logits,
+unnormalized wxyz quaternions, spherical-harmonic color with color = 0.5 + SH_C0·sh[0] + higher bands.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from flax import struct
 
 from ge3d_jax.core.errors import UserError
 
-# Zeroth real spherical harmonic, 1 / (2√π): the factor of the constant colour band.
+# Zeroth real spherical harmonic, 1 / (2√π): the factor of the constant color band.
 SH_C0 = 0.28209479177387814
-# Degree 3 is the highest that splat files and viewers know.
+# Degree 3 is the highest that splat files and viewers support.
 MAX_SH_DEGREE = 3
-# A logit beyond ±18 rounds to opacity 0 or 1 in float32, so given opacities are clipped this far inside.
+# A logit beyond ±18 rounds to opacity 0 or 1 in float32, so opacities are clipped this far inside [0, 1].
 OPACITY_MARGIN = 1e-6
 # Smallest scale that `make_gaussians` keeps, world units: the logarithm of zero is not finite.
 MIN_SCALE = 1e-8
@@ -29,12 +29,14 @@ MIN_SCALE = 1e-8
 class Gaussians:
     """Splats in a padded buffer of N entries; entries whose mask is False are inert and get zero gradients.
 
-    positions: (N, 3) centres, world units.
-    log_scales: (N, 3) natural logarithm of the standard deviations along the splat's own axes, world units.
-    quaternions: (N, 4) wxyz rotation of those axes to the world; normalised where used.
-    opacity_logits: (N,) inverse sigmoid of the opacity.
-    sh: (N, K, 3) colour coefficients, K = (degree + 1)², degree 0 to 3.
-    mask: (N,) bool, True where the entry is a splat.
+    Attributes:
+        positions: (N, 3) centers, world units.
+        log_scales: (N, 3) natural logarithm of the standard deviations along the splat's own axes, world
+            units.
+        quaternions: (N, 4) wxyz rotation of those axes to the world; normalized on use.
+        opacity_logits: (N,) inverse sigmoid of the opacity.
+        sh: (N, K, 3) color coefficients, K = (degree + 1)², degree 0 to 3.
+        mask: (N,) bool, True where the entry is a splat.
     """
 
     positions: jax.Array
@@ -56,12 +58,17 @@ class Gaussians:
 
 
 def sh_degree_of(bands: int) -> int:
-    """Degree of `bands` coefficients per channel; anything but 1, 4, 9 or 16 is a UserError."""
+    """Degree of spherical harmonics with `bands` coefficients per channel.
+
+    Raises:
+        UserError: `bands` is not 1, 4, 9 or 16.
+    """
     for degree in range(MAX_SH_DEGREE + 1):
         if (degree + 1) ** 2 == bands:
             return degree
     raise UserError(
-        f"the colour has {bands} coefficients per channel, but only 1, 4, 9 or 16 make a whole degree"
+        f"The color has {bands} coefficients per channel, but only 1, 4, 9 or 16 make a whole degree; "
+        "give one of these."
     )
 
 
@@ -75,20 +82,32 @@ def make_gaussians(
     capacity: int,
     sh_degree: int = 0,
 ) -> Gaussians:
-    """Unrotated splats of plain colour in a buffer of `capacity` entries; the rest is masked.
+    """Unrotated splats without view-dependent color in a buffer; unused entries are masked.
 
-    positions: (M, 3) world units.
-    colors: (M, 3) RGB in [0, 1]; higher bands start at zero.
-    scales: (M,) round or (M, 3) standard deviations, world units.
-    opacities: (M,) in [0, 1].
-    Raises UserError where M exceeds `capacity` or the degree is not 0 to 3.
+    Args:
+        positions: (M, 3) centers, world units.
+        colors: (M, 3) RGB in [0, 1]; higher bands start at zero.
+        scales: (M,) isotropic or (M, 3) standard deviations, world units.
+        opacities: (M,) in [0, 1].
+        capacity: number of entries N of the buffer.
+        sh_degree: degree of the spherical harmonics, 0 to 3.
+
+    Returns:
+        The splats, N entries of which the first M are in use.
+
+    Raises:
+        UserError: M exceeds `capacity`, or `sh_degree` is not 0 to 3.
     """
     positions = jnp.asarray(positions)
     count = positions.shape[0]
     if count > capacity:
-        raise UserError(f"capacity is {capacity}, but {count} splats were given: raise it to {count} or more")
+        raise UserError(
+            f"capacity is {capacity}, but {count} splats were given; raise it to {count} or more."
+        )
     if not 0 <= sh_degree <= MAX_SH_DEGREE:
-        raise UserError(f"sh_degree is {sh_degree}, but only 0 to {MAX_SH_DEGREE} exist: choose one of these")
+        raise UserError(
+            f"sh_degree is {sh_degree}, but only 0 to {MAX_SH_DEGREE} exist; choose one of these."
+        )
     dtype = positions.dtype
     scales = jnp.asarray(scales, dtype)
     scales = jnp.broadcast_to(scales[:, None] if scales.ndim == 1 else scales, (count, 3))
@@ -110,19 +129,19 @@ def make_gaussians(
 
 
 def mean_scale(gaussians: Gaussians) -> jax.Array:
-    """Mean standard deviation of the splats in use, world units; 0 without splats."""
+    """Mean standard deviation of the splats in use, () world units; 0 without splats."""
     scales = jnp.where(gaussians.mask[:, None], jnp.exp(gaussians.log_scales), 0.0)
     return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
 
 
 def mean_opacity(gaussians: Gaussians) -> jax.Array:
-    """Mean opacity of the splats in use; 0 without splats."""
+    """Mean opacity of the splats in use, (); 0 without splats."""
     opacities = jnp.where(gaussians.mask, jax.nn.sigmoid(gaussians.opacity_logits), 0.0)
     return jnp.sum(opacities) / jnp.maximum(jnp.sum(gaussians.mask), 1)
 
 
 def padded(gaussians: Gaussians, capacity: int) -> Gaussians:
-    """The same splats in a buffer of `capacity` entries, no shorter; new ones are masked and unrotated."""
+    """The same splats in a buffer of `capacity` ≥ N entries; new entries are masked and unrotated."""
     count = gaussians.capacity
 
     def pad(values: jax.Array) -> jax.Array:

@@ -1,12 +1,13 @@
 """Density control with a fixed budget: splats as samples of a Markov chain (Kheradmand et al. 2024).
 
-Nothing is cloned, split or pruned. Splats too faint to matter move onto others that are drawn by their
-opacity, the number grows a little each time up to a limit, and noise lets faint splats wander.
+Nothing is cloned, split or pruned. Splats too faint to matter move onto others that are drawn by opacity, the
+number of splats grows a little each time up to a limit, and noise lets faint splats wander.
 
 Symbols: o, s  opacity and scales of a splat;  N  how many take its place;  o', s'  theirs (equation 9);
-G(x) = exp(−x²/2).  N splats in one place let through what one did at their centre and in sum along a ray:
+G(x) = exp(−x²/2).  N splats in one place block the same light as the one did, at their center and integrated
+along a line through it:
     1 − (1 − o')^N = o        s'·∫ 1 − (1 − o'·G(x))^N dx = s·∫ o·G(x) dx
-The paper writes the integral out as a sum with alternating signs, which float32 cannot add up for large N.
+The paper expands the integral into a sum with alternating signs, which is inaccurate in float32 for large N.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from ge3d_jax.splatting.density import gather_entries
 from ge3d_jax.splatting.gaussians import OPACITY_MARGIN, Gaussians
 from ge3d_jax.splatting.projection import rotation_matrices
 
-# The noise falls off around this opacity, this steeply (section 4.2 of the paper).
+# The noise falls off around this opacity with this steepness (section 4.2 of the paper).
 NOISE_OPACITY = 0.005
 NOISE_STEEPNESS = 100.0
-# How far a living splat is kept above the logit of a dead one: about 1 % of its opacity, where float32 rounds
-# to a ten-thousandth of that.
+# How far the logit of a live splat is kept above that of a dead one: about 1% of the opacity, ten thousand
+# times the rounding error of float32.
 _ALIVE_MARGIN = 0.01
-# The trapezoid rule on half of the symmetric integrand; its error is below float32 for a thousand copies.
+# The trapezoidal rule on half of the symmetric integrand; accurate to float32 for up to a thousand copies.
 _QUADRATURE_STEP = 0.0625
 _QUADRATURE_REACH = 7.5
 
 
 @struct.dataclass
 class RelocationReport:
-    """What one call of `relocate` did, () int32 each.
+    """Counts of what one call of `relocate` did.
 
-    relocated: dead splats that moved onto others; added: splats that came on top.
+    Attributes:
+        relocated: () int32, dead splats that moved onto others.
+        added: () int32, splats that were added.
     """
 
     relocated: jax.Array
@@ -45,9 +48,14 @@ class RelocationReport:
 
 
 def shared_opacity(opacities: jax.Array, copies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Opacity and factor on the scales of each of the splats that take one's place, (N,) both.
+    """Opacity and scale of the equal splats that together take the place of one.
 
-    opacities: (N,) in [0, 1). copies: (N,) int, how many take its place, at least 1.
+    Args:
+        opacities: (N,) opacity of the one, in [0, 1).
+        copies: (N,) int, how many take its place, at least 1.
+
+    Returns:
+        The opacity of each copy and the factor on its scales, (N,) both.
     """
     number = copies.astype(opacities.dtype)
     shared = -jnp.expm1(jnp.log1p(-opacities) / number)
@@ -64,8 +72,8 @@ def shared_opacity(opacities: jax.Array, copies: jax.Array) -> tuple[jax.Array, 
 
 
 def _draw(key: jax.Array, weights: jax.Array) -> jax.Array:
-    """As many indices as weights, (N,), drawn in proportion to the weights (N,) ≥ 0, never one of zero."""
-    # The positive weights come first: no rounding of the running sum can hit an entry of weight zero.
+    """N indices, (N,), drawn in proportion to the weights (N,) ≥ 0, never one with weight zero."""
+    # The positive weights come first, so that rounding of the running sum cannot select a weight of zero.
     order = jnp.argsort(weights <= 0, stable=True)
     sums = jax.lax.cummax(jnp.cumsum(weights[order]))
     levels = jax.random.uniform(key, weights.shape) * sums[-1]
@@ -82,36 +90,42 @@ def relocate(
     growth: jax.Array | float,
     limit: jax.Array | int,
 ) -> tuple[Gaussians, Any, RelocationReport]:
-    """Move dead splats onto living ones and add some more; (gaussians, moments, report).
+    """Move dead splats onto live ones and add new ones.
 
-    Each goes where a living splat is, drawn by opacity; all that come to stand there share its opacity and
-    scale, so that the picture stays nearly the same. Where no splat lives, nothing happens.
+    Each goes to the place of a live splat, drawn by opacity; all splats at one place share its opacity and
+    scale, so that the image stays nearly the same. If no splat is live, nothing happens.
 
-    moments: any pytree of per-splat arrays (N, ...); those of splats that changed start from zero.
-    dead_opacity: splats at most this opaque are dead.
-    growth: how many are added, as a share of those there are. limit: how many splats there may be in all; the
-        buffer's length limits them too.
+    Args:
+        key: PRNG key for the draw.
+        gaussians: N entries, used or not.
+        moments: any pytree of per-splat arrays (N, ...); those of splats that changed start from zero.
+        dead_opacity: splats whose opacity is at most this are dead.
+        growth: number of splats to add, as a fraction of those in use.
+        limit: largest number of splats in use; the length of the buffer is a limit too.
+
+    Returns:
+        The splats, the moments, and a report of what was done.
     """
     count = gaussians.capacity
     index = jnp.arange(count, dtype=jnp.int32)
     opacities = jnp.clip(jax.nn.sigmoid(gaussians.opacity_logits), 0.0, 1.0 - OPACITY_MARGIN)
-    lives = gaussians.mask & (opacities > dead_opacity)
+    is_live = gaussians.mask & (opacities > dead_opacity)
     used = jnp.sum(gaussians.mask, dtype=jnp.int32)
     room = jnp.maximum(jnp.minimum(limit, count) - used, 0)
     wanted = jnp.minimum(jnp.round(growth * used).astype(jnp.int32), room)
     rank = jnp.cumsum(~gaussians.mask, dtype=jnp.int32)
-    any_lives = jnp.any(lives)
-    is_added = ~gaussians.mask & (rank <= wanted) & any_lives
-    is_moved = gaussians.mask & ~lives & any_lives
+    any_live = jnp.any(is_live)
+    is_added = ~gaussians.mask & (rank <= wanted) & any_live
+    is_moved = gaussians.mask & ~is_live & any_live
     is_placed = is_added | is_moved
 
-    drawn = _draw(key, jnp.where(lives, opacities, 0.0)).astype(jnp.int32)
+    drawn = _draw(key, jnp.where(is_live, opacities, 0.0)).astype(jnp.int32)
     source = jnp.where(is_placed, drawn, index)
     copies = jnp.ones(count, jnp.int32).at[drawn].add(is_placed.astype(jnp.int32))[source]
     shared, factor = shared_opacity(opacities[source], copies)
     moved = jax.tree.map(lambda leaf: leaf[source], gaussians)
     has_changed = copies > 1
-    # One that shares a faint splat's place would be dead at once.
+    # Otherwise copies that share the place of a faint splat would be dead at once.
     dead_logit = jnp.log(dead_opacity) - jnp.log1p(-dead_opacity)
     logits = jnp.maximum(jnp.log(shared) - jnp.log1p(-shared), dead_logit + _ALIVE_MARGIN)
     log_scales = moved.log_scales + jnp.log(factor)[:, None]
@@ -128,13 +142,18 @@ def relocate(
 
 
 def exploration_noise(key: jax.Array, gaussians: Gaussians) -> jax.Array:
-    """Noise on the positions, (N, 3): σ(−100·(o − 0.005))·Σ·η with η ~ N(0, 1), zero where masked.
+    """Noise on the positions: σ(−100·(o − 0.005))·Σ·η with η ~ N(0, 1), zero where masked.
 
-    Σ is the splat's covariance, so the unit is world units squared; the caller scales it.
+    Args:
+        key: PRNG key for η.
+        gaussians: N entries, used or not; Σ is the covariance of each.
+
+    Returns:
+        (N, 3) in world units squared; the caller scales it.
     """
     rotation = rotation_matrices(gaussians.quaternions)
     normal = jax.random.normal(key, gaussians.positions.shape, gaussians.positions.dtype).T
-    # Σ·η = R·diag(s²)·Rᵀ·η, by elementwise sums: matrix units would round.
+    # Σ·η = R·diag(s²)·Rᵀ·η, by elementwise sums: matrix units would round the operands.
     local = jnp.sum(rotation * normal[:, None], axis=0) * jnp.exp(2.0 * gaussians.log_scales.T)
     noise = jnp.sum(rotation * local, axis=1).T
     opacities = jax.nn.sigmoid(gaussians.opacity_logits)

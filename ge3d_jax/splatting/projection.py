@@ -1,17 +1,18 @@
-"""Splats to screen: EWA projection of the covariance, extent in pixels, colour towards the camera.
+"""Splats to screen: EWA projection of the covariance, extent in pixels, color seen from the camera.
 
 Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
     R, s        rotation and scales; world covariance R·diag(s²)·Rᵀ
     W           rotation of `world_to_camera`
-    J           Jacobian of the pinhole projection at the centre: rows (fx, 0, −fx·x/z)/z, (0, fy, −fy·y/z)/z
+    J           Jacobian of the pinhole projection at the center: rows (fx, 0, −fx·x/z)/z, (0, fy, −fy·y/z)/z
     a, b        rows of A = J·W·R·diag(s); the screen covariance is A·Aᵀ + DILATION·I
     p, q, r     `whitening`: the inverse Cholesky factor of that covariance Σ, so that for an offset (dx, dy)
                 in pixels  u = p·dx,  v = q·dy − r·dx,  u² + v² = dᵀ·Σ⁻¹·d
-The factor replaces the usual conic because a needle's u² + v² stays exact in float32 where the conic's three
-large terms cancel; its determinant comes from |a × b|² for the same reason.
+The factor replaces the usual conic because u² + v² stays accurate in float32 for needle-like splats, where
+the conic's three large terms cancel; the determinant is computed from |a × b|² for the same reason.
 
-The dilation makes thin splats wider and so, seen from far, too strong; the compensation of Mip-Splatting (Yu
-et al. 2024, the screen-space filter) multiplies the opacity by √(|A·Aᵀ| / |A·Aᵀ + DILATION·I|).
+The dilation makes thin splats wider and hence too strong when seen from far away; the compensation of
+Mip-Splatting (Yu et al. 2024, the screen-space filter) multiplies the opacity by
+√(|A·Aᵀ| / |A·Aᵀ + DILATION·I|).
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from flax import struct
 from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
-# Variance added on the screen, px²: a splat thinner than a pixel would fall between the pixel centres.
+# Variance added on the screen, px²: a splat thinner than a pixel would fall between the pixel centers.
 DILATION = 0.3
 # Splats nearer than this (world units) are not drawn: the projection diverges at the camera's plane.
 NEAR_PLANE = 0.01
-# The Jacobian is taken no further outside of the image than this many half fields of view: its linearisation
-# explodes there. As in gsplat, also where the principal point is off the middle.
+# The Jacobian is evaluated at most this many half fields of view outside the image, because the linearization
+# explodes farther out. As in gsplat, also for an off-center principal point.
 FRUSTUM_MARGIN = 0.3
-# A contribution under one step of an 8-bit image is skipped; it also bounds the extent of a splat.
+# Contributions below one step of an 8-bit image are skipped; this also bounds the extent of a splat.
 MIN_ALPHA = 1.0 / 255.0
-# Least ratio of areas under the compensation's root, whose slope is infinite at 0.
+# Smallest ratio under the compensation's square root, whose slope is infinite at 0.
 SMALLEST_RATIO = 1e-12
-# Room for rounding when the extent decides which pixels are looked at, pixels.
+# Margin for rounding when the extent decides which pixels a splat may cover, pixels.
 EXTENT_MARGIN = 0.05
 
 SH_C1 = 0.4886025119029199
@@ -60,16 +61,17 @@ SH_C3 = (
 
 @struct.dataclass
 class Projected:
-    """Splats on the screen of one camera; entries that are not visible hold finite stand-ins.
+    """Splats on the screen of one camera; entries that are not visible hold finite placeholders.
 
-    means: (N, 2) centres, pixels.
-    whitening: (N, 3) p, q, r of the module's docstring, 1/pixels.
-    opacities: (N,) in [0, 1], compensated if asked for.
-    colors: (N, 3) RGB ≥ 0.
-    depths: (N,) camera-space z, world units.
-    extents: (N, 2) half width and half height of the box in which alpha can reach MIN_ALPHA, pixels.
-    radii: (N,) the same along the longer axis of the ellipse, pixels; 0 where not visible.
-    visible: (N,) bool: a splat, its centre between the near and the far plane, able to reach MIN_ALPHA.
+    Attributes:
+        means: (N, 2) centers, pixels.
+        whitening: (N, 3) p, q, r of the module's docstring, 1/pixels.
+        opacities: (N,) in [0, 1], compensated if requested.
+        colors: (N, 3) RGB ≥ 0.
+        depths: (N,) camera-space z, world units.
+        extents: (N, 2) half width and half height of the box in which alpha can reach MIN_ALPHA, pixels.
+        radii: (N,) the same along the longer axis of the ellipse, pixels; 0 where not visible.
+        visible: (N,) bool: in use, center between the near and the far plane, alpha can reach MIN_ALPHA.
     """
 
     means: jax.Array
@@ -83,7 +85,7 @@ class Projected:
 
 
 def rotation_matrices(quaternions: jax.Array) -> jax.Array:
-    """Rotation matrices (3, 3, ...) of wxyz quaternions (..., 4) of any length; finite for a zero one."""
+    """Rotation matrices (3, 3, ...) of wxyz quaternions (..., 4) of any length; finite for length zero."""
     tiny = jnp.finfo(quaternions.dtype).tiny
     length = jnp.sqrt(jnp.maximum(jnp.sum(quaternions**2, axis=-1, keepdims=True), tiny))
     w, x, y, z = jnp.moveaxis(quaternions / length, -1, 0)
@@ -96,7 +98,7 @@ def rotation_matrices(quaternions: jax.Array) -> jax.Array:
 
 
 def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
-    """Real spherical harmonics (..., (degree + 1)²) of unit directions (..., 3), order and signs of 3DGS."""
+    """Real spherical harmonics (..., (degree + 1)²) at unit directions (..., 3), order and signs of 3DGS."""
     x, y, z = jnp.moveaxis(directions, -1, 0)
     basis = [jnp.full_like(x, SH_C0)]
     if degree >= 1:
@@ -120,13 +122,13 @@ def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
 
 
 def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
-    """Colours (N, 3) ≥ 0 of coefficients sh (N, K, 3) seen along unit directions (N, 3)."""
+    """Colors (N, 3) ≥ 0 for coefficients sh (N, K, 3) seen along unit directions (N, 3)."""
     basis = sh_basis(directions, sh_degree_of(sh.shape[-2]))
     return jnp.maximum(0.5 + jnp.sum(basis[..., None] * sh, axis=-2), 0.0)
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Sum of products along a first axis of 3, written out.
+    """Sum of products along a first axis of length 3, written out.
 
     Matrix units would round the operands, and reductions this short compile to slow loops.
     """
@@ -144,14 +146,21 @@ def project(
 ) -> Projected:
     """Project all splats onto the screen of one camera; differentiable in both.
 
-    scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
-    near, far: a splat is drawn where its centre's camera-space z lies between these, world units.
-    antialiased: compensate the opacity for the dilation, see the module's text.
+    Args:
+        gaussians: N entries, used or not.
+        camera: a single camera.
+        scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
+        near: splats whose center has a camera-space z up to this, world units, are not drawn.
+        far: splats whose center has a camera-space z of this or more, world units, are not drawn.
+        antialiased: compensate the opacity for the dilation, see the module's docstring.
+
+    Returns:
+        The N projected entries.
     """
     dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
     focal_x, focal_y, center_x, center_y = camera.intrinsics
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    # Vectors and matrices have the splat as their last axis here, which compiles to long loops.
+    # Vectors and matrices have the splat as their last axis here, so that the compiled loops are long.
     in_camera = _dot(rotation.T[:, :, None], gaussians.positions.T[:, None]) + translation[:, None]
     front = gaussians.mask & (in_camera[2] > near) & (in_camera[2] < far)
     # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
@@ -185,7 +194,7 @@ def project(
     if antialiased:
         opacities = opacities * jnp.sqrt(jnp.maximum(square_area / determinant, SMALLEST_RATIO))
     visible = front & (opacities > MIN_ALPHA)
-    # alpha = opacity·exp(−m/2) reaches MIN_ALPHA where m = dᵀΣ⁻¹d is at most this.
+    # alpha = opacity·exp(−m/2) is at least MIN_ALPHA where m = dᵀΣ⁻¹d is at most this.
     reach = 2.0 * jnp.log(jnp.maximum(jax.lax.stop_gradient(opacities) / MIN_ALPHA, 1.0))
     covariance = jax.lax.stop_gradient(jnp.stack([variance_x, variance_y, covariance_xy]))
     half_difference = 0.5 * (covariance[0] - covariance[1])

@@ -1,8 +1,8 @@
-"""Rendering: splats and a camera to an image, in JAX, differentiable, jittable and vmappable.
+"""Rendering splats from a camera to an image, in JAX: differentiable, jittable and vmappable.
 
-project (autodiff) → bin_splats (no gradient) → composite (its own gradient) → image over the background.
+project (autodiff) → bin_splats (no gradient) → composite (custom gradient) → image over the background.
 
-`render` is the pure function, with a buffer of a length that the caller sets; `render_image` is for callers
+`render` is the pure function, with a buffer whose length the caller sets; `render_image` is for callers
 outside of `jit` and finds the length itself.
 """
 
@@ -27,15 +27,15 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.projection import MIN_ALPHA, NEAR_PLANE, project
 from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
-# Divisor of the depth where nothing is hit; a pixel that is hit at all has at least MIN_ALPHA.
+# Divisor of the depth where no splat is hit; a pixel with any splat has an alpha of at least MIN_ALPHA.
 SMALLEST_ALPHA = 0.5 * MIN_ALPHA
-# Where `render_image` begins, entries; below this a shorter buffer saves nothing.
+# Buffer length that `render_image` starts with, entries; a shorter one would save nothing.
 FIRST_CAPACITY = 2**14
-# Entries are numbered in 32 bits, and so are the sums over them; this leaves a margin.
+# Entries and sums over them are counted in 32 bits; this leaves a margin.
 LARGEST_CAPACITY = 2**30
-# What an entry takes in a forward pass, bytes; with gradients it takes up to 120.
+# Memory per entry in a forward pass, bytes; with gradients it is up to 120.
 _ENTRY_BYTES = 72
-# Of a device's memory, for the buffer: the rest is for the splats, the image and other programs.
+# Largest share of a device's memory for the buffer; the rest is for the splats, the image and other programs.
 _LARGEST_SHARE = 0.5
 
 
@@ -46,15 +46,16 @@ _Drawn = TypeVar("_Drawn")
 class Rendered:
     """One rendered view.
 
-    rgb: (H, W, 3) colours over the background; not clipped from above.
-    alpha: (H, W) share of the background that is hidden, in [0, 1].
-    depth: (H, W) mean camera-space z of what is seen, Σ w·z / Σ w, world units; 0 where alpha is 0.
-    intersections: () int32, a length of the intersection buffer that this view fits in: exact, but for a
-        buffer so short that not even the splats' rows of tiles fit, where it is an upper bound.
-    overflow: () int32, by how much the buffer was too short; where it is not 0 the image lacks splats:
-        render again with a larger one.
-    radii: (N,) extent of each splat along its longer axis, pixels; 0 where it is masked, behind the camera,
-        too faint, or beside the image.
+    Attributes:
+        rgb: (H, W, 3) colors over the background; not clipped from above.
+        alpha: (H, W) fraction of the background that is hidden, in [0, 1].
+        depth: (H, W) mean camera-space z of what is seen, Σ w·z / Σ w, world units; 0 where alpha is 0.
+        intersections: () int32, the buffer length that this view needs. It is exact unless the buffer is too
+            short even for the splats' rows of tiles; then it is an upper bound.
+        overflow: () int32, by how much the buffer was too short; if it is not 0 the image lacks splats and
+            should be rendered again with a longer buffer.
+        radii: (N,) extent of each splat along its longer axis, pixels; 0 if it is masked, behind the camera,
+            too faint, or outside the image.
     """
 
     rgb: jax.Array
@@ -82,17 +83,27 @@ def render(
     Differentiable in the splats, every entry of the camera's matrix and intrinsics, the background, the
     offsets and the factors; may be vmapped over any of these. The same arguments give the same bits.
 
-    background: (3,) RGB in [0, 1].
-    buffer_capacity: length of the (tile, splat) list of one view, static.
-    screen_offsets: (N, 2) pixels added to the projected centres, None for zeros; its gradient is the
-        screen-space gradient that density control accumulates.
-    scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
-    near, far: a splat is drawn where its centre's camera-space z lies between these, world units.
-    antialiased: weaken splats thinner than a pixel as Mip-Splatting does (Yu et al. 2024), rather than let
-        the widening to a pixel make them too strong. Static.
+    Args:
+        gaussians: N entries, used or not.
+        camera: a single camera; its width W and height H are those of the image.
+        background: (3,) RGB in [0, 1].
+        buffer_capacity: length of the (tile, splat) list of one view, static.
+        screen_offsets: (N, 2) pixels added to the projected centers, None for zeros; its gradient is the
+            screen-space gradient that density control accumulates.
+        scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
+        near: splats whose center has a camera-space z up to this, world units, are not drawn.
+        far: splats whose center has a camera-space z of this or more, world units, are not drawn.
+        antialiased: weaken splats thinner than a pixel as Mip-Splatting does (Yu et al. 2024), which widening
+            them to a pixel would otherwise make too strong. Static.
+
+    Returns:
+        The image and what else is known of the view.
+
+    Raises:
+        UserError: `buffer_capacity` is less than 1.
     """
     if buffer_capacity < 1:
-        raise UserError(f"buffer_capacity is {buffer_capacity}, but the list needs room: make it 1 or more")
+        raise UserError(f"buffer_capacity is {buffer_capacity}, but the list needs room; make it 1 or more.")
     count = gaussians.capacity
     chex.assert_shape(gaussians.positions, (count, 3))
     chex.assert_shape(gaussians.quaternions, (count, 4))
@@ -111,7 +122,7 @@ def render(
     sums, light = composite(columns, rows, splats, lists)
 
     def image(values: jax.Array) -> jax.Array:
-        """(tiles, channels, pixels) to (H, W, channels); tiles may stick out of the image."""
+        """(tiles, channels, pixels) to (H, W, channels); tiles may extend beyond the image."""
         values = values.reshape(rows, columns, -1, TILE_SIZE, TILE_SIZE).transpose(0, 3, 1, 4, 2)
         return values.reshape(rows * TILE_SIZE, columns * TILE_SIZE, -1)[:height, :width]
 
@@ -128,7 +139,7 @@ def render(
 
 
 def largest_capacity() -> int:
-    """The longest buffer that the device has memory for when it renders, entries."""
+    """The longest buffer that fits in the device's memory while rendering, entries."""
     memory = memory_limit(jax.devices()[0])
     if memory is None:
         return LARGEST_CAPACITY
@@ -136,12 +147,21 @@ def largest_capacity() -> int:
 
 
 def check_capacity(needed: int, width: int, height: int) -> None:
-    """Refuse a view that needs a longer buffer than there is memory for. Raises UserError."""
+    """Check that the buffer that a view needs fits in memory.
+
+    Args:
+        needed: length of the buffer, entries.
+        width: width of the image in pixels, for the message.
+        height: height of the image in pixels, for the message.
+
+    Raises:
+        UserError: there is not enough memory.
+    """
     largest = largest_capacity()
     if needed > largest:
         raise UserError(
-            f"The splats cover up to {needed} tiles of the {width}×{height} image, but there is memory for "
-            f"{largest}: render a smaller image (--size), or see whether the scales in the splat file are "
+            f"The splats cover up to {needed} tiles of the {width}×{height} image, but there is only memory "
+            f"for {largest}; render a smaller image, or check that the scales in the splat file are "
             "logarithms, as they must be."
         )
 
@@ -149,11 +169,19 @@ def check_capacity(needed: int, width: int, height: int) -> None:
 def grow_to_fit(
     draw: Callable[[int], tuple[_Drawn, jax.Array]], capacity: int, *, width: int, height: int
 ) -> tuple[_Drawn, int]:
-    """What `draw` makes with the first buffer that every splat fits in, and the length of that buffer.
+    """Call `draw` with growing buffers until every splat fits.
 
-    draw: buffer_capacity → (what it makes, the intersections that its fullest view of width × height has).
-    capacity: where the buffer starts; from there on it is a power of two.
-    Raises UserError where the splats cover more tiles than there is memory for.
+    Args:
+        draw: maps a buffer_capacity to its result and the buffer length that its fullest view needs.
+        capacity: length of the first buffer; later ones are powers of two.
+        width: width of the images in pixels, for the message.
+        height: height of the images in pixels, for the message.
+
+    Returns:
+        The result of `draw`, and the length of the buffer that it fitted in.
+
+    Raises:
+        UserError: the splats cover more tiles than there is memory for.
     """
     while True:
         drawn, intersections = draw(capacity)
@@ -176,9 +204,21 @@ def render_image(
     far: float = math.inf,
     antialiased: bool = False,
 ) -> Rendered:
-    """Render one view outside of `jit`, with a buffer that grows until every splat fits; see `render`.
+    """Render one view outside of `jit`, with a buffer that grows until every splat fits.
 
-    Raises UserError where the splats cover more tiles than there is memory for.
+    Args:
+        gaussians: N entries, used or not.
+        camera: a single camera.
+        background: (3,) RGB in [0, 1].
+        near: see `render`.
+        far: see `render`.
+        antialiased: see `render`.
+
+    Returns:
+        The image and what else is known of the view.
+
+    Raises:
+        UserError: the splats cover more tiles than there is memory for.
     """
 
     def draw(capacity: int) -> tuple[Rendered, jax.Array]:

@@ -1,9 +1,9 @@
-"""The slow, obvious renderer that the fast one is measured against: every splat at every pixel.
+"""The slow, obvious renderer that the fast one is tested against: every splat at every pixel.
 
-It shares no code with the rasterizer, only the two dataclasses it is given, and derives each step another
-way: rotations by quaternion products, the projection's Jacobian by automatic differentiation, spherical
-harmonics from Legendre polynomials, the covariance inverted as a matrix, compositing splat after splat. Run
-it in float64 where it has to be exact. Memory grows with splats × pixels: keep scenes small.
+It shares no code with the rasterizer except the two input dataclasses, and derives each step differently:
+rotations by quaternion products, the projection's Jacobian by automatic differentiation, spherical harmonics
+from Legendre polynomials, the covariance inverted as a matrix, compositing splat by splat. Run it in float64
+when it has to be exact. Memory grows with splats × pixels: keep scenes small.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 @struct.dataclass
 class ReferenceImage:
-    """rgb (H, W, 3), alpha (H, W) and depth (H, W), with the meanings of the rasterizer's `Rendered`."""
+    """One rendered view, with the fields of the rasterizer's `Rendered`.
+
+    Attributes:
+        rgb: (H, W, 3) colors over the background.
+        alpha: (H, W) fraction of the background that is hidden.
+        depth: (H, W) mean camera-space z of what is seen, world units.
+    """
 
     rgb: jax.Array
     alpha: jax.Array
@@ -36,7 +42,7 @@ def _quaternion_product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _world_covariance(quaternion: jax.Array, scales: jax.Array) -> jax.Array:
-    """Σ s_k²·e_k·e_kᵀ over the axes e_k that the quaternion turns the unit vectors into."""
+    """Σ s_k²·e_k·e_kᵀ over the axes e_k, the unit vectors rotated by the quaternion."""
     unit = quaternion / jnp.sqrt(jnp.sum(quaternion**2))
     conjugate = unit * jnp.array([1.0, -1.0, -1.0, -1.0])
     covariance = jnp.zeros((3, 3))
@@ -109,7 +115,7 @@ def render_reference(
     near: float = 0.01,
     far: float = math.inf,
 ) -> ReferenceImage:
-    """Render by brute force; arguments as of `rasterize.render`, without a buffer to overflow."""
+    """Render by brute force; the arguments are those of `rasterize.render`, without a buffer length."""
     count = gaussians.mask.shape[0]
     dtype = gaussians.positions.dtype
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]

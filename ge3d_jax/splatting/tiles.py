@@ -1,12 +1,13 @@
 """Binning: which splats touch which tile of the screen, nearest first, as one sorted list of static length.
 
-A splat is listed in a tile where its ellipse alpha ≥ MIN_ALPHA may cover a pixel's centre of it. Per row of
-tiles the ellipse covers one span of columns, so the list is made in two steps, each "count, then expand":
-splats to (splat, row) pairs, pairs to (splat, tile) entries. An entry's number in that order is its slot; the
-slots of one splat are neighbours, which lets gradients be added up without two writers at one place.
+A splat is listed in a tile if its ellipse alpha ≥ MIN_ALPHA may cover one of the tile's pixel centers. In a
+row of tiles the ellipse covers one span of columns, so the list is built in two steps of "count, then
+expand": splats to (splat, row) pairs, pairs to (splat, tile) entries. An entry's number in that order is its
+slot; the slots of one splat are contiguous, so gradients can be added up without two writes to the same
+place.
 
 Splats are ranked by depth once; an entry's key is tile·N + rank, so that one sort orders the list by tile,
-then depth, then (equal depths) index in the buffer. Nothing here has a gradient.
+then depth, then (for equal depths) index in the buffer. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from jax import lax
 
 from ge3d_jax.splatting.projection import EXTENT_MARGIN, MIN_ALPHA, Projected
 
-# Edge of a tile, pixels. Small splats waste most of a larger tile; a smaller one lengthens the list.
+# Edge of a tile, pixels. Small splats would waste most of a larger tile; smaller tiles lengthen the list.
 TILE_SIZE = 8
-# Keys are unsigned 32-bit: 64-bit integers need a switch that not every program can turn on.
+# Keys are unsigned 32-bit: 64-bit integers need a global JAX option that not every program can turn on.
 LARGEST_KEY = jnp.iinfo(jnp.uint32).max
-# The ellipse is taken this much larger (squared radius): near its tips a span is a root of rounded numbers.
+# The squared radius of the ellipse is enlarged by this fraction, because near its tips a span is the square
+# root of rounded numbers.
 REACH_MARGIN = 1e-5
 
 
@@ -30,14 +32,16 @@ REACH_MARGIN = 1e-5
 class TileLists:
     """The splats of every tile, front to back.
 
-    splats: (buffer_capacity,) int32 indices into the splat buffer; the first `starts[-1]` are in use.
-    slots: (buffer_capacity,) int32, for each of them its number in the order by splat.
-    starts: (tiles + 1,) int32: tile t owns splats[starts[t] : starts[t + 1]]; tiles run along rows.
-    slot_begins, slot_ends: (N,) int32: a splat's slots are begin ≤ slot < end.
-    intersections: () int32, length that the buffer needs: the entries, or the (splat, row) pairs where these
-        are more; where not even the pairs fit, a bound that suffices. Saturates at the largest int32.
-    overflow: () int32, by how much the buffer is too short; where it is not 0 the lists are incomplete.
-    touched: (N,) bool, the splat lies on at least one tile.
+    Attributes:
+        splats: (buffer_capacity,) int32 indices into the splat buffer; the first `starts[-1]` are in use.
+        slots: (buffer_capacity,) int32, the number of each entry in the order by splat.
+        starts: (tiles + 1,) int32: tile t owns splats[starts[t] : starts[t + 1]]; tiles are in row order.
+        slot_begins: (N,) int32, a splat's first slot.
+        slot_ends: (N,) int32, one past a splat's last slot.
+        intersections: () int32, the buffer length needed: the number of entries or of (splat, row) pairs,
+            whichever is larger; if not even the pairs fit, an upper bound. Saturates at the largest int32.
+        overflow: () int32, by how much the buffer is too short; if it is not 0 the lists are incomplete.
+        touched: (N,) bool, whether the splat touches at least one tile.
     """
 
     splats: jax.Array
@@ -51,13 +55,13 @@ class TileLists:
 
 
 def tile_grid(width: int, height: int) -> tuple[int, int]:
-    """Number of tiles along x and along y that cover an image of this size."""
+    """Number of tiles along x and along y that cover an image of this size in pixels."""
     return -(-width // TILE_SIZE), -(-height // TILE_SIZE)
 
 
 def _covered(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """First tile and number of tiles along an axis of `size` pixels whose pixel centres meet [low, high]."""
-    # A pixel's centre lies 0.5 inside it: shifting by that makes "covers the centre" a ceiling and a floor.
+    """First tile and number of tiles along an axis of `size` pixels with pixel centers in [low, high]."""
+    # Pixel centers are at +0.5: after shifting by that, the covered range is a ceiling and a floor.
     first_pixel = jnp.clip(jnp.ceil(low - 0.5), 0, size).astype(jnp.int32)
     last_pixel = jnp.clip(jnp.floor(high - 0.5), -1, size - 1).astype(jnp.int32)
     first = first_pixel // TILE_SIZE
@@ -65,14 +69,17 @@ def _covered(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax
 
 
 def _saturating_sum(counts: jax.Array) -> jax.Array:
-    """Sum () int32 of counts ≥ 0. It would wrap for absurd scenes, and a rounded float sum tells so."""
+    """Sum () int32 of counts ≥ 0, saturated: for absurd scenes it would wrap, which a float sum detects."""
     largest = jnp.iinfo(jnp.int32).max
     wraps = jnp.sum(counts.astype(jnp.float32)) >= largest
     return jnp.where(wraps, largest, jnp.sum(counts)).astype(jnp.int32)
 
 
 def _owners(ends: jax.Array, length: int) -> jax.Array:
-    """For each of `length` places the run that holds it, runs lying end to end; the last one beyond them."""
+    """For each of `length` positions the index of the run that contains it; runs are contiguous.
+
+    Positions beyond the last run get its index.
+    """
     passed = jnp.zeros(length, jnp.int32).at[ends].add(1, mode="drop", wrap_negative_indices=False)
     return jnp.minimum(jnp.cumsum(passed), ends.shape[0] - 1)
 
@@ -82,8 +89,8 @@ def _row_spans(
 ) -> tuple[jax.Array, jax.Array]:
     """First column of tiles and number of columns that each of `splats` covers in its row of tiles.
 
-    With u = p·dx, v = q·dy − r·dx the ellipse u² + v² ≤ m is, at the height dy,
-    (p² + r²)·dx = q·r·dy ± √((p² + r²)·m − p²·q²·dy²); its ends in x lie at dy = ±(r/q)·√m/p.
+    With u = p·dx, v = q·dy − r·dx the boundary of the ellipse u² + v² ≤ m at the height dy is
+    (p² + r²)·dx = q·r·dy ± √((p² + r²)·m − p²·q²·dy²); its extremes in x are at dy = ±(r/q)·√m/p.
     """
     reach = 2.0 * jnp.log(jnp.maximum(projected.opacities / MIN_ALPHA, 1.0)) * (1.0 + REACH_MARGIN)
     center_x, center_y = projected.means[:, 0], projected.means[:, 1]
@@ -108,7 +115,17 @@ def _row_spans(
 
 
 def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity: int) -> TileLists:
-    """Sorted list of all intersections of `projected` with the tiles of a width × height image."""
+    """Sorted list of all intersections of splats with the tiles of an image.
+
+    Args:
+        projected: the N projected splats.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        buffer_capacity: length of the list, static.
+
+    Returns:
+        The lists of all tiles.
+    """
     projected = lax.stop_gradient(projected)
     columns, rows = tile_grid(width, height)
     tile_count, splat_count = columns * rows, projected.depths.shape[0]
@@ -120,7 +137,7 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     _, order = lax.sort((seen_depths, jnp.arange(splat_count, dtype=jnp.int32)), num_keys=1, is_stable=True)
     first_rows, row_counts, box_columns = first_rows[order], row_counts[order], box_columns[order]
 
-    # Splats to pairs of splat and row.
+    # Splats to (splat, row) pairs.
     pair_ends = jnp.cumsum(row_counts)
     pair_begins = pair_ends - row_counts
     pairs = _saturating_sum(row_counts)
@@ -130,7 +147,7 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     first_columns, column_counts = _row_spans(projected, order[pair_ranks], pair_rows, width, height)
     column_counts = jnp.where(pair < pairs, column_counts, 0)
 
-    # Pairs to entries.
+    # Pairs to (splat, tile) entries.
     entry_ends = jnp.cumsum(column_counts)
     entry_begins = entry_ends - column_counts
     entries = _saturating_sum(column_counts)
@@ -166,7 +183,7 @@ def _sort_by_tile(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tiles and ranks sorted by (tile, rank), and where each tile starts; unused entries come last."""
     if (tile_count + 1) * splat_count <= LARGEST_KEY:
-        # One integer key sorts several times faster than a pair does, on CPU and GPU alike.
+        # One integer key sorts several times faster than a pair, on CPU and GPU alike.
         keys = tile.astype(jnp.uint32) * jnp.uint32(splat_count) + ranks.astype(jnp.uint32)
         keys = lax.sort(keys, is_stable=False)
         bounds = jnp.arange(tile_count + 1, dtype=jnp.uint32) * jnp.uint32(splat_count)

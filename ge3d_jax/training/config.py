@@ -8,7 +8,7 @@ name, `cameras.radius_begin`. Ranges are (low, high); `…_begin` and `…_end` 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import choice, with_overrides
@@ -23,6 +23,7 @@ from ge3d_jax.scenes.start.ball import Ball
 
 Range = tuple[float, float]
 Color = tuple[float, float, float]
+_Run = TypeVar("_Run", bound=Any)
 
 PUBLISHED_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution."
@@ -243,26 +244,28 @@ def configured(
         chosen = LOSSES[guidance].presets.get(preset_name, {})
         config = with_overrides(config, {"guidance.kind": guidance, **chosen})
     if density is not None:
-        chosen = density_overrides(with_overrides(config, overrides or {}), density, preset_name)
-        config = with_overrides(config, chosen)
+        config = with_density(config, density, preset_name, overrides or {})
     return with_overrides(config, overrides or {})
 
 
-def density_overrides(config: Any, kind: str, preset_name: str) -> dict[str, Any]:
-    """The settings to change for density control of a kind; where `config` has none, ten times in the run.
+def with_density(config: _Run, kind: str, preset_name: str, overrides: Mapping[str, Any]) -> _Run:
+    """Settings with density control of a kind; where `config` has none, ten times in the run.
 
     Args:
         config: of a run or of a fit.
         kind: a strategy's.
         preset_name: whose settings go with the strategy.
+        overrides: what else will be changed; its number of iterations tells how often ten times is.
 
     Raises:
         UserError: a kind that does not exist.
     """
     if kind not in STRATEGIES:
         raise UserError(f"The density control {kind!r} does not exist; use one of {', '.join(STRATEGIES)}.")
+    iterations = with_overrides(config, {"density.kind": kind, **overrides}).iterations
     density = config.scene.density
-    every = density.every or max(1, config.iterations // 10)
-    first, last = (density.first, density.last) if density.every else (every, config.iterations - every)
+    every = density.every or max(1, iterations // 10)
+    first, last = (density.first, density.last) if density.every else (every, iterations - every)
     schedule = {"density.every": every, "density.first": first, "density.last": last}
-    return {"density.kind": kind, **schedule, **STRATEGIES[kind].presets.get(preset_name, {})}
+    chosen = STRATEGIES[kind].presets.get(preset_name, {})
+    return with_overrides(config, {"density.kind": kind, **schedule, **chosen})

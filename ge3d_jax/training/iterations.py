@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ge3d_jax.core.devices import batch_mesh, everywhere, first_copy
+from ge3d_jax.core.devices import batch_mesh, first_copy, replicated
 from ge3d_jax.core.errors import RunDropped
 from ge3d_jax.training.compilation import Compilation, check_memory
 from ge3d_jax.training.state import TrainState
@@ -88,7 +88,7 @@ def iterate(
     mesh = batch_mesh(views_at_a_time, copied=context)
     # The steps donate the state they are given.
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
-    state, context = jax.device_put((state, context), everywhere(mesh))
+    state, context = jax.device_put((state, context), replicated(mesh))
 
     def compiled(compilation: Compilation) -> None:
         check_memory(compilation, mesh.devices.flat[0], task.remedies(compilation.devices))

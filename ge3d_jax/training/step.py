@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ge3d_jax.core.devices import divided, everywhere
+from ge3d_jax.core.devices import replicated, sharded
 from ge3d_jax.core.random import Draws
 from ge3d_jax.guidance.base import Numbers, Progress
 from ge3d_jax.scenes.base import Parameters, Renders, Scene
@@ -153,8 +153,8 @@ def train_step(
     axis = None if mesh is None else mesh.axis_names[0]
     look: Callable[..., _Seen] = partial(_look, task=task, axis=axis)
     if mesh is not None:
-        own: Any = divided(mesh).spec
-        shared: Any = everywhere(mesh).spec
+        own: Any = sharded(mesh).spec
+        shared: Any = replicated(mesh).spec
         # Not left to the compiler: it cannot divide the rasterizer's loops, and has every device render all.
         look = jax.shard_map(
             look,
@@ -218,7 +218,7 @@ def _step(state: TrainState, context: Any, *, task: Task, mesh: Mesh | None) -> 
     drawn = task.draw(state, context)
     result = train_step(state, context, drawn, task=task, mesh=mesh)
     # The next iteration must find the state placed as this one did, or it would be compiled again.
-    return result if mesh is None else jax.lax.with_sharding_constraint(result, everywhere(mesh))
+    return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
 def make_step(

@@ -1,1 +1,1 @@
-"""Pictures of an object for a person to look at."""
+"""Pictures of an object for people to look at."""

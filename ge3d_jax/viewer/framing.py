@@ -1,6 +1,6 @@
-"""Where to look at splats of any size, place and upright direction: the same frame for all.
+"""A common frame for splats of any size, position and up direction.
 
-In that frame the splats' centre is the origin, all but a few of them are within 1, and an orbit's z is up.
+In this frame the splats' center is the origin and all but a few of them are within a distance of 1.
 """
 
 import dataclasses
@@ -13,30 +13,35 @@ import numpy as np
 from ge3d_jax.splatting.cameras import Camera, look_at
 from ge3d_jax.splatting.gaussians import Gaussians
 
-# Share of the splats that are left out on either side of each axis: captures have strays far away.
+# Fraction of the splats that are ignored at either end of each axis: captures have outliers far away.
 _STRAYS = 0.02
-# An opaque splat can be seen about this many standard deviations far.
+# An opaque splat is visible up to about this many standard deviations.
 _REACH = 3.0
-# Splats fainter than this do not count, in logits: an opacity of 0.1.
+# Splats with a lower opacity logit are ignored: an opacity of 0.1.
 _FAINT = math.log(0.1 / 0.9)
-# Air around what is shown.
+# Margin around what is shown, as a factor.
 _MARGIN = 1.08
 
-# The rotation, as a quaternion wxyz, that takes z to the direction which is up in a file; x stays, the front.
+# The rotation, as a quaternion wxyz, that maps z to the up direction of a file; x, the front, stays.
 _HALF = math.sqrt(0.5)
 UPRIGHT = {"z": (1.0, 0.0, 0.0, 0.0), "y": (_HALF, -_HALF, 0.0, 0.0), "-y": (_HALF, _HALF, 0.0, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The sphere that holds nearly all of the splats: center (3,) and radius, in the file's units."""
+    """The sphere that contains nearly all of the splats.
+
+    Attributes:
+        center: (3,) in the file's units.
+        radius: in the file's units.
+    """
 
     center: np.ndarray
     radius: float
 
 
 def find_frame(gaussians: Gaussians) -> Frame:
-    """The frame of splats; strays and faint ones have no say in it."""
+    """The frame of splats; outliers and faint splats are ignored."""
     counts = np.asarray(gaussians.mask) & (np.asarray(gaussians.opacity_logits) > _FAINT)
     if not counts.any():
         counts = np.asarray(gaussians.mask)
@@ -50,7 +55,7 @@ def find_frame(gaussians: Gaussians) -> Frame:
 
 
 def framed(gaussians: Gaussians, frame: Frame) -> Gaussians:
-    """The splats moved and scaled into the frame; not turned, so that view-dependent colour stays right."""
+    """The splats moved and scaled into the frame; not rotated, so that view-dependent color stays correct."""
     return dataclasses.replace(
         gaussians,
         positions=(gaussians.positions - jnp.asarray(frame.center, jnp.float32)) / frame.radius,
@@ -59,7 +64,7 @@ def framed(gaussians: Gaussians, frame: Frame) -> Gaussians:
 
 
 def framed_cameras(cameras: Camera, frame: Frame) -> Camera:
-    """Cameras of the file's world, with a leading axis, in the frame of `framed`."""
+    """Cameras in the file's coordinates, with a leading axis, converted to the frame of `framed`."""
     matrices = np.asarray(cameras.world_to_camera, np.float64).copy()
     matrices[:, :3, 3] += matrices[:, :3, :3] @ frame.center
     matrices[:, :3, 3] /= frame.radius
@@ -74,7 +79,7 @@ def rotation_matrix(up: str) -> np.ndarray:
 
 
 def upright(gaussians: Gaussians, up: str) -> Gaussians:
-    """The splats turned so that z is up; their view-dependent colour is left behind, and so left out."""
+    """The splats rotated so that z is up; view-dependent color, which would need rotation too, is dropped."""
     w, x, y, z = jnp.moveaxis(gaussians.quaternions, -1, 0)
     c, s, _, _ = UPRIGHT[up]
     # The product of the inverse of (c, s, 0, 0) with each quaternion.
@@ -84,7 +89,15 @@ def upright(gaussians: Gaussians, up: str) -> Gaussians:
 
 
 def fitting_distance(fov: float, size: tuple[int, int]) -> float:
-    """How far from the origin a camera sees the whole frame. fov: full vertical field of view, radians."""
+    """Distance from the origin at which a camera sees the whole frame.
+
+    Args:
+        fov: full vertical field of view, radians.
+        size: (width, height) of the image, pixels.
+
+    Returns:
+        The distance, in units of the frame.
+    """
     width, height = size
     half = min(0.5 * fov, math.atan(math.tan(0.5 * fov) * width / height))
     return _MARGIN / math.sin(half)
@@ -93,9 +106,18 @@ def fitting_distance(fov: float, size: tuple[int, int]) -> float:
 def orbit_cameras(
     azimuths: np.ndarray, *, polar: float, distance: float, fov: float, size: tuple[int, int], up: str
 ) -> Camera:
-    """Cameras around the origin of the frame, with a leading axis; all angles in radians.
+    """Cameras on an orbit around the origin of the frame.
 
-    azimuths: (T,), 0 = on +x, counter-clockwise seen from where `up` points. polar: from `up`.
+    Args:
+        azimuths: (T,) radians, 0 = on +x, counterclockwise seen from where `up` points.
+        polar: radians from `up`.
+        distance: from the origin, in units of the frame.
+        fov: full vertical field of view, radians.
+        size: (width, height) of the images, pixels.
+        up: a key of UPRIGHT.
+
+    Returns:
+        Cameras with a leading axis of T.
     """
     width, height = size
     turn = rotation_matrix(up)

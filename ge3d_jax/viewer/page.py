@@ -1,4 +1,4 @@
-"""A page that shows the object and lets a person turn it: one file, no network, any browser with WebGL 2."""
+"""An interactive page that shows the object: one file, no network, any browser with WebGL 2."""
 
 import base64
 import html
@@ -25,9 +25,9 @@ def _rotations(quaternions: np.ndarray) -> np.ndarray:
 
 
 def viewer_data(gaussians: Gaussians) -> np.ndarray:
-    """What the page draws, float32 (M, 16) for the M live splats; viewer.html names the columns.
+    """The page's data, float32 (M, 16) for the M splats in use; viewer.html documents the columns.
 
-    Colours are the constant part of the spherical harmonics: the page shows no view dependence.
+    Colors are the constant part of the spherical harmonics: the page shows no view dependence.
     """
     live = np.asarray(gaussians.mask)
     scales = np.exp(np.asarray(gaussians.log_scales, np.float64)[live])
@@ -45,7 +45,14 @@ def viewer_data(gaussians: Gaussians) -> np.ndarray:
 def save_viewer(
     path: str | os.PathLike[str], gaussians: Gaussians, *, title: str, viewpoint: Viewpoint
 ) -> None:
-    """Write the page, opening from `viewpoint` in front of the object."""
+    """Write the page.
+
+    Args:
+        path: file to write.
+        gaussians: the splats.
+        title: title of the page, plain text.
+        viewpoint: where the page's camera starts, in front of the object.
+    """
     data = viewer_data(gaussians)
     camera = {"azimuth": 0.0, "polar": viewpoint.polar, "radius": viewpoint.radius, "fov": viewpoint.fov}
     page = importlib.resources.files(__package__).joinpath("viewer.html").read_text(encoding="utf-8")
@@ -53,7 +60,7 @@ def save_viewer(
         ("COUNT", str(len(data))),
         ("CAMERA", json.dumps(camera)),
         ("DATA", base64.b64encode(data.astype("<f4").tobytes()).decode()),
-        # Last: a prompt may hold anything, even the other names.
+        # Last: a prompt may contain anything, even the other placeholders.
         ("TITLE", html.escape(title)),
     ):
         page = page.replace("{{" + name + "}}", value)

@@ -1,4 +1,4 @@
-"""Pictures: float images to bytes, enlarging small ones, PNG files and labelled sheets of many views."""
+"""Images: float images to bytes, enlarging small ones, PNG files and labeled sheets of many views."""
 
 import math
 import os
@@ -15,13 +15,13 @@ _INK = (60, 60, 60)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] of any shape (…, 3) to bytes, rounded; values outside are clipped, NaN becomes 0."""
+    """Images in [0, 1] of any shape (..., 3) to uint8, rounded; values outside are clipped, NaN becomes 0."""
     clipped = np.clip(np.nan_to_num(np.asarray(images, np.float32)), 0.0, 1.0)
     return np.round(clipped * 255.0).astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, *, minimum: int) -> np.ndarray:
-    """Scale a uint8 image (H, W, 3) by the least whole factor that brings both sides to `minimum` pixels."""
+    """Enlarge a uint8 image (H, W, 3) by the smallest integer that makes both sides at least `minimum`."""
     height, width = image.shape[:2]
     factor = max(1, math.ceil(minimum / min(height, width)))
     if factor == 1:
@@ -37,17 +37,25 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
-    """Read any picture as float32 (size, size, 3) in [0, 1], transparent parts white, its middle square only.
+    """Read the central square of an image.
 
-    Raises: UserError where the file is missing or not a picture.
+    Args:
+        path: file to read, in any common image format.
+        size: edge of the result, pixels.
+
+    Returns:
+        float32 (size, size, 3) in [0, 1]; transparent parts are white.
+
+    Raises:
+        UserError: the file is missing or not an image.
     """
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGBA")
     except FileNotFoundError as error:
-        raise UserError(f"There is no picture at {path}; give the path of a PNG or JPEG file.") from error
+        raise UserError(f"There is no image {path}; give the path of a PNG or JPEG file.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG file.") from error
+        raise UserError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file.") from error
     paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
     paper.alpha_composite(picture)
     side = min(paper.size)
@@ -60,9 +68,16 @@ def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
 def image_grid(
     images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int, gap: int = 6
 ) -> np.ndarray:
-    """Lay uint8 images (H, W, 3) of one size in rows of `columns`, each with its label underneath.
+    """Arrange images in a grid, each with its label underneath.
 
-    Returns: one uint8 image on white. The last row may be short.
+    Args:
+        images: uint8 (H, W, 3) each, all of one size.
+        labels: one per image.
+        columns: images per row; the last row may be shorter.
+        gap: space between images, pixels.
+
+    Returns:
+        One uint8 image (H', W', 3) on white.
     """
     if not images or len(images) != len(labels):
         raise ValueError(

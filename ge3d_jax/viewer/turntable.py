@@ -1,4 +1,4 @@
-"""Looking at splats from all around: frames for a turntable, the sheet of views and the previews."""
+"""Views of splats from all around: frames for turntables, sheets of views and previews."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,13 @@ _FIRST_BUFFER = 2**16
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """Where the cameras of a turntable stand.
+    """Where the cameras of a turntable are.
 
-    radius: world units from the origin. polar: radians from +z. fov: full vertical field of view, radians.
-    size: edge of the square pictures, pixels.
+    Attributes:
+        radius: distance from the origin, world units.
+        polar: radians from +z.
+        fov: full vertical field of view, radians.
+        size: edge of the square images, pixels.
     """
 
     radius: float = 3.5
@@ -64,16 +67,25 @@ def render_each(
     background: tuple[float, float, float],
     antialiased: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Pictures from cameras with a leading axis, one after the other, each uint8 (height, width, 3).
+    """Render from several cameras, one after the other.
 
-    antialiased: see `rasterize.render`.
-    Raises UserError where the splats cover more tiles than there is memory for.
+    Args:
+        gaussians: the splats.
+        cameras: cameras with a leading axis.
+        background: RGB in [0, 1].
+        antialiased: see `rasterize.render`.
+
+    Yields:
+        Images, uint8 (height, width, 3).
+
+    Raises:
+        UserError: the splats cover more tiles than there is memory for.
     """
     capacity = _FIRST_BUFFER
     behind = jnp.asarray(background, jnp.float32)
     for index in range(len(cameras.intrinsics)):
         camera = jax.tree.map(itemgetter(index), cameras)
-        # The next picture begins with the buffer that this one needed.
+        # The next image starts with the buffer length that this one needed.
         image, capacity = grow_to_fit(
             partial(_render, gaussians, camera, behind, antialiased=antialiased),
             capacity,
@@ -90,18 +102,38 @@ def render_around(
     viewpoint: Viewpoint,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
-    """Pictures from the given azimuths (radians, 0 = front), uint8 (len(azimuths), size, size, 3)."""
+    """Render from several azimuths.
+
+    Args:
+        gaussians: the splats.
+        azimuths: (T,) radians, 0 = front.
+        viewpoint: the rest of the cameras.
+        background: RGB in [0, 1].
+
+    Returns:
+        Images, uint8 (T, size, size, 3).
+    """
     cameras = _cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
     return np.stack(list(render_each(gaussians, cameras, background=background)))
 
 
 def turntable_azimuths(count: int) -> np.ndarray:
-    """`count` azimuths once around, radians, from the front."""
+    """`count` equally spaced azimuths, radians, starting at the front."""
     return np.arange(count) * (2 * np.pi / count)
 
 
 def view_sheet(images: np.ndarray, azimuths: np.ndarray, *, columns: int = 4, note: str = "") -> np.ndarray:
-    """A sheet of views, uint8, labelled with their azimuths (given in radians) and the first with `note`."""
+    """A sheet of views, each labeled with its azimuth.
+
+    Args:
+        images: uint8 (T, H, W, 3).
+        azimuths: (T,) radians.
+        columns: images per row.
+        note: text before the first label.
+
+    Returns:
+        One uint8 image (H', W', 3).
+    """
     labels = [f"{degrees:.0f}°" for degrees in np.rad2deg(azimuths)]
     labels[0] = f"{note} {labels[0]}".strip()
     return image_grid(list(images), labels, columns=columns)

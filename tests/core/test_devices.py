@@ -1,4 +1,4 @@
-"""What is asked of a device before it is used: its generation, its memory, whether copies fit."""
+"""Queries about a device: its generation, its memory, whether copies of a model fit."""
 
 import os
 import subprocess
@@ -21,12 +21,12 @@ from ge3d_jax.core.devices import compute_dtype
         ("gpu", "9.0", True, "bfloat16"),
         ("gpu", "8.6", True, "bfloat16"),
         ("gpu", "7.5", False, "float32"),
-        # AMD's GPUs name their generation otherwise, TPUs not at all; both have bfloat16.
+        # AMD GPUs name their generation differently, TPUs not at all; both have bfloat16.
         ("gpu", "gfx942", False, "bfloat16"),
         ("tpu", None, False, "bfloat16"),
     ],
 )
-def test_flash_attention_and_half_precision_go_by_the_generation(
+def test_flash_attention_and_half_precision_depend_on_the_generation(
     monkeypatch, backend, capability, flash, dtype
 ):
     device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)
@@ -36,7 +36,7 @@ def test_flash_attention_and_half_precision_go_by_the_generation(
     assert compute_dtype("auto") == dtype
 
 
-def test_memory_is_what_the_device_says_and_a_processor_has_the_machine_s():
+def test_memory_is_what_the_device_reports_and_a_cpu_has_all_of_the_machine():
     gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7, "bytes_in_use": 2})
     silent = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
     assert (module.memory_limit(gpu), module.memory_in_use(gpu)) == (7, 2)
@@ -54,7 +54,7 @@ def test_memory_is_what_the_device_says_and_a_processor_has_the_machine_s():
         ("gpu", 4, 11, 2),
     ],
 )
-def test_a_batch_is_divided_evenly_and_large_models_are_not_copied_within_a_machine(
+def test_a_batch_is_sharded_evenly_and_large_models_are_not_replicated_on_cpu_devices(
     monkeypatch, platform, size, held, count
 ):
     both = [SimpleNamespace(platform=platform, id=number) for number in range(2)]
@@ -65,14 +65,14 @@ def test_a_batch_is_divided_evenly_and_large_models_are_not_copied_within_a_mach
     assert len(mesh) == count
 
 
-def test_a_cache_of_compiled_code_that_is_set_up_stays():
+def test_a_configured_compilation_cache_is_left_unchanged():
     before = jax.config.jax_compilation_cache_dir
     assert before is not None
     keep_compiled_code()
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_compiled_code_is_kept_even_where_jax_was_used_before(tmp_path):
+def test_compiled_code_is_cached_even_if_jax_was_used_before(tmp_path):
     program = """
 import jax
 jax.jit(lambda x: x + 1)(1.0)

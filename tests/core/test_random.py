@@ -1,4 +1,4 @@
-"""Random numbers drawn in a row."""
+"""Random numbers drawn as one flat array."""
 
 import jax
 import numpy as np

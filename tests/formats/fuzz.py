@@ -1,10 +1,10 @@
-"""Damaged splat files by the thousand: none may end in anything but a UserError, hang, or take memory.
+"""Damaged splat files by the thousand: each must end in a UserError, without hanging or using much memory.
 
     python -m tests.formats.fuzz --count=12000
 
-Every file begins as a good one of some format and degree and is then damaged: bytes flipped, cut, doubled or
-spliced in from another file, numbers and words of the header replaced, a packed stream unpacked, changed and
-packed again. It takes some minutes; the tests run a few hundred.
+Every file starts as a valid one of some format and degree and is then damaged: bytes flipped, cut, repeated
+or spliced in from another file, numbers and words of the header replaced, a compressed stream decompressed,
+changed and compressed again. It takes a few minutes; the tests run a few hundred.
 """
 
 import argparse
@@ -53,17 +53,17 @@ WORDS = (
     b"\n",
     b" ",
 )
-# Memory that a file of no length may take, and what it may take for each of its bytes: a packed stream may be
-# 32 times its length (spz.py), and 20 packed bytes are a splat of 60, in float64 on the way there.
+# Memory that reading may take for an empty file, and per byte of a file: a stream may decompress to 32 times
+# its length (spz.py), and 20 packed bytes are a splat of 60 bytes, in float64 on the way there.
 FREE_BYTES = 2**25
 BYTES_FOR_EACH = 512
-# Processor time, far above what any takes; a reader that believes a count takes minutes.
+# CPU time, far above what any file takes; a reader that trusts a false count takes minutes.
 SLOWEST_SECONDS = 2.0
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run found: files tried, how many were read, the slowest (processor time), the hungriest."""
+    """Results of a run: files tried, how many were readable, the largest CPU time and memory."""
 
     files: int = 0
     read: int = 0
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def seeds(folder: Path) -> list[tuple[str, bytes]]:
-    """Good files to begin with, as ending and content."""
+    """Valid files to start from, as suffix and content."""
     found = []
     for degree in range(4):
         gaussians = random_gaussians(6, degree)
@@ -87,7 +87,7 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def version_4(payload: bytes) -> bytes:
-    """An unpacked file of version 3 as a file of version 4."""
+    """A decompressed file of version 3 as a file of version 4."""
     count, degree, bits = *struct.unpack_from("<IB", payload, 8), payload[13]
     sizes = [9 * count, count, 3 * count, 3 * count, 4 * count, 3 * ((degree + 1) ** 2 - 1) * count]
     streams, place = [], 16
@@ -122,7 +122,7 @@ def double(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def splice(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """The beginning of one file and the end of another."""
+    """The start of one file and the end of another."""
     return data[: int(rng.integers(len(data)))] + other[int(rng.integers(len(other))) :]
 
 
@@ -138,7 +138,7 @@ def edit_words(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """A binary number replaced by one that is hard to take."""
+    """A binary number replaced by one that readers may stumble on."""
     place = int(rng.integers(min(len(data), 160)))
     new = struct.pack("<Q", int(rng.choice([0, 1, 2**31, 2**32 - 1, 2**40, 2**63])))
     floats = struct.pack("<f", float(rng.choice([np.nan, np.inf, -1.0, 3e38, 1e-45])))
@@ -150,7 +150,7 @@ MUTATIONS = (flip, cut, double, splice, edit_words, edit_numbers)
 
 
 def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str, bytes]:
-    """One damaged file: its ending and its content."""
+    """One damaged file: its suffix and its content."""
     ending, data = good[int(rng.integers(len(good)))]
     _, other = good[int(rng.integers(len(good)))]
     inside = data.startswith(b"\x1f\x8b") and rng.random() < 0.7
@@ -166,7 +166,7 @@ def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str
 
 
 def fuzz(count: int, folder: Path, seed: int = 0) -> Outcome:
-    """Read `count` damaged files; raises AssertionError at one that is answered wrongly, which is kept."""
+    """Read `count` damaged files; raises AssertionError at the first wrong answer, and keeps that file."""
     rng = np.random.default_rng(seed)
     good = seeds(folder)
     outcome = Outcome()
@@ -199,7 +199,7 @@ def fuzz(count: int, folder: Path, seed: int = 0) -> Outcome:
 
 
 def main() -> None:
-    """Run with an address space that leaves no room for a file that lies, and print what was found."""
+    """Run with too little address space for files with false counts, and print the results."""
     import resource
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -25,7 +25,7 @@ def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> G
 
 
 def with_values(gaussians: Gaussians, field: str, where: object, value: object) -> Gaussians:
-    """The same splats with other numbers in some places of one field."""
+    """The same splats with some values of one field replaced."""
     changed = np.array(getattr(gaussians, field))
     changed[where] = value
     return gaussians.replace(**{field: changed})

@@ -1,6 +1,6 @@
-"""Splat files in the 3DGS layout: what is written is read back, viewers' layout byte by byte, bad files.
+"""Splat files in the 3DGS layout: round trips, the layout that viewers expect byte by byte, bad files.
 
-plyfile, which shares no code with the reader, writes the files that other tools might have written.
+plyfile, which shares no code with the reader, writes files as other tools might.
 """
 
 import jax
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path, degree, ascii):
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 
-def test_layout_is_the_one_viewers_read(tmp_path):
+def test_layout_is_what_viewers_expect(tmp_path):
     gaussians = random_gaussians(3, degree=1)
     path = tmp_path / "object.ply"
     save_ply(path, gaussians)
@@ -60,7 +60,7 @@ def test_layout_is_the_one_viewers_read(tmp_path):
     np.testing.assert_allclose(values[:, -4:], gaussians.quaternions, atol=1e-7)
 
 
-def test_same_splats_same_bytes_and_dead_splats_leave_no_trace(tmp_path):
+def test_same_splats_give_the_same_bytes_and_masked_splats_leave_no_trace(tmp_path):
     gaussians = random_gaussians(9, degree=0, dead=4)
     changed = with_values(gaussians, "positions", ~gaussians.mask, np.nan)
     save_ply(tmp_path / "a.ply", gaussians)
@@ -69,7 +69,7 @@ def test_same_splats_same_bytes_and_dead_splats_leave_no_trace(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "b.ply"]
 
 
-def test_quaternions_are_written_of_unit_length(tmp_path):
+def test_quaternions_are_written_with_unit_length(tmp_path):
     gaussians = random_gaussians(4, degree=0)
     stretched = with_values(gaussians, "quaternions", 0, 7 * gaussians.quaternions[0])
     save_ply(tmp_path / "a.ply", with_values(stretched, "quaternions", 1, 0.0))
@@ -80,7 +80,7 @@ def test_quaternions_are_written_of_unit_length(tmp_path):
 
 @pytest.mark.parametrize("degree", [0, 3])
 @pytest.mark.parametrize("kind", ["ascii", "<", ">"])
-def test_reads_other_types_orders_and_neighbours(tmp_path, degree, kind):
+def test_reads_other_types_orders_and_elements(tmp_path, degree, kind):
     gaussians = random_gaussians(5, degree)
     save_ply(tmp_path / "a.ply", gaussians)
     records = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"].data
@@ -107,7 +107,7 @@ def test_reads_other_types_orders_and_neighbours(tmp_path, degree, kind):
     assert_same(load_ply(tmp_path / "b.ply"), gaussians, rtol=1e-6 if kind == "ascii" else 0.0)
 
 
-def test_reads_lines_that_end_as_on_windows(tmp_path):
+def test_reads_windows_line_endings(tmp_path):
     gaussians = random_gaussians(3, degree=0)
     save_ply(tmp_path / "a.ply", gaussians, ascii=True)
     (tmp_path / "b.ply").write_bytes((tmp_path / "a.ply").read_bytes().replace(b"\n", b"\r\n"))
@@ -176,11 +176,11 @@ def test_zero_rotation_is_named(tmp_path):
         return records
 
     rewrite(path, stop)
-    with pytest.raises(UserError, match="splat 2 are all zero, which is no rotation"):
+    with pytest.raises(UserError, match="splat 2 are all zero, which is not a rotation"):
         load_ply(path)
 
 
-def test_infinite_logits_and_flat_splats_are_read_as_meant(tmp_path):
+def test_infinite_logits_and_flat_splats_are_read_as_intended(tmp_path):
     path = tmp_path / "a.ply"
     save_ply(path, random_gaussians(4, degree=0))
     rewrite(path, with_value("opacity", 0, np.inf))
@@ -195,11 +195,11 @@ def test_infinite_logits_and_flat_splats_are_read_as_meant(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: data[:-60], "cut short"),
-        (lambda data: data[: len(data) // 2], "cut short"),
+        (lambda data: data[:-60], "truncated"),
+        (lambda data: data[: len(data) // 2], "truncated"),
         (lambda data: data[:60], "end_header"),
-        (lambda data: b"", "begin"),
-        (lambda data: b"\x89PNG\r\n" + data, "begin"),
+        (lambda data: b"", "does not start"),
+        (lambda data: b"\x89PNG\r\n" + data, "does not start"),
         (lambda data: data.replace(b"vertex 4", b"vertex 1000000000000"), "claims 1000000000000 splats"),
         (lambda data: data.replace(b"vertex 4", b"vertex " + b"9" * 5000), "count"),
         (lambda data: data.replace(b"vertex 4", b"vertex -4"), "count"),
@@ -222,13 +222,13 @@ def test_infinite_logits_and_flat_splats_are_read_as_meant(tmp_path):
             lambda data: data.replace(
                 b"element vertex", b"element a 999999999999\nproperty int b\nelement vertex"
             ),
-            "cut short",
+            "truncated",
         ),
         (
             lambda data: data.replace(b"property float x\n", b"property float q\n" * 40000),
             "second|end_header",
         ),
-        (lambda data: "ply\n".encode("utf-16"), "begin"),
+        (lambda data: "ply\n".encode("utf-16"), "does not start"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, says, ascii):
@@ -254,9 +254,9 @@ def test_bad_numbers_in_text_are_named(tmp_path, new, row):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="no splat file at"):
+    with pytest.raises(UserError, match="There is no splat file"):
         load_ply(tmp_path / "nothing.ply")
-    with pytest.raises(UserError, match="no splat file at"):
+    with pytest.raises(UserError, match="There is no splat file"):
         load_ply(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         load_ply(tmp_path / ("long" * 100))

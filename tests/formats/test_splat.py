@@ -1,4 +1,4 @@
-"""Splat files of 32 bytes a splat: layout, order, round trips, and bad files named."""
+"""Splat files with 32 bytes per splat: layout, order, round trips, and bad files."""
 
 import base64
 import math
@@ -20,7 +20,7 @@ FROM_ELSEWHERE = base64.b64decode(
 
 
 def read_slowly(data):
-    """Records as plain numbers: position, scale, colour with opacity in [0, 1], unit quaternion."""
+    """Records as plain numbers: position, scale, color with opacity in [0, 1], unit quaternion."""
     for place in range(0, len(data), 32):
         *numbers, red, green, blue, opacity, w, x, y, z = struct.unpack_from("<6f8B", data, place)
         quaternion = [(byte - 128) / 128 for byte in (w, x, y, z)]
@@ -37,7 +37,7 @@ def importance(scale, opacity):
     return scale[0] * scale[1] * scale[2] * opacity
 
 
-def test_records_are_what_viewers_read_most_important_first(tmp_path):
+def test_records_are_what_viewers_expect_most_important_first(tmp_path):
     gaussians = random_gaussians(40, degree=2, dead=10)
     save_splat(tmp_path / "a.splat", gaussians)
     data = (tmp_path / "a.splat").read_bytes()
@@ -56,9 +56,9 @@ def test_records_are_what_viewers_read_most_important_first(tmp_path):
         assert abs(np.dot(quaternion, gaussians.quaternions[at])) > 0.9998
 
 
-def test_read_and_written_again_it_is_the_same_file(tmp_path):
+def test_reading_and_writing_gives_the_same_file(tmp_path):
     gaussians = random_gaussians(500, degree=0)
-    # No turn, opposite turns, and splats that differ in nothing that decides the order.
+    # Identity, opposite signs, and splats that tie in the order.
     gaussians = with_values(gaussians, "quaternions", slice(0, 4), [*np.eye(4)[:3], -np.eye(4)[0]])
     gaussians = with_values(gaussians, "log_scales", slice(100, 200), -2.0)
     gaussians = with_values(gaussians, "opacity_logits", slice(100, 200), 1.0)
@@ -70,7 +70,7 @@ def test_read_and_written_again_it_is_the_same_file(tmp_path):
     assert (tmp_path / "a.splat").read_bytes() == (tmp_path / "b.splat").read_bytes()
 
 
-def test_a_file_from_elsewhere(tmp_path):
+def test_a_file_of_another_writer(tmp_path):
     (tmp_path / "a.splat").write_bytes(FROM_ELSEWHERE)
     read = jax.tree.map(np.asarray, load_splat(tmp_path / "a.splat"))
     for at, (position, scale, color, quaternion) in enumerate(read_slowly(FROM_ELSEWHERE)):
@@ -106,7 +106,9 @@ def test_bad_values_are_named(tmp_path, place, new, says):
     data = bytearray(path.read_bytes())
     data[place : place + len(new)] = new
     path.write_bytes(data if says else data + new)
-    with pytest.raises(UserError, match=says or "132 bytes long, which is no multiple of the 32") as caught:
+    with pytest.raises(
+        UserError, match=says or "132 bytes long, which is not a multiple of the 32"
+    ) as caught:
         load_splat(path)
     assert "bad.splat" in str(caught.value)
 
@@ -115,13 +117,13 @@ def test_empty_and_missing_files_are_named(tmp_path):
     (tmp_path / "empty.splat").touch()
     with pytest.raises(UserError, match=r"empty\.splat holds no splats"):
         load_splat(tmp_path / "empty.splat")
-    with pytest.raises(UserError, match="no splat file at"):
+    with pytest.raises(UserError, match="There is no splat file"):
         load_splat(tmp_path / "nothing.splat")
 
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
-    [("positions", np.nan, "positions are not finite"), ("log_scales", 200.0, "beyond float32")],
+    [("positions", np.nan, "positions are not finite"), ("log_scales", 200.0, "overflows float32")],
 )
 def test_what_the_format_cannot_hold_is_named(tmp_path, field, value, says):
     gaussians = with_values(random_gaussians(4, degree=0), field, (2, 1), value)

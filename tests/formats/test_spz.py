@@ -1,4 +1,4 @@
-"""Packed splat files: the format value by value, files of other writers, round trips, and bad files named."""
+"""Packed splat files: the format value by value, files of other writers, round trips, and bad files."""
 
 import base64
 import gzip
@@ -41,7 +41,7 @@ def header_of(payload):
 
 
 def read_slowly(payload):
-    """The splats of an unpacked file of version 2 or 3, one by one, as plain numbers."""
+    """The splats of a decompressed file of version 2 or 3, one by one, as plain numbers."""
     _, version, count, degree, bits, _, _ = header_of(payload)
     rotation = 3 if version == 2 else 4
     starts = np.cumsum([16, 9 * count, count, 3 * count, 3 * count, rotation * count])
@@ -76,7 +76,7 @@ def read_slowly(payload):
 
 
 def assert_holds(read, payload):
-    """The splats `read` are those of the unpacked file."""
+    """The splats `read` are those of the decompressed file."""
     splats = list(read_slowly(payload))
     expected = {name: np.array([splat[name] for splat in splats]) for name in splats[0]}
     assert read.capacity == len(splats) and bool(read.mask.all())
@@ -93,7 +93,7 @@ def opacities(gaussians):
 
 
 def assert_close(read, given, *, rest):
-    """The splats `read` are the live ones of `given`, but for the rounding of the format."""
+    """The splats `read` are those of `given` that are in use, up to the rounding of the format."""
     read, given = jax.tree.map(np.asarray, read), jax.tree.map(lambda array: array[given.mask], given)
     np.testing.assert_allclose(read.positions, given.positions, atol=2**-13 + 1e-6)
     np.testing.assert_allclose(read.log_scales, given.log_scales, atol=1 / 32 + 1e-6)
@@ -105,7 +105,7 @@ def assert_close(read, given, *, rest):
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_written_as_the_format_says_and_read_back(tmp_path, degree):
+def test_written_as_specified_and_read_back(tmp_path, degree):
     gaussians = random_gaussians(60, degree, dead=10)
     save_spz(tmp_path / "a.spz", gaussians)
     payload = gzip.decompress((tmp_path / "a.spz").read_bytes())
@@ -116,10 +116,10 @@ def test_written_as_the_format_says_and_read_back(tmp_path, degree):
     assert_close(read, gaussians, rest=0.51 / 128)
 
 
-def test_read_and_written_again_it_is_the_same_file(tmp_path):
+def test_reading_and_writing_gives_the_same_file(tmp_path):
     gaussians = random_gaussians(4000, degree=1)
     rng = np.random.default_rng(1)
-    # Turns of which two, three or four parts are alike or nearly so, where any of them could be left out.
+    # Rotations with two, three or four components that are equal or nearly so: any of them could be omitted.
     alike = rng.choice([-1.0, 0.0, 1.0], size=(2000, 4)) + rng.normal(size=(2000, 4)) * 10.0 ** -rng.integers(
         1, 9
     )
@@ -136,10 +136,10 @@ def test_files_of_other_writers(tmp_path, data, rest):
     assert_close(load_spz(tmp_path / "a.spz"), random_gaussians(3, 1, seed=5), rest=rest)
 
 
-def test_our_packing_is_that_of_the_formats_own_encoder(tmp_path):
+def test_our_packing_equals_that_of_the_original_encoder(tmp_path):
     save_spz(tmp_path / "a.spz", random_gaussians(3, 1, seed=5))
     ours, theirs = gzip.decompress((tmp_path / "a.spz").read_bytes()), gzip.decompress(FROM_NIANTIC)
-    # Opacities, colours, scales and rotations; it has fewer bits for positions and higher degrees.
+    # Opacities, colors, scales and rotations; it uses fewer bits for positions and higher degrees.
     assert ours[16 + 27 : 16 + 60] == theirs[16 + 27 : 16 + 60]
 
 
@@ -151,19 +151,19 @@ def test_version_2_is_read(tmp_path):
     assert_holds(load_spz(tmp_path / "a.spz"), payload)
 
 
-def test_extensions_are_left_aside(tmp_path):
+def test_extensions_are_ignored(tmp_path):
     payload = gzip.decompress(FROM_NIANTIC)
     (tmp_path / "a.spz").write_bytes(packed(payload + b"extension" * 100))
     assert_holds(load_spz(tmp_path / "a.spz"), payload)
 
 
 def packed(data):
-    """The same bytes at any time: the tests' names hold some, and all workers must find the same tests."""
+    """The same bytes at any time: test names contain some, and all workers must see the same names."""
     return gzip.compress(data, mtime=0)
 
 
 def changed(place, new):
-    """A gzip file like Niantic's with other bytes at `place` of what it unpacks to."""
+    """A gzip file like Niantic's with other bytes at `place` of its decompressed content."""
     payload = bytearray(gzip.decompress(FROM_NIANTIC))
     payload[place : place + len(new)] = new
     return packed(bytes(payload))
@@ -174,7 +174,7 @@ def changed_4(place, new):
 
 
 def bomb_4(count):
-    """A file of version 4 that keeps what it promises: `count` splats of nothing but zeros, well packed."""
+    """A valid version 4 file whose `count` splats are all zeros and compress extremely well."""
     sizes = [9 * count, count, 3 * count, 3 * count, 4 * count]
     streams = [zstd.compress(bytes(size)) for size in sizes]
     table = b"".join(
@@ -183,43 +183,43 @@ def bomb_4(count):
     return struct.pack("<4sIIBBBBI12x", b"NGSP", 4, count, 0, 12, 0, 5, 32) + table + b"".join(streams)
 
 
-LIAR = packed(struct.pack("<4sIIBBBB", b"NGSP", 3, 1000, 0, 12, 0, 0))
+FALSE_COUNT = packed(struct.pack("<4sIIBBBB", b"NGSP", 3, 1000, 0, 12, 0, 0))
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
         (b"", "holds no splats"),
-        (b"\x1f\x8b", "does not begin"),
-        (b"NGSP", "does not begin"),
-        (b"\x1f\x8b" + b"\x00" * 50, "cannot be unpacked"),
-        (b"ply\nformat ascii 1.0\n", "does not begin"),
-        (packed(b"something else altogether"), "does not begin"),
-        (FROM_NIANTIC[:-20], "cut short"),
-        (FROM_NIANTIC[:-3], "cut short"),
-        (FROM_NIANTIC[:-8] + b"\x00" * 8, "cannot be unpacked"),
+        (b"\x1f\x8b", "does not start"),
+        (b"NGSP", "does not start"),
+        (b"\x1f\x8b" + b"\x00" * 50, "cannot be decompressed"),
+        (b"ply\nformat ascii 1.0\n", "does not start"),
+        (packed(b"something else altogether"), "does not start"),
+        (FROM_NIANTIC[:-20], "truncated"),
+        (FROM_NIANTIC[:-3], "truncated"),
+        (FROM_NIANTIC[:-8] + b"\x00" * 8, "cannot be decompressed"),
         (changed(4, b"\x01"), "version 1"),
         (changed(4, b"\x04"), "version 4"),
         (changed(8, b"\x00"), "holds no splats"),
         (changed(8, b"\xff\xff\xff\xff"), "claims 4294967295 splats"),
         (changed(12, b"\x04"), "degree 4"),
         (changed(13, b"\x19"), "25 fractional bits"),
-        (LIAR, "cut short"),
+        (FALSE_COUNT, "truncated"),
         (packed(gzip.decompress(FROM_NIANTIC) + bytes(2**22)), "more than its splats"),
         (
             packed(struct.pack("<4sIIBBBB", b"NGSP", 3, 10**6, 0, 12, 0, 0) + bytes(20 * 10**6)),
             "claims",
         ),
         (bomb_4(10**6), "claims 1000000 splats"),
-        (FROM_GSPLY[:-1], "stream 5 cannot be"),
+        (FROM_GSPLY[:-1], "stream 5 is impossible"),
         (FROM_GSPLY[:100], "table"),
         (FROM_GSPLY[:20], "table"),
-        (changed_4(15, b"\x05"), "5 streams where 6 belong"),
+        (changed_4(15, b"\x05"), "5 streams instead of 6"),
         (changed_4(16, b"\xff\xff\xff\xff"), "table"),
         (changed_4(16, b"\x00"), "table"),
-        (changed_4(40, b"\x1c"), "stream 0 cannot be"),
-        (changed_4(40, b"\xff" * 8), "stream 0 cannot be"),
-        (changed_4(130, b"\x00" * 4), "stream 0 cannot be unpacked"),
+        (changed_4(40, b"\x1c"), "stream 0 is impossible"),
+        (changed_4(40, b"\xff" * 8), "stream 0 is impossible"),
+        (changed_4(130, b"\x00" * 4), "stream 0 cannot be decompressed"),
         (bomb_4(9).replace(zstd.compress(bytes(81)), zstd.compress(bytes(82))), "stream 0"),
     ],
 )
@@ -242,7 +242,7 @@ def test_what_the_format_cannot_hold_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_largest_scale_is_held_and_the_rest_as_near_as_can_be(tmp_path):
+def test_the_largest_scale_is_kept_and_smaller_scales_are_clipped(tmp_path):
     gaussians = with_values(random_gaussians(2, degree=0), "log_scales", 0, (5.96, -20.0, -10.0))
     save_spz(tmp_path / "a.spz", gaussians)
     np.testing.assert_allclose(load_spz(tmp_path / "a.spz").log_scales[0], [5.9375, -10.0, -10.0])
@@ -251,7 +251,7 @@ def test_the_largest_scale_is_held_and_the_rest_as_near_as_can_be(tmp_path):
 @pytest.mark.parametrize("degree", [0, 2])
 def test_it_is_about_a_fifth_of_a_ply(tmp_path, degree):
     gaussians = random_gaussians(5000, degree)
-    # Colours depend on the view as little as those of a fitted object do.
+    # Colors depend on the view as little as those of a fitted object do.
     gaussians = with_values(gaussians, "sh", np.s_[:, 1:], 0.1 * gaussians.sh[:, 1:])
     for name in ("a.spz", "a.ply"):
         save_splats(tmp_path / name, gaussians)
@@ -259,7 +259,7 @@ def test_it_is_about_a_fifth_of_a_ply(tmp_path, degree):
     assert 0.15 < sizes[0] / sizes[1] < 0.27
 
 
-def test_the_ending_picks_the_format(tmp_path):
+def test_the_suffix_chooses_the_format(tmp_path):
     gaussians = random_gaussians(8, degree=1)
     for name, start in (("a.PLY", b"ply\n"), ("a.spz", b"\x1f\x8b"), ("a.splat", b"")):
         save_splats(tmp_path / name, gaussians)
@@ -267,13 +267,13 @@ def test_the_ending_picks_the_format(tmp_path):
         assert load_splats(str(tmp_path / name)).capacity == 8
     for use in (load_splats, lambda path: save_splats(path, gaussians)):
         with pytest.raises(
-            UserError, match=r"a\.obj does not end as a splat file does; the formats are \.ply"
+            UserError, match=r"a\.obj does not have the suffix of a splat file; use one of \.ply"
         ):
             use(tmp_path / "a.obj")
 
 
-def test_compression_is_that_of_zlib(tmp_path):
-    """Neither a date nor a name is in the file: the same splats give the same bytes at any time."""
+def test_the_gzip_header_holds_no_date_and_no_name(tmp_path):
+    """The same splats give the same bytes at any time."""
     save_spz(tmp_path / "a.spz", random_gaussians(8, degree=1))
     data = (tmp_path / "a.spz").read_bytes()
     assert data[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"

@@ -36,7 +36,7 @@ def test_ssim_equals_a_loop_over_windows():
     np.testing.assert_allclose(found, ssim_by_loops(first, second), rtol=1e-4)
 
 
-def test_equal_images_are_alike_and_have_a_finite_gradient():
+def test_equal_images_have_ssim_1_and_a_finite_gradient():
     image = jnp.asarray(pair(1)[0], jnp.float32).at[:12].set(0.0)
     value, gradient = jax.jit(jax.value_and_grad(ssim))(image, image)
     np.testing.assert_allclose(value, 1.0, atol=1e-5)

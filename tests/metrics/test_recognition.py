@@ -1,18 +1,18 @@
-"""Naming pictures: ground truth on and off the grid, over any background, and the fast error's slow twin."""
+"""Recognizing pictures: ground truth on and off the grid, any background, and the error by brute force."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.metrics import recognition as recogniser
+from ge3d_jax.metrics import recognition as recognizer
 from ge3d_jax.metrics.recognition import (
     build_gallery,
     confusion_matrix,
     estimate_background,
     load_gallery,
-    recognise,
-    recognised_front,
+    recognize,
+    recognized_front,
 )
 from ge3d_jax.runs import evaluate as evaluation
 from ge3d_jax.toybox.world.captions import Sentence, parse
@@ -59,9 +59,9 @@ def paint_gallery(gallery, background):
 
 
 def test_names_ground_truth_on_the_grid(gallery):
-    # -45° is a view that the gallery holds as the mirror image of another.
+    # -45° is a view that the gallery stores as the mirror image of another.
     asked = [("duck", "yellow", 0.0), ("mushroom", "red", 0.0), ("duck", "white", -np.pi / 4)]
-    named = recognise(gallery, np.stack([truth(*one) for one in asked]), WHITE)
+    named = recognize(gallery, np.stack([truth(*one) for one in asked]), WHITE)
     assert [gallery.kinds[kind] for kind in named.kinds] == [kind for kind, _, _ in asked]
     assert [COLOR_NAMES[color] for color in named.colors] == [color for _, color, _ in asked]
     np.testing.assert_allclose(named.azimuths[[0, 2]], [0.0, -np.pi / 4], atol=1e-6)
@@ -71,7 +71,7 @@ def test_names_ground_truth_on_the_grid(gallery):
 def test_names_every_picture_of_the_gallery(gallery):
     pictures = paint_gallery(gallery, WHITE)
     kinds, views, colors = np.indices(pictures.shape[:3]).reshape(3, -1)
-    named = recognise(gallery, pictures.reshape(-1, *pictures.shape[3:]), WHITE)
+    named = recognize(gallery, pictures.reshape(-1, *pictures.shape[3:]), WHITE)
     np.testing.assert_array_equal(named.kinds, kinds)
     np.testing.assert_array_equal(named.colors, colors)
     ducks = kinds == 0
@@ -80,16 +80,16 @@ def test_names_every_picture_of_the_gallery(gallery):
 
 def test_names_ground_truth_off_the_grid(gallery):
     picture = truth("duck", "purple", np.deg2rad(10.0), polar=np.deg2rad(67.0), radius=3.4)
-    named = recognise(gallery, picture[None], WHITE)
+    named = recognize(gallery, picture[None], WHITE)
     assert (gallery.kinds[named.kinds[0]], COLOR_NAMES[named.colors[0]]) == ("duck", "purple")
-    assert named.azimuths[0] == 0.0 and recognised_front(named.azimuths[0])
+    assert named.azimuths[0] == 0.0 and recognized_front(named.azimuths[0])
 
 
 def test_error_is_that_of_painting_every_candidate(gallery):
     rng = np.random.default_rng(0)
     images = rng.random((2, 64, 64, 3)).astype(np.float32)
     behind = np.stack([ODD, WHITE])
-    named = recognise(gallery, images, behind)
+    named = recognize(gallery, images, behind)
     for index in range(2):
         errors = np.mean((paint_gallery(gallery, behind[index]) - images[index]) ** 2, axis=(3, 4, 5))
         kind, view, color = np.unravel_index(errors.argmin(), errors.shape)
@@ -105,22 +105,22 @@ def test_background_is_found_and_used(gallery):
     found = estimate_background(pictures)
     np.testing.assert_allclose(found, [ODD, WHITE], atol=1e-6)
     noisy = pictures + np.random.default_rng(0).normal(scale=0.02, size=pictures.shape)
-    noisy[:, :, :5] = 0.0  # something reaches the edge
+    noisy[:, :, :5] = 0.0  # an object that reaches the edge
     np.testing.assert_allclose(estimate_background(noisy), [ODD, WHITE], atol=0.03)
-    named = recognise(gallery, pictures, found)
+    named = recognize(gallery, pictures, found)
     assert [COLOR_NAMES[color] for color in named.colors] == ["white", "white"]
     assert named.errors.max() < 1e-4
-    assert recognise(gallery, pictures[:1], WHITE).errors[0] > 0.01
+    assert recognize(gallery, pictures[:1], WHITE).errors[0] > 0.01
 
 
-def test_gallery_is_kept_in_a_file(gallery, tmp_path, monkeypatch):
+def test_gallery_is_stored_in_a_file(gallery, tmp_path, monkeypatch):
     traced = []
 
     def build(report=None):
         traced.append(report)
         return gallery
 
-    monkeypatch.setattr(recogniser, "build_gallery", build)
+    monkeypatch.setattr(recognizer, "build_gallery", build)
     first, second = load_gallery(tmp_path / "new"), load_gallery(tmp_path / "new")
     assert len(traced) == 1
     np.testing.assert_array_equal(first.layers, gallery.layers)
@@ -129,28 +129,28 @@ def test_gallery_is_kept_in_a_file(gallery, tmp_path, monkeypatch):
 
 def test_pictures_of_another_size_are_refused(gallery):
     with pytest.raises(ValueError, match="64, 64"):
-        recognise(gallery, np.zeros((1, 32, 32, 3)), WHITE)
+        recognize(gallery, np.zeros((1, 32, 32, 3)), WHITE)
 
 
 def test_fronts_and_confusion():
     degrees = np.asarray([0, 45, -45, 60, 90, 180, -180, 315, 360])
     np.testing.assert_array_equal(
-        recognised_front(np.deg2rad(degrees).astype(np.float32)),
+        recognized_front(np.deg2rad(degrees).astype(np.float32)),
         [True, True, True, False, False, False, False, True, True],
     )
     matrix = confusion_matrix(np.asarray([0, 0, 2, 2]), np.asarray([0, 1, 2, 2]), 3)
     np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 0, 0], [0, 0, 2]])
 
 
-def test_figures_of_the_recogniser(gallery):
-    figures = evaluation.measure_recogniser(gallery, repeats=1)
+def test_figures_of_the_recognizer(gallery):
+    figures = evaluation.measure_recognizer(gallery, repeats=1)
     assert figures["pictures"] == 24
     assert figures["right_kind_and_color"] > 0.9
     assert np.sum(figures["kind_confusion"]) == np.sum(figures["color_confusion"]) == 24
     assert figures["azimuth_error_degrees"]["median"] < 25  # the grid of this gallery is 45° wide
 
 
-def test_figures_of_a_model_that_draws_the_truth_but_for_one_kind(gallery):
+def test_figures_of_a_model_that_draws_the_truth_except_for_one_kind(gallery):
     def sample(prompts, key):
         wrong = {"mushroom": "duck"}
         asked = [parse(prompt) for prompt in prompts]
@@ -197,6 +197,6 @@ def test_figures_of_objects(gallery, around):
     assert plain["one_front"] is None
     assert (plain["right_kind"], plain["right_color"]) == (1.0, 0.0)
 
-    means = evaluation.summarise_objects([one | {"seconds": 2.0} for one in (duck, janus, plain)])
+    means = evaluation.summarize_objects([one | {"seconds": 2.0} for one in (duck, janus, plain)])
     assert (means["objects"], means["objects_with_front"], means["one_front"]) == (3, 2, 0.5)
     assert means["mean_seconds"] == 2.0

@@ -1,4 +1,4 @@
-"""Splat files from format to format, as a function and on the command line."""
+"""Conversion of splat files, as a function and on the command line."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_every_format_to_every_other(tmp_path, source, target):
     np.testing.assert_allclose(places(written), places(read), atol=2**-16)
 
 
-def test_text_and_back_is_the_same_file(tmp_path):
+def test_converting_to_text_and_back_gives_the_same_file(tmp_path):
     save_splats(tmp_path / "a.ply", random_gaussians(9, degree=3))
     convert_splats(tmp_path / "a.ply", tmp_path / "b.ply", ascii=True)
     convert_splats(tmp_path / "b.ply", tmp_path / "c.ply")
@@ -42,14 +42,14 @@ def test_text_and_back_is_the_same_file(tmp_path):
 @pytest.mark.parametrize(
     ("source", "target", "ascii", "says"),
     [
-        ("a.ply", "b.obj", False, r"b\.obj does not end"),
-        ("a.glb", "b.ply", False, r"a\.glb does not end"),
-        ("a.ply", "b.spz", True, r"b\.spz is no \.ply"),
-        ("c.ply", "b.spz", False, "no splat file at"),
+        ("a.ply", "b.obj", False, r"b\.obj does not have the suffix"),
+        ("a.glb", "b.ply", False, r"a\.glb does not have the suffix"),
+        ("a.ply", "b.spz", True, r"b\.spz is not a \.ply"),
+        ("c.ply", "b.spz", False, "There is no splat file"),
         ("a.ply", "a.ply/b.spz", False, "cannot be written"),
     ],
 )
-def test_mistakes_are_named(tmp_path, monkeypatch, source, target, ascii, says):
+def test_errors_are_named(tmp_path, monkeypatch, source, target, ascii, says):
     monkeypatch.chdir(tmp_path)
     save_splats(tmp_path / "a.ply", random_gaussians(3, degree=0))
     with pytest.raises(UserError, match=says):
@@ -67,7 +67,7 @@ def test_the_script_takes_two_names(tmp_path):
     save_splats(tmp_path / "a.ply", random_gaussians(3, degree=1))
     done = run("a.ply", "b.splat", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "3 splats" in done.stdout and "degree 0 was kept" in done.stdout
+    assert "3 splats" in done.stdout and "only degree 0 was kept" in done.stdout
     assert (tmp_path / "b.splat").stat().st_size == 96
 
 
@@ -76,10 +76,10 @@ def test_the_script_takes_two_names(tmp_path):
     [
         ((), "SOURCE is missing"),
         (("a.ply",), "TARGET is missing"),
-        (("a", "b", "c"), "'c' belongs to no flag"),
+        (("a", "b", "c"), "'c' does not belong to a flag"),
     ],
 )
-def test_the_script_tells_what_is_missing(tmp_path, arguments, says):
+def test_the_script_says_what_is_missing(tmp_path, arguments, says):
     done = run(*arguments, folder=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr and done.stderr.count("\n") == 1

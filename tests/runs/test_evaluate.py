@@ -1,4 +1,4 @@
-"""The evaluation's list of prompts, its resuming, and the page and pictures made from the figures."""
+"""The evaluation's list of prompts, its resuming, and the page and pictures made from the results."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ def test_prompts_are_spread_over_the_world():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "says"), [("a red mushroom with a blue stem", "second colour"), ("a dragon", "not a sentence")]
+    ("prompt", "says"), [("a red mushroom with a blue stem", "second color"), ("a dragon", "not a sentence")]
 )
 def test_prompts_that_cannot_be_judged_are_refused(prompt, says):
     with pytest.raises(UserError, match=says):
@@ -40,7 +40,7 @@ class Generated(Exception):
     pass
 
 
-def test_finished_objects_are_loaded_and_others_made_anew(tmp_path, monkeypatch):
+def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypatch):
     model = tmp_path / "model"
     write_tiny_model(model)
 
@@ -61,7 +61,7 @@ def test_finished_objects_are_loaded_and_others_made_anew(tmp_path, monkeypatch)
     again, same_seconds = make()
     assert seconds == same_seconds > 0
     np.testing.assert_array_equal(first.positions, again.positions)
-    # Other settings and other seeds are other objects; a run that was stopped early is none.
+    # Other settings and other seeds are other objects; a run that was stopped early does not count.
     for changes in ({"guidance.scale": 3.0}, {"seed": 1}):
         with pytest.raises(Generated):
             make(**changes)
@@ -130,11 +130,11 @@ def some_reports():
     }
 
 
-def test_page_tells_the_figures_that_there_are():
+def test_page_shows_the_available_figures():
     reports = some_reports()
     page = report.markdown(reports)
     for words in (
-        "93.8 %",
+        "93.8%",
         "576 ground-truth",
         "a red duck as red pig",
         "0°, 180°",

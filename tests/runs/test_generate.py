@@ -200,7 +200,7 @@ def test_a_refused_run_leaves_earlier_results_as_they_were(model, result, tmp_pa
 def test_pictures_far_smaller_than_the_model_s_are_refused(model):
     loaded = load_model(model)
     unet = UNet2DConditionModel(dataclasses.replace(loaded.unet.config, sample_size=64))
-    with pytest.raises(UserError, match="pictures of 256 pixels .* --preset=paper"):
+    with pytest.raises(UserError, match='pictures of 256 pixels .* use the preset "paper"'):
         check_picture_size(with_overrides(PRESETS["toybox"], SMALL), dataclasses.replace(loaded, unet=unet))
 
 

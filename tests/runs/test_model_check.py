@@ -1,4 +1,4 @@
-"""The check passes the bundled model and finds what is done to damaged copies of it."""
+"""The check passes the bundled model and detects damaged copies of it."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs import model_check
 from tests.tiny_model import random_parameters
 
-TIME, CAPTION = "Does the UNet listen to the time?", "Does the right caption help the UNet?"
-NOISE = "Does the UNet tell noise from picture?"
-PICTURES = "Does the autoencoder give pictures back?"
+TIME, CAPTION = "Does the UNet use the time?", "Does the right caption help the UNet?"
+NOISE = "Does the UNet separate noise from picture?"
+PICTURES = "Does the autoencoder reconstruct pictures?"
 SIZE = "Do latents have the size that the noise schedule expects?"
 WEIGHTS, WORDS = "Are all weights finite numbers?", "Do different prompts have different embeddings?"
 
@@ -34,7 +34,7 @@ def _failed(model, probe):
 
 
 def _turned(tree, path):
-    """The tree with one weight's axes the wrong way round."""
+    """The tree with the axes of one weight reversed."""
     if not path:
         return tree.T
     return {**tree, path[0]: _turned(tree[path[0]], path[1:])}
@@ -87,11 +87,11 @@ def test_the_bundled_model_passes(model, probe):
         ("not a number", {WEIGHTS, WORDS}),
     ],
 )
-def test_damage_is_found(model, probe, damage, found):
+def test_damage_is_detected(model, probe, damage, found):
     assert found <= _failed(_damaged(model, damage), probe)
 
 
-def test_a_wrong_prediction_type_is_recognised(model, probe):
+def test_a_wrong_prediction_type_is_recognized(model, probe):
     findings = {
         finding.question: finding for finding in model_check.check(_damaged(model, "prediction type"), probe)
     }

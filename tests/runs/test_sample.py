@@ -1,4 +1,4 @@
-"""Text to pictures on a tiny random model: the pipeline's numbers, the files, what is refused."""
+"""Text to pictures with a tiny random model: the pipeline's numbers, the files, invalid inputs."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_every_prompt_and_seed_has_its_picture(folder, tmp_path):
         "01-a-blue-robot-8.png",
     ]
     pictures = [np.asarray(Image.open(where / name)) for name in files]
-    # Small ones are enlarged to be looked at.
+    # Small pictures are enlarged.
     assert all(picture.shape == (192, 192, 3) for picture in pictures)
     assert (pictures[0] != pictures[1]).any() and (pictures[0] != pictures[2]).any()
     with Image.open(where / "sheet.png") as sheet:
@@ -78,7 +78,7 @@ def test_every_prompt_and_seed_has_its_picture(folder, tmp_path):
         (PROMPTS, {"model": "nowhere/at-all/here"}, "nowhere"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(folder, tmp_path, prompts, how, reason):
+def test_errors_are_reported_and_nothing_is_written(folder, tmp_path, prompts, how, reason):
     with pytest.raises(UserError, match=reason):
         sampling.sample_to_folder(prompts, **{"model": folder, "out": tmp_path, "progress": False} | how)
     assert not list(tmp_path.glob("*.png"))

@@ -1,4 +1,4 @@
-"""Looking at splat files: the turntable's cameras, files of any size and up direction, what is written."""
+"""Showing splat files: the turntable's cameras, files of any size and up direction, the files written."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def signposts() -> Gaussians:
 
 
 def where(image, channel):
-    """Column and row of a colour's middle, from -1 at the left and top to 1."""
+    """Column and row of a color's center, from -1 at the left and top to 1."""
     weights = np.maximum(image[..., channel].astype(float) - image.max(axis=(0, 1)).min() * 0.2, 0)
     others = np.delete(image, channel, axis=-1).max(axis=-1)
     weights = np.where(image[..., channel] > others, weights, 0)
@@ -44,7 +44,7 @@ def where(image, channel):
 def transformed(gaussians, *, turn=None, scale=1.0, shift=0.0):
     """The splats of a world with other axes and units."""
     turn = np.eye(3) if turn is None else turn
-    # Round splats, whose own turn shows nowhere.
+    # Isotropic splats, whose own rotation does not matter.
     positions = scale * np.asarray(gaussians.positions) @ turn.T + shift
     return gaussians.replace(
         positions=positions.astype(np.float32), log_scales=np.asarray(gaussians.log_scales) + math.log(scale)
@@ -57,11 +57,11 @@ def test_turntable_sees_front_left_and_top_where_they_are(tmp_path):
     assert written == [tmp_path / "a.png"]
     image = np.asarray(Image.open(tmp_path / "a.png"))
     assert image.shape == (SIZE, SIZE, 3)
-    # From the front: its left side is at the viewer's right, and the top is up.
+    # From the front: its left side is on the viewer's right, and the top is up.
     assert where(image, 1)[0] > 0.2 and abs(where(image, 0)[0] - where(image, 2)[0]) < 0.3
     assert where(image, 2)[1] < -0.2 < where(image, 0)[1]
     render_splats(tmp_path / "a.ply", out=tmp_path / "b.png", azimuth_degrees=90.0, **OPTIONS)
-    # From its left, the front is at the viewer's left.
+    # From its left, the front is on the viewer's left.
     assert where(np.asarray(Image.open(tmp_path / "b.png")), 0)[0] < -0.2
 
 
@@ -80,17 +80,19 @@ def test_cameras_are_those_of_the_turntable_of_a_run():
 
 
 def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):
-    # Scales that are no logarithms: each splat covers every tile.
+    # Scales that are not logarithms: each splat covers every tile.
     gaussians = splat_files.random_gaussians(5000, degree=0)
     save_splats(tmp_path / "a.ply", gaussians.replace(log_scales=np.full((5000, 3), 0.01, np.float32)))
     monkeypatch.setattr(rasterize, "memory_limit", lambda _: 2**22)
-    with pytest.raises(UserError, match=r"there is memory for \d+: render a smaller image .*logarithms"):
+    with pytest.raises(
+        UserError, match=r"there is only memory for \d+; render a smaller image, .*logarithms"
+    ):
         render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", **OPTIONS | {"size": (64, 64)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
 
 
 def test_antialiasing_is_passed_to_the_renderer(tmp_path):
-    # Splats a tenth of a pixel wide, which widening to a pixel would else show as if they were as wide.
+    # Splats a tenth of a pixel wide, which widening to a pixel would otherwise make far too strong.
     thin = signposts().replace(log_scales=jnp.full((3, 3), math.log(0.01)))
     save_splats(tmp_path / "a.ply", thin)
     light = {}
@@ -101,7 +103,7 @@ def test_antialiasing_is_passed_to_the_renderer(tmp_path):
     assert 0 < light[True] < 0.5 * light[False]
 
 
-def test_frames_are_not_held(tmp_path, monkeypatch):
+def test_frames_are_not_kept(tmp_path, monkeypatch):
     alive, most = [], 0
 
     def render_each(gaussians, cameras, **_):
@@ -117,10 +119,10 @@ def test_frames_are_not_held(tmp_path, monkeypatch):
     save_splats(tmp_path / "a.ply", signposts())
     render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", frames=60, **OPTIONS)
     assert most <= 4
-    # The views of the sheet, and before them the frames that the colours of the .gif are chosen on.
+    # The views of the sheet, and before them the frames from which the colors of the .gif are chosen.
     render_splats(tmp_path / "a.ply", out=tmp_path / "all", frames=60, views=5, **OPTIONS)
     assert most <= 12
-    with pytest.raises(UserError, match="too large to hold"):
+    with pytest.raises(UserError, match="too large for memory"):
         options = OPTIONS | {"size": (4096, 4096), "frames": 10_000}
         render_splats(tmp_path / "a.ply", out=tmp_path / "b.gif", **options)
 
@@ -140,7 +142,7 @@ def test_any_size_place_and_upright_direction_looks_the_same(tmp_path, up, turn,
     render_splats(tmp_path / "b.ply", out=tmp_path / "b.png", azimuth_degrees=30.0, up=up, **OPTIONS)
     plain, other = (np.asarray(Image.open(tmp_path / name), int) for name in ("a.png", "b.png"))
     assert np.abs(plain - other).max() <= 3
-    # The page has the same splats in the same frame.
+    # The page contains the same splats in the same frame.
     frames = [find_frame(load_splats(tmp_path / name)) for name in ("a.ply", "b.ply")]
     pages = [
         upright(framed(load_splats(tmp_path / name), frame), direction)
@@ -150,10 +152,10 @@ def test_any_size_place_and_upright_direction_looks_the_same(tmp_path, up, turn,
     np.testing.assert_allclose(pages[0].log_scales, pages[1].log_scales, atol=1e-4)
 
 
-def test_upright_turns_the_splats_themselves():
+def test_upright_rotates_the_splats_themselves():
     gaussians = splat_files.random_gaussians(5, degree=1)
     turned = jax.tree.map(np.asarray, upright(gaussians, "-y"))
-    # A splat drawn out along the file's up, which is -y, is drawn out along z afterwards.
+    # A splat elongated along the file's up direction, -y, is elongated along z afterwards.
     before, after = (rotation(q) for q in (gaussians.quaternions, turned.quaternions))
     np.testing.assert_allclose(after[:, 2], -before[:, 1], atol=1e-6)
     np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-6)
@@ -171,7 +173,7 @@ def rotation(quaternions):
     return np.moveaxis(np.array(rows), (0, 1), (1, 2))
 
 
-def test_frame_holds_the_splats_but_for_strays_and_faint_ones():
+def test_frame_contains_the_splats_except_for_outliers_and_faint_ones():
     gaussians = splat_files.random_gaussians(1000, degree=0)
     rng = np.random.default_rng(0)
     positions = rng.normal(size=(1000, 3))
@@ -186,7 +188,7 @@ def test_frame_holds_the_splats_but_for_strays_and_faint_ones():
     frame = find_frame(gaussians)
     np.testing.assert_allclose(frame.center, 5, atol=0.3)
     assert 1.7 < frame.radius < 2.3
-    # All of a sphere is seen, on tall and on wide pictures.
+    # All of a sphere is visible, in tall and in wide images.
     for size in ((100, 100), (50, 100), (100, 50)):
         distance = fitting_distance(0.5, size)
         narrow = min(0.25, math.atan(math.tan(0.25) * size[0] / size[1]))
@@ -194,7 +196,7 @@ def test_frame_holds_the_splats_but_for_strays_and_faint_ones():
 
 
 def write_path(path, cameras, **content):
-    """Cameras (world to camera, OpenCV) as a file of OpenGL matrices."""
+    """Write cameras (world to camera, OpenCV) to a file of OpenGL matrices."""
     flip = np.diag([1.0, -1.0, -1.0, 1.0])
     frames = [{"transform_matrix": (np.linalg.inv(np.asarray(each)) @ flip).tolist()} for each in cameras]
     path.write_text(json.dumps({"frames": frames} | content))
@@ -210,7 +212,7 @@ def test_camera_path_sees_what_its_cameras_see(tmp_path):
     focal = float(cameras[0].intrinsics[0])
     matrices = [camera.world_to_camera for camera in cameras]
     write_path(tmp_path / "angle.json", matrices, camera_angle_x=0.8)
-    # As nerfstudio has it, of pictures twice as large, and with another middle.
+    # As nerfstudio writes it, for images twice as large, and off-center.
     write_path(tmp_path / "focal.json", matrices, fl_x=2 * focal, w=2 * SIZE, h=2 * SIZE, cx=SIZE + 4.0)
     moved = read_camera_path(tmp_path / "focal.json", size=(SIZE, SIZE))
     np.testing.assert_allclose(moved.intrinsics[2], [focal, focal, SIZE / 2 + 2, SIZE / 2], rtol=1e-5)
@@ -234,10 +236,10 @@ def test_camera_path_sees_what_its_cameras_see(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[]", "no JSON object"),
+        ("[]", "does not hold a JSON object"),
         ("{", "not readable JSON"),
         ('{"camera_angle_x": 1, "frames": []}', "at least one camera"),
-        ('{"camera_angle_x": 1, "frames": [7]}', r"frames\[0\] is no JSON object"),
+        ('{"camera_angle_x": 1, "frames": [7]}', r"frames\[0\] is not a JSON object"),
         ('{"camera_angle_x": 1, "frames": [{}]}', "transform_matrix"),
         ('{"camera_angle_x": 4, "frames": [{"transform_matrix": EYE}]}', "camera_angle_x is 4"),
         ('{"frames": [{"transform_matrix": EYE}]}', "camera_angle_x is None"),
@@ -252,7 +254,7 @@ def test_bad_camera_paths_are_named(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         read_camera_path(path, size=(8, 8))
     assert "path.json" in str(caught.value)
-    with pytest.raises(UserError, match="no camera path at"):
+    with pytest.raises(UserError, match="There is no camera path"):
         read_camera_path(tmp_path, size=(8, 8))
 
 
@@ -261,17 +263,17 @@ def test_bad_camera_paths_are_named(tmp_path, content, says):
     [
         ({"frames": 0}, "number of frames is 0"),
         ({"views": 1000}, "number of views"),
-        ({"fps": 0}, "frames a second"),
+        ({"fps": 0}, "frames per second"),
         ({"elevation_degrees": 91.0}, "elevation"),
         ({"fov_degrees": 0.0}, "field of view"),
         ({"radius": -1.0}, "radius"),
         ({"azimuth_degrees": math.nan}, "azimuth"),
         ({"up": "x"}, "one of z, y, -y"),
-        ({"out": "picture.jpg"}, r"picture\.jpg does not end"),
+        ({"out": "picture.jpg"}, r"picture\.jpg has an unknown suffix"),
         ({"camera_path": "nothing.json"}, "no camera path"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(tmp_path, monkeypatch, options, says):
+def test_errors_are_reported_before_anything_is_written(tmp_path, monkeypatch, options, says):
     monkeypatch.chdir(tmp_path)
     save_splats(tmp_path / "a.ply", signposts())
     with pytest.raises(UserError, match=says):
@@ -287,11 +289,11 @@ def test_the_folder_is_named_after_the_splats(tmp_path, monkeypatch):
     assert all(path.stat().st_size > 0 for path in written)
 
 
-def test_sizes_and_colours():
+def test_sizes_and_colors():
     assert parse_size("512") == (512, 512) and parse_size(" 640X360 ") == (640, 360)
     for text in ("", "8", "640x", "1x2x3", "-5", "99999", "1e3"):
         with pytest.raises(UserError, match="size"):
             parse_size(text)
     assert parse_color("white") == (1.0, 1.0, 1.0) and parse_color("#ff0000") == (1.0, 0.0, 0.0)
     with pytest.raises(UserError, match="background"):
-        parse_color("no colour")
+        parse_color("no color")

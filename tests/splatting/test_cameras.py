@@ -23,7 +23,7 @@ def test_the_front_camera_sees_y_to_the_right_and_z_up():
     np.testing.assert_allclose(pixel_of(camera, [0, 0, 3 * np.tan(0.25)])[1], 0.0, atol=1e-4)
 
 
-def test_azimuth_is_counter_clockwise_from_above_and_polar_from_the_top():
+def test_azimuth_is_counterclockwise_from_above_and_polar_from_the_top():
     camera = orbit_camera(azimuth=np.pi / 2, polar=np.pi / 3, radius=2.0, fov=0.5, size=8, target=(1, 2, 3))
     expected = np.array([1, 2, 3]) + 2 * np.array([0, np.sin(np.pi / 3), np.cos(np.pi / 3)])
     np.testing.assert_allclose(camera_center(camera), expected, atol=1e-6)

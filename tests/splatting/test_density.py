@@ -1,4 +1,4 @@
-"""Density control: nothing lost or doubled, moments follow their splats, a full buffer is served by need."""
+"""Density control: nothing lost or doubled, moments follow their splats, a full buffer serves by gradient."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ control = jax.jit(densify)
 
 
 def random_splats(random: np.random.Generator, fill: float) -> tuple[Gaussians, DensityStatistics, dict]:
-    """Splats whose colour is their own number, with that number in the moments too."""
+    """Splats whose color is their own number, with that number in the moments too."""
     tags = np.arange(COUNT, dtype=np.float32) + 1
     gaussians = Gaussians(
         positions=random.normal(size=(COUNT, 3)),
@@ -50,7 +50,7 @@ def random_splats(random: np.random.Generator, fill: float) -> tuple[Gaussians, 
 
 
 def expected_by_loop(gaussians: Gaussians, statistics: DensityStatistics):
-    """For every splat: how many of it remain, and whether those are fresh (moments cleared)."""
+    """For every splat: how many copies remain, and whether those are fresh (moments cleared)."""
     gradients = np.asarray(statistics.gradient_sum) / np.maximum(np.asarray(statistics.view_count), 1)
     largest = np.exp(np.asarray(gaussians.log_scales)).max(axis=1)
     opacities = 1 / (1 + np.exp(-np.asarray(gaussians.opacity_logits)))
@@ -169,7 +169,7 @@ def test_halves_are_drawn_from_their_parent():
     np.testing.assert_allclose(local.mean(axis=0), 0.0, atol=0.05)
 
 
-def test_opacity_reset_lowers_and_clears_its_moments_alone():
+def test_opacity_reset_lowers_opacities_and_clears_only_their_moments():
     gaussians, _, moments = random_splats(np.random.default_rng(1), 1.0)
     lowered, cleared = jax.jit(reset_opacity)(gaussians, moments, ceiling=0.1)
     before, after = (jax.nn.sigmoid(g.opacity_logits) for g in (gaussians, lowered))

@@ -72,7 +72,7 @@ def random_scene(kind: str, seed: int) -> dict:
 def scene_image(parameters: dict, limits: np.ndarray, renderer) -> tuple[jax.Array, jax.Array, jax.Array]:
     pose = orbit_camera(azimuth=parameters["azimuth"], polar=1.1, radius=2.0, fov=0.7, size=1).world_to_camera
     camera = Camera(
-        # Any motion of any entry of the matrix, not only the rigid ones.
+        # Perturb every entry of the matrix, not only along rigid motions.
         world_to_camera=jax.lax.stop_gradient(pose) + parameters["motion"],
         intrinsics=parameters["intrinsics"],
         width=WIDTH,
@@ -111,7 +111,7 @@ def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool):
         gradients = np.asarray(scene.pop("image_gradients"), dtype)
         limits = np.asarray(scene.pop("limits"), dtype)
         mask = scene["gaussians"].mask
-        # The mask is not differentiable: it goes in beside the parameters, a stand-in in its place.
+        # The mask is not differentiable: it is passed separately, with a placeholder in its place.
         scene["gaussians"] = dataclasses.replace(scene["gaussians"], mask=np.zeros(0))
         scene = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), scene)
         (_, images), gradients = compiled(is_reference, is_double)(scene, mask, limits, gradients)
@@ -128,7 +128,7 @@ def assert_close(value, expected, tolerance: float) -> None:
             value,
         )
         name = jax.tree_util.keystr(path)
-        # What is left where large terms cancel, or of a background behind closed splats, has no such digits.
+        # Remainders of large terms that cancel, or of a background behind opaque splats, are less precise.
         error = relative_error(other, leaf, floor=1.0 if "background" in name else 1e-2)
         assert error <= tolerance, (name, error)
 
@@ -151,8 +151,8 @@ def test_values_and_gradients_equal_brute_force(kind, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_equal_finite_differences_in_double_precision(seed):
-    # Wide splats of moderate opacity: every alpha is far from 1/255 and from the cap at each pixel, where the
-    # image jumps or bends and a difference quotient means nothing. The same goes for black.
+    # Wide splats of moderate opacity: at each pixel every alpha is far from 1/255 and from the cap, where the
+    # image is not smooth and difference quotients are meaningless. The same goes for colors near black.
     scene = random_scene("huge", seed)
     random = np.random.default_rng(seed)
     wide = dataclasses.replace(

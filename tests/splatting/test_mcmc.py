@@ -1,4 +1,4 @@
-"""Splats as samples of a Markov chain: the paper's sum, unchanged pictures, and nothing lost on the way."""
+"""Splats as samples of a Markov chain: the paper's sum, unchanged images, and nothing lost on the way."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ move = jax.jit(relocate)
 
 
 def paper_sum(opacity: float, copies: int) -> tuple[float, float]:
-    """Equation 9 as it is written, in eighty digits: o' and s'/s."""
+    """Equation 9 as printed, in eighty digits: o' and s'/s."""
     with localcontext() as context:
         context.prec = 80
         o = Decimal(opacity)
@@ -33,7 +33,7 @@ def paper_sum(opacity: float, copies: int) -> tuple[float, float]:
 
 
 def splats(seed: int, used: int = COUNT, faint: float = 0.3) -> Gaussians:
-    """Splats whose colour is their own number; a share `faint` of them is dead."""
+    """Splats whose color is their own number; a fraction `faint` of them is dead."""
     random = np.random.default_rng(seed)
     opacities = np.where(random.random(COUNT) < faint, 0.002, random.uniform(0.05, 0.95, COUNT))
     return Gaussians(
@@ -61,7 +61,7 @@ def test_many_copies_stay_finite():
     assert (np.asarray(shared) > 0).all() and (np.asarray(factor) > 0).all()
 
 
-def test_the_picture_stays_nearly_the_same():
+def test_the_image_stays_nearly_the_same():
     gaussians = splats(0, used=24)
     colors = np.random.default_rng(1).uniform(-1.5, 1.5, (COUNT, 1, 3))
     gaussians = dataclasses.replace(gaussians, sh=jnp.asarray(colors, jnp.float32))
@@ -69,7 +69,7 @@ def test_the_picture_stays_nearly_the_same():
     show = jax.jit(partial(render, camera=camera, background=jnp.ones(3), buffer_capacity=2048))
     after, _, report = move(jax.random.key(3), gaussians, {}, dead_opacity=DEAD, growth=0.3, limit=COUNT)
     assert int(report.relocated) > 3 and int(report.added) == 7
-    # Copies without the correction, for comparison: the same places, the opacity and scale of their source.
+    # For comparison, copies without the correction: same places, opacity and scale of their source.
     source = np.asarray(
         [np.flatnonzero((np.asarray(gaussians.positions) == place).all(1))[0] for place in after.positions]
     )
@@ -82,8 +82,8 @@ def test_the_picture_stays_nearly_the_same():
     assert corrected < 0.01 and corrected < 0.2 * uncorrected
 
 
-def test_light_along_a_ray_is_what_it_was():
-    # 1 − (1 − o'·G(x/s'))^N has the height and the area of o·G(x/s), added up the slow way.
+def test_light_along_a_line_is_unchanged():
+    # 1 − (1 − o'·G(x/s'))^N has the height and the area of o·G(x/s), summed the slow way.
     x = np.linspace(-30, 30, 200_001)
     for opacity, copies in ((0.05, 4), (0.6, 2), (0.95, 9)):
         shared, factor = (float(v[0]) for v in shared_opacity(jnp.asarray([opacity]), jnp.asarray([copies])))
@@ -92,7 +92,7 @@ def test_light_along_a_ray_is_what_it_was():
         np.testing.assert_allclose(hidden.sum() * (x[1] - x[0]), opacity * math.sqrt(2 * math.pi), rtol=1e-4)
 
 
-def test_fifty_rounds_lose_and_double_nothing():
+def test_fifty_rounds_lose_and_duplicate_nothing():
     random = np.random.default_rng(4)
     gaussians = splats(5, used=12)
     number = np.arange(COUNT)
@@ -115,7 +115,7 @@ def test_fifty_rounds_lose_and_double_nothing():
         used, lives = np.asarray(before.mask), np.asarray(before.mask & (jax.nn.sigmoid(logits) > DEAD))
         source = np.asarray(gaussians.sh[:, 0, 0]).astype(int)
         mask = np.asarray(gaussians.mask)
-        # Those that live stay; the dead and the new stand where one lives; the number grows to the limit.
+        # Live splats stay; dead and new ones go where a live one is; the number grows up to the limit.
         assert (source[lives] == number[lives]).all()
         assert lives[source[mask]].all()
         assert mask.sum() == min(35, used.sum() + round(0.1 * used.sum()))
@@ -131,7 +131,7 @@ def test_fifty_rounds_lose_and_double_nothing():
         np.testing.assert_allclose(opacity[shared], expected[shared], rtol=1e-3)
         np.testing.assert_array_equal(gaussians.log_scales[alone], -2.0)
         assert (np.asarray(gaussians.log_scales[shared]) < -2.0).all()
-        # Moments follow their splats and start anew where those changed.
+        # Moments follow their splats and restart where those changed.
         np.testing.assert_array_equal(carried["mu"][mask], np.where(alone, number + 1, 0)[mask])
         np.testing.assert_array_equal(carried["nu"][mask, 2], np.where(alone, number + 1, 0)[mask])
     assert mask.sum() == 35
@@ -141,7 +141,7 @@ def test_fifty_rounds_lose_and_double_nothing():
 def test_none_is_dead_right_after(dead_opacity):
     random = np.random.default_rng(7)
     for round_number in range(10):
-        # Just alive, or dead: all that share a place are as faint as they may be.
+        # Barely live, or dead: all splats that share a place are as faint as allowed.
         logit = math.log(dead_opacity / (1 - dead_opacity))
         logits = logit + random.choice([-1.0, 1e-3, 0.1], COUNT)
         before = dataclasses.replace(splats(8), opacity_logits=jnp.asarray(logits, jnp.float32))
@@ -176,7 +176,7 @@ def test_places_are_drawn_by_opacity():
     assert shares[3:].sum() == 0
 
 
-def test_where_nothing_lives_nothing_happens():
+def test_without_live_splats_nothing_happens():
     gaussians = dataclasses.replace(splats(6, used=30), opacity_logits=jnp.full(COUNT, -9.0))
     after, carried, report = move(
         jax.random.key(0), gaussians, {"mu": jnp.ones(COUNT)}, dead_opacity=DEAD, growth=0.5, limit=COUNT

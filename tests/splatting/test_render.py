@@ -1,4 +1,4 @@
-"""The rasterizer against closed forms and limits: overflow, sizes, vmap, bits, memory, mistakes."""
+"""The rasterizer against closed forms and limits: overflow, sizes, vmap, reproducibility, memory, errors."""
 
 import dataclasses
 import functools
@@ -96,7 +96,7 @@ def test_compensation_keeps_the_light_of_a_thin_splat():
         assert float(plain) == pytest.approx(alpha / kept, rel=1e-5)
 
 
-def test_splats_behind_or_in_the_camera_are_unseen_and_inert():
+def test_splats_behind_or_in_the_camera_are_invisible_and_inert():
     camera = camera_at(0.0)
     eye = -camera.world_to_camera[:3, :3].T @ camera.world_to_camera[:3, 3]
     positions = jnp.stack([eye, 2 * eye, eye * 1.0001])
@@ -148,7 +148,7 @@ def test_hundreds_of_splats_on_one_pixel(opacity):
         assert relative_error(value, expected) <= 1e-4
 
 
-def test_overflow_is_counted_and_an_exact_fit_is_whole():
+def test_overflow_is_counted_and_an_exact_fit_is_complete():
     scene, camera = simple_scene(60, 64), camera_at(1.0)
     roomy = draw(scene, camera, background=WHITE, buffer_capacity=1024)
     needed = int(roomy.intersections)
@@ -196,7 +196,7 @@ def test_vmap_over_cameras_splats_and_both_is_a_loop():
             assert relative_error(gradients[i, j], gradient) <= 1e-5
             total += gradient
         if i == 0:
-            # The gradient of a vmap: what a training step takes.
+            # The gradient of a vmap, as in a training step.
             summed = jax.grad(
                 lambda p: jnp.sum(jax.vmap(loss, (None, None, 0))(p, scenes[0], many_cameras)[0])
             )
@@ -231,7 +231,7 @@ def test_a_vmap_of_the_backward_pass_is_a_loop():
 
 
 def deep_scene() -> Gaussians:
-    """Splats so dense that most of them are in the dark."""
+    """Splats so dense that most of them are hidden."""
     random = np.random.default_rng(5)
     count = 500
     return make_gaussians(
@@ -258,12 +258,12 @@ def test_tiles_that_are_dark_are_finished_early(monkeypatch):
     results = {}
     for threshold in (-1.0, compositing.MIN_TRANSMITTANCE, 1e-4):
         monkeypatch.setattr(compositing, "MIN_TRANSMITTANCE", threshold)
-        # Newer JAX knows what it traced with the last one.
+        # Newer JAX caches what it traced with the last value.
         jax.clear_caches()
         results[threshold] = jax.jit(lambda: composite())()
     full, full_chunks = results.pop(-1.0)
     for threshold, (image, chunks) in results.items():
-        # What is left out adds up to the light left, times colours that are at most 1.
+        # What is left out sums to at most the remaining light, times colors of at most 1.
         assert np.max(np.abs(image - full)) <= 2 * threshold + 1e-6
         assert int(chunks) < 0.7 * int(full_chunks)
 
@@ -282,7 +282,7 @@ def test_the_same_input_gives_the_same_bits():
             if one.dtype != jax.dtypes.float0:
                 np.testing.assert_array_equal(one, other)
 
-    # On a GPU bits differ where threads add to one place in any order, so no writes may meet there.
+    # On a GPU, bits differ when threads add to one place in any order, so no two writes may collide.
     scatters = [
         equation
         for equation in equations(jax.make_jaxpr(step)(scene, camera).jaxpr)
@@ -339,7 +339,7 @@ def test_the_longest_buffer_fits_the_memory(monkeypatch):
     assert rasterize.largest_capacity() == rasterize.LARGEST_CAPACITY
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_argument():
     with pytest.raises(UserError, match="buffer_capacity"):
         render(simple_scene(1, 1), camera_at(0.0), background=WHITE, buffer_capacity=0)
     with pytest.raises(UserError, match="capacity is 2"):

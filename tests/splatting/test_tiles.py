@@ -1,4 +1,4 @@
-"""Tile lists against the pixels and rectangles that each ellipse meets."""
+"""Tile lists against the pixels and rectangles that each ellipse intersects."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ SIZE = tiles.TILE_SIZE
 
 
 def random_projection(seed: int, largest: float = 60.0) -> tuple[Projected, np.ndarray]:
-    """Ellipses of all shapes, on and beside the image, and their covariances (N, 2, 2)."""
+    """Ellipses of all shapes, inside and outside the image, and their covariances (N, 2, 2)."""
     random = np.random.default_rng(seed)
     axes = np.exp(random.uniform(np.log(1e-3), np.log(largest), (COUNT, 2)))
     turn = random.uniform(0, np.pi, COUNT)
@@ -25,7 +25,7 @@ def random_projection(seed: int, largest: float = 60.0) -> tuple[Projected, np.n
     opacities = random.uniform(0.003, 1.0, COUNT)
     reach = 2 * np.log(np.maximum(opacities / MIN_ALPHA, 1))
     depths = random.uniform(1, 2, COUNT).astype(np.float32)
-    depths[::5] = 1.5  # ties go by index
+    depths[::5] = 1.5  # ties are ordered by index
     xx, xy, yy = covariances[:, 0, 0], covariances[:, 0, 1], covariances[:, 1, 1]
     q = np.sqrt(xx / np.linalg.det(covariances))
     projected = Projected(
@@ -44,7 +44,7 @@ def random_projection(seed: int, largest: float = 60.0) -> tuple[Projected, np.n
 
 
 def smallest_distance(inverse: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """Least dᵀ·Σ⁻¹·d over the rectangle low ≤ d ≤ high: 0 inside, else on one of the four edges."""
+    """Minimum of dᵀ·Σ⁻¹·d over the rectangle low ≤ d ≤ high: 0 inside, otherwise on one of the four edges."""
     if np.all(low <= 0) and np.all(high >= 0):
         return 0.0
     best = np.inf
@@ -57,7 +57,7 @@ def smallest_distance(inverse: np.ndarray, low: np.ndarray, high: np.ndarray) ->
 
 
 def tile_sets(projected: Projected, covariances: np.ndarray) -> tuple[set, set]:
-    """(tile, splat) pairs that must be listed, having a pixel, and that may be, their ellipse meeting it."""
+    """(tile, splat) pairs that must be listed (a pixel is covered) and that may be (the ellipse meets it)."""
     must, may = set(), set()
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     pixels = np.stack([x, y], -1)
@@ -98,7 +98,7 @@ def check(projected: Projected, covariances: np.ndarray, lists: tiles.TileLists)
     depths = np.asarray(projected.depths)
     for splats in members:
         assert list(splats) == sorted(splats, key=lambda i: (depths[i], i))
-    # Every entry has a slot of its own, and a splat's slots are those between its bounds.
+    # Every entry has its own slot, and a splat's slots are those between its bounds.
     used = np.asarray(lists.slots[: starts[-1]])
     assert sorted(used) == list(range(len(listed)))
     owners = np.asarray(lists.splats[: starts[-1]])
@@ -110,7 +110,7 @@ def check(projected: Projected, covariances: np.ndarray, lists: tiles.TileLists)
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), largest=st.sampled_from([1.0, 8.0, 300.0]))
-def test_tiles_of_an_ellipse_are_those_it_meets(seed, largest):
+def test_tiles_of_an_ellipse_are_those_it_intersects(seed, largest):
     projected, covariances = random_projection(seed, largest)
     check(projected, covariances, make_lists(projected))
 
@@ -124,7 +124,7 @@ def test_a_pair_of_keys_sorts_like_one(monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.1])
-def test_the_length_asked_for_suffices(share):
+def test_the_reported_length_suffices(share):
     projected, covariances = random_projection(3)
     needed = int(make_lists(projected).intersections)
 
@@ -139,10 +139,8 @@ def test_the_length_asked_for_suffices(share):
 
 def test_a_count_beyond_int32_saturates():
     projected, _ = random_projection(0)
-    everywhere = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 400), projected)
-    everywhere = everywhere.replace(
-        extents=jnp.full((COUNT * 400, 2), 1e6), visible=jnp.ones(COUNT * 400, bool)
-    )
-    lists = tiles.bin_splats(everywhere, width=3000, height=3000, buffer_capacity=16)
+    covering = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 400), projected)
+    covering = covering.replace(extents=jnp.full((COUNT * 400, 2), 1e6), visible=jnp.ones(COUNT * 400, bool))
+    lists = tiles.bin_splats(covering, width=3000, height=3000, buffer_capacity=16)
     largest = np.iinfo(np.int32).max
     assert int(lists.intersections) == largest and int(lists.overflow) == largest - 16

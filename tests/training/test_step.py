@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.core.devices import batch_mesh, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior, predict_epsilon
 from ge3d_jax.guidance.base import Progress, SeenViews
@@ -273,7 +273,7 @@ def test_two_devices_do_what_one_does(tiny_config, tiny_model, prompted):
     drawn = jax.jit(lambda state: one.draw(state, prompted))(state)
     mesh = batch_mesh(2)
     assert mesh.size == 2
-    placed = jax.device_put((state, prompted, drawn), everywhere(mesh))
+    placed = jax.device_put((state, prompted, drawn), replicated(mesh))
     expected, expected_numbers = jax.jit(partial(train_step, task=one))(state, prompted, drawn)
     got, numbers = jax.jit(partial(train_step, task=two, mesh=mesh))(*placed)
     for name in ("loss", "gradient_norm"):
@@ -311,7 +311,7 @@ def test_every_device_adds_its_share_of_the_penalties(tiny_config, tiny_model, p
     task = task_of(tiny_config, **{"scene.scale_penalty": 2.0, "guidance.strength": 0.0})
     state, mesh = first_state(task, tiny_model), batch_mesh(2)
     drawn = jax.jit(lambda state: task.draw(state, prompted))(state)
-    placed = jax.device_put((state, prompted, drawn), everywhere(mesh))
+    placed = jax.device_put((state, prompted, drawn), replicated(mesh))
     after, _ = jax.jit(partial(train_step, task=task, mesh=mesh))(*placed)
     # d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
     gradient = 10 * after.optimizer_state.mu["log_scales"]

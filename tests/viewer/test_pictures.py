@@ -1,4 +1,4 @@
-"""Pictures and turntables: sizes, values, endless loops, and the same bytes for the same frames."""
+"""Images and turntables: sizes, values, endless loops, and the same bytes for the same frames."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -50,7 +50,7 @@ def test_grid_places_images_and_labels():
     assert (labelled != sheet).any()
 
 
-def test_grid_needs_a_label_each():
+def test_grid_needs_a_label_per_image():
     with pytest.raises(ValueError, match="labels"):
         image_grid([np.zeros((8, 8, 3), np.uint8)], [], columns=1)
 
@@ -103,12 +103,12 @@ def test_a_video_that_fails_leaves_nothing(tmp_path, monkeypatch):
     for program, says in (("/bin/false", "cannot be written, ffmpeg says"), ("/no/ffmpeg", "cannot be run")):
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
         with pytest.raises(UserError, match=says):
-            # More than a pipe holds.
+            # More than the capacity of a pipe.
             save_mp4(tmp_path / "a.mp4", moving_square())
     assert not list(tmp_path.iterdir())
 
 
-def test_load_image_crops_the_middle_and_puts_transparent_parts_on_white(tmp_path):
+def test_load_image_crops_the_center_and_makes_transparent_parts_white(tmp_path):
     picture = np.zeros((40, 80, 4), np.uint8)
     picture[:, 20:60] = (0, 255, 0, 255)
     picture[:20, 20:60, 3] = 0
@@ -123,7 +123,7 @@ def test_load_image_names_a_bad_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.png"):
         load_image(tmp_path / "a.png", size=8)
-    with pytest.raises(UserError, match="no picture at"):
+    with pytest.raises(UserError, match="There is no image"):
         load_image(tmp_path / "b.png", size=8)
     with pytest.raises(UserError, match="cannot be read"):
         load_image(tmp_path, size=8)

@@ -1,1 +1,1 @@
-"""The bundled model: how it is trained."""
+"""Training of the bundled model."""

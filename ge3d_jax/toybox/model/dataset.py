@@ -1,12 +1,12 @@
-"""Pictures and captions of the Toybox world, in the numbers that training wants.
+"""Training data: pictures and captions of the Toybox world.
 
-Views are traced once without paint; every picture is then a view, two colours and a background. Half of the
-pictures stand on white, as finished objects are shown; the others on black or any colour, because a splat
-scene over a random background is what guidance shows to the model.
+Views are traced once without paint; each picture is then a view, two colors and a background. Half of the
+pictures have a white background, as finished objects are shown; the others black or any color, because
+guidance shows the model a splat scene over a random background.
 
-Where a caption names the view, it does so as guidance asks for it later: by two sentences, of the views to
-both sides of the camera, whose embeddings are mixed by its azimuth. So the model learns where in between a
-camera stands, instead of the quarter it stands in.
+If a caption names the view, it does so in the same way as guidance later: by two sentences, for the views on
+either side of the camera, whose embeddings are mixed by its azimuth. The model thus learns where between the
+two the camera is, instead of only its quadrant.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,20 @@ from ge3d_jax.toybox.world.render import Layers, paint_layers, random_camera, tr
 _COLOR_NAMES = tuple(COLORS)
 _KIND_NAMES = tuple(KINDS)
 
-SECOND_COLOR_SHARE = 0.5  # sentences that name the colour of the part
-VIEW_PHRASE_SHARE = 0.6
-EMPTY_SHARE = 0.12  # captions emptied, for classifier-free guidance
-WHITE_SHARE, BLACK_SHARE = 0.5, 0.1  # backgrounds; the rest is any colour
+SECOND_COLOR_SHARE = 0.5  # sentences that name the color of the part
+VIEW_PHRASE_SHARE = 0.6  # captions that name the view
+EMPTY_SHARE = 0.12  # empty captions, for classifier-free guidance
+WHITE_SHARE, BLACK_SHARE = 0.5, 0.1  # backgrounds; the rest has a random color
 
 
 @dataclass(frozen=True)
 class Views:
     """Traced views of all kinds.
 
-    layers: uint8 (N, H, W, 6): primary, secondary, fixed red, green, blue, alpha (toybox.render).
-    kinds: int (N,), index into KINDS.
-    azimuths: float32 (N,), radians in (-π, π].
+    Attributes:
+        layers: uint8 (N, H, W, 6): primary, secondary, fixed red, green, blue, alpha; see `world.render`.
+        kinds: int (N,), index into KINDS.
+        azimuths: float32 (N,), radians in (−π, π].
     """
 
     layers: np.ndarray
@@ -45,7 +46,16 @@ class Views:
 
 
 def trace_views(key: jax.Array, views_per_kind: int, report: Callable[[str], None] | None = None) -> Views:
-    """Trace `views_per_kind` views of every kind from random cameras; about 0.1 s a view on two cores."""
+    """Trace views of every kind from random cameras; about 0.1 s per view on two cores.
+
+    Args:
+        key: PRNG key for the cameras.
+        views_per_kind: number of views of each kind.
+        report: called with a line of text when a kind begins.
+
+    Returns:
+        The views, ordered by kind.
+    """
     layers, azimuths = [], []
     for index, kind in enumerate(KINDS):
         if report is not None:
@@ -68,12 +78,15 @@ def layer_bytes(layers: Layers) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PicturePlan:
-    """What `count` pictures are made of, and what is said of them.
+    """What `count` pictures consist of, and their captions.
 
-    views: int (count,), rows of `Views`.
-    primary, secondary, background: float32 (count, 3), colours.
-    captions: `count` pairs of sentences; both the same where no view is named.
-    shares: float32 (count,), r in the text embedding r·first + (1 − r)·second.
+    Attributes:
+        views: int (count,), rows of `Views`.
+        primary: float32 (count, 3), RGB of the primary paint in [0, 1].
+        secondary: float32 (count, 3), RGB of the secondary paint.
+        background: float32 (count, 3), RGB of the background.
+        captions: `count` pairs of sentences; both are equal if no view is named.
+        shares: float32 (count,), r in the text embedding r·first + (1 − r)·second.
     """
 
     views: np.ndarray
@@ -85,9 +98,9 @@ class PicturePlan:
 
 
 def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> PicturePlan:
-    """Draw pictures at random: kinds and colours uniform, backgrounds and captions by the shares above."""
+    """Draw pictures at random: kinds and colors uniformly, backgrounds and captions by the shares above."""
     palette = np.asarray(list(COLORS.values()), np.float32)
-    # Every view as often as any other, and a few pictures are of a few views of all kinds.
+    # Every view is equally frequent, and even a few pictures show views of all kinds.
     chosen = rng.permutation(rng.permutation(len(views.kinds))[np.arange(count) % len(views.kinds)])
     first = rng.integers(len(_COLOR_NAMES), size=count)
     named = rng.random(count) < SECOND_COLOR_SHARE
@@ -138,6 +151,6 @@ def _paint_bytes(
 
 
 def paint_pictures(views: Views, plan: PicturePlan, rows: np.ndarray) -> jax.Array:
-    """Pictures (len(rows), H, W, 3) in [0, 1] of the plan numbered `rows`."""
+    """Paint the pictures of some rows of a plan: (len(rows), H, W, 3) in [0, 1]."""
     layers = views.layers[plan.views[rows]]
     return _paint_bytes(layers, plan.primary[rows], plan.secondary[rows], plan.background[rows])

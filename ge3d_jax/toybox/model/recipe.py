@@ -1,9 +1,9 @@
-"""Training the bundled model from nothing to a folder, in stages that survive an interruption.
+"""Training the bundled model from scratch, in stages that survive an interruption.
 
-Stages, each kept in the run's folder: traced views (views.npz), autoencoder (vae/), latents and captions
+Stages, each stored in the run's folder: traced views (views.npz), autoencoder (vae/), latents and captions
 (latents.npz), UNet and text encoder (diffusion/), the finished model (model/) and a sheet of samples. A stage
-that is there is not done again; the two trained ones go on from their last saved state with the same numbers
-as an uninterrupted run, because batches and keys depend on the step alone.
+that exists is not repeated; the two training stages continue from their last saved state with the same
+numbers as an uninterrupted run, because batches and keys depend only on the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ge3d_jax.core.devices import batch_mesh, divided, everywhere
+from ge3d_jax.core.devices import batch_mesh, replicated, sharded
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
@@ -38,12 +38,25 @@ _ENCODING_BATCH = 32
 _SHOWN_SIZE = 128
 _SAMPLING_STEPS = 25
 _SAMPLING_GUIDANCE = 5.0
-_LOSS_WINDOW = 100  # steps that the shown loss averages over
+_LOSS_WINDOW = 100  # number of steps over which the displayed loss is averaged
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of a training run; see the flags of experiments/train_toybox.py."""
+    """Every number of a training run.
+
+    Attributes:
+        seed: of cameras, pictures, initial parameters and batches.
+        views_per_kind: traced views of each kind.
+        pictures: pictures encoded for the UNet.
+        vae_steps: optimizer steps of the autoencoder.
+        vae_batch: pictures per step of the autoencoder.
+        vae_learning_rate: peak learning rate of the autoencoder.
+        unet_steps: optimizer steps of the UNet and the text encoder.
+        unet_batch: pictures per step of the UNet.
+        unet_learning_rate: peak learning rate of the UNet and the text encoder.
+        save_every: number of steps between saved states.
+    """
 
     seed: int = 0
     views_per_kind: int = 256
@@ -58,12 +71,15 @@ class Recipe:
 
 
 def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
-    """Run all stages that `out` does not hold yet; returns the model's folder.
+    """Run all stages that `out` does not hold yet.
 
     Args:
-        recipe: the numbers. What `out` holds already keeps to the numbers it was made with.
+        recipe: the numbers. Stages that `out` already holds keep the numbers they were made with.
         out: the run's folder.
-        install: a second place to write the finished model to.
+        install: a second folder to write the finished model to.
+
+    Returns:
+        The model's folder.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}")) as bar:
@@ -103,7 +119,7 @@ def _run_steps(
     step: Callable[[TrainingState, int], tuple[TrainingState, jax.Array]],
     bar: Progress,
 ) -> TrainingState:
-    """Take steps from the last saved state (or `state`) to `steps`, saving on the way."""
+    """Take steps from the last saved state (or `state`) up to `steps`, saving along the way."""
     if folder.exists():
         state = restore_tree(folder, state)
     task = bar.add_task(name, total=steps, completed=int(state.step), loss="")
@@ -139,22 +155,25 @@ def _train_vae(recipe: Recipe, folder: Path, views: Views, bar: Progress) -> Any
         return training.vae_step(
             state,
             jax.random.fold_in(key, index),
-            jax.device_put(images, divided(mesh)),
+            jax.device_put(images, sharded(mesh)),
             vae=vae,
             optimizer=optimizer,
         )
 
-    state = jax.device_put(training.start_training(params, optimizer), everywhere(mesh))
+    state = jax.device_put(training.start_training(params, optimizer), replicated(mesh))
     state = _run_steps("vae", folder, state, recipe.vae_steps, recipe.save_every, step, bar)
     return jax.device_get(state.average)
 
 
 @dataclass(frozen=True)
 class _LatentData:
-    """What the second stage learns from.
+    """Training data of the UNet and the text encoder.
 
-    mean, log_variance: the latents' posterior, float16 (N, h, w, C), unscaled.
-    ids: int32 (N, 2, L), tokens of the captions; shares: float32 (N,), see `PicturePlan`.
+    Attributes:
+        mean: float16 (N, h, w, C), mean of the latents' posterior, unscaled.
+        log_variance: float16 (N, h, w, C), its log variance.
+        ids: int32 (N, 2, L), tokens of the captions.
+        shares: float32 (N,), see `PicturePlan`.
     """
 
     mean: np.ndarray
@@ -164,7 +183,7 @@ class _LatentData:
 
     @property
     def scaling_factor(self) -> float:
-        """One over the latents' standard deviation, so that the noise schedule meets unit variance."""
+        """One over the latents' standard deviation, so that scaled latents have unit variance."""
         variance = np.var(self.mean.astype(np.float32)) + np.mean(
             np.exp(self.log_variance.astype(np.float32))
         )
@@ -183,9 +202,9 @@ def _latents(recipe: Recipe, out: Path, views: Views, vae_params: Any, bar: Prog
         moments = []
         starts = range(0, recipe.pictures, _ENCODING_BATCH)
         for start in bar.track(starts, task_id=bar.add_task("latents", total=len(starts), loss="")):
-            # The last batch wraps around, for one shape in all; the surplus is cut off below.
+            # The last batch wraps around so that all have one shape; the surplus is cut off below.
             rows = np.arange(start, start + _ENCODING_BATCH) % recipe.pictures
-            images = jax.device_put(paint_pictures(views, plan, rows), divided(mesh))
+            images = jax.device_put(paint_pictures(views, plan, rows), sharded(mesh))
             mean, log_variance = encode(images)
             moments.append((np.asarray(mean, np.float16), np.asarray(log_variance, np.float16)))
         tokenizer = build_tokenizer(VOCABULARY, out / "tokenizer", training.TEXT_LENGTH)
@@ -222,7 +241,7 @@ def _train_diffusion(
     mesh = batch_mesh(recipe.unet_batch)
 
     def rows_of(index: int) -> np.ndarray:
-        """Rows of the batch: pictures in an order of its own for every pass over them."""
+        """Rows of the batch; each pass over the pictures has a different order."""
         places = np.arange(index * recipe.unet_batch, (index + 1) * recipe.unet_batch)
         orders = {
             turn: np.random.default_rng((recipe.seed, int(turn))).permutation(count)
@@ -233,7 +252,7 @@ def _train_diffusion(
     def step(state: TrainingState, index: int) -> tuple[TrainingState, jax.Array]:
         rows = rows_of(index)
         batch = (data.mean[rows], data.log_variance[rows], data.ids[rows], data.shares[rows])
-        mean, log_variance, ids, shares = jax.device_put(batch, divided(mesh))
+        mean, log_variance, ids, shares = jax.device_put(batch, sharded(mesh))
         return training.diffusion_step(
             state,
             jax.random.fold_in(step_key, index),
@@ -247,7 +266,7 @@ def _train_diffusion(
             optimizer=optimizer,
         )
 
-    state = jax.device_put(training.start_training(params, optimizer), everywhere(mesh))
+    state = jax.device_put(training.start_training(params, optimizer), replicated(mesh))
     state = _run_steps("unet", out / "diffusion", state, recipe.unet_steps, recipe.save_every, step, bar)
     average = jax.device_get(state.average)
     return make_model(
@@ -263,7 +282,7 @@ def _train_diffusion(
 
 
 def sample_pictures(model: StableDiffusion, prompts: Sequence[str], key: jax.Array) -> np.ndarray:
-    """Pictures (B, H, W, 3) of `prompts`, with the steps and guidance that the figures are measured with."""
+    """Pictures (B, H, W, 3) of `prompts`, with the steps and guidance used for the reported numbers."""
     latents = sample(
         model,
         key,
@@ -276,7 +295,7 @@ def sample_pictures(model: StableDiffusion, prompts: Sequence[str], key: jax.Arr
 
 
 def save_samples(file: Path, model: StableDiffusion, seed: int) -> None:
-    """A sheet of one sample of each kind, the colours in turn."""
+    """Write a sheet with one sample of each kind, cycling through the colors."""
     colors = list(COLORS)
     prompts = [
         caption(Sentence(kind, colors[index % len(colors)], view="front")) for index, kind in enumerate(KINDS)

@@ -1,8 +1,8 @@
-"""Training of the bundled model: the losses, one jitted step for each network, and what they start from.
+"""Training of the bundled model: its configuration, the losses, and one jitted step for each network.
 
 Two stages, as in latent diffusion (arXiv 2112.10752): the autoencoder on pictures, then UNet and text encoder
 together on its latents. Symbols: z latents, ᾱ_t `alphas_cumprod`, SNR = ᾱ/(1−ᾱ), v the velocity
-√ᾱ·ε − √(1−ᾱ)·z, which the network predicts because at small size it trains faster than ε.
+√ᾱ·ε − √(1−ᾱ)·z, which the network predicts because a small network learns it faster than ε.
 """
 
 from functools import partial
@@ -32,29 +32,29 @@ SCHEDULER_CONFIG = {
     "prediction_type": "v_prediction",
 }
 
-# Pixels and latent numbers both count by their mean. The weight leaves the posterior some width, so that
-# small errors in a latent decode to the same picture.
+# For means over pixels and over latents. The weight leaves the posterior some width, so that small errors in
+# a latent decode to the same picture.
 _KL_WEIGHT = 3e-4
 _EDGE_WEIGHT = 1.0
-# A tenth of the pictures are cross-faded with another: splats in the making are translucent.
+# A tenth of the pictures are cross-faded with another one: unfinished splats are translucent.
 _FADED_SHARE = 0.1
 # Min-SNR weighting (arXiv 2303.09556), γ = 5.
 _MAXIMUM_SNR = 5.0
 _EMA_DECAY = 0.999
 _MAXIMUM_GRADIENT_NORM = 1.0
 _WARMUP_STEPS = 100
-# Scales Muon's orthogonal updates to the size of Adam's: both take one learning rate (arXiv 2502.16982).
+# Scales Muon's orthogonal updates to the size of Adam's: both use one learning rate (arXiv 2502.16982).
 _MUON_RMS = 0.2
 
 
 def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
-    """Autoencoder of the bundled model: 64×64 pixels to 16×16×4."""
+    """Autoencoder of the bundled model: 64×64 pixels to 16×16×4 latents."""
     return VAEConfig(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
-        # Not more: a group of one or two channels loses the level of a flat background.
+        # Not more: groups of one or two channels would lose the level of a flat background.
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
         scaling_factor=scaling_factor,
@@ -91,7 +91,14 @@ def text_config(vocabulary_size: int) -> CLIPTextConfig:
 
 @struct.dataclass
 class TrainingState:
-    """Parameters of one stage, their running average, the optimiser's state and the number of steps done."""
+    """The state of one training stage.
+
+    Attributes:
+        params: the parameters.
+        average: their running average.
+        optimizer_state: the optimizer's state.
+        step: () int32, number of steps done.
+    """
 
     params: Any
     average: Any
@@ -100,7 +107,7 @@ class TrainingState:
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Kernels are matrices from all their inputs to their outputs; the rest (None) goes to Adam."""
+    """Kernels count as matrices from all their inputs to their outputs; the rest (None) is left to Adam."""
 
     def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         if path[-1].key != "kernel":
@@ -111,14 +118,14 @@ def _muon_dimensions(params: Any) -> Any:
 
 
 def _learning_rate(peak: float, steps: int) -> optax.Schedule:
-    """Warm-up, then a cosine to zero over `steps`."""
+    """Warm-up, then cosine decay to zero at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, peak, min(_WARMUP_STEPS, steps // 10), steps)
 
 
 def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
-    """Muon for kernels and Adam for the rest, gradients clipped, warm-up and cosine to zero.
+    """Muon for kernels and Adam for the rest, with gradient clipping, warm-up and cosine decay to zero.
 
-    Against Adam alone the autoencoder gains 3.5 dB after 120 steps.
+    Compared with Adam alone the autoencoder gains 3.5 dB after 120 steps.
     """
     clip = optax.clip_by_global_norm(_MAXIMUM_GRADIENT_NORM)
     muon = contrib.muon(
@@ -137,7 +144,7 @@ def _apply_gradients(
 ) -> TrainingState:
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # The average forgets faster at first, so that it is not held back by the random start.
+    # The average decays faster at first, so that it soon forgets the random initialization.
     decay = jnp.minimum(_EMA_DECAY, (1.0 + state.step) / (10.0 + state.step))
     average = optax.incremental_update(params, state.average, 1.0 - decay)
     return TrainingState(params, average, optimizer_state, state.step + 1)
@@ -148,9 +155,16 @@ def _edges(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def vae_loss(params: Any, vae: AutoencoderKL, key: jax.Array, images: jax.Array) -> jax.Array:
-    """L1 of pixels and of their differences, and a light pull of the posterior to N(0, 1).
+    """L1 loss of pixels and of their differences, and a small KL divergence of the posterior from N(0, 1).
 
-    images: (B, H, W, 3) in [0, 1].
+    Args:
+        params: parameters of the autoencoder.
+        vae: the autoencoder.
+        key: PRNG key for the latents and the cross-fading.
+        images: (B, H, W, 3) in [0, 1].
+
+    Returns:
+        () loss.
     """
     noise_key, fade_key, share_key = jax.random.split(key, 3)
     batch = images.shape[0]
@@ -180,12 +194,22 @@ def diffusion_loss(
 ) -> jax.Array:
     """Mean squared error of v with min-SNR weights min(SNR, 5)/(SNR + 1).
 
-    params: {"unet", "text_encoder"}; latents: (B, h, w, C), scaled; ids: (B, 2, L) tokens of the captions;
-    shares: (B,), r in the text embedding r·first + (1 − r)·second.
+    Args:
+        params: parameters, {"unet": …, "text_encoder": …}.
+        unet: the noise predictor.
+        text_encoder: the text encoder.
+        schedule: the noise schedule.
+        key: PRNG key for times and noise.
+        latents: (B, h, w, C), scaled.
+        ids: (B, 2, L) tokens of the captions.
+        shares: (B,), r in the text embedding r·first + (1 − r)·second.
+
+    Returns:
+        () loss.
     """
     time_key, noise_key = jax.random.split(key)
     batch = latents.shape[0]
-    # One time out of each of B equal stretches: the same mean with less noise from step to step.
+    # One time from each of B equal intervals: the same mean with less noise from step to step.
     times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * schedule.steps
     times = jnp.clip(times.astype(jnp.int32), 0, schedule.steps - 1)
     noise = jax.random.normal(noise_key, latents.shape)
@@ -205,7 +229,11 @@ def diffusion_loss(
 def vae_step(
     state: TrainingState, key: jax.Array, images: jax.Array, *, vae: AutoencoderKL, optimizer: Any
 ) -> tuple[TrainingState, jax.Array]:
-    """One optimiser step of the autoencoder; returns the new state and the loss."""
+    """One optimizer step of the autoencoder; see `vae_loss`.
+
+    Returns:
+        The new state and the () loss.
+    """
     loss, gradients = jax.value_and_grad(vae_loss)(state.params, vae, key, images)
     return _apply_gradients(state, gradients, optimizer), loss
 
@@ -224,10 +252,22 @@ def diffusion_step(
     text_encoder: CLIPTextModel,
     optimizer: Any,
 ) -> tuple[TrainingState, jax.Array]:
-    """One optimiser step of UNet and text encoder; returns the new state and the loss.
+    """One optimizer step of the UNet and the text encoder; see `diffusion_loss`.
 
-    moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; a sample is drawn.
-    ids, shares: as in `diffusion_loss`.
+    Args:
+        state: parameters {"unet": …, "text_encoder": …} and what belongs to them.
+        key: PRNG key for latents, times and noise.
+        moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; a sample is drawn.
+        ids: (B, 2, L) tokens of the captions.
+        shares: (B,) see `diffusion_loss`.
+        schedule: the noise schedule.
+        scaling_factor: factor on the latents.
+        unet: the noise predictor.
+        text_encoder: the text encoder.
+        optimizer: see `make_optimizer`.
+
+    Returns:
+        The new state and the () loss.
     """
     sample_key, loss_key = jax.random.split(key)
     mean, log_variance = (part.astype(jnp.float32) for part in moments)

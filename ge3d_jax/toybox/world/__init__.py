@@ -1,1 +1,1 @@
-"""The toy world: objects, sentences and exact pictures of them."""
+"""The Toybox world: objects, sentences about them, and exact pictures of them."""

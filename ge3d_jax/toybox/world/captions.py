@@ -1,8 +1,8 @@
-"""The language of the Toybox world: sentences, their parser, and what to say to a word outside it.
+"""The language of the Toybox world: sentences, their parser, and an explanation for unknown words.
 
-    [The (front | side | back) view of] a|an COLOUR KIND [with [a|an] COLOUR PART]
+    [The (front | side | back) view of] a|an COLOR KIND [with [a|an] COLOR PART]
 
-as in "The front view of a red mushroom with a yellow stem". Letter case and a closing full stop do not count.
+e.g. "The front view of a red mushroom with a yellow stem". Case and a final period are ignored.
 """
 
 import re
@@ -16,7 +16,14 @@ VIEWS = ("front", "side", "back")
 
 @dataclass(frozen=True)
 class Sentence:
-    """What a sentence says: a kind in a colour, perhaps the colour of its part, perhaps the view."""
+    """The content of a sentence.
+
+    Attributes:
+        kind: name of a kind, a key of KINDS.
+        color: name of its color, a key of COLORS.
+        second_color: name of the color of its part, if the sentence names one.
+        view: one of VIEWS, if the sentence names one.
+    """
 
     kind: str
     color: str
@@ -55,13 +62,13 @@ def _words(text: str) -> list[str]:
 
 def _knowledge() -> str:
     return (
-        f"It knows the things {', '.join(KINDS)} in {', '.join(COLORS)}, "
+        f"It knows the objects {', '.join(KINDS)} in the colors {', '.join(COLORS)}, "
         'and sentences like "a red mushroom with a yellow stem"'
     )
 
 
 def explain_unknown(text: str) -> str | None:
-    """Say which words the bundled model does not know and what it knows; None if it knows all."""
+    """A message naming the words unknown to the bundled model and what it knows; None if it knows all."""
     unknown = sorted({word for word in _words(text) if word not in VOCABULARY})
     if not unknown:
         return None
@@ -73,7 +80,7 @@ def parse(text: str) -> Sentence:
     """Read a sentence of the grammar; the inverse of `caption`.
 
     Raises:
-      UserError: the text is not such a sentence; the message says what it may be.
+        UserError: the text is not such a sentence; the message says what is allowed.
     """
     sentence = _match(_words(text))
     if sentence is None:

@@ -1,10 +1,10 @@
-"""The things of the Toybox world: sixteen kinds in twelve colours.
+"""The objects of the Toybox world: sixteen kinds in twelve colors.
 
 Every kind is a list of solids, faces +x, stands along z, fits a ball of radius 0.88 around the origin and is
-mirror-symmetric in y, so that a flipped picture is a true picture and "side view" means one thing. A solid
-wears the primary colour (the one in "a red mushroom"), the secondary one ("with a yellow stem") or a fixed
-colour of its own (eyes, doors, lights). Features of the front are large and dark or bright on purpose: they
-must survive 64 pixels.
+mirror-symmetric in y, so that a flipped picture is a valid picture and "side view" is unambiguous. A solid
+has the primary color (the one in "a red mushroom"), the secondary one ("with a yellow stem") or a fixed color
+of its own (eyes, doors, lights). Features of the front are deliberately large and dark or bright: they must
+survive 64 pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ COLORS: Mapping[str, Rgb] = MappingProxyType(
     }
 )
 
-# What wears a fixed colour. Dark rather than black, to differ from black paint.
+# Fixed colors. Dark rather than black, to differ from black paint.
 _DARK: Rgb = (0.05, 0.05, 0.07)
 _GLASS: Rgb = (0.62, 0.85, 0.97)
 _LIGHT: Rgb = (1.00, 0.95, 0.55)
@@ -51,13 +51,13 @@ Solids = list[tuple[Paint, jax.Array]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing.
+    """One kind of object.
 
     Attributes:
-      solids: points `(..., 3)` → (paint, distances `(...,)`) of every solid.
-      part: the word for what wears the secondary colour; a plural takes no article.
-      part_color: its colour where the sentence names none.
-      has_front: whether the +x side looks unlike all others.
+        solids: maps points (..., 3) to the (paint, distances (...,)) of every solid.
+        part: the word for what has the secondary color; a plural takes no article.
+        part_color: its color if the sentence names none.
+        has_front: whether the +x side looks different from all others.
     """
 
     solids: Callable[[jax.Array], Solids]
@@ -289,5 +289,5 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 
 def kinds_with_front() -> tuple[str, ...]:
-    """Names of the kinds whose +x side looks unlike all others."""
+    """Names of the kinds whose +x side looks different from all others."""
     return tuple(name for name, kind in KINDS.items() if kind.has_front)

@@ -1,4 +1,4 @@
-"""A thing of the Toybox world as posed pictures, in the layout of NeRF's synthetic scenes."""
+"""Posed images of an object of the Toybox world, in the layout of NeRF's synthetic scenes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, paint_layers, sentence_colors, trace
 
 RADIUS = 3.5
-# From high above to a little below the horizon, radians from +z; evenly on that part of the sphere.
+# From high above to a little below the horizon, radians from +z; uniform on that part of the sphere.
 POLAR_RANGE = (np.deg2rad(20.0), np.deg2rad(110.0))
 SMALLEST_SIZE = 16
 
@@ -25,14 +25,18 @@ _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 def write_posed_images(
     folder: str | os.PathLike[str], sentence: Sentence, *, views: int, test_views: int, size: int, seed: int
 ) -> None:
-    """Write train/ and test/ with RGBA pictures, and transforms_train.json and transforms_test.json.
+    """Write train/ and test/ with RGBA images, and transforms_train.json and transforms_test.json.
 
     Args:
-        views, test_views: how many pictures each; their cameras are drawn apart.
-        size: edge of the pictures, pixels.
+        folder: folder to write to; created if missing.
+        sentence: the object and its colors.
+        views: number of training images.
+        test_views: number of test images, from other cameras.
+        size: edge of the images, pixels.
+        seed: seed of the cameras.
 
     Raises:
-        UserError: numbers too small, or a folder that cannot be written to.
+        UserError: a number is too small, or the folder cannot be written to.
     """
     for name, value, least in (
         ("views", views, 1),
@@ -40,7 +44,7 @@ def write_posed_images(
         ("size", size, SMALLEST_SIZE),
     ):
         if value < least:
-            raise UserError(f"The number of {name} is {value}, but at least {least} is needed; raise it.")
+            raise UserError(f"{name} is {value}, but at least {least} is needed; raise it.")
     folder = Path(folder)
     random = np.random.default_rng(seed)
     for split, count in (("train", views), ("test", test_views)):
@@ -53,7 +57,7 @@ def write_posed_images(
                     Image.fromarray(_picture(sentence, camera)).save(temporary, format="PNG")
             except OSError as error:
                 raise UserError(
-                    f"The pictures cannot be written to {folder} ({error.strerror}); choose another folder."
+                    f"The images cannot be written to {folder} ({error.strerror}); choose another folder."
                 ) from error
             frames.append({"file_path": f"./{name}", "transform_matrix": _camera_to_world(camera).tolist()})
         content = {"camera_angle_x": FIELD_OF_VIEW, "frames": frames}
@@ -78,7 +82,7 @@ def _camera_to_world(camera: Camera) -> np.ndarray:
 
 
 def _picture(sentence: Sentence, camera: Camera) -> np.ndarray:
-    """RGBA, uint8 (H, W, 4), colours not multiplied by alpha."""
+    """RGBA, uint8 (H, W, 4), colors not multiplied by alpha."""
     layers = trace(sentence.kind, camera)
     alpha = np.asarray(layers.alpha)[..., None]
     premultiplied = np.asarray(paint_layers(layers, *sentence_colors(sentence), jnp.zeros(3)))

@@ -1,16 +1,16 @@
 """Ground-truth pictures of the Toybox world, by sphere tracing its signed distance functions.
 
-Light is fixed to the world, comes from above and a little from the front, and shades without gloss: a
-surface looks the same from everywhere, as splats of degree 0 do, and pictures stay linear in the paint. So
-one tracing gives `Layers`, and any colours and background are put in afterwards at no cost.
+The light is fixed in the world, comes from above and slightly from the front, and the shading is diffuse: a
+surface looks the same from every direction, as splats of degree 0 do, and pictures are linear in the paint.
+Hence one tracing gives `Layers`, to which any colors and background can be added at no cost.
 
 | name | meaning | shape |
 |---|---|---|
-| points | where a ray stands, world units | (R, 3) |
-| shade | light that a surface sends back, 0..1 | (R,) |
-| primary, secondary | shade × share of the pixel in that paint | (H, W) |
-| fixed | shade × colour × share, of what has its own colour | (H, W, 3) |
-| alpha | share of the pixel that the object covers | (H, W) |
+| points | current point of a ray, world units | (R, 3) |
+| shade | light that a surface reflects, 0 to 1 | (R,) |
+| primary, secondary | shade × fraction of the pixel with that paint | (H, W) |
+| fixed | shade × color × fraction, of solids with a fixed color | (H, W, 3) |
+| alpha | fraction of the pixel that the object covers | (H, W) |
 """
 
 import math
@@ -26,12 +26,12 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS, PRIMARY, SECONDARY
 
 IMAGE_SIZE = 64
 
-# Cameras of the world, in world units and radians: close ones, so that an object fills the picture.
+# Cameras of the world, in world units and radians: close enough that an object fills the picture.
 RADIUS_RANGE = (3.35, 3.65)
 POLAR_RANGE = (1.0472, 1.3963)  # 60 to 80 degrees from +z: a little above the horizon
 FIELD_OF_VIEW = 0.5
 
-# Of a picture of IMAGE_SIZE; a larger one, whose pixels are smaller, has more and a smaller distance.
+# For pictures of IMAGE_SIZE; larger ones, with smaller pixels, use more steps and a smaller distance.
 _TRACE_STEPS = 40
 _HIT_DISTANCE = 4e-3  # a seventh of a pixel at the object
 _REACH = 1.0  # objects lie within this distance of the origin
@@ -42,7 +42,14 @@ _AMBIENT, _DIFFUSE = 0.66, 0.34
 
 @struct.dataclass
 class Layers:
-    """One traced view before the paint: see the module's table."""
+    """One traced view before painting.
+
+    Attributes:
+        primary: (H, W) shade × fraction of the pixel with the primary paint.
+        secondary: (H, W) the same for the secondary paint.
+        fixed: (H, W, 3) shade × color × fraction, of solids with a fixed color.
+        alpha: (H, W) fraction of the pixel that the object covers.
+    """
 
     primary: jax.Array
     secondary: jax.Array
@@ -53,12 +60,21 @@ class Layers:
 def toybox_camera(
     azimuth: jax.Array | float, polar: jax.Array | float, radius: jax.Array | float = 3.5
 ) -> Camera:
-    """Camera of the world at `azimuth`, `polar` (radians) and `radius`, looking at the origin, 64×64 px."""
+    """Camera of the world, looking at the origin, 64×64 pixels.
+
+    Args:
+        azimuth: radians, 0 = on +x, counterclockwise seen from above.
+        polar: radians from +z.
+        radius: distance to the origin, world units.
+
+    Returns:
+        The camera.
+    """
     return orbit_camera(azimuth=azimuth, polar=polar, radius=radius, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
 
 
 def random_camera(key: jax.Array) -> Camera:
-    """Camera drawn uniformly from those the bundled model was trained on."""
+    """A camera drawn uniformly from those that the bundled model was trained on."""
     azimuth_key, polar_key, radius_key = jax.random.split(key, 3)
     return toybox_camera(
         jax.random.uniform(azimuth_key, minval=-jnp.pi, maxval=jnp.pi),
@@ -68,7 +84,7 @@ def random_camera(key: jax.Array) -> Camera:
 
 
 def _rays(camera: Camera) -> jax.Array:
-    """World directions (H·s·W·s, 3) through the subpixel centres, s = supersampling."""
+    """World directions (H·s·W·s, 3) through the subpixel centers, s = supersampling."""
     count = _SUPERSAMPLING
     rows = (jnp.arange(camera.height * count) + 0.5) / count
     columns = (jnp.arange(camera.width * count) + 0.5) / count
@@ -81,10 +97,10 @@ def _rays(camera: Camera) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def trace(kind: str, camera: Camera) -> Layers:
-    """Trace one view of `kind`; the result takes any paint (`paint_layers`)."""
+    """Trace one view of a kind (static); `paint_layers` adds the colors."""
     solids = KINDS[kind].solids
-    # Rays that pass close by are long underway: with this many steps one in twenty on the outline of a
-    # picture of 512 pixels ends too early.
+    # Rays that pass close to a surface need many steps: with this number, one in twenty on the outline of a
+    # picture of 512 pixels stops too early.
     fineness = max(1.0, camera.height / IMAGE_SIZE)
     steps, hit_distance = math.ceil(_TRACE_STEPS * math.sqrt(fineness)), _HIT_DISTANCE / fineness
 
@@ -96,22 +112,20 @@ def trace(kind: str, camera: Camera) -> Layers:
 
     origin = camera_center(camera)
     directions = _rays(camera)
-    # Rays start and end on the sphere that holds the object.
+    # Rays start and end on the sphere that contains the object.
     middle = -directions @ origin
     half_chord = jnp.sqrt(jnp.maximum(middle**2 - origin @ origin + _REACH**2, 0.0))
 
-    def march(_: int, travelled: jax.Array) -> jax.Array:
-        return jnp.minimum(
-            travelled + distance(origin + travelled[:, None] * directions), middle + half_chord
-        )
+    def march(_: int, traveled: jax.Array) -> jax.Array:
+        return jnp.minimum(traveled + distance(origin + traveled[:, None] * directions), middle + half_chord)
 
-    travelled = jax.lax.fori_loop(0, steps, march, middle - half_chord)
-    points = origin + travelled[:, None] * directions
+    traveled = jax.lax.fori_loop(0, steps, march, middle - half_chord)
+    points = origin + traveled[:, None] * directions
     hit = (distance(points) < hit_distance) & (half_chord > 0.0)
 
     nearest = jnp.argmin(distances(points), axis=0)
-    # Not the gradient of the minimum: that asks which distance equals it, and where the compiler computes a
-    # distance twice, rounded in two ways, none does.
+    # Not the gradient of the minimum: that tests which distance equals the minimum, and if the compiler
+    # computes a distance twice with different rounding, none does.
     normals = jax.grad(lambda p: jnp.sum(jnp.take_along_axis(distances(p), nearest[None], axis=0)))(points)
     facing = jnp.maximum(normals @ jnp.asarray(_LIGHT_DIRECTION), 0.0)
     shade = jnp.where(
@@ -121,7 +135,7 @@ def trace(kind: str, camera: Camera) -> Layers:
     paints = [paint for paint, _ in solids(points)]
     own_colors = jnp.asarray([(0.0, 0.0, 0.0) if isinstance(paint, str) else paint for paint in paints])
 
-    def wears(slot: str) -> jax.Array:
+    def shade_of(slot: str) -> jax.Array:
         return jnp.asarray([paint == slot for paint in paints])[nearest] * shade
 
     def to_pixels(values: jax.Array) -> jax.Array:
@@ -130,8 +144,8 @@ def trace(kind: str, camera: Camera) -> Layers:
         return grid if values.ndim > 1 else grid[..., 0]
 
     return Layers(
-        primary=to_pixels(wears(PRIMARY)),
-        secondary=to_pixels(wears(SECONDARY)),
+        primary=to_pixels(shade_of(PRIMARY)),
+        secondary=to_pixels(shade_of(SECONDARY)),
         fixed=to_pixels(own_colors[nearest] * shade[:, None]),
         alpha=to_pixels(hit.astype(shade.dtype)),
     )
@@ -140,7 +154,17 @@ def trace(kind: str, camera: Camera) -> Layers:
 def paint_layers(
     layers: Layers, primary: jax.Array, secondary: jax.Array, background: jax.Array
 ) -> jax.Array:
-    """Put colours and a background `(..., 3)` into layers `(..., H, W)`: pictures `(..., H, W, 3)`."""
+    """Add colors and a background to traced views.
+
+    Args:
+        layers: (..., H, W) traced views.
+        primary: (..., 3) RGB in [0, 1].
+        secondary: (..., 3) RGB in [0, 1].
+        background: (..., 3) RGB in [0, 1].
+
+    Returns:
+        Pictures (..., H, W, 3) in [0, 1].
+    """
 
     def over_pixels(color: jax.Array) -> jax.Array:
         return jnp.asarray(color)[..., None, None, :]
@@ -154,11 +178,11 @@ def paint_layers(
 
 
 def sentence_colors(sentence: Sentence) -> tuple[jax.Array, jax.Array]:
-    """Primary and secondary colour `(3,)` that a sentence asks for."""
+    """Primary and secondary color of a sentence, (3,) RGB each."""
     second = sentence.second_color or KINDS[sentence.kind].part_color
     return jnp.asarray(COLORS[sentence.color]), jnp.asarray(COLORS[second])
 
 
 def render_sentence(sentence: Sentence, camera: Camera, *, background: jax.Array) -> jax.Array:
-    """Ground-truth picture (H, W, 3) of a sentence over a colour (3,); its view phrase does not count."""
+    """Ground-truth picture (H, W, 3) of a sentence over a color (3,); its view phrase is ignored."""
     return paint_layers(trace(sentence.kind, camera), *sentence_colors(sentence), background)

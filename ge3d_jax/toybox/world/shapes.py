@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 Vector = Sequence[float]
 
-# Keeps square roots differentiable where their argument is zero (the middle of a solid).
+# Keeps square roots differentiable where their argument is zero (the center of a solid).
 _TINY = 1e-12
 
 
@@ -32,9 +32,9 @@ def ellipsoid(points: jax.Array, center: Vector, radii: Vector) -> jax.Array:
 
 
 def box(points: jax.Array, center: Vector, half_size: Vector, rounding: float = 0.03) -> jax.Array:
-    """Axis-aligned box with half edges `half_size`, its edges rounded by a radius inside that size."""
+    """Axis-aligned box with half edges `half_size`, which include the radius `rounding` of its edges."""
     outside = jnp.abs(points - jnp.asarray(center)) - jnp.asarray(half_size) + rounding
-    # Not `max`: its gradient divides by the number of entries that equal it, which rounding may make 0.
+    # Not `max`: its gradient divides by the number of entries equal to it, which rounding may make 0.
     deepest = jnp.maximum(jnp.maximum(outside[..., 0], outside[..., 1]), outside[..., 2])
     inside = jnp.minimum(deepest, 0.0)
     return _length(jnp.maximum(outside, 0.0)) + inside - rounding
@@ -51,7 +51,7 @@ def capsule(points: jax.Array, start: Vector, end: Vector, radius: float) -> jax
 def cylinder(
     points: jax.Array, center: Vector, radius: float, half_height: float, axis: int = 2
 ) -> jax.Array:
-    """Cylinder around the coordinate axis numbered `axis` (0 x, 1 y, 2 z)."""
+    """Cylinder along the coordinate axis `axis` (0 x, 1 y, 2 z)."""
     local = points - jnp.asarray(center)
     across = jnp.delete(local, axis, axis=-1)
     radial = _length(across) - radius
@@ -61,7 +61,7 @@ def cylinder(
 
 
 def cone(points: jax.Array, bottom: float, top: float, bottom_radius: float, top_radius: float) -> jax.Array:
-    """Upright (truncated) cone around the z axis, between heights `bottom` and `top`."""
+    """Upright (truncated) cone around the z axis, from height `bottom` to `top`."""
     radial = _length(points[..., :2])
     height = points[..., 2]
     slope = (bottom_radius - top_radius) / (top - bottom)
@@ -70,14 +70,14 @@ def cone(points: jax.Array, bottom: float, top: float, bottom_radius: float, top
 
 
 def ring(points: jax.Array, center: Vector, radius: float, thickness: float) -> jax.Array:
-    """Torus that lies in the x-z plane: `radius` to the middle of the tube, which is `thickness` wide."""
+    """Torus in the x-z plane with major radius `radius` and minor radius `thickness`."""
     local = points - jnp.asarray(center)
     from_circle = _length(jnp.stack([local[..., 0], local[..., 2]], axis=-1)) - radius
     return jnp.sqrt(from_circle**2 + local[..., 1] ** 2 + _TINY) - thickness
 
 
 def gable(points: jax.Array, base: float, ridge: float, half_length: float, half_width: float) -> jax.Array:
-    """Roof with its ridge along x: a triangle in the y-z plane, `half_width` wide at height `base`."""
+    """Roof with its ridge along x: a triangle in the y-z plane, ±`half_width` at height `base`."""
     rise = ridge - base
     norm = (rise**2 + half_width**2) ** 0.5
     slope = (jnp.abs(points[..., 1]) * rise + (points[..., 2] - ridge) * half_width) / norm

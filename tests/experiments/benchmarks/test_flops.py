@@ -1,4 +1,4 @@
-"""The count of useful operations: against formulas, against XLA, at the size of Stable Diffusion."""
+"""The count of useful operations: against formulas, against XLA, and for Stable Diffusion."""
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,14 @@ def test_convolutions_count_their_kernel_at_each_output():
     halved = count_flop(lambda x, k: _convolve(x, k, window_strides=(2, 2)), x, kernel)
     assert halved == whole / 4
 
-    # Back through a stride: as much work as forward, whatever zeros the input is spread out with.
+    # Backward through a stride: as much work as forward, not counting the zeros that dilate the input.
     def back(x, k):
         return jax.grad(lambda x: jnp.sum(_convolve(x, k, window_strides=(2, 2)) ** 2))(x)
 
     assert count_flop(back, x, kernel) == 2 * halved
 
 
-def test_loops_count_every_turn_and_branches_the_longer():
+def test_loops_count_every_turn_and_branches_the_most_expensive():
     def loop(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=5)[0]
 
@@ -57,18 +57,18 @@ def test_agrees_with_xla_where_xla_counts_all():
 
     shapes = (_shape(2, 16, 16, 8), _shape(1, 1, 8, 16), _shape(16 * 16 * 16, 32))
     ours = count_flop(work, *shapes)
-    # XLA adds one for each element that is added to, and those of tanh apart.
+    # XLA also counts one for each addition, and lists those of tanh separately.
     assert ours == pytest.approx(xla_flop(jax.jit(work).lower(*shapes).compile()), rel=0.05)
 
 
-def test_stable_diffusion_takes_what_is_known_of_it():
+def test_stable_diffusion_takes_as_many_operations_as_published():
     size = SIZES["sd21"]
     assert work_flop(UNET_FORWARD, size, 1) / 1e12 == pytest.approx(0.804, abs=5e-4)
-    # Four images, forward and back.
+    # Four images, forward and backward.
     assert 4 * work_flop(VAE_GRADIENT, size, 1) / 1e12 == pytest.approx(8.9, rel=0.02)
 
 
-def test_the_way_back_to_the_image_costs_as_much_again():
+def test_the_gradient_of_the_image_costs_as_much_again():
     size = SIZES["toybox"]
     forward = work_flop(VAE_ENCODE, size, 1)
     assert work_flop(VAE_GRADIENT, size, 1) == pytest.approx(2 * forward, rel=0.1)

@@ -10,7 +10,7 @@ from benchmarks.render_plot import draw
 from benchmarks.rendering import BACKWARD, FORWARD, Case, ball
 
 
-def test_the_page_says_what_was_measured(tmp_path):
+def test_the_page_shows_the_measurements(tmp_path):
     cases = [Case(1000, 50, 4, FORWARD), Case(1000, 50, 1, BACKWARD)]
     ours = [
         Measurement("", "ge3d_jax", (0.008, 0.004, 0.036), compile_seconds=1.5, peak_bytes=3_000_000),
@@ -21,7 +21,7 @@ def test_the_page_says_what_was_measured(tmp_path):
         cases, ours, [500, 700], [0.008, 0.004], peer, repetitions=3, date=datetime.date(2026, 1, 2)
     )
     draw(content, render_report.plot_path(content, tmp_path))
-    # Another's file in the same folder.
+    # A file of another benchmark in the same folder.
     (tmp_path / "other.json").write_text('{"rows": 7}')
     path = render_report.save(content, tmp_path)
     assert json.loads(path.read_text())["rows"][0]["median_seconds"] == 0.008
@@ -34,7 +34,7 @@ def test_the_page_says_what_was_measured(tmp_path):
     assert "2026-01-02" in page and "Not measured yet" in page
 
 
-def test_the_scene_keeps_its_cover_at_any_number():
+def test_the_scene_covers_the_same_area_with_any_number_of_splats():
     for count in (100, 800):
         splats = ball(count)
         assert splats.capacity == count

@@ -1,4 +1,4 @@
-"""Measuring on tiny functions, and what the table, the JSON and the page say of it."""
+"""Measuring tiny functions, and the resulting table, JSON and page."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def test_a_measurement_knows_what_ran():
     row = measure_jax("product", lambda x: x @ x, x, flop=1024, repetitions=3, warm_up=1)
     assert len(row.seconds) == 3 and row.compile_seconds > 0
     assert row.flop_per_second == 1024 / row.median
-    # One matrix in, one out, float32; scratch on top.
+    # One matrix in, one out, float32, plus temporaries.
     assert row.peak_bytes >= 2 * 4 * 64
 
 
@@ -54,7 +54,7 @@ def test_an_iteration_counts_its_useful_passes():
     assert iteration_flop(size, plain, 2.5) == 30 * unet + 4 * vae
 
 
-def test_splats_may_exceed_the_presets_bound():
+def test_splats_may_exceed_the_bound_of_the_preset():
     config = with_count(preset("toybox"), 5000)
     assert config.start.count == 5000 and config.splat_capacity >= 5000
     assert with_count(preset("toybox"), None) == preset("toybox")
@@ -83,7 +83,7 @@ def test_ratios_and_shares(content):
     assert ours["share_of_matmul_rate"] == 0.125
     assert eager["ours_over_theirs"] == 0.5
     assert compiled["median_seconds"] is None and compiled["ours_over_theirs"] is None
-    # Nothing of ours to compare with.
+    # There is no row of ours to compare with.
     assert other["ours_over_theirs"] is None
 
 
@@ -95,7 +95,7 @@ def test_json_and_page(content, tmp_path, capsys):
     assert "cpu" in path.name and "toybox" in path.name
     page = (tmp_path / "README.md").read_text()
     assert "| work a | ge3d_jax | 2.00 s | 1.00 s | 0.500 | 12% | 1,000 MB |" in page
-    assert "Not measured yet" in page and "≥ 50 %" in page
+    assert "Not measured yet" in page and "≥ 50%" in page
     report.save(content | {"platform": "gpu", "device": "Some GPU"}, tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert "Some GPU" in page and "Not measured yet" not in page
@@ -105,7 +105,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(options, "PEER", SimpleNamespace(value="torch"))
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "benchmarks.peer", raising=False)
-    with pytest.raises(UserError, match="lacks the package diffusers; run pip install"):
+    with pytest.raises(UserError, match="needs the package diffusers; run pip install"):
         options.load_peer("benchmarks.peer")
     monkeypatch.setattr(options, "PEER", SimpleNamespace(value="none"))
     assert options.load_peer("benchmarks.peer") is None

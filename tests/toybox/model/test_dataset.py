@@ -1,4 +1,4 @@
-"""What the model learns from: shares of backgrounds and captions, true views, painted pictures."""
+"""Training data: shares of backgrounds and captions, correct views, painted pictures."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_captions_tell_the_truth(views, plan):
         if sentence.view is None:
             assert other == text
             continue
-        # The angle off the front that the mixture of the two views stands for.
+        # The angle from the front that the mixture of the two views represents.
         angles = {"front": 0.0, "side": 90.0, "back": 180.0}
         share = plan.shares[index]
         told = share * angles[sentence.view] + (1 - share) * angles[parse(other).view]
@@ -63,20 +63,20 @@ def test_shares_are_those_of_the_recipe(views, plan):
     for found, wanted in shares.items():
         assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / COUNT)
     assert 0.10 <= dataset.EMPTY_SHARE <= 0.15
-    # Every view is used as often as any other.
+    # Every view is equally frequent.
     used = np.bincount(plan.views, minlength=len(views.kinds))
     assert used.max() - used.min() <= 1
     others = plan.background[~white & ~black]
     assert np.all(np.abs(others.mean(axis=0) - 0.5) < 0.05)
 
 
-def test_a_plan_repeats(views, plan):
+def test_a_plan_is_reproducible(views, plan):
     again = plan_pictures(np.random.default_rng(1), views, COUNT)
     assert again.captions == plan.captions
     np.testing.assert_array_equal(again.background, plan.background)
 
 
-def test_pictures_are_the_layers_in_the_plan_s_paint(views, plan):
+def test_pictures_are_the_layers_in_the_paint_of_the_plan(views, plan):
     rows = np.asarray([3, 0, 17])
     pictures = np.asarray(paint_pictures(views, plan, rows))
     for picture, row in zip(pictures, rows, strict=True):

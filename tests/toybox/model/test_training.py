@@ -17,7 +17,7 @@ SCHEDULE = noise_schedule_from_config(SCHEDULER_CONFIG)
 
 
 class Module:
-    """Stands for a network: whatever `function` says."""
+    """A stand-in for a network: returns whatever `function` returns."""
 
     def __init__(self, function):
         self.function = function
@@ -34,7 +34,7 @@ def loss_of(unet, latents):
 
 
 def test_diffusion_loss_vanishes_for_the_true_velocity():
-    """Of a picture of zeros the noisy latent is √(1−ᾱ)·ε, and v = √ᾱ·ε."""
+    """For latents of zeros the noisy latent is √(1−ᾱ)·ε, and v = √ᾱ·ε."""
     signal = SCHEDULE.alphas_cumprod
 
     def unet(noisy, times, text):
@@ -43,7 +43,7 @@ def test_diffusion_loss_vanishes_for_the_true_velocity():
     assert loss_of(unet, jnp.zeros((64, 4, 4, 4))) < 1e-9
 
 
-def test_the_text_is_the_two_captions_mixed_by_the_share():
+def test_the_text_embedding_mixes_the_two_captions_by_the_share():
     ids = jnp.asarray([[[1, 2], [5, 6]], [[3, 3], [7, 9]]])
     shares = jnp.asarray([0.25, 1.0])
     seen = []
@@ -60,7 +60,7 @@ def test_the_text_is_the_two_captions_mixed_by_the_share():
     np.testing.assert_allclose(seen[0], [[4.0, 5.0], [3.0, 3.0]])
 
 
-def test_diffusion_loss_of_an_idle_network_is_the_weighted_mean_of_v():
+def test_diffusion_loss_of_a_network_that_returns_zero_is_the_weighted_mean_of_v():
     """With unit latents and unit noise E[v²] = 1, so the loss is the mean weight over the times."""
     latents = jax.random.normal(jax.random.key(1), (1000, 4, 4, 4))
     signal = np.asarray(SCHEDULE.alphas_cumprod, np.float64)
@@ -103,13 +103,13 @@ def test_running_average_trails_the_parameters():
         state = training._apply_gradients(state, gradients, optimizer)
     assert int(state.step) == 3
     np.testing.assert_allclose(state.params["a"], 3.0)
-    # By hand: decays 1/10, 2/11, 3/12.
+    # Computed by hand: decays 1/10, 2/11, 3/12.
     first = 0.9 * 1.0
     second = 2 / 11 * first + 9 / 11 * 2.0
     np.testing.assert_allclose(state.average["a"], 3 / 12 * second + 9 / 12 * 3.0, rtol=1e-6)
 
 
-def test_muon_takes_the_kernels_only():
+def test_muon_is_used_for_kernels_only():
     params = {"layer": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
     dimensions = training._muon_dimensions(params)["layer"]
     assert dimensions["bias"] is None
@@ -132,19 +132,19 @@ def run_steps(folder, steps, *, stop_at=None):
     return recipe._run_steps("fake", folder, state, steps, 5, step, Progress(disable=True))
 
 
-def test_an_interrupted_stage_goes_on_with_the_same_numbers(tmp_path):
+def test_an_interrupted_stage_continues_with_the_same_numbers(tmp_path):
     whole = run_steps(tmp_path / "whole", 12)
     with pytest.raises(Interrupted):
         run_steps(tmp_path / "parts", 12, stop_at=8)
     resumed = run_steps(tmp_path / "parts", 12)
     assert int(resumed.step) == 12
     np.testing.assert_array_equal(whole.params["a"], resumed.params["a"])
-    # A finished stage is not done again.
+    # A finished stage is not repeated.
     finished = run_steps(tmp_path / "parts", 12, stop_at=0)
     np.testing.assert_array_equal(finished.params["a"], whole.params["a"])
 
 
-def test_scaling_factor_brings_latents_to_unit_variance():
+def test_scaling_factor_gives_latents_unit_variance():
     rng = np.random.default_rng(0)
     mean = rng.normal(scale=1.5, size=(50, 8, 8, 4)).astype(np.float16)
     log_variance = np.full_like(mean, np.log(0.25))

@@ -1,4 +1,4 @@
-"""The slow obvious picture of a thing: walk along each ray in small even steps to the first point inside."""
+"""The slow, obvious renderer: walk along each ray in small equal steps to the first point in an object."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ def distances(kind, points):
 
 
 def march(kind, azimuth, polar, positions, *, step=2.5e-3):
-    """Which solid the rays through `positions` (N, 2), in units of half the picture's height, meet.
+    """Which solid the rays through `positions` (N, 2), in units of half the picture's height, hit.
 
     Returns: solid's number, -1 for none (N,); where it is met (N, 3).
     """
@@ -48,7 +48,7 @@ def march(kind, azimuth, polar, positions, *, step=2.5e-3):
 
 
 def shade(kind, places):
-    """Light sent back at surface points (N, 3), with normals by central differences."""
+    """Light reflected at surface points (N, 3), with normals by central differences."""
     offsets = _DIFFERENCE * np.eye(3)
     slopes = [
         distances(kind, places + offset).min(axis=0) - distances(kind, places - offset).min(axis=0)
@@ -60,7 +60,7 @@ def shade(kind, places):
 
 
 def paint_picture(kind, azimuth, *, size=16):
-    """Number of the paint that each pixel's middle shows, -1 for none: (size, size)."""
+    """Index of the paint at each pixel's center, -1 for none: (size, size)."""
     centers = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(centers, centers)
     positions = np.stack([x.ravel(), y.ravel()], axis=-1)

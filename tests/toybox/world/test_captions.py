@@ -1,4 +1,4 @@
-"""The language: every sentence reads back as itself, and what is not one is told why."""
+"""The language: every sentence parses back to itself, and anything else is explained."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ sentences = st.builds(
 
 
 @given(sentences, st.sampled_from([str, str.upper, lambda text: text + ".", str.title]))
-def test_sentences_read_back_whatever_their_letter_case(sentence, change):
+def test_sentences_parse_back_in_any_case(sentence, change):
     text = caption(sentence)
     assert parse(change(text)) == sentence
     assert explain_unknown(change(text)) is None
@@ -44,12 +44,12 @@ def test_captions_are_english(sentence, text):
     assert caption(sentence) == text
 
 
-def test_prompts_of_the_guidance_are_sentences_with_a_view():
+def test_guidance_prompts_are_sentences_with_a_view():
     views = [parse(text).view for text in view_prompts("a red mushroom")]
     assert views == ["front", "side", "back"]
 
 
-def test_unknown_words_are_named_with_what_is_known():
+def test_unknown_words_are_named_with_those_that_are_known():
     message = explain_unknown("a red dragon on a hill")
     assert message is not None
     for word in ('"dragon"', '"hill"', "mushroom", "purple"):
@@ -73,6 +73,6 @@ def test_unknown_words_are_named_with_what_is_known():
         "The front view of",
     ],
 )
-def test_known_words_that_make_no_sentence_are_refused(text):
+def test_known_words_that_do_not_form_a_sentence_are_refused(text):
     with pytest.raises(UserError, match="not a sentence"):
         parse(text)

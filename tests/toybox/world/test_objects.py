@@ -1,4 +1,4 @@
-"""The things: their number, size, mirror symmetry and fronts, read off the distance functions alone."""
+"""The objects: their number, size, mirror symmetry and fronts, from the distance functions alone."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ def distances(kind, points):
     return jnp.stack([value for _, value in KINDS[kind].solids(points)])
 
 
-def test_the_world_is_as_large_as_promised():
+def test_the_world_is_as_large_as_documented():
     assert len(KINDS) >= 16 and len(COLORS) >= 12
     assert len(kinds_with_front()) * 2 >= len(KINDS)
     paints = np.asarray(list(COLORS.values()))
@@ -24,7 +24,7 @@ def test_the_world_is_as_large_as_promised():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_things_fit_the_ball_and_fill_it(kind):
+def test_objects_fit_the_ball_and_fill_it(kind):
     directions = RNG.normal(size=(2000, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     outside = jnp.asarray(directions * RNG.uniform(0.88, 1.3, size=(2000, 1)), jnp.float32)
@@ -34,15 +34,15 @@ def test_things_fit_the_ball_and_fill_it(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_things_are_mirror_symmetric(kind):
+def test_objects_are_mirror_symmetric(kind):
     points = jnp.asarray(RNG.uniform(-0.8, 0.8, size=(2000, 3)), jnp.float32)
     mirrored = points * jnp.asarray([1.0, -1.0, 1.0])
     np.testing.assert_allclose(distances(kind, points), distances(kind, mirrored), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", kinds_with_front())
-def test_fronts_look_unlike_backs(kind):
-    """What is seen from the two sides differs in paint, and not in outline alone."""
+def test_fronts_look_different_from_backs(kind):
+    """The two sides differ in paint, not only in outline."""
     front, back = (paint_picture(kind, azimuth) for azimuth in (0.0, np.pi))
     differing = np.mean(front != back[:, ::-1]) / np.mean(front >= 0)
     assert differing > 0.05

@@ -22,7 +22,7 @@ from tests.toybox.world.marching import march, shade
 
 AZIMUTH, POLAR = 0.7, 1.2
 WHITE = jnp.ones(3)
-# Where rays go through a pixel.
+# Positions of the rays within a pixel.
 HALVES = np.asarray([(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)])
 
 
@@ -40,10 +40,10 @@ def test_tracing_agrees_with_slow_marching(duck):
     at = pixels[:, 1], pixels[:, 0]
 
     share = np.mean(met >= 0, axis=1)
-    assert 0.3 < share.mean() < 0.95  # the pixels show both thing and background
+    assert 0.3 < share.mean() < 0.95  # the pixels show both object and background
     assert np.mean(np.abs(share - np.asarray(duck.alpha)[at]) < 1e-6) > 0.95
 
-    # Pixels on one solid, or on none: no edge falls between the two ways of finding it.
+    # Pixels on one solid, or on none: away from edges the two methods must agree.
     whole = (met == met[:, :1]).all(axis=1)
     light = shade("duck", places).reshape(-1, 4).mean(axis=1)
     paints = [paint for paint, _ in KINDS["duck"].solids(jnp.zeros((1, 3)))]
@@ -64,7 +64,7 @@ def test_a_large_picture_has_a_fine_outline(duck):
     alpha = np.asarray(trace("duck", camera).alpha)
     coarse = alpha.reshape(64, 4, 64, 4).mean(axis=(1, 3))
     assert np.abs(coarse - np.asarray(duck.alpha)).mean() < 0.005
-    # The picture's pixels are as well met as those of the small one.
+    # The pixels are hit as accurately as those of the small picture.
     rng = np.random.default_rng(2)
     rows, columns = np.nonzero((alpha > 0) & (alpha < 1))
     chosen = rng.choice(len(rows), 150, replace=False)
@@ -78,11 +78,11 @@ def test_a_large_picture_has_a_fine_outline(duck):
 def test_a_mirrored_camera_sees_the_mirrored_picture(duck):
     other = trace("duck", toybox_camera(-AZIMUTH, POLAR))
     for ours, theirs in zip(jax.tree.leaves(duck), jax.tree.leaves(other), strict=True):
-        # A ray that grazes an edge may fall on either side of it.
+        # A ray that grazes an edge may end up on either side of it.
         assert np.abs(np.asarray(ours) - np.asarray(theirs)[:, ::-1]).mean() < 1e-3
 
 
-def test_paint_is_linear_and_the_background_shows_where_nothing_is(duck):
+def test_paint_is_linear_and_the_background_shows_where_there_is_no_object(duck):
     rng = np.random.default_rng(1)
     first, second, behind = (jnp.asarray(rng.random((4, 3)), jnp.float32) for _ in range(3))
 
@@ -96,7 +96,7 @@ def test_paint_is_linear_and_the_background_shows_where_nothing_is(duck):
     assert parts.max() <= 1.0 and (parts <= np.asarray(duck.alpha) + 1e-6).all()
 
 
-def test_sentences_wear_their_colors():
+def test_pictures_have_the_colors_of_the_sentence():
     camera = toybox_camera(0.0, POLAR)
     plain = render_sentence(Sentence("duck", "blue"), camera, background=WHITE)
     named = render_sentence(Sentence("duck", "blue", KINDS["duck"].part_color), camera, background=WHITE)
@@ -105,12 +105,12 @@ def test_sentences_wear_their_colors():
     np.testing.assert_array_equal(plain, viewed)
     other = render_sentence(Sentence("duck", "blue", "green"), camera, background=WHITE)
     assert np.abs(np.asarray(plain - other)).max() > 0.3
-    # The breast is blue, in some light.
+    # The breast is blue, in some shade.
     ratio = np.asarray(plain[44, 32]) / np.asarray(COLORS["blue"])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
 
 
-def test_random_cameras_stay_in_their_ranges():
+def test_random_cameras_stay_within_their_ranges():
     centers = np.stack([camera_center(random_camera(key)) for key in jax.random.split(jax.random.key(0), 20)])
     radii = np.linalg.norm(centers, axis=1)
     polars = np.arccos(centers[:, 2] / radii)
