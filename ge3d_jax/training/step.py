@@ -147,7 +147,7 @@ def train_step(
     """One iteration with everything random given; pure, and may be vmapped over `state` and `drawn`.
 
     Where a view overflows the scene's buffer the state comes back as it was: the caller repeats the iteration
-    with a larger buffer. Where a gradient is not finite only the iteration's number moves on. The devices of a
+    with a larger buffer. Where a gradient is not finite only the iteration number moves on. The devices of a
     `mesh` each take their share of the views, which must divide among them, all the way there and back.
     """
     axis = None if mesh is None else mesh.axis_names[0]
