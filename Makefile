@@ -1,5 +1,5 @@
 # The two commands: `make demo` makes an object from a sentence, `make test` runs every check.
-# Each sets up what it needs: a virtual environment in .venv, once, and again when the requirements or constraints change.
+# Each sets up what it needs: a virtual environment in .venv, once, and again when requirements or constraints change.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,8 +16,8 @@ PROMPT ?= a red mushroom
 SEED ?= 0
 WORKERS ?= 2
 
-# Installations take the exact versions that were tested, whatever appeared since: those of Python 3.11 or of 3.12, which
-# newer ones share. `make update` renews them.
+# Installations take the exact versions that were tested, whatever appeared since. Python 3.11 has a list of its own,
+# 3.12 and newer ones share the other. `make update` renews them.
 CONSTRAINTS := constraints-3.11.txt constraints-3.12.txt
 PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint \
 	constraints-$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")').txt
@@ -61,7 +61,7 @@ update:  ## Renew constraints-*.txt: the newest versions that the requirements a
 	@.ci/update-constraints
 
 clean:  ## Remove the virtual environments and the tools' caches; outputs/ stays
-	rm -rf $(VENV) .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 %/bin/python:
@@ -80,7 +80,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
-TORCH_NEEDS := requirements.txt requirements-dev.txt requirements-torch.txt pyproject.toml $(CONSTRAINTS) constraints-torch.txt
+TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt
 .venv-torch/.torch: $(TORCH_NEEDS) | .venv-torch/bin/python
 	@echo "Installing the PyTorch reference (once; some minutes)"
 	@$(PIP_INSTALL) --constraint constraints-torch.txt -r requirements-torch.txt
