@@ -1,5 +1,5 @@
 # The two commands: `make demo` makes an object from a sentence, `make test` runs every check.
-# Each sets up what it needs: a virtual environment in .venv, once, and again when the requirements change.
+# Each sets up what it needs: a virtual environment in .venv, once, and again when requirements or constraints change.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,43 +10,58 @@ SHELL := bash
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.12 python3.13 python3.11 python3 python; do \
 	if "$$name" -c '$(PROBE)' >/dev/null 2>&1; then command -v "$$name"; break; fi; done)
+# Where the environment is; another Python beside the first: make types PYTHON=python3.13 VENV=.venv-3.13
+VENV ?= .venv
 PROMPT ?= a red mushroom
 SEED ?= 0
 WORKERS ?= 2
 
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Installations take the exact versions that were tested, whatever appeared since. Python 3.11 has a list of its own,
+# 3.12 and newer ones share the other. `make update` renews them.
+CONSTRAINTS := constraints-3.11.txt constraints-3.12.txt
+PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint \
+	constraints-$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")').txt
 
-.PHONY: help demo test check-format lint types pytest test-torch format clean
+# These compile whole iterations and trainings; the rest is the fast half.
+SLOW_TESTS := tests/runs tests/scenes tests/toybox tests/training
+
+.PHONY: help demo test check-format lint types pytest test-fast test-torch format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot"
-	@.venv/bin/python experiments/generate.py --prompt="$(PROMPT)" --seed=$(SEED)
+demo: $(VENV)/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot"
+	@$(VENV)/bin/python experiments/generate.py --prompt="$(PROMPT)" --seed=$(SEED)
 
 test: check-format lint types pytest  ## Formatting, lint, types and tests
 
-check-format: .venv/.dev
-	.venv/bin/ruff format --check .
+check-format: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
 
-lint: .venv/.dev
-	.venv/bin/ruff check .
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
 
-types: .venv/.dev
-	.venv/bin/mypy
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
 
-pytest: .venv/.dev
-	.venv/bin/python -m pytest -n $(WORKERS) --ignore=tests/torch
+pytest: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --ignore=tests/torch
+
+test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in about two minutes
+	$(VENV)/bin/python -m pytest -n $(WORKERS) $(addprefix --ignore=,$(SLOW_TESTS) tests/torch)
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch
 
-format: .venv/.dev  ## Rewrite the sources in the project's style
-	.venv/bin/ruff check --fix-only --quiet .
-	.venv/bin/ruff format .
+format: $(VENV)/.dev  ## Rewrite the sources in the project's style
+	$(VENV)/bin/ruff check --fix-only --quiet .
+	$(VENV)/bin/ruff format .
+
+update:  ## Renew constraints-*.txt: the newest versions that the requirements allow
+	@.ci/update-constraints
 
 clean:  ## Remove the virtual environments and the tools' caches; outputs/ stays
-	rm -rf .venv .venv-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 %/bin/python:
@@ -56,17 +71,18 @@ clean:  ## Remove the virtual environments and the tools' caches; outputs/ stays
 	@echo "Setting up $* with $(PYTHON)"
 	@"$(PYTHON)" -m venv $*
 
-.venv/.runtime: requirements.txt pyproject.toml | .venv/bin/python
+$(VENV)/.runtime: requirements.txt pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "Installing the requirements (once; one to two minutes)"
-	@.venv/bin/python $(PIP_INSTALL) -e .
+	@$(PIP_INSTALL) -e .
 	@touch $@
 
-.venv/.dev: .venv/.runtime requirements-dev.txt
-	@.venv/bin/python $(PIP_INSTALL) -r requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
-.venv-torch/.torch: requirements.txt requirements-dev.txt requirements-torch.txt pyproject.toml | .venv-torch/bin/python
+TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt
+.venv-torch/.torch: $(TORCH_NEEDS) | .venv-torch/bin/python
 	@echo "Installing the PyTorch reference (once; some minutes)"
-	@.venv-torch/bin/python $(PIP_INSTALL) -r requirements-torch.txt
-	@.venv-torch/bin/python $(PIP_INSTALL) -e .[dev]
+	@$(PIP_INSTALL) --constraint constraints-torch.txt -r requirements-torch.txt
+	@$(PIP_INSTALL) --constraint constraints-torch.txt -e .[dev]
 	@touch $@

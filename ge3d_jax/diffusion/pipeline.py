@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
@@ -83,7 +84,7 @@ def make_model(
     text_config: CLIPTextConfig,
     tokenizer: CLIPTokenizer,
     scheduler_config: Mapping[str, Any],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> StableDiffusion:
     """Put a model together from its parts; the networks compute in `dtype`, parameters stay as they are.
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
@@ -22,14 +23,14 @@ TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 
 
-def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
     """Layer normalisation with float32 statistics and the exact (two-pass) variance."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def conv3x3(
     channels: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     name: str,
     *,
     zero: bool = False,
@@ -54,7 +55,7 @@ class ResnetBlock2D(nn.Module):
     channels: int
     groups: int
     epsilon: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array, time: jax.Array | None = None) -> jax.Array:
@@ -77,7 +78,7 @@ class Downsample2D(nn.Module):
 
     channels: int
     padding: tuple[int, int]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -92,7 +93,7 @@ class Upsample2D(nn.Module):
     """Every pixel doubled in both directions, then a 3×3 convolution."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -111,7 +112,7 @@ class Attention(nn.Module):
     """
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def project(self, name: str, inputs: jax.Array, channels: int, *, use_bias: bool = False) -> jax.Array:
@@ -139,7 +140,7 @@ class GatedProjection(nn.Module):
     """GEGLU: one linear layer gives values and gates; values × gelu(gates), with the exact (erf) gelu."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class GatedProjection(nn.Module):
 class FeedForward(nn.Module):
     """The two layers of a transformer block's feed-forward part, four times as wide inside."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -166,7 +167,7 @@ class BasicTransformerBlock(nn.Module):
     """Self-attention, attention to the text, feed-forward: each after a layer norm, added to its input."""
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -188,7 +189,7 @@ class Transformer2DModel(nn.Module):
     groups: int
     depth: int
     linear_projection: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -233,7 +234,7 @@ class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between them, after the sinusoids."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, sinusoids: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import attention
@@ -94,7 +95,7 @@ class CLIPAttention(nn.Module):
     """Causal multi-head self-attention with biases."""
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -113,7 +114,7 @@ class CLIPMLP(nn.Module):
     """The feed-forward part of a layer."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -127,7 +128,7 @@ class CLIPLayer(nn.Module):
     """Attention and feed-forward, each after its layer norm and added to its input."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -143,7 +144,7 @@ class CLIPEmbeddings(nn.Module):
     """Token embedding plus learned position."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> jax.Array:
@@ -171,7 +172,7 @@ class CLIPEncoder(nn.Module):
     """The stack of layers."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -185,7 +186,7 @@ class CLIPTextModel(nn.Module):
     """Token ids to the text embeddings that the UNet attends to."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> jax.Array:

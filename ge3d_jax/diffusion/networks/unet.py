@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME
@@ -139,7 +140,7 @@ class _Block(nn.Module):
     config: UNetConfig
     channels: int
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def resnet(self, index: int) -> ResnetBlock2D:
@@ -225,7 +226,7 @@ class UNet2DConditionModel(nn.Module):
     """
 
     config: UNetConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact

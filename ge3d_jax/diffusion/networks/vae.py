@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
@@ -93,7 +94,7 @@ class PixelAttention(nn.Module):
     """Self-attention over all pixels with a single head, after a group norm, added to the input."""
 
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -116,7 +117,7 @@ class MidBlock(nn.Module):
 
     channels: int
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -134,7 +135,7 @@ class EncoderBlock(nn.Module):
     layers: int
     groups: int
     downsamples: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -156,7 +157,7 @@ class DecoderBlock(nn.Module):
     layers: int
     groups: int
     upsamples: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -182,7 +183,7 @@ class Encoder(nn.Module):
     """Images to the posterior's parameters, before the 1×1 `quant_conv`."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -207,7 +208,7 @@ class Decoder(nn.Module):
     """Latents, after the 1×1 `post_quant_conv`, to images."""
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
@@ -235,7 +236,7 @@ class AutoencoderKL(nn.Module):
     """
 
     config: VAEConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def setup(self) -> None:

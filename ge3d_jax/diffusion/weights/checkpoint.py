@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
@@ -69,7 +70,7 @@ def _in_turn(edits: Sequence[Edit]) -> Edit:
 def load_model(
     model: str | os.PathLike[str],
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> StableDiffusion:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from ge3d_jax.core.errors import UserError
@@ -83,7 +84,7 @@ def read_parameters(
     expected: Mapping[str, Any],
     source: str | os.PathLike[str],
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, Any]:
     """Read a parameter tree, one tensor after the other, each at once to the device.
