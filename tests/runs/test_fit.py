@@ -1,6 +1,5 @@
 """Fitting in miniature: the order of the pictures, what is written, stopping and going on, both densities."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -14,24 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.core.devices import batch_mesh
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
-from ge3d_jax.runs.fit import begin_fit, fit_images, in_world_units
-from ge3d_jax.runs.progress import RunProgress
+from ge3d_jax.runs.fit import fit_images, in_world_units
+from ge3d_jax.runs.observers import Observer
+from ge3d_jax.scenes.splats import with_degree
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import write_posed_images
-from ge3d_jax.training.fit_config import FitConfig, settings_in_use
+from ge3d_jax.training.config import with_density
+from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.photometric import (
+    Photometric,
+    begin_fit,
     choose_views,
     image_loss,
-    make_fit_step,
     over_background,
     views_of,
-    with_degree,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,7 +40,7 @@ SMALL = {
     "iterations": 40,
     "views": 1,
     "start.count": 120,
-    "splat_capacity": 150,
+    "scene.capacity": 150,
     "sh_every": 10,
     "start.sh_degree": 1,
     "buffer_capacity": 4096,
@@ -48,8 +48,8 @@ SMALL = {
     "density.every": 10,
     "density.last": 30,
     "background.replaced": 0.0,
-    "optimizer.color": [0.1, 0.05],
-    "optimizer.opacity": [0.2, 0.1],
+    "learning_rates.color": [0.1, 0.05],
+    "learning_rates.opacity": [0.2, 0.1],
 }
 
 
@@ -91,18 +91,21 @@ def test_a_fit_comes_closer_and_writes_everything(whole):
     assert np.abs(np.asarray(saved.sh[:, 1:])).max() > 0
 
 
-def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path, monkeypatch):
-    update = RunProgress.update
+class CtrlC(Observer):
+    """Presses Ctrl-C after an iteration."""
 
-    def interrupted(self, done, loss, splats):
-        update(self, done, loss, splats)
-        if done == 15:
+    def __init__(self, number):
+        self.number = number
+
+    def on_iteration(self, done, numbers, state):
+        if done == self.number:
             signal.raise_signal(signal.SIGINT)
+        return False
 
-    monkeypatch.setattr(RunProgress, "update", interrupted)
-    stopped = fit_images(images, out=tmp_path, overrides=SMALL, progress=False)
+
+def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path):
+    stopped = fit_images(images, out=tmp_path, overrides=SMALL, progress=False, observers=[CtrlC(15)])
     assert stopped.interrupted and stopped.iterations == 15 and load_ply(tmp_path / "object.ply").capacity > 0
-    monkeypatch.setattr(RunProgress, "update", update)
     with pytest.raises(UserError, match="settings.views"):
         fit_images(images, out=tmp_path, overrides=SMALL | {"views": 2}, resume=True, progress=False)
     again = fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
@@ -114,32 +117,24 @@ def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path, mo
 
 
 def test_a_fixed_budget_grows_slowly(images):
-    config = with_overrides(FitConfig(), SMALL | {"density.kind": "mcmc", "iterations": 21})
+    changes = SMALL | {"iterations": 21}
+    usual = with_density(FitConfig(), "mcmc", "fit", {})
+    config = with_overrides(usual, changes)
+    assert config.scene.density.noise == 1e5
     train, _ = read_posed_images(images)
-    views, mesh = views_of(train, scene_radius(train)), batch_mesh(1)
     seen = []
     result = iterate(
         begin_fit(config, jax.random.key(0)),
-        lambda buffer_capacity: make_fit_step(config, views, buffer_capacity, mesh),
-        iterations=config.iterations,
-        buffer_capacity=config.buffer_capacity,
-        splat_capacity=config.splat_capacity,
-        density=config.density,
-        on_progress=lambda done, metrics, state: seen.append(metrics),
+        views_of(train, scene_radius(train)),
+        Photometric(config),
+        views_at_a_time=1,
+        on_iteration=lambda done, numbers, state: seen.append(numbers),
     )
     # 120, and 5 % more after iterations 10 and 20.
-    assert [int(metrics.splats) for metrics in seen] == [120] * 10 + [126] * 10 + [132]
-    assert result.iterations == 21 and int(result.gaussians.mask.sum()) == 132
-    losses = [float(metrics.loss) for metrics in seen]
+    assert [numbers["splats"] for numbers in seen] == [120] * 10 + [126] * 10 + [132]
+    assert result.iterations == 21 and int(result.object.mask.sum()) == 132
+    losses = [numbers["loss"] for numbers in seen]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-
-
-def test_the_settings_of_a_fit_are_those_that_are_read(whole):
-    shown = json.loads((whole.folder / "config.json").read_text())["settings"]["density"]
-    assert shown["prune_opacity"] == 0.005 and not {"prune_scale", "reset_opacity"} & shown.keys()
-    resetting = with_overrides(FitConfig(), {"density.reset_every": 300})
-    assert settings_in_use(resetting)["density"]["prune_scale"] == 0.3
-    assert settings_in_use(resetting) == dataclasses.asdict(resetting)
 
 
 def test_pictures_take_turns():
@@ -151,8 +146,8 @@ def test_pictures_take_turns():
 
 @pytest.fixture(scope="module")
 def five_splats():
-    config = with_overrides(FitConfig(), {"start.count": 5, "splat_capacity": 5, "start.sh_degree": 3})
-    return begin_fit(config, jax.random.key(0)).gaussians
+    config = with_overrides(FitConfig(), {"start.count": 5, "scene.capacity": 5, "start.sh_degree": 3})
+    return begin_fit(config, jax.random.key(0)).scene.gaussians
 
 
 def test_higher_bands_wait_their_turn(five_splats):
@@ -185,10 +180,10 @@ def test_loss_and_background():
     [
         ({"images": "none"}, "no folder none"),
         ({"seed": -1}, "seed is -1"),
-        ({"overrides": {"density.kind": "magic"}}, "clone_split, mcmc"),
+        ({"density": "magic"}, "clone_split, mcmc"),
         ({"overrides": {"iteration": 3}}, "iterations"),
         ({"overrides": {"views": 0}}, "views is 0"),
-        ({"overrides": {"splat_capacity": 10}}, "splat_capacity is 10"),
+        ({"overrides": {"scene.capacity": 10}}, "capacity is 10"),
         ({"overrides": {"loss.dssim": 2}}, "loss.dssim"),
         ({"overrides": {"start.opacity": 1}}, "start.opacity"),
     ],

@@ -16,14 +16,16 @@ from PIL import Image
 import ge3d_jax
 from ge3d_jax.cli import script
 from ge3d_jax.core.errors import RunDropped, UserError
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs.edit import edit_2d
 from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
 from ge3d_jax.runs.request import check_picture_size, pair_loras
-from ge3d_jax.training.config import PRESETS, with_overrides
+from ge3d_jax.training.config import PRESETS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,7 +68,8 @@ def test_everything_is_written(result):
 def test_files_say_what_was_done(result):
     config = json.loads((result.folder / "config.json").read_text())
     assert (config["prompt"], config["seed"], config["settings"]["iterations"]) == (PROMPT, 3, 3)
-    assert config["settings"]["start"]["count"] == 50
+    assert config["settings"]["scene"]["start"]["count"] == 50
+    assert config["settings"]["guidance"]["kind"] == "ge3d"
     assert "jax" in config["versions"]
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == result.metrics
@@ -110,18 +113,36 @@ def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
     assert not (again.folder / "previews").exists()
 
 
-def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path, monkeypatch):
-    update = RunProgress.update
+class At(Observer):
+    """Does something after an iteration."""
 
-    def interrupted_update(self, done, loss, splats):
-        update(self, done, loss, splats)
-        if done == 2:
-            signal.raise_signal(signal.SIGINT)
+    def __init__(self, number, action):
+        self.number, self.action = number, action
 
-    monkeypatch.setattr(RunProgress, "update", interrupted_update)
+    def on_iteration(self, done, numbers, state):
+        if done == self.number:
+            self.action()
+        return False
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def die():
+    raise RuntimeError
+
+
+def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     stopped = ge3d_jax.generate(
-        PROMPT, model=model, out=tmp_path, overrides=SMALL, preview_every=0, progress=False
+        PROMPT,
+        model=model,
+        out=tmp_path,
+        overrides=SMALL,
+        preview_every=0,
+        progress=False,
+        observers=[At(2, press_ctrl_c)],
     )
     assert stopped.interrupted and stopped.iterations == len(stopped.metrics) == 2
     assert load_ply(tmp_path / "object.ply").capacity == 50
@@ -129,22 +150,15 @@ def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path, monkeypatch):
+def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
     run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 2, "progress": False}
     run |= {"overrides": SMALL, "checkpoint_every": 1}
-    with monkeypatch.context() as patch:
-        update = RunProgress.update
-
-        def killed_update(self, done, loss, splats):
-            update(self, done, loss, splats)
-            if done == 2:
-                raise RuntimeError
-
-        patch.setattr(RunProgress, "update", killed_update)
-        with pytest.raises(RuntimeError):
-            ge3d_jax.generate(PROMPT, **run)
+    with pytest.raises(RuntimeError):
+        ge3d_jax.generate(PROMPT, **run, observers=[At(3, die)])
     with pytest.raises(UserError, match="started with settings.views = 1, not 2"):
         ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"views": 2}}, resume=True)
+    with pytest.raises(UserError, match="settings.guidance.scale = 7.5, not 3"):
+        ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"guidance.scale": 3}}, resume=True)
     resumed = ge3d_jax.generate(PROMPT, **run, resume=True)
     assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
     for name in ("object.ply", "views.png"):
@@ -161,6 +175,8 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path, mon
         ({"prompt": " !?"}, "no words"),
         ({"prompt": "a red dragon"}, '"dragon"'),
         ({"preset": "fast"}, "'fast' does not exist"),
+        ({"guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
+        ({"density": "magic"}, "use one of clone_split, mcmc"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**40}, "seed is"),
         ({"start": "missing.ply"}, "missing.ply"),

@@ -1,7 +1,6 @@
-"""Settings: presets, overrides, JSON, and mistakes that are named."""
+"""Settings of a run: presets, losses and strategies by name, mistakes that are named."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -9,45 +8,47 @@ import pytest
 
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.training import config as module
-from ge3d_jax.training.config import PRESETS, from_json, setting_names, to_json, with_overrides
+from ge3d_jax.core.settings import from_tree, setting_names, to_tree, with_overrides
+from ge3d_jax.guidance.base import Loss
+from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.scenes.density import STRATEGIES
+from ge3d_jax.training.config import PRESETS, configured
+from ge3d_jax.training.fit_config import FitConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_json_round_trip(name):
+def test_settings_survive_a_file(name):
     config = PRESETS[name]
-    assert from_json(to_json(config)) == config
-    assert hash(config) == hash(from_json(to_json(config)))
+    again = from_tree(config, to_tree(config))
+    assert again == config and hash(again) == hash(config)
 
 
 def test_the_published_settings():
     paper = PRESETS["paper"]
     assert (paper.iterations, paper.views, paper.image_size) == (3000, 4, 512)
-    assert (paper.nodes.jump_max, paper.nodes.jump_min, paper.nodes.max_step) == (
-        (80, 50),
-        (60, 30),
-        (480, 300),
-    )
-    assert paper.guidance.negative_prompt.startswith("unrealistic, blurry")
+    nodes = paper.guidance.nodes
+    assert (nodes.jump_max, nodes.jump_min, nodes.max_step) == ((80, 50), (60, 30), (480, 300))
+    assert paper.prompts.negative_prompt.startswith("unrealistic, blurry")
 
 
-def test_overrides_of_every_kind():
+def test_settings_have_long_and_short_names():
     config = with_overrides(
         PRESETS["toybox"],
         {
             "iterations": "30",
-            "guidance.use_perp_neg": "false",
-            "guidance.negative_prompt": "7",
+            "prompts.use_perp_neg": "false",
+            "negative_prompt": "7",
             "cameras.radius_begin": "[3, 4.5]",
             "start.scale": "null",
-            "loss.residual": 1,
+            "guidance.strength": 1,
             "nodes.max_step": [700, 400],
+            "learning_rates.color": [1, 2],
         },
     )
-    assert config.iterations == 30 and config.guidance.use_perp_neg is False
-    assert config.guidance.negative_prompt == "7" and config.cameras.radius_begin == (3.0, 4.5)
-    assert config.start.scale is None and config.loss.residual == 1.0
-    assert config.nodes.max_step == (700, 400)
+    assert config.iterations == 30 and config.prompts.use_perp_neg is False
+    assert config.prompts.negative_prompt == "7" and config.cameras.radius_begin == (3.0, 4.5)
+    assert config.scene.start.scale is None and config.guidance.strength == 1.0
+    assert config.guidance.nodes.max_step == (700, 400) and config.scene.learning_rates.color == (1.0, 2.0)
     assert PRESETS["toybox"].iterations != 30
 
 
@@ -55,25 +56,27 @@ def test_overrides_of_every_kind():
     ("name", "value", "message"),
     [
         ("guidance.scael", 3, r"guidance\.scael.*guidance\.scale"),
-        ("jump_max", [1, 2], r"nodes\.jump_max"),
         ("nodes", {"count": 3}, "nodes"),
-        ("zzz.qqq", 1, "does not exist"),
-        ("iterations", 2.5, "whole number"),
-        ("iterations", True, "whole number"),
-        ("iterations", "many", "cannot be read"),
+        ("scale", 3, "could be guidance.scale or"),
+        ("guidance.kind", "magic", "use one of ge3d"),
         ("iterations", 0, "at least 1"),
-        ("guidance.scale", "Infinity", "a number"),
         ("guidance.noising_prompt", "positive", "negative, empty"),
-        ("cameras.radius_begin", [1], "2 numbers"),
         ("cameras.radius_begin", [0, 1], "above 0"),
+        ("cameras.widen_every", 0, "widen_every is 0"),
         ("nodes.jump_min", [900, 1], "jump_max"),
         ("nodes.max_step", [10, 10], "max_step"),
+        ("nodes.count", 0, "nodes.count is 0"),
         ("views_per_batch", 3, "does not divide views"),
         ("views_per_batch", 0, "views_per_batch is 0"),
         ("attention_chunk", 0, "attention_chunk"),
-        ("optimizer.color", [0, 1], "optimizer.color"),
-        ("splat_capacity", 3, "splat_capacity"),
+        ("learning_rates.color", [0, 1], "learning_rates.color"),
+        ("scene.capacity", 3, "capacity is 3"),
+        ("start.count", 0, "start.count is 0"),
+        ("start.opacity", 1, "start.opacity is 1"),
+        ("start.sh_degree", 4, "start.sh_degree is 4"),
+        ("density.every", -1, "density.every is -1"),
         ("guidance.dbc_width", 0, "dbc_width is 0"),
+        ("perp_neg_weight", 0.5, "perp_neg_weight is 0.5"),
         ("cameras.fov_radians_end", [0, 0.5], "fov_radians_end"),
     ],
 )
@@ -82,48 +85,60 @@ def test_a_mistake_is_named(name, value, message):
         with_overrides(PRESETS["toybox"], {name: value})
 
 
-def test_a_file_with_a_strange_or_missing_setting_is_refused():
-    tree = json.loads(to_json(PRESETS["toybox"]))
-    tree["nodes"]["cuont"] = 3
-    with pytest.raises(UserError, match="nodes.count"):
-        from_json(json.dumps(tree))
-    tree = json.loads(to_json(PRESETS["toybox"]))
-    del tree["nodes"]["count"]
-    with pytest.raises(UserError, match="lacks the setting nodes.count"):
-        from_json(json.dumps(tree))
-    for text in ("{", "[]"):
-        with pytest.raises(UserError, match="JSON"):
-            from_json(text)
+@dataclasses.dataclass(frozen=True)
+class _InPairs(Loss):
+    """A loss that looks at two views together, which must not be mirrored."""
+
+    views_together = 2
+    may_mirror = False
 
 
-def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(UserError, match="paper, toybox"):
-        module.preset("big")
+def test_a_loss_has_its_say_in_views_and_mirrors():
+    plain = dataclasses.replace(PRESETS["toybox"], flip_probability=0.0)
+    assert dataclasses.replace(plain, guidance=_InPairs()).views == 4
+    with pytest.raises(UserError, match="flip_probability is 0.5"):
+        dataclasses.replace(PRESETS["toybox"], guidance=_InPairs())
+    with pytest.raises(UserError, match="views is 3.*multiple of 2"):
+        dataclasses.replace(plain, guidance=_InPairs(), views=3)
+    with pytest.raises(UserError, match="views_per_batch is 1.*multiple of 2"):
+        dataclasses.replace(plain, guidance=_InPairs(), views_per_batch=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("guidance", LOSSES)
+def test_every_loss_has_settings_for_every_preset(preset, guidance):
+    config = configured(preset, guidance=guidance)
+    assert type(config.guidance) is LOSSES[guidance]
+    assert from_tree(config, to_tree(config)) == config
+    shorter = configured(preset, guidance=guidance, overrides={"iterations": 7})
+    assert shorter == dataclasses.replace(config, iterations=7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"preset_name": "big"}, "paper, toybox"),
+        ({"preset_name": "toybox", "guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
+        (
+            {"preset_name": "toybox", "density": "magic"},
+            "'magic' does not exist; use one of clone_split, mcmc",
+        ),
+    ],
+)
+def test_unknown_names_are_answered_with_those_there_are(asked, message):
+    with pytest.raises(UserError, match=message):
+        configured(**asked)
 
 
 def test_every_setting_is_read_somewhere():
     package = Path(ge3d_jax.__file__).parent
-    source = "\n".join(
-        path.read_text()
-        for path in package.rglob("*.py")
-        if path.name != "config.py" or "training" not in path.parts
-    )
-    methods = (package / "training" / "config.py").read_text().split("class DensityConfig")[1]
-    for name in setting_names(PRESETS["paper"]):
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    configs = [PRESETS["paper"], FitConfig(), *(configured("paper", guidance=name) for name in LOSSES)]
+    configs += [configured("paper", density=name) for name in STRATEGIES]
+    for name in {name for config in configs for name in setting_names(config)}:
         leaf = name.rsplit(".", 1)[-1]
-        if name.startswith("optimizer.") and leaf not in ("epsilon", "higher_bands"):
+        if ".learning_rates." in name and leaf != "higher_bands":
             # Read by name, through the table of fields.
             assert f'"{leaf}"' in source, name
-        else:
-            assert re.search(rf"\.{leaf}\b", source) or f"self.{leaf}" in methods, name
-
-
-def test_density_control_keeps_its_schedule():
-    density = PRESETS["paper"].density
-    assert [k for k in range(3001) if density.densifies_at(k)] == list(range(200, 2901, 100))
-    assert [k for k in range(1000) if density.resets_at(k)][:3] == [300, 600, 900] or density.resets_at(300)
-    assert not density.prunes_large_at(300) and density.prunes_large_at(400)
-    never = dataclasses.replace(density, every=0, reset_every=0)
-    assert not any(
-        never.densifies_at(k) or never.resets_at(k) or never.prunes_large_at(k) for k in range(600)
-    )
+        elif leaf != "kind":
+            assert re.search(rf"(config|self|density|cameras|nodes|\w)\.{leaf}\b", source), name
