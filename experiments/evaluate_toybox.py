@@ -6,6 +6,7 @@ Three parts, on two processor cores: the recogniser on ground truth (a minute), 
 minute) and 24 generated objects (twenty minutes; a run that was stopped goes on with the next object).
 The folder docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all
 samples and objects, and README.md with the figures. A quick look: --part=objects --count=4 --out=runs/look
+Another loss: --part=objects --guidance=sds --prompts="a red mushroom,a cyan robot" --out=runs/sds
 """
 
 import os
@@ -28,6 +29,9 @@ _PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make, with commas betw
 _COUNT = flags.DEFINE_integer("count", None, "Make only the first so many objects.", lower_bound=1)
 _OBJECTS = flags.DEFINE_string(
     "objects", "outputs/evaluation", "Folder of the generated objects; what is there is not made again."
+)
+_GUIDANCE = flags.DEFINE_string(
+    "guidance", None, "The objects' loss, with its settings for the preset; by default the preset's."
 )
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the objects' preset.")
 
@@ -70,6 +74,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     prompts = (_PROMPTS.value or evaluation.PROMPTS)[: _COUNT.value]
     evaluation.check_prompts(prompts)
     overrides = script.parse_settings(_SET.value)
+    loss = evaluation.loss_name(_GUIDANCE.value, overrides)
     weights = evaluation.model_fingerprint(folder)
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
@@ -79,6 +84,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
             seed=_SEED.value + index,
             folder=Path(_OBJECTS.value) / weights,
             model=_MODEL.value,
+            guidance=_GUIDANCE.value,
             overrides=overrides,
         )
         pictures = evaluation.object_pictures(gaussians)
@@ -91,6 +97,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     return {
         "weights": weights,
         "seed": _SEED.value,
+        "guidance": loss,
         "overrides": overrides,
         "machine": f"{os.cpu_count()} processor cores" if device.platform == "cpu" else device.device_kind,
         **evaluation.summarise_objects(objects),

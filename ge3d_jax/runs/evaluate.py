@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import to_tree
+from ge3d_jax.core.settings import kind_of, to_tree
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.recognition import (
     RADIUS,
@@ -254,6 +254,19 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
+def loss_name(guidance: str | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+    """The loss that the objects are made with.
+
+    Args:
+        guidance: a loss by name, None for the preset's.
+        overrides: settings to change.
+
+    Raises:
+        UserError: a loss or a setting that does not exist.
+    """
+    return kind_of(configured(_PRESET, guidance=guidance, overrides=overrides), "guidance")
+
+
 def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
     """Seconds that the finished run in `folder` took; None where there is none of these settings."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
@@ -273,9 +286,18 @@ def make_object(
     seed: int,
     folder: Path,
     model: str | None = None,
+    guidance: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Gaussians, float]:
     """Generate an object below `folder`, or load it if that is done already.
+
+    Args:
+        prompt: what to make.
+        seed: of the run.
+        folder: of all objects; each loss has a folder in it, and each object one in that.
+        model: another model than the bundled one.
+        guidance: the loss, None for the preset's.
+        overrides: settings to change.
 
     Returns:
         The splats, and the seconds from the first iteration to the last, compilation included.
@@ -283,8 +305,8 @@ def make_object(
     Raises:
         UserError: as `generate`. KeyboardInterrupt: the person stopped the run.
     """
-    out = folder / f"{slug(prompt)}-{seed}"
-    config = configured(_PRESET, overrides=overrides)
+    out = folder / loss_name(guidance, overrides) / f"{slug(prompt)}-{seed}"
+    config = configured(_PRESET, guidance=guidance, overrides=overrides)
     wanted = {
         "prompt": prompt,
         "seed": seed,
@@ -295,7 +317,14 @@ def make_object(
     }
     if _finished_seconds(out, wanted, config.iterations) is None:
         result = generate(
-            prompt, preset=_PRESET, seed=seed, model=model, out=out, overrides=overrides, preview_every=0
+            prompt,
+            preset=_PRESET,
+            guidance=guidance,
+            seed=seed,
+            model=model,
+            out=out,
+            overrides=overrides,
+            preview_every=0,
         )
         if result.interrupted:
             raise KeyboardInterrupt
