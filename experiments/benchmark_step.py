@@ -26,10 +26,11 @@ def main() -> None:
     overrides = script.parse_settings(_SET.value)
     peer = options.load_peer("benchmarks.peer_iteration")
 
-    from benchmarks.iteration import measure_iteration, with_count
+    from benchmarks.iteration import measure_iteration, splats_of, with_count
     from benchmarks.models import SIZES
 
-    from ge3d_jax.training.config import preset, with_overrides
+    from ge3d_jax.core.settings import with_overrides
+    from ge3d_jax.training.config import preset
 
     size = SIZES[options.MODEL_SIZE.value]
     config = with_count(with_overrides(preset(size.preset), overrides), _SPLATS.value)
@@ -37,7 +38,8 @@ def main() -> None:
     rows = [measure_iteration(size, config, dtype, **how)]
     if peer is not None:
         rows += peer.measure_iteration(size, config, dtype, compiles=options.COMPILE_PEER.value, **how)
-    settings = {"preset": size.preset, **overrides, "views": config.views, "splats": config.start.count}
+    splats = splats_of(config).start.count
+    settings = {"preset": size.preset, **overrides, "views": config.views, "splats": splats}
     options.finish("step", rows, dtype, **settings)
 
 

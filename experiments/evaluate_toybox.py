@@ -6,6 +6,7 @@ Three parts, on two CPU cores: the recognizer on ground truth (a minute), 192 sa
 and 24 generated objects (twenty minutes; a run that was stopped continues with the next object). The folder
 docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all samples
 and objects, and README.md with the results. A quick look: --part=objects --count=4 --out=runs/look
+Another loss: --part=objects --guidance=sds --prompts="a red mushroom,a cyan robot" --out=runs/sds
 """
 
 import os
@@ -26,6 +27,9 @@ _PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make instead of the 24
 _COUNT = flags.DEFINE_integer("count", None, "Make only this many objects.", lower_bound=1)
 _OBJECTS = flags.DEFINE_string(
     "objects", "outputs/evaluation", "Folder of the generated objects; finished ones are reused."
+)
+_GUIDANCE = flags.DEFINE_string(
+    "guidance", None, "The objects' loss, with its settings for the preset; by default the preset's."
 )
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the objects' preset.")
 
@@ -68,6 +72,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     prompts = (_PROMPTS.value or evaluation.PROMPTS)[: _COUNT.value]
     evaluation.check_prompts(prompts)
     overrides = script.parse_settings(_SET.value)
+    loss = evaluation.loss_name(_GUIDANCE.value, overrides)
     weights = evaluation.model_fingerprint(folder)
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
@@ -77,6 +82,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
             seed=_SEED.value + index,
             folder=Path(_OBJECTS.value) / weights,
             model=_MODEL.value,
+            guidance=_GUIDANCE.value,
             overrides=overrides,
         )
         pictures = evaluation.object_pictures(gaussians)
@@ -89,6 +95,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     return {
         "weights": weights,
         "seed": _SEED.value,
+        "guidance": loss,
         "overrides": overrides,
         "machine": f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind,
         **evaluation.summarize_objects(objects),

@@ -12,7 +12,7 @@ outputs/fit-mushroom-images/ then holds the splats (object.ply), a page to turn 
 (comparison.png), PSNR and SSIM of these (held_out.json), and what was set and measured (config.json,
 metrics.jsonl). Ctrl-C keeps the splats as they stand; the same command with --resume goes on from there.
 
---density=mcmc keeps to a budget instead of cloning and splitting (--set=splat_capacity=8000). Every setting
+--density=mcmc keeps to a budget instead of cloning and splitting (--set=scene.capacity=8000). Every setting
 in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downscale=4.
 """
 

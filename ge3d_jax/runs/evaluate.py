@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import to_tree
+from ge3d_jax.core.settings import kind_of, to_tree
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.recognition import (
     RADIUS,
@@ -271,6 +271,19 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
+def loss_name(guidance: str | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+    """The loss that the objects are made with.
+
+    Args:
+        guidance: a loss by name, None for the preset's.
+        overrides: settings to change.
+
+    Raises:
+        UserError: a loss or a setting that does not exist.
+    """
+    return kind_of(configured(_PRESET, guidance=guidance, overrides=overrides), "guidance")
+
+
 def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
     """Seconds that the finished run in `folder` took; None if there is none with these settings."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
@@ -290,6 +303,7 @@ def make_object(
     seed: int,
     folder: Path,
     model: str | None = None,
+    guidance: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Gaussians, float]:
     """Generate an object, or load it if that has been done already.
@@ -301,6 +315,14 @@ def make_object(
         model: see `generate`.
         overrides: see `generate`.
 
+    Args:
+        prompt: what to make.
+        seed: of the run.
+        folder: of all objects; each loss has a folder in it, and each object one in that.
+        model: another model than the bundled one.
+        guidance: the loss, None for the preset's.
+        overrides: settings to change.
+
     Returns:
         The splats, and the seconds from the first iteration to the last, including compilation.
 
@@ -308,8 +330,8 @@ def make_object(
         UserError: see `generate`.
         KeyboardInterrupt: the user stopped the run.
     """
-    out = folder / f"{slug(prompt)}-{seed}"
-    config = configured(_PRESET, overrides=overrides)
+    out = folder / loss_name(guidance, overrides) / f"{slug(prompt)}-{seed}"
+    config = configured(_PRESET, guidance=guidance, overrides=overrides)
     wanted = {
         "prompt": prompt,
         "seed": seed,
@@ -320,7 +342,14 @@ def make_object(
     }
     if _finished_seconds(out, wanted, config.iterations) is None:
         result = generate(
-            prompt, preset=_PRESET, seed=seed, model=model, out=out, overrides=overrides, preview_every=0
+            prompt,
+            preset=_PRESET,
+            guidance=guidance,
+            seed=seed,
+            model=model,
+            out=out,
+            overrides=overrides,
+            preview_every=0,
         )
         if result.interrupted:
             raise KeyboardInterrupt

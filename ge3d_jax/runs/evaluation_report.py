@@ -176,8 +176,9 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
     lines = [
         "## The objects",
         "",
-        f"{figures['objects']} prompts, one object of the `toybox` preset for each (seeds from "
-        f"{figures['seed']}), seen on white from 8 azimuths, 70° from the vertical.",
+        f"{figures['objects']} prompts, one object of the `toybox` preset for each by the loss "
+        f"`{figures['guidance']}` (seeds from {figures['seed']}), seen on white from 8 azimuths, 70° from "
+        "the vertical.",
         "",
         f"The front on exactly one side, the one toward +x: **{_percent(figures['one_front'])}** of the "
         f"{figures['objects_with_front']} objects of a kind with a front (goal: ≥ "

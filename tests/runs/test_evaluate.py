@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.guidance.ge3d import GE3D
+from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.runs import evaluate as evaluation
 from ge3d_jax.runs import evaluation_report as report
 from ge3d_jax.splatting.gaussians import make_gaussians
@@ -65,10 +67,32 @@ def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypa
     for changes in ({"guidance.scale": 3.0}, {"seed": 1}):
         with pytest.raises(Generated):
             make(**changes)
-    metrics = tmp_path / "objects" / "a-red-mushroom-0" / "metrics.jsonl"
+    metrics = tmp_path / "objects" / "ge3d" / "a-red-mushroom-0" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(Generated):
         make()
+
+
+class Weak(GE3D):
+    presets = {"toybox": {"guidance.strength": 0.01}}
+
+
+def test_a_loss_has_its_own_settings_and_folder(tmp_path, monkeypatch):
+    asked = {}
+
+    def note(prompt, **how):
+        asked.update(how)
+        raise Generated
+
+    monkeypatch.setitem(LOSSES, "weak", Weak)
+    monkeypatch.setattr(evaluation, "generate", note)
+    with pytest.raises(Generated):
+        evaluation.make_object("a red mushroom", seed=0, folder=tmp_path, guidance="weak")
+    assert asked["guidance"] == "weak" and asked["out"] == tmp_path / "weak" / "a-red-mushroom-0"
+    assert evaluation.loss_name() == "ge3d"
+    assert evaluation.loss_name(overrides={"guidance.kind": "weak"}) == "weak"
+    with pytest.raises(UserError, match="use one of ge3d"):
+        evaluation.loss_name("none")
 
 
 def test_fingerprint_follows_the_weights(tmp_path):
@@ -123,6 +147,7 @@ def some_reports():
             "mean_seconds": 61.2,
             "seed": 0,
             "machine": "2 processor cores",
+            "guidance": "sds",
             "overrides": {"views": "2"},
             "list": [duck, duck | {"one_front": None, "fronts_at_degrees": []}],
             **shares,
@@ -139,6 +164,7 @@ def test_page_shows_the_available_figures():
         "a red duck as red pig",
         "0°, 180°",
         "a black cat at 7° (180°)",
+        "by the loss `sds`",
         "`views=2`",
         "61 s",
     ):

@@ -201,7 +201,7 @@ def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, change
     [
         ({"image_size": 18}, "multiple of 8"),
         ({"image_size": 4}, "multiple of 8"),
-        ({"nodes.max_step": [1500, 300]}, "goes up to 1500"),
+        ({"nodes.max_step": [1500, 300]}, "times of the setting guidance go up to 1500"),
     ],
 )
 def test_a_refused_run_leaves_earlier_results_as_they_were(model, result, tmp_path, overrides, says):
@@ -244,8 +244,8 @@ def test_edit_2d_of_a_sentence_and_of_a_picture(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({}, "one of image and source_prompt"),
-        ({"image": "a.png", "source_prompt": PROMPT}, "one of image and source_prompt"),
+        ({}, "image and source_prompt are given; give one"),
+        ({"image": "a.png", "source_prompt": PROMPT}, "image and source_prompt are given; give one"),
         ({"image": "missing.png"}, "missing.png"),
         ({"source_prompt": "mushroom"}, "not a sentence"),
         ({"source_prompt": PROMPT, "max_step": 1000}, "max_step is 1000"),
@@ -281,7 +281,7 @@ def test_strengths_are_for_all_loras_or_for_each():
     assert pair_loras(["a", "b"], [0.5]) == [("a", 0.5), ("b", 0.5)]
     assert pair_loras(["a", "b"], [0.5, -1.0]) == [("a", 0.5), ("b", -1.0)]
     for files, strengths in ((["a", "b", "c"], [1.0, 2.0]), ([], [1.0])):
-        with pytest.raises(UserError, match="one for each --lora"):
+        with pytest.raises(UserError, match="one strength for all files, or one for each"):
             pair_loras(files, strengths)
 
 

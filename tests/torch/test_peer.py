@@ -11,10 +11,13 @@ from benchmarks import iteration, peer, peer_iteration
 from benchmarks.models import SIZES, random_model
 from benchmarks.networks import UNET_FORWARD, VAE_WORKS, row_name
 
+from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.weights.parameters import parameter_shapes
-from ge3d_jax.training.cameras import sample_inputs
-from ge3d_jax.training.config import preset, with_overrides
-from ge3d_jax.training.step import trajectory_residual
+from ge3d_jax.guidance.base import Progress, SeenViews
+from ge3d_jax.guidance.prompts import view_texts
+from ge3d_jax.training.config import preset
+from ge3d_jax.training.distillation import Distillation, Prompted
 from tests.reference_models import random_parameters, relative_difference
 from tests.reference_torch import fill
 
@@ -23,7 +26,13 @@ SIZE = SIZES["toybox"]
 
 @pytest.mark.parametrize("use_perp_neg", [False, True])
 def test_the_iteration_hands_back_the_same_residual(use_perp_neg):
-    overrides = {"guidance.use_perp_neg": use_perp_neg, "nodes.count": 2, "views": 2, "start.count": 20}
+    overrides = {
+        "prompts.use_perp_neg": use_perp_neg,
+        "guidance.noising_prompt": "empty",
+        "nodes.count": 2,
+        "views": 2,
+        "start.count": 20,
+    }
     config = with_overrides(preset("toybox"), overrides)
     device = torch.device("cpu")
     unet, vae = (make(SIZE, device, torch.float32) for make in (peer.make_unet, peer.make_vae))
@@ -31,15 +40,27 @@ def test_the_iteration_hands_back_the_same_residual(use_perp_neg):
 
     model = random_model(SIZE, jnp.dtype(jnp.float32), has_unet=False, has_vae=False)
     model = dataclasses.replace(model, unet_params=random_parameters(parameter_shapes(model.unet)))
-    state = iteration.first_state(config)
-    shape = (SIZE.latent_size, SIZE.latent_size, SIZE.vae.latent_channels)
-    capacity = state.gaussians.capacity
-    inputs = sample_inputs(state.key, config, 0, latent_shape=shape, capacity=capacity)
-    z = np.random.default_rng(0).normal(size=inputs.noise.shape).astype(np.float32)
-    embeddings = iteration.random_embeddings(SIZE, config)
-    ours = jax.jit(trajectory_residual, static_argnames="config")(
-        model, embeddings, inputs, jnp.asarray(z), 0, config=config
-    ).gradient
+    task, embeddings = Distillation(config), iteration.random_embeddings(SIZE)
+    drawn = task.draw(iteration.first_state(config, model), Prompted(model, embeddings))
+    z = np.random.default_rng(0).normal(size=drawn.per_view["loss"]["noise"].shape).astype(np.float32)
+
+    def scalar(z, model, embeddings, drawn):
+        text = view_texts(
+            embeddings,
+            drawn.per_view["azimuth"],
+            use_perp_neg=use_perp_neg,
+            weight=config.prompts.perp_neg_weight,
+        )
+        return config.guidance(
+            (),
+            SeenViews(z, drawn.per_view["cameras"], config.views),
+            text,
+            Draws(drawn.shared["loss"], drawn.per_view["loss"]),
+            task.denoiser(model, config.views),
+            Progress(0, config.iterations),
+        )[0]
+
+    ours = jax.jit(jax.grad(scalar))(jnp.asarray(z), model, embeddings, drawn)
     result = theirs.residual(torch.from_numpy(z.transpose(0, 3, 1, 2).copy())).permute(0, 2, 3, 1).numpy()
     assert relative_difference(np.asarray(ours), result) < 1e-3
     assert np.abs(result).max() > 1e-3

@@ -99,4 +99,12 @@ class Ball:
 
     def gaussians(self, key: jax.Array) -> Gaussians:
         """The splats."""
-        return ball(key, **dataclasses.asdict(self))
+        return ball(
+            key,
+            count=self.count,
+            radius=self.radius,
+            opacity=self.opacity,
+            scale=self.scale,
+            gray=self.gray,
+            sh_degree=self.sh_degree,
+        )

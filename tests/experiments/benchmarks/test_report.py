@@ -14,8 +14,9 @@ from benchmarks.models import SIZES, random_parameters
 from benchmarks.networks import UNET_FORWARD, VAE_GRADIENT, inputs_of, work_flop
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
-from ge3d_jax.training.config import preset, with_overrides
+from ge3d_jax.training.config import preset
 
 
 def test_warm_up_is_not_counted():
@@ -49,14 +50,14 @@ def test_an_iteration_counts_its_useful_passes():
     unet, vae = work_flop(UNET_FORWARD, size, 1), work_flop(VAE_GRADIENT, size, 1)
     # 6 nodes × (4 plain + 16 guided by Perp-Neg) = 120.
     assert iteration_flop(size, paper, 6) == 120 * unet + 4 * vae
-    plain = with_overrides(paper, {"guidance.use_perp_neg": False})
+    plain = with_overrides(paper, {"prompts.use_perp_neg": False})
     assert guided_branches(plain) == 2
     assert iteration_flop(size, plain, 2.5) == 30 * unet + 4 * vae
 
 
 def test_splats_may_exceed_the_bound_of_the_preset():
     config = with_count(preset("toybox"), 5000)
-    assert config.start.count == 5000 and config.splat_capacity >= 5000
+    assert config.scene.start.count == 5000 and config.scene.capacity >= 5000
     assert with_count(preset("toybox"), None) == preset("toybox")
 
 
