@@ -1,8 +1,8 @@
-"""Small random networks and inputs, the same wherever they are made, and what our code computes with them.
+"""Small random networks and inputs, reproducible anywhere, and the results of our code for them.
 
 Every tensor is drawn by NumPy from a seed made of its name in diffusers' files, so that the PyTorch reference
 (`reference_torch.py`) and our modules get the same numbers without a weight being stored. `CASES` names the
-comparisons; `tests/write_golden.py` stores the reference's answers to them.
+comparisons; `tests/write_golden.py` stores the reference's results for them.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 Outputs = dict[str, np.ndarray]
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "diffusion.npz"
-# The largest difference that is allowed, as a share of the reference's largest value.
+# The largest allowed difference, relative to the reference's largest value.
 TOLERANCE = 1e-4
 
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def random_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A weight for the tensor `name` of diffusers' shape `shape`, sized so that activations stay near one."""
+    """A weight for the tensor `name` of diffusers' shape `shape`, such that activations stay near one."""
     values = random_array(name, shape)
     if len(shape) == 1:
         return 1 + 0.2 * values if name.endswith("weight") else 0.2 * values
@@ -161,7 +161,7 @@ def channels_last(name: str, *shape: int) -> np.ndarray:
 
 
 def run_module(module: nn.Module, *inputs: Any) -> np.ndarray:
-    """What `module` with random weights makes of `inputs`."""
+    """The outputs of `module` with random weights for `inputs`."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return np.asarray(jax.jit(module.apply)({"params": random_parameters(shapes)}, *inputs))
 

@@ -1,4 +1,4 @@
-"""The answers of diffusers and transformers (PyTorch, CPU, float32) to the cases of `reference_models.py`."""
+"""Results of diffusers and transformers (PyTorch, CPU, float32) for the cases of `reference_models.py`."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
-"""Tiny Stable Diffusion models of both families, and files of them under the original names.
+"""Tiny Stable Diffusion models of both families, and files of them with the original names.
 
-The writer goes the way back: it knows the original names from `single_file.py`, which is tested against a
-list of published names, and joins the text encoder's projections by itself.
+The writer is the inverse of the reader: it takes the original names from `single_file.py`, which is tested
+against a list of published names, and joins the text encoder's projections itself.
 """
 
 import functools
@@ -144,7 +144,7 @@ def original_tensors(family: Family) -> dict[str, np.ndarray]:
 
 
 def write_single_file(file: Path, family: Family) -> StableDiffusion:
-    """Write the family's model as one file, a tokenizer beside it, and return it."""
+    """Write the family's model as one file, with a tokenizer next to it, and return the model."""
     save_file(original_tensors(family), file)
     build_tokenizer(TINY_WORDS, file.parent / "tokenizer", max_length=12)
     return family_model(family)

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model folder of a few thousand random weights: the bundled one in small."""
+"""A Stable Diffusion model folder with a few thousand random weights: a small version of the bundled one."""
 
 import json
 import tempfile
@@ -21,7 +21,7 @@ IMAGE_SIZE = 16
 
 
 def random_parameters(module: nn.Module, seed: int) -> Any:
-    """Normal weights of a small size, norms' scales of one: finite whatever passes through."""
+    """Small normal weights and norm scales of one, so that all activations are finite."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
@@ -33,7 +33,7 @@ def random_parameters(module: nn.Module, seed: int) -> Any:
 
 
 def write_tiny_model(folder: Path) -> None:
-    """Write the model, and the file that says it knows the bundled world's words only."""
+    """Write the model, and the file that marks it as knowing only the words of the Toybox world."""
     unet_config = UNetConfig(
         sample_size=IMAGE_SIZE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -1,4 +1,4 @@
-"""Write tests/golden/diffusion.npz: what diffusers and transformers answer to the cases of reference_models.
+"""Write tests/golden/diffusion.npz: results of diffusers and transformers for the cases of reference_models.
 
 .venv-torch/bin/python -m tests.write_golden     (half a minute; `make test-torch` sets up .venv-torch)
 """

@@ -2,7 +2,7 @@
 
 Symbols: x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε, with ᾱ_t = `alphas_cumprod[t]` for the integer times t = 0 … T−1;
 v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0. Times are scalars or one per sample, (B,), and broadcast over the trailing axes.
-Times outside 0 … T−1 are the caller's mistake: under jit they are clamped to the range, as JAX gathers do.
+Times outside 0 … T−1 are an error of the caller: under jit they are clamped to the range, as in JAX gathers.
 """
 
 import math
@@ -21,17 +21,17 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 STEPS_OFFSET = 1
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
-# The cosine schedule lets ᾱ reach 0 at its end; diffusers caps each beta here so that it does not.
+# The cosine schedule would let ᾱ reach 0 at its end; diffusers caps each beta at this value to prevent it.
 _MAXIMUM_COSINE_BETA = 0.999
 _COSINE_OFFSET = 0.008
 
 
 @struct.dataclass
 class NoiseSchedule:
-    """Which share of signal is left at each time, and what the network predicts.
+    """How much of the signal remains at each time, and what the network predicts.
 
     Attributes:
-        alphas_cumprod: (T,) float32, ᾱ_t, falling in t, within (0, 1).
+        alphas_cumprod: (T,) float32, ᾱ_t, decreasing in t, within (0, 1).
         prediction_type: "epsilon" or "v_prediction".
     """
 
@@ -54,18 +54,24 @@ def _betas(name: str, first: float, last: float, steps: int) -> np.ndarray:
         remaining = np.cos((fractions + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
         return np.minimum(1 - remaining[1:] / remaining[:-1], _MAXIMUM_COSINE_BETA)
     raise UserError(
-        f"The scheduler's beta_schedule {name!r} is not known here; use one of {', '.join(BETA_SCHEDULES)}."
+        f"The scheduler's beta_schedule {name!r} is not supported; use one of {', '.join(BETA_SCHEDULES)}."
     )
 
 
 def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Read diffusers' `scheduler_config.json` keys.
+    """The noise schedule described by diffusers' `scheduler_config.json`.
 
-    Missing keys take diffusers' DDIM defaults: 1000 steps, betas 0.0001 → 0.02 linear, ε-prediction.
+    Missing keys take diffusers' DDIM defaults: 1000 steps, linear betas from 0.0001 to 0.02, ε-prediction.
+
+    Args:
+        config: contents of the file.
+
+    Returns:
+        The schedule.
 
     Raises:
-        UserError: an unknown beta schedule or prediction type, or a key that would change the schedule in
-            a way not supported.
+        UserError: the beta schedule or the prediction type is unknown, or a key would change the schedule in
+            an unsupported way.
     """
     for key in ("trained_betas", "rescale_betas_zero_snr"):
         value = config.get(key)
@@ -77,7 +83,7 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise UserError(
-            f"The scheduler's prediction_type {prediction_type!r} is not known here; "
+            f"The scheduler's prediction_type {prediction_type!r} is not supported; "
             f"use a model with one of {', '.join(PREDICTION_TYPES)}."
         )
     betas = _betas(
@@ -86,7 +92,7 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         float(config.get("beta_end", 0.02)),
         int(config.get("num_train_timesteps", 1000)),
     )
-    # The product is taken in float64: a thousand float32 factors would lose two digits.
+    # The product is computed in float64: a thousand float32 factors would lose two digits.
     return NoiseSchedule(
         alphas_cumprod=jnp.asarray(np.cumprod(1.0 - betas), jnp.float32), prediction_type=prediction_type
     )
@@ -95,7 +101,7 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
 def _signal_and_noise(
     schedule: NoiseSchedule, t: jax.Array | int, like: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """√ᾱ_t and √(1−ᾱ_t), shaped to broadcast against `like` (a leading batch axis when `t` has one)."""
+    """√ᾱ_t and √(1−ᾱ_t), shaped to broadcast against `like` (with a leading batch axis if `t` has one)."""
     alphas = schedule.alphas_cumprod[jnp.asarray(t)]
     alphas = alphas.reshape(alphas.shape + (1,) * (like.ndim - alphas.ndim)) if alphas.ndim else alphas
     return jnp.sqrt(alphas), jnp.sqrt(1.0 - alphas)
@@ -108,7 +114,7 @@ def add_noise(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.A
 
 
 def velocity(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
-    """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0, what a v-prediction network is trained to give."""
+    """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0, the target of a v-prediction network, shaped as `x0`."""
     signal, sigma = _signal_and_noise(schedule, t, x0)
     return signal * noise - sigma * x0
 
@@ -116,7 +122,7 @@ def velocity(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.Ar
 def epsilon_from_output(
     schedule: NoiseSchedule, output: jax.Array, x_t: jax.Array, t: jax.Array | int
 ) -> jax.Array:
-    """The noise ε, whichever of ε and v the network's `output` is: ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t."""
+    """The noise ε, whether the network's `output` is ε or v: ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t."""
     if schedule.prediction_type == "epsilon":
         return output
     signal, sigma = _signal_and_noise(schedule, t, x_t)
@@ -124,7 +130,7 @@ def epsilon_from_output(
 
 
 def predict_x0(schedule: NoiseSchedule, x_t: jax.Array, epsilon: jax.Array, t: jax.Array | int) -> jax.Array:
-    """The clean sample that `x_t` and `epsilon` imply: (x_t − √(1−ᾱ_t)·ε)/√ᾱ_t."""
+    """The clean sample implied by `x_t` and `epsilon`: (x_t − √(1−ᾱ_t)·ε)/√ᾱ_t."""
     signal, sigma = _signal_and_noise(schedule, t, x_t)
     return (x_t - sigma * epsilon) / signal
 

@@ -1,8 +1,8 @@
 """Small vocabularies for CLIP's tokenizer, and its folder on disk.
 
-A CLIPTokenizer folder holds `vocab.json` (token -> id) and `merges.txt` (pairs of tokens that become one, in
-order of priority). Text is lower-cased, cut into words by CLIP's pattern, spelled in 256 printable stand-ins
-for bytes, the last one of a word marked by `</w>`, and then joined by the merges.
+A CLIPTokenizer folder holds `vocab.json` (token → id) and `merges.txt` (pairs of tokens that become one, in
+order of priority). Text is lower-cased, split into words by CLIP's pattern, spelled in 256 printable
+characters that represent bytes, the last one of a word marked by `</w>`, and then joined by the merges.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# transformers otherwise announces at import that PyTorch is absent, which is as it should be here.
+# Otherwise transformers announces at import that PyTorch is not installed, which is intended here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import numpy as np  # noqa: E402
@@ -27,19 +27,19 @@ END_TOKEN = "<|endoftext|>"
 # Stable Diffusion 2 pads with this character; it is the first of the byte alphabet, so its id is 0.
 PAD_TOKEN = "!"
 
-# Bytes that print as themselves in Latin-1; the others are written as the characters from 256 on.
+# Bytes that are printable in Latin-1; the others are written as characters from 256 on.
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each of the 256 bytes, in the order of CLIP's vocabulary."""
+    """The printable character that represents each of the 256 bytes, in the order of CLIP's vocabulary."""
     others = [byte for byte in range(256) if byte not in _PRINTABLE]
     letters = {byte: chr(byte) for byte in _PRINTABLE}
     return letters | {byte: chr(256 + index) for index, byte in enumerate(others)}
 
 
 def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word: join the pair of lowest rank, everywhere, until none is left."""
+    """Byte-pair encoding of one word: repeatedly join all pairs of the lowest rank."""
     while True:
         known = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
         if not known:
@@ -57,8 +57,8 @@ def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
 def _merges_for(words: Iterable[str]) -> list[tuple[str, str]]:
     """Merges that join each word to one token.
 
-    A new merge comes after all earlier ones, and an earlier word always finds one of its own to apply first:
-    so words that are whole stay whole.
+    A new merge comes after all earlier ones, and an earlier word always has one of its own to apply first, so
+    that words which are one token remain so.
     """
     letters = byte_alphabet()
     ranks: dict[tuple[str, str], int] = {}
@@ -99,12 +99,15 @@ def build_tokenizer(words: Iterable[str], folder: str | os.PathLike[str], max_le
     """Write a tokenizer that knows each of `words` as one token and spells all others, and open it.
 
     Args:
-        words: lower-case words; their order and repeats do not matter, the same set gives the same files.
-        folder: where to write.
-        max_length: tokens of a padded text, start and end tokens included.
+        words: lower-case words; order and repetitions do not matter, the same set gives the same files.
+        folder: folder to write to.
+        max_length: tokens of a padded text, including the start and end tokens.
+
+    Returns:
+        The tokenizer.
 
     Raises:
-        UserError: something that CLIP's pattern cuts into several pieces, such as "light-blue".
+        UserError: CLIP's pattern splits a word into several pieces, e.g. "light-blue".
     """
     folder = Path(folder)
     ordered = sorted(set(words))
@@ -128,14 +131,14 @@ def build_tokenizer(words: Iterable[str], folder: str | os.PathLike[str], max_le
         pieces = tokenizer.tokenize(word)
         if len(pieces) != 1:
             raise UserError(
-                f"The word {word!r} cannot be one token, CLIP's tokenizer cuts it into {len(pieces)}: "
-                f"give words of lower-case letters only."
+                f"The word {word!r} cannot be one token: CLIP's tokenizer splits it into {len(pieces)}; "
+                "give words of lower-case letters only."
             )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write `tokenizer` to `folder` in the form that transformers 4 and 5 both read."""
+    """Write `tokenizer` to `folder` in the form that both transformers 4 and 5 read."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
@@ -145,27 +148,27 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> 
 
 
 def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> np.ndarray:
-    """Token ids of prompts as Stable Diffusion takes them: framed, padded, and cut where they are too long.
+    """Token ids of prompts as Stable Diffusion expects them: with start and end, padded, and truncated.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         prompts: B texts, possibly empty.
-        length: L, tokens of every row, start and end tokens included.
+        length: L, tokens per row, including the start and end tokens.
 
     Returns:
         (B, L) int32.
 
     Warns:
-        UserWarning: a prompt has more tokens than fit; says which words the model will not see.
+        UserWarning: a prompt has too many tokens; names the words that the model will not see.
     """
-    # `verbose` off: transformers would speak of indexing errors, which cutting rules out.
+    # `verbose` off: transformers would warn about indexing errors, which truncation prevents.
     rows = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
     for row in rows:
         if len(row) > length:
             lost = tokenizer.decode(row[length - 1 : -1])
             warnings.warn(
-                f"A prompt is longer than the {length} tokens the model reads; it will not see the end "
-                f"{lost!r}. Shorten the prompt.",
+                f"A prompt is longer than the {length} tokens that the model reads, which will not see the "
+                f"end {lost!r}; shorten the prompt.",
                 stacklevel=2,
             )
     padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)

@@ -109,8 +109,8 @@ class GifPages:
     def __init__(self, palette_frames: Sequence[np.ndarray]) -> None:
         """Choose the palette from uint8 frames (H, W, 3), those at `palette_indices`."""
         # Side by side, as one image, so that the palette suits all of them.
-        beside = np.concatenate([_prepared(frame) for frame in palette_frames], axis=1)
-        self._palette = Image.fromarray(beside).quantize(_COLORS)
+        row = np.concatenate([_prepared(frame) for frame in palette_frames], axis=1)
+        self._palette = Image.fromarray(row).quantize(_COLORS)
         self._pages: list[Image.Image] = []
 
     def add(self, frame: np.ndarray) -> None:

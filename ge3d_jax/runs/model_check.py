@@ -243,9 +243,9 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
     variance = float(jnp.mean(latents**2))
     other = dataclasses.replace(schedule, prediction_type=_other_type(schedule.prediction_type))
 
-    def output(time: int, told: int, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def output(time: int, given: int, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = add_noise(schedule, latents, noise, time)
-        return x, _run_unet(model, x, jnp.full(count, told), text)
+        return x, _run_unet(model, x, jnp.full(count, given), text)
 
     def error(epsilon: jax.Array) -> float:
         return float(jnp.mean((epsilon - noise) ** 2) / jnp.mean(noise**2))

@@ -37,7 +37,7 @@ def test_alphas_follow_the_betas_of_stable_diffusion():
 
 
 @pytest.mark.parametrize("name", ddim.BETA_SCHEDULES)
-def test_alphas_fall_within_zero_and_one(name):
+def test_alphas_decrease_between_one_and_zero(name):
     alphas = np.asarray(ddim.noise_schedule_from_config({"beta_schedule": name}).alphas_cumprod)
     assert alphas[0] < 1 and alphas[-1] > 0 and np.all(np.diff(alphas) < 0)
 
@@ -51,19 +51,19 @@ def test_alphas_fall_within_zero_and_one(name):
         ("trained_betas", [0.1]),
     ],
 )
-def test_what_is_not_supported_is_named(key, value):
+def test_unsupported_settings_are_named(key, value):
     with pytest.raises(UserError, match=key):
         ddim.noise_schedule_from_config({**STABLE_DIFFUSION, key: value})
 
 
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.lists(times, min_size=2, max_size=6))
-def test_a_constant_epsilon_makes_every_path_return(seed, path):
+def test_with_constant_epsilon_every_closed_path_returns(seed, path):
     x, epsilon = _normal(seed, 2, 2, 3, 3, 4)
     state = x
     for s, t in zip(path, path[1:] + path[:1], strict=True):
         state = ddim.ddim_step(SCHEDULE, state, epsilon, s, t)
-    # 1/√ᾱ reaches 15 and multiplies the rounding.
+    # 1/√ᾱ reaches 15 and amplifies the rounding.
     np.testing.assert_allclose(state, x, atol=2e-4)
 
 
@@ -83,7 +83,7 @@ def test_the_true_epsilon_of_one_data_point_steps_exactly(seed, s, t):
 def test_the_error_on_a_gaussian_falls_as_one_over_the_steps():
     # x_0 ~ N(m, d²): ε is linear in x and the ODE carries each quantile to the same quantile.
     mean, deviation = 0.7, 0.4
-    # More times than steps, so that the nodes lie where they should; float64, so that rounding stays away.
+    # More times than steps, so that the nodes are placed accurately; float64, to avoid rounding errors.
     with jax.enable_x64():
         betas = np.linspace((0.00085 / 64) ** 0.5, (0.012 / 64) ** 0.5, 64_000) ** 2
         schedule = ddim.NoiseSchedule(jnp.asarray(np.cumprod(1 - betas)))

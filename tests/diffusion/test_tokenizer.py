@@ -1,4 +1,4 @@
-"""Small vocabularies: every word one token, every other text spelled, the same files each time."""
+"""Small vocabularies: every word is one token, other text is spelled, the same files each time."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.tokenizer import build_tokenizer, prompt_ids, save_tokenizer
 
-# Words that share beginnings, middles and ends, so that the merges of one could break another.
+# Words that share prefixes, middles and suffixes, so that the merges of one could break another.
 WORDS = [
     "red",
     "robot",
@@ -42,7 +42,7 @@ def test_every_word_is_one_token(tmp_path, words):
     ] or ("".join(tokenizer.tokenize("robots")) == "robots</w>")
 
 
-def test_texts_are_framed_padded_and_cut(tmp_path):
+def test_texts_get_start_end_and_padding_and_are_truncated(tmp_path):
     tokenizer = build_tokenizer(WORDS, tmp_path, max_length=6)
     ids = tokenizer(["red robot", "red " * 9, ""], padding="max_length", truncation=True)["input_ids"]
     start, end, red = (
@@ -71,7 +71,7 @@ def test_the_same_words_give_the_same_files(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_saving_writes_what_was_read(tmp_path):
+def test_saving_writes_the_files_that_were_read(tmp_path):
     tokenizer = build_tokenizer(WORDS, tmp_path / "one", max_length=9)
     save_tokenizer(tokenizer, tmp_path / "two")
     for name in FILES:
@@ -93,7 +93,7 @@ def test_words_of_several_pieces_are_refused(tmp_path, word):
         build_tokenizer(["red", word], tmp_path, max_length=9)
 
 
-def test_prompts_are_cut_with_a_warning_that_names_what_is_lost(tmp_path):
+def test_truncated_prompts_warn_and_name_what_is_lost(tmp_path):
     tokenizer = build_tokenizer(WORDS, tmp_path, max_length=9)
     with pytest.warns(UserWarning, match="the end 'top café'"):
         ids = prompt_ids(tokenizer, ["red", "red robot top café"], 4)

@@ -46,8 +46,8 @@ def test_grid_places_images_and_labels():
     # Two rows of two cells, the last of them empty.
     assert sheet.shape[0] > 2 * 64 and 2 * 64 < sheet.shape[1] < 3 * 64
     assert (sheet[-60:, -60:] == 255).all()
-    labelled = image_grid(images, ["", "", ""], columns=2)
-    assert (labelled != sheet).any()
+    labeled = image_grid(images, ["", "", ""], columns=2)
+    assert (labeled != sheet).any()
 
 
 def test_grid_needs_a_label_per_image():

@@ -1,1 +1,1 @@
-"""The networks of Stable Diffusion in Flax, each equal to diffusers' and transformers'."""
+"""The networks of Stable Diffusion in Flax, numerically equal to those of diffusers and transformers."""

@@ -1,7 +1,7 @@
 """Softmax attention whose memory grows linearly in the number of tokens.
 
-On an NVIDIA GPU, cuDNN's flash attention where it can be had; everywhere else, and for shapes that it does
-not take, plain attention of some heads and queries at a time.
+On an NVIDIA GPU this is cuDNN's flash attention if available; otherwise, and for shapes that it does not
+support, plain attention of some heads and queries at a time.
 
 Symbols: B batch, Q queries, K keys, H heads, D channels of one head.
 """
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.devices import has_flash_attention
 
-# Most queries at a time. Logits then take 16 MiB, unless that made parts too short, and a processor's cache
-# about holds them: 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time that
-# all heads at once do.
+# Most queries at a time. The logits then take 16 MiB (more if parts would get too short), which about fits in
+# a CPU's cache: 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time of all
+# heads at once.
 QUERIES_AT_A_TIME = 1024
 _KEYS_AT_A_TIME = 4096
-# A product of fewer rows than this wastes more than the cache gains.
+# A product with fewer rows than this loses more than the cache gains.
 _SHORTEST_PART = 128
 
-# What cuDNN takes (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
-# heads of up to 128 channels (256 on Hopper alone) in multiples of 8.
+# What cuDNN supports (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
+# heads of up to 128 channels (256 only on Hopper) in multiples of 8.
 _FLASH_TYPES = (jnp.bfloat16, jnp.float16)
 _FLASH_LARGEST_HEAD = 128
 _FLASH_HEAD_MULTIPLE = 8
@@ -29,10 +29,10 @@ _FLASH_HEAD_MULTIPLE = 8
 def _attend(
     query: jax.Array, key: jax.Array, value: jax.Array, positions: jax.Array, causal: bool
 ) -> jax.Array:
-    """Plain attention of scaled queries (..., Q, D) that stand at `positions` (Q,) to keys (..., K, D).
+    """Plain attention of scaled queries (..., Q, D) at `positions` (Q,) to keys (..., K, D).
 
-    Logits, softmax and sums are float32. The softmax is divided by its sum after the product with the values,
-    whose rows are shorter than its own.
+    Logits, softmax and sums are float32. The softmax is normalized after the product with the values, whose
+    rows are shorter than its own.
     """
     logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
     if causal:
@@ -56,10 +56,10 @@ def _parts(batch: int, queries: int, keys: int, heads: int, chunk: int) -> tuple
 def chunked_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, chunk: int
 ) -> jax.Array:
-    """Plain attention, some heads and at most `chunk` queries at a time: shapes as in `attention`."""
+    """Plain attention, some heads and at most `chunk` queries at a time; arguments as in `attention`."""
     batch, queries, heads, channels = query.shape
     length, heads_together = _parts(batch, queries, key.shape[1], heads, chunk)
-    # Heads first: each is a product of contiguous matrices, and the batch stays whole for who divides it.
+    # Heads first: each is a product of contiguous matrices, and the batch axis remains whole for sharding.
     query, key, value = (jnp.moveaxis(array, 2, 0) for array in (query * channels**-0.5, key, value))
     if (length, heads_together) == (queries, heads):
         return jnp.moveaxis(_attend(query, key, value, jnp.arange(queries), causal), 0, 2)
@@ -70,7 +70,7 @@ def chunked_attention(
     def some_heads(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         query, key, value = arrays
 
-        # Recomputed on the way back: the loop would else keep the weights of every part for the gradient.
+        # Recomputed in the backward pass: otherwise the loop would keep the weights of every part.
         @jax.checkpoint
         def some_queries(part: tuple[jax.Array, jax.Array]) -> jax.Array:
             return _attend(part[0], key, value, part[1], causal)
@@ -85,7 +85,7 @@ def chunked_attention(
 
 
 def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
-    """Whether cuDNN's flash attention, on a GPU that has it, computes these shapes and types."""
+    """Whether cuDNN's flash attention, on a GPU that has it, supports these shapes and dtypes."""
     channels = query.shape[-1]
     return (
         query.dtype == key.dtype == value.dtype
@@ -96,15 +96,15 @@ def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
 
 
 def _flash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    """Attention by cuDNN; what `takes_flash` says yes to."""
+    """Attention by cuDNN, for inputs that `takes_flash`."""
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-    # JAX refuses the gradient for odd numbers, such as the 77 tokens of a text; a masked one more will do.
+    # JAX refuses the gradient for odd lengths, e.g. the 77 tokens of a text; a masked token is added to them.
     is_odd = queries % 2 == 1 or keys % 2 == 1
 
     def evened(array: jax.Array) -> jax.Array:
         return jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0)))
 
-    # Named: left to itself, JAX takes the plain form and holds all logits in float32.
+    # Named explicitly because JAX would choose the plain form by default, with all logits in float32.
     result = jax.nn.dot_product_attention(
         evened(query),
         evened(key),
@@ -129,12 +129,13 @@ def attention(
 
     Args:
         query: (B, Q, H, D).
-        key, value: (B, K, H, D).
-        causal: query i sees the keys 0..i only.
-        chunk: queries at a time, at least 1, where flash attention cannot be had: fewer take less memory.
+        key: (B, K, H, D).
+        value: (B, K, H, D).
+        causal: query i sees only the keys 0 to i.
+        chunk: queries at a time, at least 1, without flash attention; fewer take less memory.
 
     Returns:
-        (B, Q, H, D) in the type of `value`.
+        (B, Q, H, D) with the dtype of `value`.
     """
     if has_flash_attention() and takes_flash(query, key, value):
         return _flash_attention(query, key, value, causal)

@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 _FIXED = {"model_type": ("clip_text_model",)}
-# Notes of transformers, settings of its training, of its other heads and of its text generation.
+# Metadata of transformers, settings of training, of other heads and of text generation.
 _IGNORED = (
     "architectures",
     "attention_dropout",
@@ -46,7 +46,7 @@ _IGNORED = (
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Dimensions of the text encoder under transformers' own names, with transformers' own defaults."""
+    """Dimensions of the text encoder, with transformers' own names and defaults."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -62,10 +62,10 @@ class CLIPTextConfig:
         """Read a `text_encoder/config.json`.
 
         Raises:
-            UserError: a setting this code does not compute; names the key and its value.
+            UserError: a setting is not supported; names the key and its value.
         """
         names = [field.name for field in fields(cls)]
-        # How outputs are wrapped (return_dict, output_hidden_states, …): no arithmetic.
+        # The form of the outputs (return_dict, output_hidden_states, …) does not affect the arithmetic.
         notes = [
             name for name in config if name.startswith(("return_", "output_", "use_", "is_", "chunk_size_"))
         ]
@@ -99,7 +99,7 @@ class CLIPAttention(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, L, D) -> (B, L, D)."""
+        """(B, L, D) → (B, L, D)."""
         batch, length, channels = tokens.shape
         split = (batch, length, self.heads, channels // self.heads)
         query, key, value = (
@@ -118,21 +118,21 @@ class CLIPMLP(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, L, D) -> (B, L, D)."""
+        """(B, L, D) → (B, L, D)."""
         hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(tokens)
         hidden = ACTIVATIONS[self.config.hidden_act](hidden)
         return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(hidden)
 
 
 class CLIPLayer(nn.Module):
-    """Attention and feed-forward, each after its layer norm and added to its input."""
+    """Attention and feed-forward, each after a layer norm and added to its input."""
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, L, D) -> (B, L, D)."""
+        """(B, L, D) → (B, L, D)."""
         epsilon = self.config.layer_norm_eps
         normed = layer_norm(epsilon, self.dtype, "layer_norm1")(tokens)
         tokens = tokens + CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")(normed)
@@ -148,9 +148,9 @@ class CLIPEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> jax.Array:
-        """(B, L) int -> (B, L, D)."""
+        """(B, L) int → (B, L, D)."""
         config = self.config
-        # Standard deviations of CLIP's own initialisation.
+        # Standard deviations of CLIP's own initialization.
         words = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -176,7 +176,7 @@ class CLIPEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, L, D) -> (B, L, D)."""
+        """(B, L, D) → (B, L, D)."""
         for layer in range(self.config.num_hidden_layers):
             tokens = CLIPLayer(self.config, self.dtype, name=f"layers_{layer}")(tokens)
         return tokens
@@ -193,8 +193,8 @@ class CLIPTextModel(nn.Module):
         """Last hidden state after the final layer norm.
 
         Args:
-            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as
-                Stable Diffusion does.
+            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as in
+                Stable Diffusion.
 
         Returns:
             (B, L, hidden_size) float32.

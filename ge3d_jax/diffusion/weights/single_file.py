@@ -1,11 +1,11 @@
-"""Stable Diffusion in one file, under the names of its first publication.
+"""Stable Diffusion in one file, with the names of its original publication.
 
-Such a file (`v2-1_512-ema-pruned.safetensors`, and most that are traded by hand) holds the three networks'
-tensors and nothing else. Their sizes are read off the tensors; what tensors cannot say is known of the two
-families: 1.x has 8 heads everywhere and CLIP's text encoder, 2.x heads of 64 channels and OpenCLIP's, of
-which the last layer is not used. Whether a 2.x model predicts noise or v is told by "512" or "768" in the
-file's name, or by a `scheduler/scheduler_config.json` beside it; the tokenizer comes from a folder
-`tokenizer/` beside it, or from the hub.
+Such a file (`v2-1_512-ema-pruned.safetensors`, and most that circulate) holds the tensors of the three
+networks and nothing else. The configuration is inferred from the shapes of the tensors; the rest is known of
+the two families: 1.x has 8 heads in all layers and CLIP's text encoder, 2.x has heads of 64 channels and
+OpenCLIP's, whose last layer is not used. Whether a 2.x model predicts noise or v is decided by "512" or "768"
+in the file's name, or by a `scheduler/scheduler_config.json` next to it; the tokenizer comes from a folder
+`tokenizer/` next to it, or from the hub.
 """
 
 import re
@@ -37,10 +37,10 @@ _VAE_PREFIX = "first_stage_model."
 _CLIP_PREFIX = "cond_stage_model.transformer."
 _OPEN_CLIP_PREFIX = "cond_stage_model.model."
 
-# Channels of a head in the UNet of 2.x and in both text encoders; number of heads in the UNet of 1.x.
+# Channels per head in the UNet of 2.x and in both text encoders; number of heads in the UNet of 1.x.
 _HEAD_SIZE = 64
 _SD1_HEADS = 8
-# Latents' edge of models that were trained on 512 and 768 pixels.
+# Edge of the latents of models trained on 512 and 768 pixels.
 _SIZES = {"epsilon": 64, "v_prediction": 96}
 _SCHEDULE = {
     "beta_start": 0.00085,
@@ -49,7 +49,7 @@ _SCHEDULE = {
     "num_train_timesteps": 1000,
 }
 
-# Parts of diffusers' names -> of the original ones.
+# Parts of diffusers' names, and the corresponding parts of the original ones.
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -91,7 +91,7 @@ _OPEN_CLIP_PARTS = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-# What only OpenCLIP's comparison of texts and images needs.
+# Tensors that only OpenCLIP's comparison of texts and images needs.
 _OPEN_CLIP_HEADS = ("text_projection", "logit_scale")
 
 
@@ -103,7 +103,7 @@ def _replace_parts(name: str, parts: Mapping[str, str]) -> str:
 
 
 def original_unet_name(name: str, config: UNetConfig) -> str:
-    """The original name, without its prefix, of the UNet's tensor or module that diffusers calls `name`."""
+    """The original name, without its prefix, of the UNet's tensor or module named `name` in diffusers."""
     layers = config.layers_per_block
     ending = name.rsplit("resnets.", 1)
     if len(ending) == 2:
@@ -126,18 +126,18 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
 
 
 def original_vae_name(name: str, config: VAEConfig) -> str:
-    """The original name, without its prefix, of the VAE's tensor that diffusers calls `name`."""
+    """The original name, without its prefix, of the VAE's tensor named `name` in diffusers."""
     last = len(config.block_out_channels) - 1
     name = _replace_parts(name, _VAE_PARTS)
     name = re.sub(r"^encoder\.down_blocks\.(\d+)", r"encoder.down.\1", name)
-    # The decoder's blocks were numbered by their size.
+    # The decoder's blocks were numbered by increasing size.
     name = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
     name = name.replace(".downsamplers.0.", ".downsample.").replace(".upsamplers.0.", ".upsample.")
     return name.replace(".resnets.", ".block.")
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """One more than the largest number that stands in the group of `pattern` at the start of a name."""
+    """One more than the largest number matched by the group of `pattern` at the start of a name."""
     found = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
@@ -145,7 +145,7 @@ def _count(tensors: Tensors, pattern: str) -> int:
 def _shape(tensors: Tensors, name: str, file: Path) -> tuple[int, ...]:
     if name not in tensors:
         raise UserError(
-            f"{file} lacks the tensor {name}; take a whole Stable Diffusion 1.x or 2.x checkpoint."
+            f"{file} lacks the tensor {name}; use a complete Stable Diffusion 1.x or 2.x checkpoint."
         )
     return tensors[name].shape
 
@@ -162,7 +162,7 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
     for index in range(1, blocks + 1):
         if index < blocks and f"input_blocks.{index}.0.op.weight" not in tensors:
             continue
-        # A level ends before the convolution that halves the size, or at the end.
+        # A level ends before the convolution that halves the size, or after the last block.
         layers = layers or index - 1
         name = f"input_blocks.{first + 1}.0.out_layers.3.weight"
         channels.append(_shape(tensors, name, file)[0])
@@ -213,7 +213,7 @@ def _text_config(tensors: Tensors, file: Path, layers: int, activation: str) -> 
 
 
 def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
-    """OpenCLIP's tensors under transformers' names, without its last layer, and how many layers are left."""
+    """OpenCLIP's tensors by transformers' names, without its last layer, and the number of other layers."""
     layers = _count(stored, r"transformer\.resblocks\.(\d+)\.") - 1
     modern = {old: new for new, old in _OPEN_CLIP_PARTS.items()}
     tensors: dict[str, StoredTensor] = {}
@@ -234,47 +234,53 @@ def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
 def _under_new_names(
     stored: Tensors, module: nn.Module, original: Callable[[str], str], prefix: str, file: Path
 ) -> NetworkFiles:
-    """The tensors of one network under diffusers' names; none may be missing or left over."""
+    """The tensors of one network by diffusers' names; none may be missing or left over."""
     names = {name: original(name) for name in tensor_names(parameter_shapes(module))}
     missing = set(names.values()) - stored.keys()
     if missing:
         raise UserError(
-            f"{file} lacks the tensor {prefix}{some_names(missing)}; take a whole Stable Diffusion 1.x "
+            f"{file} lacks the tensor {prefix}{some_names(missing)}; use a complete Stable Diffusion 1.x "
             f"or 2.x checkpoint."
         )
     surplus = stored.keys() - set(names.values())
     if surplus:
         raise UserError(
-            f"{file} holds the surplus tensor {prefix}{some_names(surplus)}; take a text-to-image checkpoint "
-            f"of Stable Diffusion 1.x or 2.x."
+            f"{file} holds the unexpected tensor {prefix}{some_names(surplus)}; use a text-to-image "
+            f"checkpoint of Stable Diffusion 1.x or 2.x."
         )
     return NetworkFiles({name: stored[old] for name, old in names.items()}, file)
 
 
 def _prediction_type(file: Path) -> str:
-    """What a 2.x model predicts, by its file's name."""
+    """What a 2.x model predicts, according to its file's name."""
     sizes = set(re.findall(r"(?<!\d)(?:512|768)(?!\d)", file.stem))
     if len(sizes) != 1:
         raise UserError(
             f"{file} does not say whether it is a 2.x model of 512 pixels, which predicts noise, or of 768, "
-            f"which predicts v; put the number in the file's name, or a {SCHEDULER_FILE} beside it."
+            f"which predicts v; put the number in the file's name, or a {SCHEDULER_FILE} next to it."
         )
     return "epsilon" if sizes == {"512"} else "v_prediction"
 
 
 def _scheduler(file: Path, *, second: bool) -> Mapping[str, Any]:
-    beside = file.parent / SCHEDULER_FILE
-    if beside.is_file():
-        return read_json(beside)
+    config = file.parent / SCHEDULER_FILE
+    if config.is_file():
+        return read_json(config)
     return {**_SCHEDULE, "prediction_type": _prediction_type(file) if second else "epsilon"}
 
 
 def open_single_file(file: Path) -> ModelFiles:
     """Open a checkpoint of Stable Diffusion 1.x or 2.x in one .safetensors file.
 
+    Args:
+        file: the checkpoint.
+
+    Returns:
+        The model's files.
+
     Raises:
-        UserError: a file of another kind, an incomplete one, or one whose prediction type or tokenizer cannot
-            be found.
+        UserError: the file is of another kind or incomplete, or its prediction type or tokenizer cannot be
+            found.
     """
     stored = open_tensors(file)
     unet, vae = _part(stored, _UNET_PREFIX), _part(stored, _VAE_PREFIX)
@@ -282,8 +288,9 @@ def open_single_file(file: Path) -> ModelFiles:
     second = bool(open_clip)
     if not (unet and vae and (open_clip or clip)):
         raise UserError(
-            f"{file} is no Stable Diffusion 1.x or 2.x checkpoint (it has no {_UNET_PREFIX}*, {_VAE_PREFIX}* "
-            f"and {_CLIP_PREFIX}* or {_OPEN_CLIP_PREFIX}*); take one that holds the whole model."
+            f"{file} is not a Stable Diffusion 1.x or 2.x checkpoint (it lacks {_UNET_PREFIX}*, "
+            f"{_VAE_PREFIX}*, or both {_CLIP_PREFIX}* and {_OPEN_CLIP_PREFIX}*); use one that holds the "
+            "whole model."
         )
     scheduler = _scheduler(file, second=second)
     if second:
@@ -295,8 +302,8 @@ def open_single_file(file: Path) -> ModelFiles:
     size = _SIZES["v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"]
     unet_config = _unet_config(unet, file, size)
     vae_config = _vae_config(vae, file, size)
-    beside = file.parent / "tokenizer"
-    folder = beside if beside.is_dir() else download_tokenizer(BASE_MIRROR if second else SD1_MIRROR)
+    own_folder = file.parent / "tokenizer"
+    folder = own_folder if own_folder.is_dir() else download_tokenizer(BASE_MIRROR if second else SD1_MIRROR)
     return ModelFiles(
         unet=_under_new_names(
             unet,

@@ -1,6 +1,6 @@
-"""Safetensors files as mappings from a name to a tensor that is read when asked for.
+"""Safetensors files as mappings from names to tensors that are read on demand.
 
-A file is mapped into memory, never read as a whole: what is held besides the network itself is one tensor.
+Files are memory-mapped, never read as a whole: besides the network itself only one tensor is in memory.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ class StoredTensor:
     """A tensor in a file, or some of its rows.
 
     Attributes:
-        file: where it is.
-        name: what the file calls it.
-        shape: of what `read` gives.
+        file: path of the file.
+        name: name in the file.
+        shape: shape of the result of `read`.
         opened: the opened file.
-        rows: of the stored tensor's first axis, from and to; None for all.
+        rows: first and one past the last row of the stored tensor; None for all.
     """
 
     file: Path
@@ -46,7 +46,7 @@ class StoredTensor:
     rows: tuple[int, int] | None = None
 
     def read(self) -> np.ndarray:
-        """A copy, in the type it is stored in."""
+        """A copy, in the dtype in which it is stored."""
         with _readable(self.file):
             if self.rows is None:
                 return self.opened.get_tensor(self.name)
@@ -58,7 +58,11 @@ class StoredTensor:
 
 
 def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file by name. Raises UserError for a file that is none."""
+    """All tensors of a safetensors file by name.
+
+    Raises:
+        UserError: the file is missing or not a safetensors file.
+    """
     file = Path(file)
     if not file.is_file():
         raise UserError(f"{file} is missing; copy or download it again.")
@@ -71,13 +75,21 @@ def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes in a safetensors file's header. Raises UserError for a file that is none."""
+    """The metadata in a safetensors file's header.
+
+    Raises:
+        UserError: it is not a safetensors file.
+    """
     with _readable(Path(file)), safe_open(file, framework="np") as opened:
         return opened.metadata() or {}
 
 
 def shards(index: str | os.PathLike[str]) -> list[str]:
-    """The files an index (`….safetensors.index.json`) names, relative to it. Raises UserError."""
+    """The files that an index (`….safetensors.index.json`) names, relative to it.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
     weight_map = read_json(Path(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map; copy or download it again.")
@@ -85,7 +97,11 @@ def shards(index: str | os.PathLike[str]) -> list[str]:
 
 
 def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file, or of all the files that an index names. Raises UserError."""
+    """All tensors of a safetensors file, or of all files that an index names.
+
+    Raises:
+        UserError: a file is missing or unreadable.
+    """
     file = Path(file)
     if file.suffix != ".json":
         return open_tensors(file)
@@ -98,10 +114,17 @@ def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 def rename_tensors(
     tensors: Mapping[str, StoredTensor], rename: Callable[[str], str | None]
 ) -> dict[str, StoredTensor]:
-    """The same tensors under their names of today; `rename` gives None for one to be ignored.
+    """The same tensors with other names.
+
+    Args:
+        tensors: by their names in the file.
+        rename: maps a name to the new one, or to None to ignore the tensor.
+
+    Returns:
+        The tensors by their new names.
 
     Raises:
-        UserError: two tensors that have one name today.
+        UserError: two tensors have the same new name.
     """
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
@@ -110,15 +133,19 @@ def rename_tensors(
             continue
         if new in renamed:
             raise UserError(
-                f"{tensor.file} holds the surplus tensor {name}, of shape {tensor.shape}, which is "
-                f"{renamed[new].name} under another name; take weights that hold it once."
+                f"{tensor.file} holds the unexpected tensor {name}, of shape {tensor.shape}, which is "
+                f"{renamed[new].name} under another name; use weights that hold it once."
             )
         renamed[new] = tensor
     return renamed
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where there is none."""
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or does not hold an object.
+    """
     if not file.is_file():
         raise UserError(f"{file} is missing; the model is incomplete, copy or download it again.")
     try:

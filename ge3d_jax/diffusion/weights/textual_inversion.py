@@ -1,8 +1,8 @@
 """Textual inversion: new words whose embeddings were learned from pictures.
 
 A file holds n vectors of the text encoder's width for one word, as diffusers writes it (`<word>`: vectors) or
-as the AUTOMATIC1111 web UI does (`emb_params`: vectors, the word being the file's name). In a prompt the word
-becomes n tokens that are appended to the vocabulary.
+as the AUTOMATIC1111 web UI does (`emb_params`: vectors, where the word is the file's name). In a prompt the
+word becomes n tokens that are appended to the vocabulary.
 """
 
 import os
@@ -19,25 +19,32 @@ from ge3d_jax.diffusion.weights.hub import refuse_pickled
 from ge3d_jax.diffusion.weights.parameters import Edit
 from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 
-# The token of a web UI file, whose word is the file's name.
+# The tensor in a file of the web UI, whose word is the file's name.
 _WEB_UI_NAME = "emb_params"
-# The tokens are characters of Unicode's private area: no prompt holds them, and lower-casing leaves them.
+# The tokens are characters of Unicode's private use area: prompts do not contain them, and they have no case.
 _FIRST_TOKEN = 0xE000
 _LAST_TOKEN = 0xF8FF
 
 
 def read_embedding(file: str | os.PathLike[str], width: int) -> tuple[str, np.ndarray]:
-    """The word of a textual-inversion file, and its vectors (n, width) float32.
+    """Read a textual-inversion file.
+
+    Args:
+        file: a .safetensors file.
+        width: channels of the text encoder.
+
+    Returns:
+        The word, and its vectors (n, width) float32.
 
     Raises:
-        UserError: a file that cannot be read, of another form, or for a text encoder of another width.
+        UserError: the file cannot be read, has another layout, or is for a text encoder of another width.
     """
     file = Path(file)
     refuse_pickled(file)
     tensors = open_tensors(file)
     if len(tensors) != 1:
         raise UserError(
-            f"The textual inversion {file} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}); take "
+            f"The textual inversion {file} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}); use "
             f"one for Stable Diffusion 1.x or 2.x, which holds one."
         )
     [(name, tensor)] = tensors.items()
@@ -45,7 +52,7 @@ def read_embedding(file: str | os.PathLike[str], width: int) -> tuple[str, np.nd
     if tensor.shape[-1:] != (width,) or len(tensor.shape) > 2:
         raise UserError(
             f"The textual inversion {file} has vectors of shape {tensor.shape}, but this model's text "
-            f"encoder takes {width} numbers each; take one that was made for this model."
+            f"encoder takes {width} numbers each; use one that was made for this model."
         )
     if not word.strip():
         raise UserError(f"The textual inversion {file} names no word; save it again with a name.")
@@ -53,7 +60,7 @@ def read_embedding(file: str | os.PathLike[str], width: int) -> tuple[str, np.nd
 
 
 def _pattern(word: str) -> Regex:
-    """Finds a word in whatever case, but not within another word."""
+    """A pattern that matches a word in any case, but not within another word."""
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     after = r"(?!\w)" if re.search(r"\w\Z", word) else ""
     return Regex(f"(?i){before}{re.escape(word)}{after}")
@@ -62,39 +69,41 @@ def _pattern(word: str) -> Regex:
 def add_words(
     tokenizer: CLIPTokenizer, files: Sequence[str | os.PathLike[str]], width: int, vocabulary: int
 ) -> tuple[Edit, int]:
-    """Teach a tokenizer the words of textual-inversion files.
+    """Add the words of textual-inversion files to a tokenizer.
 
     Args:
-        tokenizer: changed in place.
+        tokenizer: modified in place.
         files: one word each.
         width: D, channels of the text encoder.
         vocabulary: V, rows of its table of embeddings.
 
     Returns:
-        what is to be done to that table (V, D) -> (V', D), and V'.
+        The edit of that table, (V, D) → (V', D), and V'.
 
     Raises:
-        UserError: see `read_embedding`; also a word that two files teach.
+        UserError: see `read_embedding`; or two files have the same word.
     """
     words = dict[str, np.ndarray]()
     for file in files:
         word, vectors = read_embedding(file, width)
         if word.lower() in words:
-            raise UserError(f"Two textual inversions teach the word {word!r}; rename one or leave it out.")
+            raise UserError(f"Two textual inversions have the word {word!r}; rename one or leave it out.")
         words[word.lower()] = vectors
     count = sum(len(vectors) for vectors in words.values())
     if count > _LAST_TOKEN - _FIRST_TOKEN:
-        raise UserError(f"The textual inversions have {count} vectors together; leave some out.")
+        raise UserError(
+            f"The textual inversions have {count} vectors in total, which is too many; leave some out."
+        )
     replacements, rows, first = [], [], len(tokenizer)
     tokens: list[str] = []
-    # Longer words first: a word may hold a shorter one.
+    # Longer words first: a word may contain a shorter one.
     for word, vectors in sorted(words.items(), key=lambda item: -len(item[0])):
         new = [chr(_FIRST_TOKEN + len(tokens) + index) for index in range(len(vectors))]
         replacements.append(normalizers.Replace(_pattern(word), "".join(new)))
         tokens += new
         rows.append(vectors)
     backend = tokenizer.backend_tokenizer
-    # Before the tokens: they are looked for in what the normalizer gives.
+    # Before the tokens, which are matched in the output of the normalizer.
     backend.normalizer = normalizers.Sequence([*replacements, backend.normalizer])
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in tokens])
     table = np.concatenate(rows)

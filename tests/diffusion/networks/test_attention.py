@@ -1,4 +1,4 @@
-"""Attention against a plain NumPy version, whole and in chunks, values and gradients; and who computes it."""
+"""Attention against a plain NumPy version, whole and chunked, values and gradients; the choice of kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def _inputs(queries, keys):
     ids=["all heads at once", "two heads at a time", "one head at a time"],
 )
 def few_keys(request, monkeypatch):
-    """As if the inputs were large: few keys fit at a time."""
+    """Simulate large inputs: few keys fit at a time."""
     keys, shortest, heads = request.param
     monkeypatch.setattr(module, "_KEYS_AT_A_TIME", keys)
     monkeypatch.setattr(module, "_SHORTEST_PART", shortest)
@@ -86,10 +86,10 @@ def test_memory_grows_linearly_with_the_queries():
         pytest.param(jnp.bfloat16, 512, 16, 16, True, False, id="the VAE's single head"),
         pytest.param(jnp.bfloat16, 4, 16, 16, True, False, id="no multiple of eight"),
         pytest.param(jnp.float32, 64, 16, 16, True, False, id="float32"),
-        pytest.param(jnp.bfloat16, 64, 16, 16, False, False, id="a processor"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, False, False, id="a CPU"),
     ],
 )
-def test_flash_attention_is_asked_for_by_name_where_it_can_be_had(
+def test_flash_attention_is_named_explicitly_where_available(
     monkeypatch, dtype, channels, queries, keys, on_gpu, flash
 ):
     asked, original = [], jax.nn.dot_product_attention

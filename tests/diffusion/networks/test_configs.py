@@ -1,4 +1,4 @@
-"""Reading config.json: diffusers' defaults, and no setting that is passed over in silence."""
+"""Reading config.json: diffusers' defaults, and no setting that is silently ignored."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_reads_stable_diffusion_2_1():
     assert config.transformer_layers_per_block == 1
 
 
-def test_one_number_of_heads_counts_for_all_blocks():
+def test_a_single_number_of_heads_applies_to_all_blocks():
     assert UNetConfig.from_dict(UNET_CONFIGS["sd1"]).heads == (8, 8)
 
 
@@ -92,14 +92,14 @@ def test_writing_and_reading_give_the_same_config(kind, config):
         (CLIPTextConfig, TEXT_CONFIGS["gelu"], {"model_type": "t5"}),
     ],
 )
-def test_what_is_not_supported_is_named(kind, base, change):
+def test_unsupported_settings_are_named(kind, base, change):
     (name, value), *_ = change.items()
     with pytest.raises(UserError, match=name) as error:
         kind.from_dict({**base, **change})
     assert str(value if not isinstance(value, list) else value[0]) in str(error.value)
 
 
-def test_settings_that_are_switched_off_pass():
+def test_settings_that_are_off_are_accepted():
     off = {
         "encoder_hid_dim": None,
         "dual_cross_attention": False,

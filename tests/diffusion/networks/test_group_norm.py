@@ -1,4 +1,4 @@
-"""Group normalisation against Flax's own, values and gradients."""
+"""Group normalization against Flax's own, values and gradients."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_flax(shape, groups, backend, monkeypa
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     ours, theirs, parameters = _both(groups, shape[-1])
     rng = np.random.default_rng(0)
-    # A mean far from 0: sums of squares alone would lose 1e-3 of the variance, deviations 1e-5 of themselves.
+    # A mean far from 0: sums of squares would lose 1e-3 of the variance, and deviations 1e-5 of themselves.
     x = jnp.asarray(100.0 + rng.normal(size=shape), jnp.float32)
     seen_by = jnp.asarray(rng.normal(size=shape), jnp.float32)
 
@@ -41,14 +41,14 @@ def test_values_and_gradients_are_those_of_flax(shape, groups, backend, monkeypa
         assert relative_error(got, expected) < 1e-4
 
 
-def test_it_has_the_same_parameters_and_begins_as_flax_does():
+def test_it_has_the_parameters_and_initialization_of_flax():
     ours, theirs, _ = _both(2, 8)
     x = jnp.ones((1, 2, 2, 8))
     got, expected = (module.init(jax.random.key(0), x) for module in (ours, theirs))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_half_precision_has_statistics_of_full():
+def test_half_precision_computes_statistics_in_full_precision():
     ours, theirs, parameters = _both(4, 8, jnp.bfloat16)
     x = jnp.asarray(30.0 + np.random.default_rng(1).normal(size=(2, 16, 16, 8)), jnp.bfloat16)
     got, expected = (module.apply({"params": parameters}, x) for module in (ours, theirs))

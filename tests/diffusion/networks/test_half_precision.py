@@ -1,4 +1,4 @@
-"""The networks in bfloat16: near to float32, and float32 where rounding would hurt."""
+"""The networks in bfloat16: close to float32, and float32 where rounding would hurt."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import pytest
 from ge3d_jax.diffusion import pipeline
 from tests.reference_models import channels_last, tiny_model
 
-# 2⁻⁹ is one rounding; a few dozen layers add theirs like a random walk.
+# 2⁻⁹ is one rounding; those of a few dozen layers add up like a random walk.
 TOLERANCE = 0.03
 PROMPTS = ["a red robot", "a blue mushroom"]
 
@@ -39,18 +39,18 @@ def _distance(got, expected):
     return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
 
 
-def test_texts_are_near(models):
+def test_texts_are_close(models):
     whole, half = (pipeline.encode_text(model, PROMPTS) for model in models)
     assert 0 < _distance(half, whole) < TOLERANCE
 
 
-def test_predictions_are_near(models):
+def test_predictions_are_close(models):
     x, text = jnp.asarray(channels_last("x", 2, 4, 8, 8)), pipeline.encode_text(models[0], PROMPTS)
     whole, half = (jax.jit(pipeline.predict_epsilon)(model, x, jnp.array(400), text) for model in models)
     assert 0 < _distance(half, whole) < TOLERANCE
 
 
-def test_latents_and_their_gradients_are_near(models):
+def test_latents_and_their_gradients_are_close(models):
     image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
     direction = channels_last("direction", 1, 4, 8, 8)
 
@@ -87,7 +87,7 @@ def test_statistics_softmax_and_time_are_float32(models):
     assert "bfloat16" in seen["conv_general_dilated"] and "bfloat16" in seen["dot_general"]
 
 
-def test_what_is_compiled_does_not_depend_on_the_tokenizer_s_identity(models, tmp_path):
+def test_compilation_does_not_depend_on_the_identity_of_the_tokenizer(models, tmp_path):
     again = tiny_model(tmp_path)
     assert again.tokenizer is not models[0].tokenizer
     assert jax.tree.structure(again) == jax.tree.structure(models[0])

@@ -41,7 +41,7 @@ def folder(saved, tmp_path):
 
 
 def _rewrite(file, change):
-    """Replace the tensors in `file` by `change` of them."""
+    """Replace the tensors in `file` by the result of `change`."""
     save_file({name: np.ascontiguousarray(value) for name, value in change(load_file(file)).items()}, file)
 
 
@@ -50,7 +50,7 @@ def _assert_same_parameters(first, second):
         chex.assert_trees_all_equal(getattr(first, name), getattr(second, name))
 
 
-def test_loading_gives_back_what_was_saved(saved):
+def test_loading_returns_what_was_saved(saved):
     model, folder = saved
     loaded = load_model(folder)
     _assert_same_parameters(model, loaded)
@@ -111,7 +111,7 @@ def test_reads_half_precision_as_float32(folder, saved):
         chex.assert_trees_all_equal(getattr(loaded, name), expected)
 
 
-def test_everything_is_of_the_type_asked_for(folder, saved):
+def test_everything_has_the_requested_dtype(folder, saved):
     loaded = load_model(folder, dtype=jnp.bfloat16)
     for name in PARAMETERS:
         expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), getattr(saved[0], name))
@@ -122,7 +122,7 @@ def test_everything_is_of_the_type_asked_for(folder, saved):
 
 @pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
 def test_half_precision_variants(folder, saved, stored):
-    """Taken for bfloat16, and for want of others; the tensors' own type does not matter."""
+    """Used for bfloat16, or if there are no others; the tensors' own dtype does not matter."""
     kernel = np.asarray(saved[0].unet_params["conv_in"]["kernel"])
     for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
         half = folder / file.replace(".safetensors", ".fp16.safetensors")
@@ -161,7 +161,7 @@ def test_old_files_are_refused_with_the_command_that_converts_them(folder):
         load_model(folder)
 
 
-def test_a_folder_with_a_single_file_says_how_to_take_it(tmp_path):
+def test_a_folder_with_a_single_file_says_how_to_use_it(tmp_path):
     (tmp_path / "v1-5.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="no model_index.json.*give .*v1-5.safetensors"):
         load_model(tmp_path)
@@ -176,7 +176,7 @@ def test_reads_the_old_names_of_the_vae_attention(folder, saved):
             for new, old in old_names.items():
                 if f"attentions.0.{new}." in name:
                     name = name.replace(new, old)
-                    # They were 1×1 convolutions once, in the encoder of this test.
+                    # In old files they were 1×1 convolutions, here in the encoder.
                     value = value[:, :, None, None] if value.ndim == 2 and "encoder" in name else value
             aged[name] = value
         return aged
@@ -211,8 +211,12 @@ def _with(name, value):
         (UNET_WEIGHTS, _without("mid_block.resnets.1.conv2.weight"), ["(32, 32, 3, 3)"]),
         (VAE_WEIGHTS, _without("encoder.mid_block.attentions.0.to_q.bias"), ["(16,)"]),
         (TEXT_WEIGHTS, _without("text_model.encoder.layers.0.mlp.fc1.weight"), ["(40, 12)"]),
-        (UNET_WEIGHTS, _with("class_embedding.weight", np.zeros((3, 7), np.float32)), ["(3, 7)", "surplus"]),
-        (TEXT_WEIGHTS, _with("final_layer_norm.bias", np.zeros((12,), np.float32)), ["(12,)", "surplus"]),
+        (
+            UNET_WEIGHTS,
+            _with("class_embedding.weight", np.zeros((3, 7), np.float32)),
+            ["(3, 7)", "unexpected"],
+        ),
+        (TEXT_WEIGHTS, _with("final_layer_norm.bias", np.zeros((12,), np.float32)), ["(12,)", "unexpected"]),
         (
             UNET_WEIGHTS,
             _with("conv_in.weight", np.zeros((16, 9, 3, 3), np.float32)),
@@ -224,7 +228,7 @@ def _with(name, value):
         "missing unet",
         "missing vae",
         "missing text",
-        "surplus",
+        "unexpected",
         "twice",
         "shape of a kernel",
         "shape of a bias",

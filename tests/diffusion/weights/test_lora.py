@@ -1,4 +1,4 @@
-"""LoRA files in all their names, merged as the definition says: W + strength · alpha / rank · up · down."""
+"""LoRA files with all naming schemes, merged by the definition: W + strength · alpha / rank · up · down."""
 
 import json
 
@@ -54,12 +54,12 @@ def _factors(module, shape):
 
 
 def _old(module):
-    """The name of attention's changes before PEFT: in the processor, the output not in a list."""
+    """Names of changes of attention before PEFT: in the processor, with the output not in a list."""
     head, last = module.removesuffix(".0").rsplit(".", 1)
     return f"unet.{head}.processor.{last}_lora"
 
 
-# How each kind of file names a module of the UNet and of the text encoder, and the two factors.
+# How each kind of file names a module of the UNet, one of the text encoder, and the two factors.
 STYLES = {
     "peft": ("unet.{}", "text_encoder.text_model.{}", ".lora_A.weight", ".lora_B.weight"),
     "peft without prefix": ("unet.{}", "text_encoder.{}", ".lora_A.weight", ".lora_B.weight"),
@@ -90,7 +90,7 @@ def _tensors(style, alpha=None):
 
 
 def _expected(parameters, modules, scale):
-    """The parameters with the changes added one number at a time, in this project's axes."""
+    """The parameters with the changes added number by number, in this project's axes."""
     result = {}
     for path, value in flatten_dict(parameters).items():
         value = np.array(value, np.float64)
@@ -125,7 +125,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_way_of_naming_is_merged(saved, tmp_path, style):
+def test_every_naming_scheme_is_merged(saved, tmp_path, style):
     model, folder = saved
     save_file(_tensors(style, alpha=2.0), tmp_path / "lora.safetensors")
     loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 0.7)])
@@ -145,7 +145,7 @@ def test_names_from_before_peft(saved, tmp_path):
     _assert_merged(loaded, model, 1.0, attention, {})
 
 
-def test_without_alpha_the_product_counts_whole(saved, tmp_path):
+def test_without_alpha_the_scale_is_one(saved, tmp_path):
     save_file(_tensors("peft"), tmp_path / "lora.safetensors")
     _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", -0.5)]), saved[0], -0.5)
 
@@ -166,7 +166,7 @@ def test_alpha_from_the_header(saved, tmp_path, notes, scale):
     _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)]), saved[0], scale)
 
 
-def test_an_adapter_that_peft_wrote(saved, tmp_path):
+def test_an_adapter_written_by_peft(saved, tmp_path):
     tensors = {
         name.replace("unet.", "base_model.model."): value
         for name, value in _tensors("peft").items()
@@ -203,21 +203,23 @@ def test_half_precision_is_rounded_once_after_merging(saved, tmp_path):
         ("lora_unet_down_blocks_9_resnets_0_conv1.alpha", "lora_unet_down_blocks_9_resnets_0_conv1"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_te2_"),
         ("unet.conv_in.hada_w1_a", "unet.conv_in.hada_w1_a"),
-        ("unet.conv_in.lora_magnitude_vector", "no LoHa, LoKr or DoRA"),
+        ("unet.conv_in.lora_magnitude_vector", "not LoHa, LoKr or DoRA"),
         ("text_encoder.embeddings.token_embedding.lora_A.weight", "token_embedding"),
     ],
 )
-def test_a_name_the_model_does_not_know_is_named(saved, tmp_path, name, says):
+def test_a_name_that_the_model_does_not_have_is_reported(saved, tmp_path, name, says):
     save_file({**_tensors("kohya"), name: np.zeros((RANK, 4), np.float32)}, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match=says):
         load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)])
 
 
-def test_one_factor_alone_is_refused(saved, tmp_path):
+def test_a_single_factor_is_refused(saved, tmp_path):
     tensors = _tensors("peft")
     del tensors["unet.down_blocks.0.resnets.0.conv1.lora_A.weight"]
     save_file(tensors, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match="one of the two factors of down_blocks.0.resnets.0.conv1.weight"):
+    with pytest.raises(
+        UserError, match="only one of the two factors of down_blocks.0.resnets.0.conv1.weight"
+    ):
         load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)])
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in one file, under the names of Stable Diffusion's first publication."""
+"""Checkpoints in one file, with the names of Stable Diffusion's original publication."""
 
 import json
 
@@ -44,7 +44,7 @@ SD_VAE = VAEConfig(
         ("mid_block.attentions.0.norm.bias", "middle_block.1.norm.bias"),
         ("mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
         ("up_blocks.0.resnets.2.conv1.weight", "output_blocks.2.0.in_layers.2.weight"),
-        # Without attention before it, the convolution comes second.
+        # Without attention before it, the convolution is the second module.
         ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
         ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
         (
@@ -84,13 +84,13 @@ def test_vae_names(name, original):
 
 @pytest.fixture(scope="module", params=[FIRST, SECOND], ids=["1.x", "2.x"])
 def loaded(request, tmp_path_factory):
-    """The family, the model that was written to a file, and what the file gives back."""
+    """The family, the model that was written to a file, and the model read from it."""
     folder = tmp_path_factory.mktemp(request.param.name)
     model = write_single_file(folder / "any_512.safetensors", request.param)
     return request.param, model, load_model(folder / "any_512.safetensors")
 
 
-def test_gives_back_the_weights(loaded):
+def test_returns_the_weights(loaded):
     _, model, result = loaded
     for name in ("unet_params", "vae_params", "text_params"):
         chex.assert_trees_all_equal(getattr(result, name), getattr(model, name))
@@ -109,13 +109,13 @@ def test_infers_the_dimensions(loaded):
     chex.assert_trees_all_close(result.schedule, model.schedule)
 
 
-def test_the_name_says_what_a_second_model_predicts(tmp_path):
+def test_the_file_name_decides_what_a_2_x_model_predicts(tmp_path):
     write_single_file(tmp_path / "v2-1_768-ema.safetensors", SECOND)
     model = load_model(tmp_path / "v2-1_768-ema.safetensors")
     assert model.schedule.prediction_type == "v_prediction"
     assert model.unet.config.sample_size == 96 and model.unet.config.upcast_attention
     (tmp_path / "v2-1_768-ema.safetensors").rename(tmp_path / "mine1768.safetensors")
-    with pytest.raises(UserError, match="512.*768.*scheduler_config.json beside it"):
+    with pytest.raises(UserError, match="512.*768.*scheduler_config.json next to it"):
         load_model(tmp_path / "mine1768.safetensors")
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler/scheduler_config.json").write_text(
@@ -128,7 +128,7 @@ def test_the_name_says_what_a_second_model_predicts(tmp_path):
 
 @pytest.fixture
 def tensors(tmp_path):
-    """A 2.x file's tensors, to damage; its folder has a tokenizer."""
+    """The tensors of a 2.x file, to be damaged; its folder has a tokenizer."""
     write_single_file(tmp_path / "first_512.safetensors", SECOND)
     return original_tensors(SECOND)
 
@@ -149,14 +149,14 @@ def test_a_missing_tensor_is_named_as_the_file_would(tensors, tmp_path, name):
         load_model(tmp_path / "broken_512.safetensors")
 
 
-def test_a_surplus_tensor_is_named(tensors, tmp_path):
+def test_an_unexpected_tensor_is_named(tensors, tmp_path):
     tensors["model.diffusion_model.label_emb.0.0.weight"] = np.zeros((2, 2), np.float32)
     save_file(tensors, tmp_path / "broken_512.safetensors")
     with pytest.raises(UserError, match="model.diffusion_model.label_emb.0.0.weight"):
         load_model(tmp_path / "broken_512.safetensors")
 
 
-def test_what_is_no_part_of_the_three_networks_is_passed_over(tensors, tmp_path):
+def test_tensors_outside_the_three_networks_are_ignored(tensors, tmp_path):
     extra = {"model_ema.decay": np.ones(1, np.float32), "alphas_cumprod": np.ones(1000, np.float32)}
     save_file({**tensors, **extra}, tmp_path / "more_512.safetensors")
     more, first = (load_model(tmp_path / f"{name}_512.safetensors") for name in ("more", "first"))
@@ -169,7 +169,7 @@ def test_half_a_model_is_refused(tensors, tmp_path, prefix):
         {name: value for name, value in tensors.items() if not name.startswith(prefix)},
         tmp_path / "half_512.safetensors",
     )
-    with pytest.raises(UserError, match="no Stable Diffusion 1.x or 2.x checkpoint"):
+    with pytest.raises(UserError, match="not a Stable Diffusion 1.x or 2.x checkpoint"):
         load_model(tmp_path / "half_512.safetensors")
 
 
@@ -190,7 +190,7 @@ def test_a_pickled_file_is_refused_with_the_command_that_converts_it(tmp_path, s
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError, match="model.gguf is no .safetensors file"):
+    with pytest.raises(UserError, match="model.gguf is not a .safetensors file"):
         load_model(tmp_path / "model.gguf")
     (tmp_path / "model.safetensors").write_bytes(b"\x05")
     with pytest.raises(UserError, match="model.safetensors is not a readable"):

@@ -1,4 +1,4 @@
-"""Words learned by textual inversion: their tokens, their vectors, and what stays as it was."""
+"""Words learned by textual inversion: their tokens, their vectors, and what does not change."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_a_word_becomes_its_vectors(saved, taught):
     np.testing.assert_array_equal(_vectors(taught, "a <CAT-TOY>red"), expected[:3])
 
 
-def test_other_texts_stay_as_they_were(saved, taught):
+def test_other_texts_do_not_change(saved, taught):
     prompts = ["a red mushroom", "grumpyhats", "the hat", "cat-toy", "Bär!", ""]
     for prompt in prompts:
         assert taught.tokenizer(prompt)["input_ids"] == saved[0].tokenizer(prompt)["input_ids"]
@@ -70,7 +70,7 @@ def test_a_word_changes_the_text_embedding(taught):
     np.testing.assert_allclose(plain[:2], learned[:2], atol=1e-6)
 
 
-def test_a_word_within_a_word_goes_to_the_longer_one(saved, tmp_path):
+def test_a_word_that_contains_another_takes_precedence(saved, tmp_path):
     save_file({"<cat>": ONE}, tmp_path / "a.safetensors")
     save_file({"my<cat>s": THREE}, tmp_path / "b.safetensors")
     model = load_model(saved[1], textual_inversions=[tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_are_refused(saved, tmp_path, tensors, says):
 
 def test_two_files_for_one_word_are_refused(saved, files, tmp_path):
     save_file({"<CAT-toy>": ONE}, tmp_path / "again.safetensors")
-    with pytest.raises(UserError, match="Two textual inversions teach the word '<CAT-toy>'"):
+    with pytest.raises(UserError, match="Two textual inversions have the word '<CAT-toy>'"):
         load_model(saved[1], textual_inversions=[*files, tmp_path / "again.safetensors"])
 
 
