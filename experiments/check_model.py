@@ -14,16 +14,9 @@ import sys
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.cli import model_flags, script
 
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
-)
+flags.adopt_module_key_flags(model_flags)
 
 
 def main() -> None:
@@ -31,15 +24,14 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ge3d_jax.core.devices import compute_dtype
-    from ge3d_jax.diffusion.weights.checkpoint import load_model
     from ge3d_jax.runs import model_check
-    from ge3d_jax.runs.request import TOYBOX_MARKER, find_model
+    from ge3d_jax.runs.request import TOYBOX_MARKER
 
-    place = find_model(_MODEL.value)
-    model = load_model(place, dtype=compute_dtype(_DTYPE.value))
+    choice = model_flags.model_choice()
+    place = choice.check()
+    model = choice.load(place)
     console = Console(highlight=False)
-    table = Table("part", "class", "parameters", "type", "memory", title=str(_MODEL.value or "bundled model"))
+    table = Table("part", "class", "parameters", "type", "memory", title=str(choice.model or "bundled model"))
     for part in model_check.parts(model):
         memory = f"{part.bytes / 1e6:.0f} MB"
         table.add_row(part.name, part.kind, f"{part.parameters:,}", part.dtypes, memory)

@@ -11,7 +11,9 @@ higher --max_step, the more may change.
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.cli import model_flags, script
+
+flags.adopt_module_key_flags(model_flags)
 
 _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What the picture should show, e.g. "a blue mushroom".', required=True
@@ -23,23 +25,6 @@ _SOURCE_PROMPT = flags.DEFINE_string(
 _AZIMUTH = flags.DEFINE_float(
     "azimuth", 30.0, "Camera of --source_prompt in degrees: 0 in front, 90 on the object's left."
 )
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
-)
-_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be repeated.")
-_LORA_STRENGTH = flags.DEFINE_multi_float(
-    "lora_strength",
-    [],
-    "Strength of LoRA files, by default 1, as trained; one for all files, or one for each.",
-)
-_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
-    "textual_inversion", [], "A file with the embedding of a new word for the prompt; may be repeated."
-)
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the picture should not show.")
 _MAX_STEP = flags.DEFINE_integer("max_step", 600, "Highest time, 1 to 999.")
 _NODES = flags.DEFINE_integer("nodes", 6, "Number of steps each way.")
@@ -50,22 +35,18 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/
 def main() -> None:
     """Edit the picture, and print where the results are."""
     from ge3d_jax.runs.edit import edit_2d
-    from ge3d_jax.runs.request import pair_loras
 
     folder = edit_2d(
         _PROMPT.value,
         image=_IMAGE.value,
         source_prompt=_SOURCE_PROMPT.value,
         azimuth_degrees=_AZIMUTH.value,
-        model=_MODEL.value,
+        model=model_flags.model_choice(),
         negative_prompt=_NEGATIVE.value,
         max_step=_MAX_STEP.value,
         nodes=_NODES.value,
         guidance_scale=_SCALE.value,
         out=_OUT.value,
-        dtype=_DTYPE.value,
-        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
-        textual_inversions=_TEXTUAL_INVERSION.value,
     )
     print(f"  Both trajectories:  {folder / 'nodes.png'}")
     print(f"  The edited picture: {folder / 'edited.png'}")

@@ -12,15 +12,12 @@ correctly.
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.cli import model_flags, script
+
+flags.adopt_module_key_flags(model_flags)
 
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", None, 'What to show, e.g. "a red mushroom"; may be repeated.', required=True
-)
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Instead of the bundled model: a folder in diffusers layout, a .safetensors file, or a hub id.",
 )
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the pictures should not show.")
 _STEPS = flags.DEFINE_integer("steps", 25, "Number of DDIM steps.")
@@ -32,38 +29,22 @@ _COUNT = flags.DEFINE_integer("count", 1, "Number of pictures per prompt.")
 _SIZE = flags.DEFINE_integer(
     "size", None, "Edge in pixels; by default the size that the model was trained on."
 )
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
-)
-_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be repeated.")
-_LORA_STRENGTH = flags.DEFINE_multi_float(
-    "lora_strength",
-    [],
-    "Strength of LoRA files, by default 1, as trained; one for all files, or one for each.",
-)
-_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
-    "textual_inversion", [], "A file with the embedding of a new word for the prompt; may be repeated."
-)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sample-<prompt>.")
 
 
 def main() -> None:
     """Sample, and print where the pictures are."""
-    from ge3d_jax.runs.request import pair_loras
     from ge3d_jax.runs.sample import sample_to_folder
 
     folder = sample_to_folder(
         _PROMPT.value,
-        model=_MODEL.value,
+        model=model_flags.model_choice(),
         negative_prompt=_NEGATIVE.value,
         steps=_STEPS.value,
         guidance_scale=_GUIDANCE.value,
         seed=_SEED.value,
         count=_COUNT.value,
         size=_SIZE.value,
-        dtype=_DTYPE.value,
-        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
-        textual_inversions=_TEXTUAL_INVERSION.value,
         out=_OUT.value,
     )
     print(f"  All pictures:    {folder / 'sheet.png'}")

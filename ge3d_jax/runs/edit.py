@@ -6,7 +6,6 @@ involved.
 """
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
 from ge3d_jax.diffusion.pipeline import (
@@ -24,11 +22,11 @@ from ge3d_jax.diffusion.pipeline import (
     encode_images,
     encode_text,
 )
-from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.prompts import embed_prompt, perp_neg_embeddings
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
-from ge3d_jax.runs.request import check_adapters, check_prompt, find_model
+from ge3d_jax.runs.model_choice import FilePath, ModelChoice
+from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
@@ -134,15 +132,12 @@ def edit_2d(
     image: str | os.PathLike[str] | None = None,
     source_prompt: str | None = None,
     azimuth_degrees: float = 30.0,
-    model: str | os.PathLike[str] | None = None,
+    model: ModelChoice | FilePath | None = None,
     negative_prompt: str = "",
     max_step: int = 600,
     nodes: int = 6,
     guidance_scale: float = 7.5,
     out: str | os.PathLike[str] | None = None,
-    dtype: str = "auto",
-    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
-    textual_inversions: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Edit one picture by one iteration of GE3D, and write both trajectories as a picture.
 
@@ -152,15 +147,12 @@ def edit_2d(
         source_prompt: a sentence of the Toybox world, drawn exactly, seen from `azimuth_degrees`; the prompt
             then gets that view's phrase, as for the views of an object.
         azimuth_degrees: camera of `source_prompt`, 0 = front.
-        model: instead of the bundled model: a folder, a single .safetensors file, or a hub id.
+        model: a `ModelChoice`, or where the model is; None is the bundled model.
         negative_prompt: what the picture should not show.
         max_step: see `edit_image`.
         nodes: see `edit_image`.
         guidance_scale: see `edit_image`.
         out: folder; None is outputs/edit-<prompt>.
-        dtype: precision of the networks: "auto", "float32" or "bfloat16".
-        loras: LoRA files and their strengths.
-        textual_inversions: files with embeddings of new words that the prompt may use.
 
     Returns:
         The folder, with nodes.png, edited.png, source.png and config.json.
@@ -172,19 +164,14 @@ def edit_2d(
         raise UserError(
             "Both or neither of image and source_prompt are given; give one of them as the picture to edit."
         )
-    folder_of_model = find_model(model)
-    check_prompt(prompt, folder_of_model)
-    networks_dtype = compute_dtype(dtype)
-    check_adapters([*(file for file, _ in loras), *textual_inversions])
+    choice = ModelChoice.of(model)
+    place = choice.check()
+    check_prompt(prompt, place)
     sentence = parse(source_prompt) if source_prompt is not None else None
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")
-    diffusion = load_model(
-        folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
-    )
+    diffusion = choice.load(place)
     if diffusion.unet.config.sample_size is None:
-        raise UserError(
-            f"{folder_of_model}/unet/config.json has no sample_size; add the size of its latents."
-        )
+        raise UserError(f"{place}/unet/config.json has no sample_size; add the size of its latents.")
     size = diffusion.unet.config.sample_size * diffusion.vae.config.downscale
 
     if sentence is not None:
@@ -214,10 +201,7 @@ def edit_2d(
             "image": str(image) if image is not None else None,
             "source_prompt": source_prompt,
             "azimuth_degrees": azimuth_degrees,
-            "model": str(folder_of_model),
-            "dtype": networks_dtype.name,
-            "loras": [[str(file), strength] for file, strength in loras],
-            "textual_inversions": [str(file) for file in textual_inversions],
+            **choice.describe(),
             "negative_prompt": negative_prompt,
             "max_step": max_step,
             "nodes": nodes,

@@ -12,14 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_text, predict_epsilon
 from ge3d_jax.diffusion.sampling import sampling_times
 from ge3d_jax.diffusion.schedule import ddim_step
-from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
-from ge3d_jax.runs.request import check_adapters, check_prompt, check_seed, find_model, picture_size
+from ge3d_jax.runs.model_choice import FilePath, ModelChoice
+from ge3d_jax.runs.request import check_prompt, check_seed, picture_size
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 # Smallest edge of the written pictures, pixels: large enough to look at.
@@ -94,16 +93,13 @@ def _shown(prompt: str) -> str:
 def sample_to_folder(
     prompts: Sequence[str],
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: ModelChoice | FilePath | None = None,
     negative_prompt: str = "",
     steps: int = 25,
     guidance_scale: float = 7.5,
     seed: int = 0,
     count: int = 1,
     size: int | None = None,
-    dtype: str = "auto",
-    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
-    textual_inversions: Sequence[str | os.PathLike[str]] = (),
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
@@ -111,16 +107,13 @@ def sample_to_folder(
 
     Args:
         prompts: what to show.
-        model: see `load_model`; None is the bundled model.
+        model: a `ModelChoice`, or where the model is; None is the bundled model.
         negative_prompt: what not to show.
         steps: see `sample_picture`.
         guidance_scale: see `sample_picture`.
         seed: seed of the first picture of each prompt; later ones have consecutive seeds.
         count: number of pictures per prompt.
         size: edge in pixels; None is the size that the model was trained on.
-        dtype: precision of the networks, see `compute_dtype`.
-        loras: LoRA files and their strengths, see `load_model`.
-        textual_inversions: files with embeddings of new words, see `load_model`.
         out: folder; None is outputs/sample-<first prompt>.
         progress: whether to report progress on standard error.
 
@@ -136,13 +129,12 @@ def sample_to_folder(
         raise UserError(f"The number of pictures is {count}; give at least 1.")
     check_seed(seed)
     check_seed(seed + count - 1)
-    place = find_model(model)
+    choice = ModelChoice.of(model)
+    place = choice.check()
     for prompt in prompts:
         check_prompt(prompt, place)
-    check_adapters([*(file for file, _ in loras), *textual_inversions])
-    networks_dtype = compute_dtype(dtype)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"sample-{slug(prompts[0])}")
-    diffusion = load_model(place, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions)
+    diffusion = choice.load(place)
     size = picture_size(diffusion, size)
     sampling_times(diffusion.schedule.steps, steps)
     embeddings = encode_text(diffusion, [*prompts, negative_prompt])
@@ -183,16 +175,13 @@ def sample_to_folder(
         {
             "prompts": list(prompts),
             "files": files,
-            "model": "bundled" if model is None else str(model),
             "negative_prompt": negative_prompt,
             "steps": steps,
             "guidance_scale": guidance_scale,
             "seed": seed,
             "count": count,
             "size": size,
-            "dtype": networks_dtype.name,
-            "loras": [[str(file), strength] for file, strength in loras],
-            "textual_inversions": [str(file) for file in textual_inversions],
+            **choice.describe(),
             "versions": versions(),
         },
     )

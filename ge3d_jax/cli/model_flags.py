@@ -1,0 +1,43 @@
+"""Flags that choose the diffusion model, the same in every script; adopt them as the script's own."""
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from ge3d_jax.runs.model_choice import ModelChoice
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
+)
+_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be repeated.")
+_LORA_STRENGTH = flags.DEFINE_multi_float(
+    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
+)
+_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
+    "textual_inversion", [], "A file with the embedding of a new word for the prompt; may be repeated."
+)
+
+
+def is_given() -> bool:
+    """Whether any of the flags was given."""
+    return any(
+        flags.FLAGS[flag.name].present for flag in (_MODEL, _DTYPE, _LORA, _LORA_STRENGTH, _TEXTUAL_INVERSION)
+    )
+
+
+def model_choice() -> "ModelChoice":
+    """The model that the flags ask for."""
+    # Imported when asked for: JAX takes a second, and a mistyped flag should be answered at once.
+    from ge3d_jax.runs.model_choice import ModelChoice
+    from ge3d_jax.runs.request import pair_loras
+
+    return ModelChoice(
+        model=_MODEL.value,
+        dtype=_DTYPE.value,
+        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
+        textual_inversions=_TEXTUAL_INVERSION.value,
+    )
