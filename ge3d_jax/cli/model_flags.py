@@ -22,13 +22,6 @@ _TEXTUAL_INVERSION = flags.DEFINE_multi_string(
 )
 
 
-def is_given() -> bool:
-    """Whether any of the flags was given."""
-    return any(
-        flags.FLAGS[flag.name].present for flag in (_MODEL, _DTYPE, _LORA, _LORA_STRENGTH, _TEXTUAL_INVERSION)
-    )
-
-
 def model_choice() -> "ModelChoice":
     """The model that the flags ask for."""
     # Imported when asked for: JAX takes a second, and a mistyped flag should be answered at once.
