@@ -58,8 +58,8 @@ def sample_picture(
 ) -> np.ndarray:
     """Sample one picture by DDIM with classifier-free guidance.
 
-    The result equals that of `pipeline.sample`, but one compiled step at a time, so that progress can be
-    shown.
+    The result equals that of `diffusion.sampling.sample`, but one compiled step at a time, so that progress
+    can be shown.
 
     Args:
         model: the model.

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.diffusion import pipeline
+from ge3d_jax.diffusion.pipeline import decode_latents, encode_text
+from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs import sample as sampling
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 
 def test_step_by_step_gives_what_the_pipeline_gives(folder):
     model, key = load_model(folder), jax.random.key(5)
-    text, negative = pipeline.encode_text(model, ["a red mushroom", ""])
+    text, negative = encode_text(model, ["a red mushroom", ""])
     steps = []
     picture = sampling.sample_picture(
         model,
@@ -37,8 +38,8 @@ def test_step_by_step_gives_what_the_pipeline_gives(folder):
         size=IMAGE_SIZE,
         on_step=lambda: steps.append(None),
     )
-    latents = pipeline.sample(model, key, text[None], negative[None], steps=3, guidance_scale=4.0)
-    np.testing.assert_allclose(picture, jax.jit(pipeline.decode_latents)(model, latents)[0], atol=1e-4)
+    latents = sample(model, key, text[None], negative[None], steps=3, guidance_scale=4.0)
+    np.testing.assert_allclose(picture, jax.jit(decode_latents)(model, latents)[0], atol=1e-4)
     assert len(steps) == 3
 
 
