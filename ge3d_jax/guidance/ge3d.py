@@ -50,8 +50,8 @@ def dbc_weights(
 ) -> jax.Array:
     """ω_i(k): the coarsest node counts most at the start of a run, the finest at its end (equations 9, 10).
 
-    Node i peaks at μ_i = T·(1 − i/(n−1)), with σ = width·T; normalised over the nodes i < `active`. The
-    public code has σ = 1000 at any T and normalises over all n.
+    Node i peaks at μ_i = T·(1 − i/(n−1)), with σ = width·T; normalized over the nodes i < `active`. The
+    public code has σ = 1000 at any T and normalizes over all n.
 
     Args:
         iteration: k, scalar.

@@ -1,1 +1,1 @@
-"""One optimisation run: settings, state, the jitted step, the loop around it."""
+"""One optimization run: settings, state, the the iteration, the loop around it."""

@@ -78,7 +78,7 @@ def sample_cameras(
 
 
 def sample_backgrounds(key: jax.Array, config: BackgroundConfig, views: int) -> jax.Array:
-    """One colour a view, (views, 3): the usual one, or replaced by a random one or black."""
+    """One color a view, (views, 3): the usual one, or replaced by a random one or black."""
     chances = jax.random.uniform(key, (5 * views,)).reshape(views, 5)
     is_replaced, is_random = chances[:, :1] < config.replaced, chances[:, 1:2] < config.random_share
     other = jnp.where(is_random, chances[:, 2:], 0.0)

@@ -26,7 +26,7 @@ _ORDER_STREAM = 2**31 - 2
 class Views:
     """Pictures and cameras on the device.
 
-    pixels: (V, H, W, 4) uint8, colour times alpha, and alpha.
+    pixels: (V, H, W, 4) uint8, color times alpha, and alpha.
     world_to_camera: (V, 4, 4), scene radii. intrinsics: (4,) pixels.
     """
 
@@ -43,7 +43,7 @@ def views_of(images: PosedImages, unit: float) -> Views:
 
 
 def over_background(pixels: jax.Array, background: jax.Array) -> jax.Array:
-    """Pictures (..., H, W, 4) uint8 over colours (..., 3): float32 (..., H, W, 3) in [0, 1]."""
+    """Pictures (..., H, W, 4) uint8 over colors (..., 3): float32 (..., H, W, 3) in [0, 1]."""
     values = pixels.astype(jnp.float32) / 255.0
     return values[..., :3] + (1.0 - values[..., 3:]) * background[..., None, None, :]
 

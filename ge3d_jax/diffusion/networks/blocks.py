@@ -18,13 +18,13 @@ from jax.typing import DTypeLike
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
 
-# diffusers' Transformer2DModel and the VAE normalise with this, whatever norm_eps says.
+# diffusers' Transformer2DModel and the VAE normalize with this, whatever norm_eps says.
 TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """Layer normalisation with float32 statistics and the exact (two-pass) variance."""
+    """Layer normalization with float32 statistics and the exact (two-pass) variance."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 

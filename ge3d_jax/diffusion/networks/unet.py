@@ -265,7 +265,7 @@ class UNet2DConditionModel(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        # In float32: a few small products, and half precision would blur neighbouring times.
+        # In float32: a few small products, and half precision would blur neighboring times.
         time = TimestepEmbedding(config.time_width, jnp.float32, name="time_embedding")(sinusoids)
         if time_offset is not None:
             time = time + time_offset.astype(time.dtype)

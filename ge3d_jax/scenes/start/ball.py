@@ -21,7 +21,7 @@ def nearest_neighbor_scales(positions: jax.Array) -> jax.Array:
     points = np.asarray(positions)
     if len(points) <= _NEIGHBORS:
         raise UserError(
-            f"The start has {len(points)} splats, too few to size them by their neighbours; "
+            f"The start has {len(points)} splats, too few to size them by their neighbors; "
             f"set start.scale or take more than {_NEIGHBORS}."
         )
     distances, _ = cKDTree(points).query(points, k=_NEIGHBORS + 1)
@@ -48,15 +48,15 @@ def ball(
     sh_degree: int = 0,
     capacity: int | None = None,
 ) -> Gaussians:
-    """Round grey splats, uniform in a ball around the origin.
+    """Round gray splats, uniform in a ball around the origin.
 
     Args:
         count: number of splats.
         radius: of the ball, world units.
         opacity: of each splat, within (0, 1).
-        scale: standard deviation of each splat, world units; None: RMS distance to its three neighbours.
-        gray: colour, 0 black … 1 white.
-        sh_degree: degree of the colour's spherical harmonics; those above 0 begin at 0.
+        scale: standard deviation of each splat, world units; None: RMS distance to its three neighbors.
+        gray: color, 0 black … 1 white.
+        sh_degree: degree of the color's spherical harmonics; those above 0 begin at 0.
         capacity: length of the padded buffer, at least `count`, which is the default.
     """
     positions = radius * _in_unit_ball(key, count)
