@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge3d_jax.core.random import Draws
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.schedule import NoiseSchedule
 from ge3d_jax.diffusion.weights.checkpoint import load_model
-from ge3d_jax.guidance.base import Loss, Progress, SeenViews
+from ge3d_jax.guidance.base import DrawKeys, Loss, Progress, SeenViews
 from ge3d_jax.guidance.prompts import view_mixture
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.toybox import model_folder
@@ -207,24 +208,44 @@ def see(latents: np.ndarray, camera_to_world: np.ndarray | None = None) -> SeenV
     return SeenViews(jnp.asarray(latents, jnp.result_type(float)), cameras, views)
 
 
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradient(
+    latents: jax.Array,
+    seen: SeenViews,
+    text: ViewTexts,
+    drawn: Draws,
+    denoiser: Denoiser,
+    progress: Progress,
+    *,
+    loss: Loss,
+) -> Any:
+    def scalar(z: jax.Array) -> Any:
+        return loss((), dataclasses.replace(seen, latents=z), text, drawn, denoiser, progress)
+
+    return jax.grad(scalar, has_aux=True)(latents)
+
+
 def gradient_of(
     loss: Loss,
     latents: np.ndarray,
     text: ViewTexts,
-    drawn: Any,
+    drawn: Draws,
     denoiser: Denoiser,
     progress: Progress,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What arrives at z, (B, h, w, C), and the loss's numbers; of a loss that learns nothing by itself."""
-
-    def scalar(z: jax.Array) -> Any:
-        seen = dataclasses.replace(see(latents), latents=z)
-        return loss((), seen, text, drawn, denoiser, progress)
-
-    gradient, numbers = jax.jit(jax.grad(scalar, has_aux=True))(see(latents).latents)
+    seen = see(latents)
+    gradient, numbers = _gradient(seen.latents, seen, text, drawn, denoiser, progress, loss=loss)
     return np.asarray(gradient), {name: np.asarray(value) for name, value in numbers.items()}
 
 
 def largest_difference(value: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference ÷ the largest expected value, as the README's tolerances count."""
-    return float(np.max(np.abs(value - expected)) / np.max(np.abs(expected)))
+    difference = np.abs(np.asarray(value) - np.asarray(expected))
+    return float(np.max(difference) / np.max(np.abs(expected)))
+
+
+def draw_keys(iteration: int) -> DrawKeys:
+    """Keys of an iteration of one run."""
+    times, noise = jax.random.split(jax.random.fold_in(jax.random.key(1), iteration))
+    return DrawKeys(times, noise, jax.random.key(2))
