@@ -1,0 +1,61 @@
+"""SDS, score distillation: what the noise of a view lacks of the prediction with the text.
+
+g = w(t)·(ε̂ − ε)/B at x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, with ε̂ = ε_y + s·(ε_y − ε_∅), s = `scale`. Symbols: B, views;
+w(t), `weighting`. DreamFusion, arXiv 2209.14988, equation 3, with the settings of threestudio's latent
+version. DreamGaussian (arXiv 2309.16653) is this with falling times and, counted so, scale 99.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.diffusion.schedule import add_noise
+from ge3d_jax.guidance.base import Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.one_step import OneStepLoss, check_weighting, half_square, time_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class SDS(OneStepLoss):
+    """Score distillation sampling.
+
+    Attributes:
+        scale: s, counted from the prediction with the text; with Perp-Neg from the one without.
+        weighting: w(t): "variance" (1−ᾱ_t), "uniform" (1) or "ratio" (√((1−ᾱ_t)/ᾱ_t)).
+    """
+
+    scale: float = 100.0
+    weighting: str = "variance"
+
+    presets: ClassVar = {
+        "paper": {
+            "iterations": 10_000,
+            "views": 1,
+            "flip_probability": 0.0,
+            "total_variation": 0.0,
+        },
+        "toybox": {"guidance.times.high": 800, "guidance.scale": 30.0},
+    }
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        check_weighting(self.weighting)
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual w(t)·(ε̂ − ε)/B; numbers: loss, ½‖w(t)·(ε̂ − ε)‖² of each view, and its time."""
+        noise, times = drawn.per_view["noise"], drawn.per_view["times"]
+        schedule = denoiser.schedule
+        x = add_noise(schedule, jax.lax.stop_gradient(seen.latents), noise, times)
+        guided = denoiser.branches(x, times, text, text.negative).guided_from_text(self.scale)
+        residual = time_weight(schedule, times, self.weighting) * (guided - noise)
+        return hand_over(seen, residual / seen.count, loss=half_square(residual), time=times)
