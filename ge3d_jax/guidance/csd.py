@@ -1,0 +1,109 @@
+"""CSD, classifier score distillation: only what the texts say, without the noise that SDS compares with.
+
+g = w(t)·(c·ε_y + u·ε_neg + n·ε_∅ + p·Σ_j w_j·(ε_{y_j} − ε_neg)^⊥), handed over as g/B, or as g/(‖g‖·B) with
+‖·‖ over all views. Symbols: ε_y, ε_neg, ε_∅, predictions with the prompt, the negative prompt and none; c, u,
+n, p, the `…_scale` settings; the last sum is Perp-Neg's; B, views. arXiv 2310.19415, as its code runs.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import choice
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.diffusion.schedule import add_noise
+from ge3d_jax.guidance.base import Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.one_step import OneStepLoss, check_weighting, half_square, time_weight
+from ge3d_jax.guidance.times import TIMES, Times, UniformTimes, at, check_annealing, linear_table
+
+# Keeps the normalized gradient finite where all predictions agree.
+_SMALLEST_NORM = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class CSD(OneStepLoss):
+    """Classifier score distillation; the defaults are the published first stage's, which makes the shape.
+
+    Its code has another network look at pixels there. The second stage, which refines the surface, is the
+    preset "second_stage".
+
+    Attributes:
+        weighting: w(t): "variance" (1−ᾱ_t), "uniform" (1) or "ratio" (√((1−ᾱ_t)/ᾱ_t)).
+        normalized: whether g is divided by its norm over all views.
+        text_scale: c.
+        negative_scale: u, at the start and at the end of the annealing, linear between.
+        empty_scale: n, likewise.
+        perp_neg_scale: p.
+        anneal_iterations: how many iterations the annealing takes.
+    """
+
+    times: Times = choice(lambda: TIMES, UniformTimes(late_from=5001))
+    weighting: str = "uniform"
+    normalized: bool = True
+    text_scale: float = 1.0
+    negative_scale: tuple[float, float] = (0.0, -1.0)
+    empty_scale: tuple[float, float] = (-1.0, 0.0)
+    perp_neg_scale: float = 3.0
+    anneal_iterations: int = 5000
+
+    presets: ClassVar = {
+        "paper": {
+            "iterations": 10_000,
+            "views": 1,
+            "flip_probability": 0.0,
+            "total_variation": 0.0,
+        },
+        "second_stage": {
+            "guidance.times.high": 500,
+            "guidance.times.late_from": None,
+            "guidance.weighting": "variance",
+            "guidance.normalized": False,
+            "guidance.negative_scale": (-1.0, -0.5),
+            "guidance.empty_scale": (0.0, -0.5),
+            "guidance.perp_neg_scale": 0.0,
+            "guidance.anneal_iterations": 10_000,
+        },
+        "toybox": {"guidance.times.late_from": 125, "guidance.anneal_iterations": 125},
+    }
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        check_weighting(self.weighting)
+        check_annealing("anneal_iterations", self.anneal_iterations)
+
+    def scales(self, iterations: int) -> tuple[Any, Any]:
+        """u and n of each iteration, (T,) each."""
+        annealing = (self.anneal_iterations, iterations)
+        return linear_table(self.negative_scale, *annealing), linear_table(self.empty_scale, *annealing)
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual of the module; numbers: loss, ½‖g‖² of each view before division, and its time."""
+        times = drawn.per_view["times"]
+        schedule = denoiser.schedule
+        x = add_noise(schedule, jax.lax.stop_gradient(seen.latents), drawn.per_view["noise"], times)
+        branches = denoiser.branches(x, times, text, text.negative, text.empty)
+        negative_scale, empty_scale = (at(table, progress) for table in self.scales(progress.iterations))
+        (empty,) = branches.others
+        score = (
+            self.text_scale * branches.positive
+            + negative_scale * branches.unconditional
+            + empty_scale * empty
+        )
+        if branches.has_perp_neg:
+            score = score + self.perp_neg_scale * branches.away
+        weighted = time_weight(schedule, times, self.weighting) * score
+        residual = weighted
+        if self.normalized:
+            residual = weighted / (jnp.sqrt(seen.total(jnp.sum(weighted**2))) + _SMALLEST_NORM)
+        return hand_over(seen, residual / seen.count, loss=half_square(weighted), time=times)

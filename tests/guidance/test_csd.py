@@ -1,0 +1,90 @@
+"""CSD against its public code: whole iterations, stored predictions, and the annealing of its scales."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.schedule import add_noise
+from ge3d_jax.guidance.base import Progress
+from ge3d_jax.guidance.csd import CSD
+from ge3d_jax.guidance.times import UniformTimes
+from tests.guidance import golden
+from tests.guidance.golden import Answer
+
+CASES = ("stage2_start", "stage2_late", "normalized", "normalized_perp_neg")
+FIRST = CSD()
+SECOND = CSD(
+    times=UniformTimes(high=500),
+    weighting="variance",
+    normalized=False,
+    negative_scale=(-1.0, -0.5),
+    empty_scale=(0.0, -0.5),
+    perp_neg_scale=0.0,
+    anneal_iterations=10_000,
+)
+# The published iterations; the cases are some of them.
+ITERATIONS = 10_000
+
+
+def _iteration(case, denoiser):
+    stage = {1: FIRST, 2: SECOND}[case.settings["stage_of_settings"]]
+    # The cases of the first stage's scales were run with the second stage's weights, in latents.
+    loss = dataclasses.replace(stage, weighting="variance", normalized=case.settings["normalized"])
+    drawn = Draws(shared={}, per_view={"noise": jnp.asarray(case.noise), "times": jnp.asarray(case.times)})
+    progress = Progress(case.settings["step"], ITERATIONS)
+    return golden.gradient_of(loss, case.latents, case.texts(), drawn, denoiser, progress)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_iteration_with_the_network_equals_the_authors(name):
+    case = golden.load_case("csd", name)
+    gradient, numbers = _iteration(case, golden.bundled_denoiser(len(case.latents)))
+    assert golden.largest_difference(gradient, case["gradient"]) < 5e-5
+    np.testing.assert_array_equal(numbers["time"], case.times)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stored_predictions_give_the_gradient(name):
+    case = golden.load_case("csd", name)
+    texts = case.texts()
+    with jax.enable_x64(True):
+        state = np.asarray(add_noise(golden.schedule(), case.latents, case.noise, case.times))
+        stored = [
+            (case["epsilon_text"], texts.positive),
+            (case["epsilon_negative"], texts.negative),
+            (case["epsilon_empty"], texts.empty),
+        ]
+        for j in range(texts.weights.shape[1]):
+            stored.append((case["epsilon_views"][:, j], texts.avoided[:, j]))
+        answers = [Answer(epsilon, case.times, text, state) for epsilon, text in stored]
+        gradient, _ = _iteration(case, golden.stored_denoiser(answers))
+    assert gradient.dtype == np.float64
+    assert golden.largest_difference(gradient, case["gradient"]) < 1e-5
+
+
+@pytest.mark.parametrize("stage, loss", [("stage1", FIRST), ("stage2", SECOND)])
+def test_bounds_and_scales_equal_the_authors_tables(stage, loss):
+    tables = golden.load_tables("csd")
+    steps = tables[f"{stage}/steps"]
+    table = tables[f"{stage}/tmin_tmax_text_negative_empty_perp"]
+    np.testing.assert_array_equal(loss.times.bounds(ITERATIONS)[steps], table[:, :2])
+    scales = [scale[steps] for scale in loss.scales(ITERATIONS)]
+    np.testing.assert_allclose(scales, table[:, 3:5].T, atol=1e-12)
+    np.testing.assert_array_equal(table[:, [2, 5]], [[loss.text_scale, loss.perp_neg_scale]] * len(steps))
+
+
+def test_the_norm_is_taken_over_all_views():
+    case = golden.load_case("csd", "normalized")
+    np.testing.assert_allclose(np.linalg.norm(case["gradient"]) * len(case.latents), 1.0, rtol=1e-6)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(UserError, match="weighting"):
+        CSD(weighting="sds")
+    with pytest.raises(UserError, match="anneal_iterations"):
+        CSD(anneal_iterations=0)
