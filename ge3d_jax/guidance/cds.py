@@ -1,0 +1,134 @@
+"""CDS, consistency distillation sampling: what the text says high on a path agrees with what it says below.
+
+g = w(t)·(ε̂(x_t, t) − ε̂(x_t', t')), each entry cut at ± `clip`, handed over as g/B. One noise serves all views
+throughout the run, x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, and x_t' is one guided DDIM step below x_t.
+
+Symbols: t', `lower`, falling with √(k/K); k, iteration; K, `anneal_iterations`; t = t' + a number within
+`gap`, at most `highest`; ε̂ = ε_y + s·(ε_y − ε_∅); s, `scale`; r = √((1−ᾱ)/ᾱ); B, views. Consistent3D, arXiv
+2401.09050, as its code runs. That code turns NaN into 0; here the training step skips such an iteration.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.diffusion.schedule import add_noise, ddim_step, predict_x0
+from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.one_step import check_share, check_weighting, half_square, rescaled, time_weight
+from ge3d_jax.guidance.times import at, check_annealing, check_times, linear_table
+
+
+@dataclasses.dataclass(frozen=True)
+class CDS(Loss):
+    """Consistency distillation sampling; pairs are (at the start, at the end) of the annealing.
+
+    Attributes:
+        lower: t', between both bounds.
+        gap: least and greatest t − t'.
+        highest: t is at most that.
+        scale: s, counted from the prediction with the text; with Perp-Neg from the one without.
+        clip: where the entries of g are cut.
+        anneal_iterations: K, how many iterations the annealing takes.
+        weighting: w(t): "uniform" (1), "variance" (1−ᾱ_t) or "ratio" (r_t).
+        recon_std_rescale: how far the spread of the clean latent that ε̂ implies is brought back to that
+            without guidance, before the step from t to t'.
+    """
+
+    lower: tuple[int, int] = (700, 100)
+    gap: tuple[int, int] = (100, 299)
+    highest: int = 980
+    scale: tuple[float, float] = (100.0, 50.0)
+    clip: tuple[float, float] = (2.0, 8.0)
+    anneal_iterations: int = 3000
+    weighting: str = "uniform"
+    recon_std_rescale: float = 0.0
+
+    presets: ClassVar = {
+        "paper": {
+            "iterations": 3000,
+            "views": 1,
+            "flip_probability": 0.0,
+            "total_variation": 0.0,
+            "prompts.negative_prompt": "",
+        },
+        "toybox": {"guidance.anneal_iterations": 250, "guidance.scale": (30.0, 15.0)},
+    }
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        check_weighting(self.weighting)
+        check_annealing("anneal_iterations", self.anneal_iterations)
+        check_share("recon_std_rescale", self.recon_std_rescale)
+        check_times("lower", (min(self.lower), max(self.lower)))
+        if not 1 <= self.gap[0] <= self.gap[1]:
+            raise UserError(f"The setting gap is {self.gap}; give two numbers above 0, the lower first.")
+        check_times("highest", (max(self.lower) + self.gap[0], self.highest))
+        if min(self.clip) <= 0:
+            raise UserError(f"The setting clip is {self.clip}; give bounds above 0.")
+
+    @property
+    def latest_time(self) -> int:
+        """The latest t."""
+        return min(max(self.lower) + self.gap[1], self.highest)
+
+    def schedule(self, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """t', s and the bound of the entries at each iteration, (T,) each."""
+        share = np.clip(np.arange(iterations) / self.anneal_iterations, 0.0, 1.0)
+        lower = self.lower[0] + (self.lower[1] - self.lower[0]) * np.sqrt(share)
+        annealing = (self.anneal_iterations, iterations)
+        scale, clip = (linear_table(pair, *annealing) for pair in (self.scale, self.clip))
+        return np.floor(lower).astype(np.int32), scale, clip
+
+    def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
+        """The times, t' for all views and t of each, and the noise of the whole run."""
+        lower = at(self.schedule(progress.iterations)[0], progress)
+        gaps = jax.random.randint(keys.times, shape[:1], self.gap[0], self.gap[1] + 1)
+        times = jnp.minimum(lower + gaps, self.highest)
+        noise = normal(keys.run, (1, *shape[1:]))
+        return Draws(shared={"noise": noise, "lower": lower}, per_view={"times": times})
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual of the module.
+
+        Numbers of each view: loss, ½‖g‖²; time; clipped, the share of entries that were cut.
+        """
+        times, lower = drawn.per_view["times"], drawn.shared["lower"]
+        _, scale, clip = (at(table, progress) for table in self.schedule(progress.iterations))
+        schedule = denoiser.schedule
+        z = jax.lax.stop_gradient(seen.latents)
+        x = add_noise(schedule, z, drawn.shared["noise"], times)
+        branches = denoiser.branches(x, times, text, text.negative)
+        upper_epsilon = branches.guided_from_text(scale)
+        step_epsilon = upper_epsilon
+        difference_above = jnp.zeros_like(x)
+        if self.recon_std_rescale > 0:
+            guided, plain = (
+                predict_x0(schedule, x, epsilon, times) for epsilon in (upper_epsilon, branches.positive)
+            )
+            clean = rescaled(guided, plain, self.recon_std_rescale)
+            ratio = time_weight(schedule, times, "ratio")
+            # The ε that implies the rescaled x̂_0: x̂_0 moves by −r·(change of ε).
+            step_epsilon = upper_epsilon + (guided - clean) / ratio
+            ratio_below = time_weight(schedule, lower[None], "ratio")
+            difference_above = ratio / ratio_below * (upper_epsilon - step_epsilon)
+        below = ddim_step(schedule, x, step_epsilon, times, lower)
+        lower_epsilon = denoiser.branches(below, lower, text, text.negative).guided_from_text(scale)
+        difference = difference_above + step_epsilon - lower_epsilon
+        weighted = time_weight(schedule, times, self.weighting) * difference
+        residual = jnp.clip(weighted, -clip, clip)
+        clipped = jnp.mean(jnp.abs(weighted) > clip, axis=(1, 2, 3))
+        return hand_over(seen, residual / seen.count, loss=half_square(residual), time=times, clipped=clipped)
