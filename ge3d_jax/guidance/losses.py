@@ -1,6 +1,10 @@
 """The losses there are, by the name that chooses them."""
 
 from ge3d_jax.guidance.base import Loss
+from ge3d_jax.guidance.cds import CDS
+from ge3d_jax.guidance.csd import CSD
 from ge3d_jax.guidance.ge3d import GE3D
+from ge3d_jax.guidance.mvdream import MVDream
+from ge3d_jax.guidance.sds import SDS
 
-LOSSES: dict[str, type[Loss]] = {"ge3d": GE3D}
+LOSSES: dict[str, type[Loss]] = {"ge3d": GE3D, "sds": SDS, "csd": CSD, "cds": CDS, "mvdream": MVDream}

@@ -1,0 +1,68 @@
+"""MVDream's loss against its public code: whole iterations, and from stored predictions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.schedule import add_noise
+from ge3d_jax.guidance.base import Progress
+from ge3d_jax.guidance.mvdream import MVDream
+from tests.guidance import golden
+from tests.guidance.golden import Answer
+
+CASES = ("rescaled", "not_rescaled")
+VIEWS = 4
+
+
+def _texts(case):
+    # MVDream writes no words for the view.
+    texts = case.texts()
+    positive = np.broadcast_to(golden.embedding(case.settings["prompt"]), (VIEWS, *texts.plain.shape))
+    return texts.replace(positive=jnp.asarray(positive))
+
+
+def _iteration(case, denoiser, texts):
+    settings = case.settings
+    loss = MVDream(scale=settings["guidance_scale"], recon_std_rescale=settings["recon_std_rescale"])
+    drawn = Draws(shared={}, per_view={"noise": jnp.asarray(case.noise), "times": jnp.asarray(case.times)})
+    return golden.gradient_of(loss, case.latents, texts, drawn, denoiser, Progress(0, 10))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_iteration_with_the_network_equals_the_authors(name):
+    case = golden.load_case("mvdream", name)
+    gradient, numbers = _iteration(case, golden.bundled_denoiser(VIEWS), _texts(case))
+    assert golden.largest_difference(gradient, case["gradient"]) < 5e-5
+    assert np.mean(numbers["loss"]) == pytest.approx(case.settings["loss"], rel=5e-5)
+    np.testing.assert_array_equal(numbers["time"], case.times)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stored_predictions_give_the_gradient(name):
+    case = golden.load_case("mvdream", name)
+    texts = _texts(case)
+    with jax.enable_x64(True):
+        state = np.asarray(add_noise(golden.schedule(), case.latents, case.noise, case.times))
+        answers = [
+            Answer(case["epsilon_text"], case.times, texts.positive, state),
+            Answer(case["epsilon_negative"], case.times, texts.negative, state),
+        ]
+        gradient, _ = _iteration(case, golden.stored_denoiser(answers), texts)
+    assert gradient.dtype == np.float64
+    assert golden.largest_difference(gradient, case["gradient"]) < 1e-5
+
+
+def test_all_views_have_one_time():
+    loss = MVDream()
+    drawn = [loss.draw(golden.draw_keys(k), Progress(8000, 9000), (8, 2, 2, 4)).per_view for k in range(9)]
+    times = np.stack([each["times"] for each in drawn])
+    assert times.shape == (9, 8) and np.all(times == times[:, :1]) and len(set(times[:, 0].tolist())) > 5
+    assert loss.latest_time == 980 and loss.views_together == VIEWS and not loss.may_mirror
+
+
+def test_a_bad_share_is_named():
+    with pytest.raises(UserError, match="recon_std_rescale"):
+        MVDream(recon_std_rescale=-0.1)
