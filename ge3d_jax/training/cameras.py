@@ -35,10 +35,29 @@ def camera_ranges(config: CameraConfig, iteration: jax.Array | int) -> tuple[jax
     return jnp.stack(radius), jnp.stack(fov), azimuth
 
 
+def in_groups(values: jax.Array, together: int) -> jax.Array:
+    """`values` (B,), each group of so many with that of its first."""
+    return jnp.repeat(values[::together], together)
+
+
 def sample_cameras(
-    key: jax.Array, config: CameraConfig, iteration: jax.Array | int, *, views: int, size: int
+    key: jax.Array,
+    config: CameraConfig,
+    iteration: jax.Array | int,
+    *,
+    views: int,
+    size: int,
+    together: int = 1,
 ) -> tuple[Camera, jax.Array]:
     """Cameras on the sphere, looking at the origin but for the jitters; one field of view for all.
+
+    Args:
+        key: PRNG key.
+        config: the ranges.
+        iteration: k, which the ranges depend on.
+        views: how many.
+        size: edge of the square pictures, pixels.
+        together: so many views stand evenly around the object, at one elevation and distance (MVDream's 4).
 
     Returns:
         a batch of `views` cameras, and their azimuths (views,) in radians.
@@ -59,6 +78,10 @@ def sample_cameras(
     polar = jnp.deg2rad(within(config.polar_degrees, around_middle(even[1])))
     radius = within(radius_range, even[2])
     fov = within(fov_range, even[3, 0])
+    if together > 1:
+        turn = jnp.arange(views) % together * (2.0 * jnp.pi / together)
+        azimuth = in_groups(azimuth, together) + turn
+        polar, radius = in_groups(polar, together), in_groups(radius, together)
     shift = even[4:].T * config.jitter_center
     target = target * config.jitter_target
     up = jnp.asarray(_UP) + up * config.jitter_up

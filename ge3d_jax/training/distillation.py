@@ -131,7 +131,12 @@ class Distillation:
         keys = jax.random.split(jax.random.fold_in(state.key, state.iteration), 7)
         shape = (views, *latent_shape(context.model, config.image_size))
         cameras, azimuth = sample_cameras(
-            keys[0], config.cameras, state.iteration, views=views, size=config.image_size
+            keys[0],
+            config.cameras,
+            state.iteration,
+            views=views,
+            size=config.image_size,
+            together=config.guidance.views_together,
         )
         scene = config.scene.draw(keys[2], state.scene, views)
         loss = config.guidance.draw(

@@ -53,6 +53,17 @@ def test_cameras_stand_where_the_settings_say():
     assert np.ptp(np.asarray(cameras.intrinsics[:, 0])) == 0.0
 
 
+def test_views_that_belong_together_stand_around_the_object():
+    still = with_overrides(PRESETS["toybox"], {}).cameras
+    cameras, azimuth = inputs.sample_cameras(jax.random.key(2), still, 0, views=8, size=32, together=4)
+    degrees = np.rad2deg(np.asarray(azimuth)).reshape(2, 4)
+    np.testing.assert_allclose(degrees - degrees[:, :1], [[0, 90, 180, 270]] * 2, atol=1e-3)
+    x, y, z = _positions(cameras).reshape(2, 4, 3).transpose(2, 0, 1)
+    np.testing.assert_allclose(np.arctan2(y, x), np.angle(np.exp(1j * np.deg2rad(degrees))), atol=1e-4)
+    for values in (z, np.hypot(x, y)):
+        assert np.ptp(values, axis=1).max() < 1e-5 and abs(values[0, 0] - values[1, 0]) > 1e-4
+
+
 def test_jitter_moves_the_cameras_a_little():
     cameras, azimuth = inputs.sample_cameras(jax.random.key(1), PAPER, 0, views=50, size=32)
     x, y, _ = _positions(cameras).T
