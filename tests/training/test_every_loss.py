@@ -1,0 +1,142 @@
+"""What every loss must keep to, whatever it computes: devices, seeds, and views in turn change nothing."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from ge3d_jax.core.devices import batch_mesh
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.guidance.base import DrawKeys, Progress, SeenViews
+from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.training.config import configured
+
+# Two groups of as many views as any loss looks at together.
+VIEWS = 8
+SHAPE = (VIEWS, 4, 4, 4)
+
+
+def predict(model, x, t, text, adapter=None):
+    """A smooth function of all that a network sees."""
+    times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
+    words = jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
+    offset = 0.0
+    if adapter is not None and adapter.time_offset is not None:
+        offset = jnp.sin(adapter.time_offset[:, :4])[:, None, None]
+    return jnp.tanh(x) * (0.5 + times) + 0.3 * words + 0.1 * offset
+
+
+def assert_close(got, expected):
+    """Equal but for rounding, measured by the largest entry of each array: losses subtract close numbers."""
+    chex.assert_trees_all_equal_shapes(got, expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert float(jnp.abs(one - other).max()) <= 5e-5 * float(jnp.abs(other).max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A loss with all that it is called with, but for the latents."""
+
+    loss: object
+    learned: object
+    text: ViewTexts
+    cameras: object
+    model: object
+    progress: Progress
+
+    def draw(self, seed):
+        keys = DrawKeys(*jax.random.split(jax.random.key(seed), 3))
+        return self.loss.draw(keys, self.progress, SHAPE)
+
+    def gradients(self, z, drawn, text, cameras, *, at_a_time=None, axis=None):
+        """What the loss hands to the latents and to what it learns, and its numbers."""
+        denoiser = Denoiser(self.model, self.model.schedule, at_a_time or z.shape[0], predict)
+
+        def scalar(z, learned):
+            seen = SeenViews(z, cameras, VIEWS, axis)
+            return self.loss(learned, seen, text, drawn, denoiser, self.progress)
+
+        (of_z, of_learned), numbers = jax.grad(scalar, argnums=(0, 1), has_aux=True)(z, self.learned)
+        if axis is not None:
+            of_learned = jax.lax.psum(of_learned, axis)
+        return of_z, of_learned, numbers
+
+
+@pytest.fixture(scope="module", params=[(name, True) for name in LOSSES] + [("ge3d", False), ("sds", False)])
+def case(request, tiny_model):
+    name, has_perp_neg = request.param
+    loss = configured("toybox", guidance=name).guidance
+    avoided = 2 if has_perp_neg else 0
+    values = jax.random.normal(jax.random.key(1), (VIEWS * 3 + 3, 12, 8))
+    text = ViewTexts(
+        positive=values[:VIEWS],
+        avoided=values[VIEWS : 3 * VIEWS].reshape(VIEWS, 2, 12, 8)[:, :avoided],
+        weights=jnp.full((VIEWS, avoided), -0.5),
+        negative=values[-3],
+        empty=values[-2],
+        plain=values[-1],
+    )
+    cameras = jax.vmap(
+        lambda azimuth: orbit_camera(azimuth=azimuth, polar=1.2, radius=3.0, fov=0.5, size=16)
+    )(jnp.arange(VIEWS) * 0.7)
+    learned = loss.begin(jax.random.key(2), tiny_model)
+    return Case(loss, learned, text, cameras, tiny_model, Progress(jnp.int32(40), 250))
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return jax.random.normal(jax.random.key(3), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def alone(case, latents):
+    """Computed by one device, all views at once, for two seeds."""
+    look = jax.jit(partial(case.gradients, text=case.text, cameras=case.cameras))
+    return [look(latents, case.draw(seed)) for seed in (0, 1)]
+
+
+def test_it_is_finite_and_goes_by_what_was_drawn(alone, latents):
+    for of_z, of_learned, numbers in alone:
+        chex.assert_tree_all_finite((of_z, of_learned, numbers))
+        assert float(jnp.abs(of_z).max()) > 0 and of_z.shape == latents.shape
+        assert numbers["loss"].shape == (VIEWS,)
+        np.testing.assert_allclose(numbers["gradient_norm"], jnp.linalg.norm(of_z), rtol=1e-4)
+    assert not np.allclose(alone[0][0], alone[1][0])
+
+
+def test_two_devices_say_what_one_does(case, latents, alone):
+    mesh = batch_mesh(2)
+    assert mesh.size == 2
+    own, shared = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    of_text = ViewTexts(own, own, own, shared, shared, shared)
+    of_numbers = {name: own if value.ndim else shared for name, value in alone[0][2].items()}
+    look = jax.shard_map(
+        partial(case.gradients, axis=mesh.axis_names[0]),
+        mesh=mesh,
+        in_specs=(own, Draws(shared=shared, per_view=own), of_text, own),
+        out_specs=(own, shared, of_numbers),
+        check_vma=False,
+    )
+    got = jax.jit(look)(latents, case.draw(0), case.text, case.cameras)
+    assert_close(got, alone[0])
+
+
+def test_vmap_over_seeds_equals_a_loop(case, latents, alone):
+    drawn = jax.tree.map(lambda *leaves: jnp.stack(leaves), case.draw(0), case.draw(1))
+    look = partial(case.gradients, latents, text=case.text, cameras=case.cameras)
+    got = jax.jit(jax.vmap(look))(drawn)
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    assert_close(got, expected)
+
+
+def test_views_in_turn_are_as_all_at_once(case, latents, alone):
+    look = partial(case.gradients, text=case.text, cameras=case.cameras, at_a_time=2)
+    got = jax.jit(look)(latents, case.draw(0))
+    assert_close(got, alone[0])
