@@ -21,6 +21,8 @@ from ge3d_jax.training.config import configured
 # Two groups of as many views as any loss looks at together.
 VIEWS = 8
 SHAPE = (VIEWS, 4, 4, 4)
+# Guidance of 50 to 100 magnifies the rounding of differences between close predictions.
+TOLERANCES = {"cds": 3e-4, "sdi": 3e-4}
 
 
 def predict(model, x, t, text, adapter=None):
@@ -33,11 +35,11 @@ def predict(model, x, t, text, adapter=None):
     return jnp.tanh(x) * (0.5 + times) + 0.3 * words + 0.1 * offset
 
 
-def assert_close(got, expected):
+def assert_close(case, got, expected):
     """Equal but for rounding, measured by the largest entry of each array: losses subtract close numbers."""
     chex.assert_trees_all_equal_shapes(got, expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert float(jnp.abs(one - other).max()) <= 5e-5 * float(jnp.abs(other).max())
+        assert float(jnp.abs(one - other).max()) <= case.tolerance * float(jnp.abs(other).max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Case:
     cameras: object
     model: object
     progress: Progress
+    tolerance: float
 
     def draw(self, seed):
         keys = DrawKeys(*jax.random.split(jax.random.key(seed), 3))
@@ -87,7 +90,9 @@ def case(request, tiny_model):
         lambda azimuth: orbit_camera(azimuth=azimuth, polar=1.2, radius=3.0, fov=0.5, size=16)
     )(jnp.arange(VIEWS) * 0.7)
     learned = loss.begin(jax.random.key(2), tiny_model)
-    return Case(loss, learned, text, cameras, tiny_model, Progress(jnp.int32(40), 250))
+    return Case(
+        loss, learned, text, cameras, tiny_model, Progress(jnp.int32(40), 250), TOLERANCES.get(name, 5e-5)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def test_two_devices_say_what_one_does(case, latents, alone):
         check_vma=False,
     )
     got = jax.jit(look)(latents, case.draw(0), case.text, case.cameras)
-    assert_close(got, alone[0])
+    assert_close(case, got, alone[0])
 
 
 def test_vmap_over_seeds_equals_a_loop(case, latents, alone):
@@ -133,10 +138,10 @@ def test_vmap_over_seeds_equals_a_loop(case, latents, alone):
     look = partial(case.gradients, latents, text=case.text, cameras=case.cameras)
     got = jax.jit(jax.vmap(look))(drawn)
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
-    assert_close(got, expected)
+    assert_close(case, got, expected)
 
 
 def test_views_in_turn_are_as_all_at_once(case, latents, alone):
     look = partial(case.gradients, text=case.text, cameras=case.cameras, at_a_time=2)
     got = jax.jit(look)(latents, case.draw(0))
-    assert_close(got, alone[0])
+    assert_close(case, got, alone[0])
