@@ -240,7 +240,7 @@ def fit_images(
         description=description,
         task=Photometric(config),
         context=views_of(train, unit),
-        views_at_a_time=config.views,
+        parts=config.views,
         history=history,
         is_new=not resume,
     )

@@ -187,7 +187,7 @@ def generate(
         description=description,
         task=task,
         context=Prompted(diffusion, prompt_embeddings(config, diffusion, prompt)),
-        views_at_a_time=config.views_per_pass,
+        parts=config.views_per_pass // config.guidance.views_together,
         history=history,
         is_new=not resume,
     )

@@ -41,7 +41,7 @@ class Run:
         description: what config.json says of it.
         task: what it does.
         context: what the task needs in every iteration.
-        views_at_a_time: views that go through the networks at a time.
+        parts: into how many parts the views can be divided that go through the networks at a time.
         history: numbers of the iterations done before; empty for a new run.
         is_new: whether it begins, in place of whatever is in the folder.
     """
@@ -50,7 +50,7 @@ class Run:
     description: Mapping[str, Any]
     task: Task
     context: Any
-    views_at_a_time: int
+    parts: int
     history: list[HostNumbers]
     is_new: bool
 
@@ -109,7 +109,7 @@ class Run:
                 state,
                 self.context,
                 self.task,
-                views_at_a_time=self.views_at_a_time,
+                parts=self.views_at_a_time,
                 on_iteration=on_iteration,
                 on_compiled=on_compiled,
             )

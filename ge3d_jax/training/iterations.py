@@ -62,7 +62,7 @@ def iterate(
     context: Any,
     task: Task,
     *,
-    views_at_a_time: int,
+    parts: int,
     on_iteration: OnIteration | None = None,
     on_compiled: Callable[[Compilation], None] | None = None,
 ) -> RunResult:
@@ -73,7 +73,8 @@ def iterate(
             state gives the same object.
         context: what the task needs in every iteration.
         task: what to do; its scene's buffer grows where a view needs more.
-        views_at_a_time: views that go through the networks at a time, to be divided among devices.
+        parts: into how many parts the views that go through the networks at a time can be divided among
+            devices.
         on_iteration: called after each iteration; when it returns true the run stops there.
         on_compiled: told of each compilation that fits the device: before the first iteration, and where a
             buffer has grown.
@@ -85,7 +86,7 @@ def iterate(
         UserError: an iteration takes more memory than the device has; names the settings that lower it.
         RunDropped: as it comes, without a result.
     """
-    mesh = batch_mesh(views_at_a_time, copied=context)
+    mesh = batch_mesh(parts, copied=context)
     # The steps donate the state they are given.
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
     state, context = jax.device_put((state, context), replicated(mesh))

@@ -127,7 +127,7 @@ def test_a_fixed_budget_grows_slowly(images):
         begin_fit(config, jax.random.key(0)),
         views_of(train, scene_radius(train)),
         Photometric(config),
-        views_at_a_time=1,
+        parts=1,
         on_iteration=lambda done, numbers, state: seen.append(numbers),
     )
     # 120, and 5 % more after iterations 10 and 20.

@@ -21,7 +21,7 @@ PROMPT = "a red ball"
 def _run(config, model, *, state=None, start=None, **options):
     state = begin(config, model, jax.random.key(0), start=start) if state is None else state
     context = Prompted(model, prompt_embeddings(config, model, PROMPT))
-    return iterate(state, context, Distillation(config), views_at_a_time=config.views_per_pass, **options)
+    return iterate(state, context, Distillation(config), parts=config.views_per_pass, **options)
 
 
 @pytest.fixture(scope="module")
