@@ -111,3 +111,18 @@ def camera_center(camera: Camera) -> jax.Array:
     columns = jnp.cross(jnp.roll(rows, -1, axis=0), jnp.roll(rows, -2, axis=0))
     determinant = jnp.sum(rows[0] * columns[0])
     return -jnp.sum(columns * translation[:, None], axis=0) / determinant
+
+
+def opengl_camera_to_world(camera: Camera) -> jax.Array:
+    """Camera-to-world transform in OpenGL axes (x right, y up, z backward), as networks that see cameras do.
+
+    Args:
+        camera: one camera; `jax.vmap` for a batch.
+
+    Returns:
+        (4, 4) float, world units; the last column is the camera's position.
+    """
+    # The axes of a rigid transform are its rows: no matrix has to be inverted.
+    axes = camera.world_to_camera[:3, :3].T * jnp.array([1.0, -1.0, -1.0], camera.world_to_camera.dtype)
+    top = jnp.concatenate([axes, camera_center(camera)[:, None]], axis=1)
+    return jnp.concatenate([top, jnp.array([[0.0, 0.0, 0.0, 1.0]], top.dtype)])
