@@ -182,7 +182,9 @@ class Denoiser:
             lambda array: array.reshape(-1, self.views_at_a_time, *array.shape[1:]),
             (x, jnp.broadcast_to(t, (views,)), each, offset),
         )
-        answers = jax.lax.map(lambda part: ask(*part), parts)
+        # Where an adapter learns, a loop that did not compute again would keep what all its views computed;
+        # without a gradient this changes nothing.
+        answers = jax.lax.map(jax.checkpoint(lambda part: ask(*part), prevent_cse=False), parts)
         return tuple(answer.reshape(x.shape) for answer in answers)
 
     def branches(
