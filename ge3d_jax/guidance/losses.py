@@ -6,5 +6,13 @@ from ge3d_jax.guidance.csd import CSD
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.mvdream import MVDream
 from ge3d_jax.guidance.sds import SDS
+from ge3d_jax.guidance.vsd import VSD
 
-LOSSES: dict[str, type[Loss]] = {"ge3d": GE3D, "sds": SDS, "csd": CSD, "cds": CDS, "mvdream": MVDream}
+LOSSES: dict[str, type[Loss]] = {
+    "ge3d": GE3D,
+    "sds": SDS,
+    "csd": CSD,
+    "vsd": VSD,
+    "cds": CDS,
+    "mvdream": MVDream,
+}

@@ -26,7 +26,7 @@ from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.toybox import model_folder
 from tests.errors import relative_error
 
-GOLDEN_FILE = Path(__file__).parents[2] / "golden" / "losses" / "vsd_network.npz"
+GOLDEN_FILE = Path(__file__).parents[2] / "golden" / "losses" / "vsd.npz"
 CASES = ("a", "b")
 RANK = 4
 # Of float32, largest difference to largest value.
