@@ -109,7 +109,7 @@ class Run:
                 state,
                 self.context,
                 self.task,
-                parts=self.views_at_a_time,
+                parts=self.parts,
                 on_iteration=on_iteration,
                 on_compiled=on_compiled,
             )
