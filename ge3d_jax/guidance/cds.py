@@ -19,9 +19,9 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import add_noise, ddim_step, predict_x0
+from ge3d_jax.guidance.annealing import at, check_annealing, check_times, linear_table
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.one_step import check_share, check_weighting, half_square, rescaled, time_weight
-from ge3d_jax.guidance.times import at, check_annealing, check_times, linear_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,14 @@ class CDS(Loss):
     weighting: str = "uniform"
     recon_std_rescale: float = 0.0
 
+    # The published first stage's; the scene there is a NeRF.
     presets: ClassVar = {
         "paper": {
             "iterations": 3000,
-            "views": 1,
+            "views": 8,
             "flip_probability": 0.0,
             "total_variation": 0.0,
+            "prompts.use_perp_neg": False,
             "prompts.negative_prompt": "",
         },
         "toybox": {"guidance.anneal_iterations": 250, "guidance.scale": (30.0, 15.0)},

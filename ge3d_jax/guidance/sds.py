@@ -29,12 +29,26 @@ class SDS(OneStepLoss):
     scale: float = 100.0
     weighting: str = "variance"
 
+    # Iterations, views and texts are the published ones; the scenes there are a NeRF and, for DreamGaussian,
+    # splats in pictures that grow from 128 to 512 pixels.
     presets: ClassVar = {
         "paper": {
             "iterations": 10_000,
             "views": 1,
             "flip_probability": 0.0,
             "total_variation": 0.0,
+            "prompts.use_perp_neg": False,
+            "prompts.negative_prompt": "",
+        },
+        "dreamgaussian": {
+            "iterations": 500,
+            "views": 1,
+            "flip_probability": 0.0,
+            "total_variation": 0.0,
+            "prompts.use_perp_neg": False,
+            "prompts.negative_prompt": "",
+            "guidance.times.kind": "falling",
+            "guidance.scale": 99.0,
         },
         "toybox": {"guidance.times.high": 800, "guidance.scale": 30.0},
     }

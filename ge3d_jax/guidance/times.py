@@ -1,48 +1,20 @@
 """The times that a one-step loss looks at: how each method chooses them over a run.
 
 Symbols: k, iteration; T, number of iterations; t, time; r_t = √((1−ᾱ_t)/ᾱ_t), of Stable Diffusion's schedule.
-Each choice gives the bounds of t for every iteration, by NumPy in float64, in the order of the authors'
-operations: where they round down, so does this, to the same time. The table is static, only k is traced.
+Each choice gives the bounds of t for every iteration, in the order of the authors' operations.
 """
 
 import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.guidance.annealing import STEPS, at, check_annealing, check_times, linear_table
 from ge3d_jax.guidance.base import Progress
 
-STEPS = 1000
 VARIANTS = ("paper", "author")
-
-
-def linear_table(pair: tuple[float, float], anneal_iterations: int, iterations: int) -> np.ndarray:
-    """From pair[0] to pair[1], linear over the first `anneal_iterations`, then constant: (T,) float64."""
-    share = np.clip(np.arange(iterations) / anneal_iterations, 0.0, 1.0)
-    return pair[0] + (pair[1] - pair[0]) * share
-
-
-def at(table: np.ndarray, progress: Progress) -> jax.Array:
-    """The entry of a table (T, ...) that belongs to the iteration."""
-    return jnp.asarray(table)[jnp.asarray(progress.iteration)]
-
-
-def check_times(name: str, pair: tuple[int | float, int | float]) -> None:
-    """Check that a setting's two times lie within the schedule, in order. Raises UserError."""
-    if not 0 <= pair[0] <= pair[1] < STEPS:
-        raise UserError(
-            f"The setting {name} leaves times from {pair[0]} to {pair[1]}; "
-            f"choose two within 0 … {STEPS - 1}, the lower one first."
-        )
-
-
-def check_annealing(name: str, value: int) -> None:
-    """Check a number of iterations to divide by. Raises UserError."""
-    if value < 1:
-        raise UserError(f"The setting {name} is {value}, but at least 1 is needed; raise it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +101,11 @@ class LinearTimes(Times):
 
 
 @dataclasses.dataclass(frozen=True)
-class FallingTimes(Times):
-    """One time for all views, falling linearly over the run (DreamGaussian).
+class OneTime(Times):
+    """Base of those that give all views of an iteration one time, which falls.
 
-    t = round(1000·(1 − (k+1)/T)), within `low` … `high`; a half is rounded to the even neighbor.
+    Attributes:
+        low, high: the bounds over the run.
     """
 
     low: int = 20
@@ -144,19 +117,34 @@ class FallingTimes(Times):
 
     @property
     def latest(self) -> int:
-        """The first."""
+        """Where it begins."""
         return self.high
+
+    def path(self, iterations: int) -> np.ndarray:
+        """The time of each iteration, (T,)."""
+        raise NotImplementedError
 
     def bounds(self, iterations: int) -> np.ndarray:
         """See the base."""
-        share = np.arange(1, iterations + 1) / iterations
-        times = np.clip(np.round((1 - share) * STEPS), self.low, self.high)
-        return np.stack([times, times], axis=1).astype(np.int32)
+        return np.stack([self.path(iterations)] * 2, axis=1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class DreamTime(Times):
-    """One time for all views, falling as fast as a density over the times allows (arXiv 2306.12422).
+class FallingTimes(OneTime):
+    """A time that falls linearly over the run (DreamGaussian).
+
+    t = round(1000·(1 − (k+1)/T)), within `low` … `high`; a half is rounded to the even neighbor.
+    """
+
+    def path(self, iterations: int) -> np.ndarray:
+        """See the base."""
+        share = np.arange(1, iterations + 1) / iterations
+        return np.clip(np.round((1 - share) * STEPS), self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamTime(OneTime):
+    """A time that falls as fast as a density over the times allows (arXiv 2306.12422).
 
     P(t) is the share of the density p at t and above. In iteration k, the "paper" takes the t whose P is
     nearest to (k+1)/T, with p ∝ W; its author's later code ("author") the first t, coming from above, whose
@@ -164,36 +152,27 @@ class DreamTime(Times):
     side.
 
     Attributes:
-        low, high: the bounds.
         variant: "paper" or "author".
         means: from where to where W is 1.
         widths: of W below the first mean and above the second.
     """
 
-    low: int = 20
-    high: int = 980
     variant: str = "paper"
     means: tuple[float, float] = (500.0, 800.0)
     widths: tuple[float, float] = (100.0, 300.0)
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        check_times("times.high", (self.low, self.high))
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise UserError(
                 f"The setting times.variant is {self.variant!r}; use one of {', '.join(VARIANTS)}."
             )
-        if self.means[0] > self.means[1]:
-            raise UserError(f"The setting times.means is {self.means}; give the lower one first.")
+        check_times("times.means", self.means)
         if min(self.widths) <= 0:
             raise UserError(f"The setting times.widths is {self.widths}; give widths above 0.")
 
-    @property
-    def latest(self) -> int:
-        """The first."""
-        return self.high
-
-    def bounds(self, iterations: int) -> np.ndarray:
+    def path(self, iterations: int) -> np.ndarray:
         """See the base."""
         times = np.arange(self.low, self.high + 1)
         below, above = np.minimum(times - self.means[0], 0), np.maximum(times - self.means[1], 0)
@@ -207,8 +186,7 @@ class DreamTime(Times):
         if self.variant == "paper":
             before = np.maximum(reached - 1, 0)
             reached = np.where(wanted - shares[before] < shares[reached] - wanted, before, reached)
-        chosen = times[::-1][reached]
-        return np.stack([chosen, chosen], axis=1).astype(np.int32)
+        return times[::-1][reached]
 
 
 def _noise_to_signal() -> np.ndarray:

@@ -9,23 +9,22 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.schedule import add_noise
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.csd import CSD
-from ge3d_jax.guidance.times import UniformTimes
 from tests.guidance import golden
 from tests.guidance.golden import Answer
 
 CASES = ("stage2_start", "stage2_late", "normalized", "normalized_perp_neg")
 FIRST = CSD()
-SECOND = CSD(
-    times=UniformTimes(high=500),
-    weighting="variance",
-    normalized=False,
-    negative_scale=(-1.0, -0.5),
-    empty_scale=(0.0, -0.5),
-    perp_neg_scale=0.0,
-    anneal_iterations=10_000,
+SECOND = with_overrides(
+    FIRST,
+    {
+        name.removeprefix("guidance."): value
+        for name, value in CSD.presets["second_stage"].items()
+        if name.startswith("guidance.")
+    },
 )
 # The published iterations; the cases are some of them.
 ITERATIONS = 10_000

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.guidance.annealing import at, linear_table
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.times import (
     TIMES,
@@ -12,8 +13,6 @@ from ge3d_jax.guidance.times import (
     FallingTimes,
     LinearTimes,
     UniformTimes,
-    at,
-    linear_table,
 )
 from tests.guidance import golden
 
