@@ -1,0 +1,119 @@
+"""What holds for every loss that can be chosen, without a network."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.guidance.base import Progress
+from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.toybox import model_folder
+from ge3d_jax.training.config import PRESETS
+from tests.guidance import fakes, golden
+
+PROGRESS = Progress(30, 100)
+EVERY_LOSS = pytest.mark.parametrize("kind", LOSSES)
+PERP_NEG = pytest.mark.parametrize("avoided", [0, 2])
+# Drops single bad entries, as its public code.
+DROPS_NAN = ("ge3d",)
+
+
+@functools.cache
+def _model():
+    # Only losses with a network of their own look at it.
+    return load_model(model_folder())
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradient(latents, seen, text, drawn, denoiser, learned, progress, *, loss):
+    def scalar(z):
+        return loss(learned, dataclasses.replace(seen, latents=z), text, drawn, denoiser, progress)
+
+    return jax.grad(scalar, has_aux=True)(latents)
+
+
+def _setting(kind, views_at_most=2):
+    """The loss, how many views, their latents, and what is drawn and learned."""
+    loss = LOSSES[kind]()
+    views = max(views_at_most, loss.views_together)
+    z = fakes.latents(views)
+    drawn = jax.jit(lambda keys: loss.draw(keys, PROGRESS, z.shape))(golden.draw_keys(3))
+    return loss, views, z, drawn, loss.begin(jax.random.key(0), _model())
+
+
+@EVERY_LOSS
+@PERP_NEG
+def test_gradient_and_numbers_are_finite_and_no_time_is_too_late(kind, avoided):
+    loss, views, z, drawn, learned = _setting(kind)
+    assert jax.tree.all(jax.tree.map(lambda array: array.shape[0] == views, drawn.per_view))
+    text = fakes.texts(views, avoided=avoided)
+    # It says NaN to times that are too late.
+    denoiser = fakes.smooth_denoiser(views, latest_time=loss.latest_time)
+    seen = golden.see(z)
+    gradient, numbers = _gradient(seen.latents, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
+    assert gradient.shape == z.shape and np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+    assert all(np.all(np.isfinite(value)) and value.shape in ((), (views,)) for value in numbers.values())
+    assert numbers["loss"].shape == (views,) and np.all(numbers["loss"] >= 0)
+    assert float(numbers["gradient_norm"]) == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-5)
+
+
+@EVERY_LOSS
+@PERP_NEG
+def test_views_in_turn_equal_all_at_once(kind, avoided):
+    loss, views, z, drawn, learned = _setting(kind)
+    text, seen = fakes.texts(views, avoided=avoided), golden.see(z)
+    at_once, in_turn = (
+        _gradient(seen.latents, seen, text, drawn, fakes.smooth_denoiser(many), learned, PROGRESS, loss=loss)[
+            0
+        ]
+        for many in (views, 1)
+    )
+    assert golden.largest_difference(in_turn, at_once) < 1e-5
+
+
+@EVERY_LOSS
+def test_a_hundred_steps_lead_to_the_picture_that_the_text_asks_for(kind):
+    loss, views, _, drawn, learned = _setting(kind)
+    text, start = fakes.texts(views, avoided=0), fakes.latents(views, scale=0.1)
+    denoiser, picture = fakes.picture_denoiser(views, text)
+    way = np.linalg.norm(picture - start)
+    seen = golden.see(start)
+    z = seen.latents
+    for _ in range(100):
+        gradient, _ = _gradient(z, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
+        # Half the way in all, however strong the loss.
+        z = z - 0.005 * way * gradient / jnp.linalg.norm(gradient)
+    assert np.linalg.norm(picture - z) < 0.8 * way
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind not in DROPS_NAN])
+def test_nan_is_left_for_the_training_step_to_see(kind):
+    loss, views, z, drawn, learned = _setting(kind)
+    text, seen = fakes.texts(views, avoided=0), golden.see(z)
+    # All times are too late for it.
+    denoiser = fakes.smooth_denoiser(views, latest_time=-1)
+    gradient, _ = _gradient(seen.latents, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
+    assert np.all(np.isnan(gradient))
+
+
+@EVERY_LOSS
+def test_chance_is_decided_by_the_keys_alone(kind):
+    loss = LOSSES[kind]()
+    draw = jax.jit(lambda keys: loss.draw(keys, PROGRESS, (4, 2, 2, fakes.CHANNELS)))
+    first, again, other = (draw(golden.draw_keys(k)) for k in (5, 5, 6))
+    same = functools.partial(jax.tree.map, np.array_equal)
+    assert jax.tree.all(same(first, again)) and not jax.tree.all(same(first, other))
+
+
+@EVERY_LOSS
+def test_presets_are_settings_of_a_run(kind):
+    presets = LOSSES[kind].presets
+    for name in {*PRESETS, *presets}:
+        base = PRESETS.get(name, PRESETS["paper"])
+        config = with_overrides(base, {"guidance.kind": kind} | presets.get(name, {}))
+        assert type(config.guidance) is LOSSES[kind]
