@@ -30,7 +30,7 @@ def main() -> None:
     from benchmarks.models import SIZES
 
     from ge3d_jax.core.settings import with_overrides
-    from ge3d_jax.training.config import preset
+    from ge3d_jax.training.presets import preset
 
     size = SIZES[options.MODEL_SIZE.value]
     config = with_count(with_overrides(preset(size.preset), overrides), _SPLATS.value)

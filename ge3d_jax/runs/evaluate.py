@@ -33,7 +33,7 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
-from ge3d_jax.training.config import configured
+from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
 
 # Every kind, those with a front (except the car) twice; every color twice.

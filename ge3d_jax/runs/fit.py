@@ -24,10 +24,10 @@ from ge3d_jax.runs.run import Run
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import FIRST_CAPACITY, grow_to_fit, render
-from ge3d_jax.training.config import with_density
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import HostNumbers, RunResult
 from ge3d_jax.training.photometric import Photometric, Views, begin_fit, over_background, views_of
+from ge3d_jax.training.presets import with_density
 from ge3d_jax.viewer.sheet import image_grid, save_png, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint
 

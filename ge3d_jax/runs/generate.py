@@ -29,9 +29,10 @@ from ge3d_jax.runs.results import remove_object, write_object
 from ge3d_jax.runs.resume import check_same_run, resume_run
 from ge3d_jax.runs.run import Run
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.config import Config, configured
+from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
 from ge3d_jax.training.iterations import HostNumbers, RunResult
+from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint
 
 

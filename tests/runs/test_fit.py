@@ -22,7 +22,6 @@ from ge3d_jax.runs.observers import Observer
 from ge3d_jax.scenes.splats import with_degree
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import write_posed_images
-from ge3d_jax.training.config import with_density
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.photometric import (
@@ -33,6 +32,7 @@ from ge3d_jax.training.photometric import (
     over_background,
     views_of,
 )
+from ge3d_jax.training.presets import with_density
 
 ROOT = Path(__file__).parent.parent.parent
 # Small enough for seconds; the splats already fill their buffer, so that one length is compiled.

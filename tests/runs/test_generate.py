@@ -25,7 +25,7 @@ from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
 from ge3d_jax.runs.request import check_picture_size, pair_loras
-from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.presets import PRESETS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,7 +14,7 @@ from ge3d_jax.scenes.splat_state import with_capacity
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.training.checkpoints import restore_state, save_state
-from ge3d_jax.training.config import PRESETS, configured
+from ge3d_jax.training.presets import PRESETS, configured
 from ge3d_jax.training.state import TrainState, initial_state
 
 LIMIT = 70

@@ -16,8 +16,8 @@ from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.weights.parameters import parameter_shapes
 from ge3d_jax.guidance.base import Progress, SeenViews
 from ge3d_jax.guidance.prompts import view_texts
-from ge3d_jax.training.config import preset
 from ge3d_jax.training.distillation import Distillation, Prompted
+from ge3d_jax.training.presets import preset
 from tests.reference_models import random_parameters, relative_difference
 from tests.reference_torch import fill
 

@@ -10,8 +10,8 @@ import numpy as np
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.toybox import model_folder
-from ge3d_jax.training.config import PRESETS
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
+from ge3d_jax.training.presets import PRESETS
 from ge3d_jax.training.step import train_step
 
 

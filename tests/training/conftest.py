@@ -14,8 +14,9 @@ from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.pipeline import StableDiffusion, make_model
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes
-from ge3d_jax.training.config import PRESETS, Config
+from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Prompted, prompt_embeddings
+from ge3d_jax.training.presets import PRESETS
 
 PROMPT = "a red ball"
 

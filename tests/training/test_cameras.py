@@ -8,8 +8,9 @@ import pytest
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.training import cameras as inputs
-from ge3d_jax.training.config import PRESETS, BackgroundConfig
+from ge3d_jax.training.config import BackgroundConfig
 from ge3d_jax.training.distillation import Distillation, begin
+from ge3d_jax.training.presets import PRESETS
 
 PAPER = PRESETS["paper"].cameras
 

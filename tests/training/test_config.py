@@ -12,8 +12,8 @@ from ge3d_jax.core.settings import from_tree, setting_names, to_tree, with_overr
 from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.scenes.density import STRATEGIES
-from ge3d_jax.training.config import PRESETS, configured
 from ge3d_jax.training.fit_config import FitConfig
+from ge3d_jax.training.presets import PRESETS, configured
 
 
 @pytest.mark.parametrize("name", PRESETS)

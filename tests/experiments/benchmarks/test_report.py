@@ -16,7 +16,7 @@ from benchmarks.networks import UNET_FORWARD, VAE_GRADIENT, inputs_of, work_flop
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
-from ge3d_jax.training.config import preset
+from ge3d_jax.training.presets import preset
 
 
 def test_warm_up_is_not_counted():

@@ -1,0 +1,124 @@
+"""Presets: the settings that runs begin with, by name.
+
+`paper` has the settings of the published runs; `toybox` scales them to the bundled model and two processor
+cores.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.guidance.losses import GE3D, LOSSES
+from ge3d_jax.guidance.trajectories import Nodes
+from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit
+from ge3d_jax.scenes.scenes import Splats
+from ge3d_jax.scenes.splats import SplatRates
+from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, PromptConfig
+
+_Run = TypeVar("_Run", bound=Any)
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "toybox": Config(
+        iterations=250,
+        views=4,
+        image_size=64,
+        # A small picture takes little memory.
+        vae_rematerialize=False,
+        total_variation=0.0,
+        # Nodes that end at 480 leave faces out.
+        guidance=GE3D(nodes=Nodes(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300))),
+        # The small model answers Perp-Neg's negatives by wiping out what all views share: arms, eyes, plates.
+        prompts=PromptConfig(use_perp_neg=False, negative_prompt=""),
+        cameras=CameraConfig(
+            radius_begin=(3.35, 3.65),
+            radius_end=(3.35, 3.65),
+            fov_radians_begin=(0.5, 0.5),
+            fov_radians_end=(0.5, 0.5),
+            polar_degrees=(60.0, 80.0),
+            azimuth_degrees_begin=180.0,
+            azimuth_degrees_end=180.0,
+            concentration=1.0,
+            jitter_center=0.0,
+            jitter_target=0.0,
+            jitter_up=0.0,
+        ),
+        background=BackgroundConfig(replaced=0.5, random_share=1.0),
+        scene=Splats(
+            capacity=1600,
+            buffer_capacity=2**14,
+            scale_noise=0.0,
+            scale_penalty=0.0,
+            start=Ball(count=1600, radius=0.5, scale=0.042, opacity=0.27),
+            learning_rates=SplatRates(
+                position=(4e-3, 1e-3),
+                color=(3e-2, 5e-3),
+                opacity=(3e-2, 1e-2),
+                scale=(7e-3, 2e-3),
+                rotation=(7e-3, 2e-3),
+            ),
+            density=CloneAndSplit(every=0, reset_every=0),
+        ),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name. Raises UserError naming the presets there are."""
+    if name not in PRESETS:
+        raise UserError(f"The preset {name!r} does not exist; use one of {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]
+
+
+def configured(
+    preset_name: str,
+    *,
+    guidance: str | None = None,
+    density: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """The settings of a run.
+
+    Args:
+        preset_name: what they begin with.
+        guidance: a loss by name, with the settings that go with it; None for the preset's.
+        density: density control by name, likewise.
+        overrides: settings to change, by dotted name.
+
+    Raises:
+        UserError: a preset, a loss, or a setting that does not exist, or a value that cannot be.
+    """
+    config = preset(preset_name)
+    if guidance is not None:
+        if guidance not in LOSSES:
+            raise UserError(f"The loss {guidance!r} does not exist; use one of {', '.join(LOSSES)}.")
+        chosen = LOSSES[guidance].presets.get(preset_name, {})
+        config = with_overrides(config, {"guidance.kind": guidance, **chosen})
+    if density is not None:
+        config = with_density(config, density, preset_name, overrides or {})
+    return with_overrides(config, overrides or {})
+
+
+def with_density(config: _Run, kind: str, preset_name: str, overrides: Mapping[str, Any]) -> _Run:
+    """Settings with density control of a kind; where `config` has none, ten times in the run.
+
+    Args:
+        config: of a run or of a fit.
+        kind: a strategy's.
+        preset_name: whose settings go with the strategy.
+        overrides: what else will be changed; its number of iterations tells how often ten times is.
+
+    Raises:
+        UserError: a kind that does not exist.
+    """
+    if kind not in STRATEGIES:
+        raise UserError(f"The density control {kind!r} does not exist; use one of {', '.join(STRATEGIES)}.")
+    iterations = with_overrides(config, {"density.kind": kind, **overrides}).iterations
+    density = config.scene.density
+    every = density.every or max(1, iterations // 10)
+    first, last = (density.first, density.last) if density.every else (every, iterations - every)
+    schedule = {"density.every": every, "density.first": first, "density.last": last}
+    chosen = STRATEGIES[kind].presets.get(preset_name, {})
+    return with_overrides(config, {"density.kind": kind, **schedule, **chosen})
