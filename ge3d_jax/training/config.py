@@ -66,7 +66,7 @@ class CameraConfig:
     widen_fov: Range = (0.75, 1.1)
     widen_azimuth: float = 1.5
     concentration: float = 1.5
-    jitter_center: float = 0.05
+    jitter_center: float = 0.025
     jitter_target: float = 0.05
     jitter_up: float = 0.01
 
@@ -88,10 +88,13 @@ class CameraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundConfig:
-    """Colour behind the splats; with probability `replaced` another: random, or else black."""
+    """Color behind the splats; with probability `replaced` another: random, or else black.
+
+    White parts of an object dissolve where that is rare.
+    """
 
     color: Color = (1.0, 1.0, 1.0)
-    replaced: float = 0.3
+    replaced: float = 0.66
     random_share: float = 0.5
 
 

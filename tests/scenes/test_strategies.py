@@ -257,7 +257,7 @@ def test_density_of_a_kind_by_one_word(name):
     assert isinstance(density, MarkovChain)
     rounds = [k for k in range(config.iterations + 1) if density.relocates_at(k)]
     assert 8 <= len(rounds) <= 30 and rounds[-1] < config.iterations
-    assert density.noise == {"paper": 5e5, "toybox": 1e4}[name]
+    assert density.noise == (1e4 if name == "toybox" else 5e5)
     shorter = configured(name, density="mcmc", overrides={"density.growth": 0.2})
     assert shorter == with_overrides(chosen, {"density.growth": 0.2})
 
