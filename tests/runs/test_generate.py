@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,18 @@ def test_same_seed_same_bytes_and_old_results_go(model, result, tmp_path):
     assert not (tmp_path / "previews" / "iteration_00099.png").exists()
 
 
+def test_a_run_can_be_repeated_from_its_file(model, result, tmp_path):
+    file = result.folder / "config.json"
+    again = ge3d_jax.generate(config=file, out=tmp_path / "a", preview_every=0, progress=False)
+    assert (again.prompt, again.seed) == (PROMPT, 3)
+    assert (again.folder / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
+    assert (again.folder / "config.json").read_bytes() == file.read_bytes()
+    other = ge3d_jax.generate(
+        config=file, seed=4, out=tmp_path / "b", overrides={"iterations": 1}, preview_every=0, progress=False
+    )
+    assert (other.prompt, other.seed, other.iterations) == (PROMPT, 4, 1)
+
+
 def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
     again = ge3d_jax.generate(
         "a blue mushroom",
@@ -174,7 +187,12 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
         ({"prompt": ""}, "no words"),
         ({"prompt": " !?"}, "no words"),
         ({"prompt": "a red dragon"}, '"dragon"'),
-        ({"preset": "fast"}, "'fast' does not exist"),
+        ({"prompt": None}, "There is no prompt.*say what to make"),
+        ({"preset": "fast"}, "'fast' does not exist; use one of paper, toybox, paper/lantern"),
+        ({"config": "missing.json"}, "missing.json cannot be read"),
+        ({"config": "missing.json", "preset": "paper"}, "Both config and preset are given"),
+        ({"config": "missing.json", "guidance": "ge3d"}, "Both config and guidance are given"),
+        ({"config": "missing.json", "density": "mcmc"}, "Both config and density are given"),
         ({"guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
         ({"density": "magic"}, "use one of clone_split, mcmc"),
         ({"seed": -1}, "seed is -1"),
@@ -218,6 +236,21 @@ def test_pictures_far_smaller_than_the_model_s_are_refused(model):
     unet = UNet2DConditionModel(dataclasses.replace(loaded.unet.config, sample_size=64))
     with pytest.raises(UserError, match='pictures of 256 pixels .* use the preset "paper"'):
         check_picture_size(with_overrides(PRESETS["toybox"], SMALL), dataclasses.replace(loaded, unet=unet))
+
+
+@pytest.mark.parametrize(("trained", "warns"), [(IMAGE_SIZE, False), (IMAGE_SIZE * 3 // 2, True)])
+def test_pictures_smaller_than_the_model_s_are_warned_of(model, trained, warns):
+    loaded = load_model(model)
+    downscale = loaded.vae.config.downscale
+    unet = UNet2DConditionModel(dataclasses.replace(loaded.unet.config, sample_size=trained // downscale))
+    config = with_overrides(PRESETS["toybox"], SMALL)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_picture_size(config, dataclasses.replace(loaded, unet=unet))
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == warns
+    if warns:
+        assert f"image_size is {IMAGE_SIZE}" in told[0] and f"set image_size to {trained}" in told[0]
 
 
 def test_output_folder_that_is_a_file(model, tmp_path):

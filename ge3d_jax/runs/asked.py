@@ -1,0 +1,218 @@
+"""What a run is asked for: by a preset or the config.json of an earlier run, and by what a caller gives."""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of
+
+DEFAULT_PRESET = "toybox"
+# How config.json names the model that is taken where none is given.
+BUNDLED = "bundled"
+
+_File = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """All that a run is asked for; see `runs.generate.generate`.
+
+    Attributes:
+        preset: what the settings began with.
+        usual: the settings of the preset, with the loss and the kinds of sections that were chosen.
+        settings: the settings of the run.
+        prompt: None where nothing tells what to make.
+        seed, model, start, dtype, loras, textual_inversions: as for `generate`.
+    """
+
+    preset: str
+    usual: Config
+    settings: Config
+    prompt: str | None = None
+    seed: int = 0
+    model: _File | None = None
+    start: _File | None = None
+    dtype: str = "auto"
+    loras: Sequence[tuple[_File, float]] = ()
+    textual_inversions: Sequence[_File] = ()
+
+    def but(self, **given: Any) -> "Asked":
+        """The same with what a caller gives, by name; None leaves it as it is."""
+        return dataclasses.replace(
+            self, **{name: value for name, value in given.items() if value is not None}
+        )
+
+
+def asked_by_preset(
+    name: str | None, *, guidance: str | None, density: str | None, overrides: Mapping[str, Any] | None
+) -> Asked:
+    """What a preset asks for.
+
+    Args:
+        name: the preset's; None is that of the bundled model.
+        guidance, density: see `configured`.
+        overrides: settings to change, by dotted name.
+
+    Raises:
+        UserError: see `configured`.
+    """
+    name = DEFAULT_PRESET if name is None else name
+    return Asked(
+        preset=name,
+        usual=configured(name, guidance=guidance, density=density),
+        settings=configured(name, guidance=guidance, density=density, overrides=overrides),
+        prompt=prompt_of(name),
+        seed=seed_of(name),
+    )
+
+
+def asked_by_file(file: _File, *, overrides: Mapping[str, Any] | None) -> Asked:
+    """What an earlier run was asked for.
+
+    A setting that is new since then has the value that the run's preset gives it, and a warning tells so.
+
+    Args:
+        file: the run's config.json.
+        overrides: settings to change, by dotted name.
+
+    Raises:
+        UserError: no such run, a setting that does not exist, or a value that cannot be.
+    """
+    saved = _read_run(Path(file))
+    try:
+        usual = _usual_settings(saved["preset"], saved["settings"])
+        missing: dict[str, Any] = {}
+        settings = from_tree(usual, _completed(saved["settings"], to_tree(usual), "", missing))
+    except UserError as error:
+        raise UserError(f"In {file}: {error}") from error
+    if missing:
+        values = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
+        warnings.warn(
+            f"{file} does not give every setting; from the preset {saved['preset']!r} come {values}.",
+            stacklevel=2,
+        )
+    model = saved.get("model", BUNDLED)
+    return Asked(
+        preset=saved["preset"],
+        usual=usual,
+        settings=with_overrides(settings, overrides or {}),
+        prompt=saved["prompt"],
+        seed=saved["seed"],
+        model=None if model == BUNDLED else model,
+        start=saved.get("start"),
+        dtype=saved.get("dtype", "auto"),
+        loras=[(name, strength) for name, strength in saved.get("loras", [])],
+        textual_inversions=saved.get("textual_inversions", []),
+    )
+
+
+def refuse_beside_file(**given: str | None) -> None:
+    """Check that nothing is given that would contradict the settings of a file.
+
+    Args:
+        given: name → what a caller gives, or None.
+
+    Raises:
+        UserError: names what is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"Both config and {name} are given, but the file of config has all settings already; leave "
+                "one of them out, and change single settings by their names."
+            )
+
+
+def _read_run(file: Path) -> dict[str, Any]:
+    """What config.json says of a run. Raises UserError where it does not."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"The configuration {file} cannot be read ({reason}); give the config.json of a run."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{file} is not readable JSON ({error}); give the config.json of a run.") from error
+    if not isinstance(saved, dict) or not _describes_run(saved):
+        raise UserError(f"{file} does not describe a run of generate; give the config.json of one.")
+    return saved
+
+
+def _describes_run(saved: Mapping[str, Any]) -> bool:
+    """Whether all of it but the settings is of the right kind."""
+
+    def are_texts(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    def is_lora(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) == 2
+            and isinstance(value[0], str)
+            and isinstance(value[1], int | float)
+        )
+
+    loras = saved.get("loras", [])
+    return (
+        are_texts([saved.get(name) for name in ("prompt", "preset")])
+        and type(saved.get("seed")) is int
+        and isinstance(saved.get("settings"), dict)
+        and are_texts([saved.get("model", ""), saved.get("dtype", ""), saved.get("start") or ""])
+        and isinstance(loras, list)
+        and all(is_lora(value) for value in loras)
+        and are_texts(saved.get("textual_inversions", []))
+    )
+
+
+def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
+    """The preset's settings with the kinds of sections that a run has.
+
+    Raises:
+        UserError: a preset or a kind that does not exist.
+    """
+    kinds = _kinds(tree)
+    own = _kinds(to_tree(preset(preset_name)))
+
+    def other(name: str) -> str | None:
+        kind = kinds.get(name)
+        return kind if kind != own.get(name) else None
+
+    # These two bring settings that go with them.
+    return configured(
+        preset_name,
+        guidance=other("guidance.kind"),
+        density=other("scene.density.kind"),
+        overrides=kinds,
+    )
+
+
+def _kinds(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Full name → kind of all choices in a tree of settings."""
+    kinds: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            kinds |= _kinds(value, f"{prefix}{name}.")
+        elif name == "kind" and prefix and isinstance(value, str):
+            kinds[f"{prefix}{name}"] = value
+    return kinds
+
+
+def _completed(tree: Any, usual: Mapping[str, Any], prefix: str, missing: dict[str, Any]) -> Any:
+    """A tree of settings with those it lacks from another; their names and values are added to `missing`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    completed = dict(tree)
+    for name, value in usual.items():
+        if isinstance(value, Mapping):
+            completed[name] = _completed(tree.get(name, {}), value, f"{prefix}{name}.", missing)
+        elif name not in tree:
+            completed[name] = missing[f"{prefix}{name}"] = value
+    return completed
