@@ -21,7 +21,9 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.cli import model_flags, script
+
+flags.adopt_module_key_flags(model_flags)
 
 _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What to make, as "a red mushroom"; by default the preset\'s, where it has one.'
@@ -38,22 +40,6 @@ _CONFIG = flags.DEFINE_string(
 )
 _GUIDANCE = flags.DEFINE_string(
     "guidance", None, "The loss, with its settings for the preset; by default ge3d. A wrong name lists them."
-)
-_MODEL = flags.DEFINE_string(
-    "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["auto", "float32", "bfloat16"],
-    "auto, the default: bfloat16 on a GPU, float32 on a processor.",
-)
-_LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be given many times.")
-_LORA_STRENGTH = flags.DEFINE_multi_float(
-    "lora_strength", [], "1, the default, is as it was trained; one for all LoRA files, or one for each."
-)
-_TEXTUAL_INVERSION = flags.DEFINE_multi_string(
-    "textual_inversion", [], "A file with the embedding of a new word for the prompt; many times."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
@@ -80,7 +66,6 @@ def main() -> None:
         overrides["iterations"] = str(_ITERATIONS.value)
 
     from ge3d_jax.runs.generate import generate
-    from ge3d_jax.runs.request import pair_loras
 
     result = generate(
         _PROMPT.value,
@@ -89,17 +74,13 @@ def main() -> None:
         density=_DENSITY.value,
         config=_CONFIG.value,
         seed=_SEED.value,
-        model=_MODEL.value,
         out=_OUT.value,
         start=_START.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         resume=_RESUME.value,
-        dtype=_DTYPE.value,
-        # Without these flags, those of --config.
-        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value) or None,
-        textual_inversions=_TEXTUAL_INVERSION.value or None,
+        **model_flags.given(),
     )
     if result.interrupted:
         print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")

@@ -1,6 +1,6 @@
 """Flags that choose the diffusion model, the same in every script; adopt them as the script's own."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -11,7 +11,10 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Another model: a folder in diffusers layout, a .safetensors file, or a hub id."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
+    "dtype",
+    None,
+    ["auto", "float32", "bfloat16"],
+    "auto, the default: bfloat16 on a GPU, float32 on a CPU.",
 )
 _LORA = flags.DEFINE_multi_string("lora", [], "A LoRA file to add to the model; may be repeated.")
 _LORA_STRENGTH = flags.DEFINE_multi_float(
@@ -22,15 +25,21 @@ _TEXTUAL_INVERSION = flags.DEFINE_multi_string(
 )
 
 
-def model_choice() -> "ModelChoice":
-    """The model that the flags ask for."""
+def given() -> dict[str, Any]:
+    """What the flags ask for, by the names of `ModelChoice`; None where a flag was not given."""
     # Imported when asked for: JAX takes a second, and a mistyped flag should be answered at once.
-    from ge3d_jax.runs.model_choice import ModelChoice
     from ge3d_jax.runs.request import pair_loras
 
-    return ModelChoice(
-        model=_MODEL.value,
-        dtype=_DTYPE.value,
-        loras=pair_loras(_LORA.value, _LORA_STRENGTH.value),
-        textual_inversions=_TEXTUAL_INVERSION.value,
-    )
+    return {
+        "model": _MODEL.value,
+        "dtype": _DTYPE.value,
+        "loras": pair_loras(_LORA.value, _LORA_STRENGTH.value) or None,
+        "textual_inversions": _TEXTUAL_INVERSION.value or None,
+    }
+
+
+def model_choice() -> "ModelChoice":
+    """The model that the flags ask for."""
+    from ge3d_jax.runs.model_choice import ModelChoice
+
+    return ModelChoice(**{name: value for name, value in given().items() if value is not None})

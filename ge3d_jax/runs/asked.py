@@ -2,22 +2,19 @@
 
 import dataclasses
 import json
-import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
+from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of
 
 DEFAULT_PRESET = "toybox"
-# How config.json names the model that is taken where none is given.
-BUNDLED = "bundled"
-
-_File = str | os.PathLike[str]
+MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelChoice))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +26,8 @@ class Asked:
         usual: the settings of the preset, with the loss and the kinds of sections that were chosen.
         settings: the settings of the run.
         prompt: None where nothing tells what to make.
-        seed, model, start, dtype, loras, textual_inversions: as for `generate`.
+        seed, start: as for `generate`.
+        model: which model.
     """
 
     preset: str
@@ -37,17 +35,14 @@ class Asked:
     settings: Config
     prompt: str | None = None
     seed: int = 0
-    model: _File | None = None
-    start: _File | None = None
-    dtype: str = "auto"
-    loras: Sequence[tuple[_File, float]] = ()
-    textual_inversions: Sequence[_File] = ()
+    start: FilePath | None = None
+    model: ModelChoice = ModelChoice()
 
     def but(self, **given: Any) -> "Asked":
-        """The same with what a caller gives, by name; None leaves it as it is."""
-        return dataclasses.replace(
-            self, **{name: value for name, value in given.items() if value is not None}
-        )
+        """The same with what a caller gives, by name, also of the model; None leaves it as it is."""
+        changes = {name: value for name, value in given.items() if value is not None}
+        of_model = {name: changes.pop(name) for name in MODEL_FIELDS if name in changes}
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, **of_model), **changes)
 
 
 def asked_by_preset(
@@ -73,7 +68,7 @@ def asked_by_preset(
     )
 
 
-def asked_by_file(file: _File, *, overrides: Mapping[str, Any] | None) -> Asked:
+def asked_by_file(file: FilePath, *, overrides: Mapping[str, Any] | None) -> Asked:
     """What an earlier run was asked for.
 
     A setting that is new since then has the value that the run's preset gives it, and a warning tells so.
@@ -98,18 +93,14 @@ def asked_by_file(file: _File, *, overrides: Mapping[str, Any] | None) -> Asked:
             f"{file} does not give every setting; from the preset {saved['preset']!r} come {values}.",
             stacklevel=2,
         )
-    model = saved.get("model", BUNDLED)
     return Asked(
         preset=saved["preset"],
         usual=usual,
         settings=with_overrides(settings, overrides or {}),
         prompt=saved["prompt"],
         seed=saved["seed"],
-        model=None if model == BUNDLED else model,
         start=saved.get("start"),
-        dtype=saved.get("dtype", "auto"),
-        loras=[(name, strength) for name, strength in saved.get("loras", [])],
-        textual_inversions=saved.get("textual_inversions", []),
+        model=ModelChoice.described(saved),
     )
 
 

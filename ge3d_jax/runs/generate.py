@@ -10,22 +10,18 @@ import jax
 import numpy as np
 
 from ge3d_jax.core.caching import keep_compiled_code
-from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
-from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.formats.splats import load_splats
-from ge3d_jax.runs.asked import BUNDLED, asked_by_file, asked_by_preset, refuse_beside_file
+from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder, slug, versions
 from ge3d_jax.runs.observers import Observer, Previews
 from ge3d_jax.runs.request import (
-    check_adapters,
     check_given,
     check_image_size,
     check_picture_size,
     check_prompt,
     check_seed,
-    find_model,
 )
 from ge3d_jax.runs.results import remove_object, write_object
 from ge3d_jax.runs.resume import check_same_run, resume_run
@@ -168,33 +164,26 @@ def generate(
         textual_inversions=textual_inversions,
     )
     prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
-    folder_of_model = find_model(asked.model)
+    folder_of_model = asked.model.check()
     check_prompt(prompt, folder_of_model)
     check_seed(asked.seed)
     check_image_size(settings, folder_of_model)
     started = load_splats(asked.start) if asked.start is not None else None
     if started is not None:
         settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
-    networks_dtype = compute_dtype(asked.dtype)
-    check_adapters([*(file for file, _ in asked.loras), *asked.textual_inversions])
     folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
     description = {
         "prompt": prompt,
         "seed": asked.seed,
         "preset": asked.preset,
-        "model": BUNDLED if asked.model is None else str(asked.model),
         "start": str(asked.start) if asked.start is not None else None,
-        "dtype": networks_dtype.name,
-        "loras": [[str(file), strength] for file, strength in asked.loras],
-        "textual_inversions": [str(file) for file in asked.textual_inversions],
+        **asked.model.describe(),
         "settings": to_tree(settings),
         "versions": versions(),
     }
     if resume:
         check_same_run(folder, description, {"settings": to_tree(usual)})
-    diffusion = load_model(
-        folder_of_model, dtype=networks_dtype, loras=asked.loras, textual_inversions=asked.textual_inversions
-    )
+    diffusion = asked.model.load(folder_of_model)
     check_picture_size(settings, diffusion)
     check_times(settings, diffusion.schedule.steps)
     task = Distillation(settings)
