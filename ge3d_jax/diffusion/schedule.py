@@ -102,7 +102,8 @@ def _signal_and_noise(
     schedule: NoiseSchedule, t: jax.Array | int, like: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """√ᾱ_t and √(1−ᾱ_t), shaped to broadcast against `like` (with a leading batch axis if `t` has one)."""
-    alphas = schedule.alphas_cumprod[jnp.asarray(t)]
+    # A plain index would take negative times, which some methods have, from the table's end.
+    alphas = jnp.take(schedule.alphas_cumprod, jnp.asarray(t), mode="clip")
     alphas = alphas.reshape(alphas.shape + (1,) * (like.ndim - alphas.ndim)) if alphas.ndim else alphas
     return jnp.sqrt(alphas), jnp.sqrt(1.0 - alphas)
 
