@@ -4,6 +4,7 @@ from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.cds import CDS
 from ge3d_jax.guidance.csd import CSD
 from ge3d_jax.guidance.ge3d import GE3D
+from ge3d_jax.guidance.ism import ISM
 from ge3d_jax.guidance.mvdream import MVDream
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.guidance.vsd import VSD
@@ -15,4 +16,5 @@ LOSSES: dict[str, type[Loss]] = {
     "vsd": VSD,
     "cds": CDS,
     "mvdream": MVDream,
+    "ism": ISM,
 }
