@@ -3,6 +3,7 @@
 from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.cds import CDS
 from ge3d_jax.guidance.csd import CSD
+from ge3d_jax.guidance.fps import FPS
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.ism import ISM
 from ge3d_jax.guidance.mvdream import MVDream
@@ -17,4 +18,5 @@ LOSSES: dict[str, type[Loss]] = {
     "cds": CDS,
     "mvdream": MVDream,
     "ism": ISM,
+    "fps": FPS,
 }
