@@ -1,0 +1,196 @@
+"""SDI, score distillation via inversion: the noise is the one that DDIM inversion finds for the picture.
+
+| symbol | meaning |
+|---|---|
+| k, K | iteration; `anneal_iterations` |
+| t | ⌊1000·(0.98 − 0.73·k/K)⌋, stays at its last value after K |
+| d | whole number drawn from 0 … 99 |
+| a, σ, r | √ᾱ, √(1−ᾱ) and σ/a |
+| v | (1−ᾱ_from)/(1−ᾱ_to)·(1 − ᾱ_to/ᾱ_from), variance that a step could add |
+| ε̂(s) | guided prediction with scale s, counted as threestudio does: ε_y + s·(ε_y − ε_∅) without Perp-Neg |
+| ε_inv | (x_top − a_top·z)/σ_top, the noise that links z to the state that the inversion ends in |
+
+The inversion takes z for the state at −99 and goes through 1, 101, 201, … below t to top = min(t + d, 999),
+by DDIM with ε̂(−7.5), adding 0.3·√v·N(0, I) in every step while the direction keeps its full length. Then
+x_t = a_t·z + σ_t·ε_inv, x̂_0 is what ε̂(7.5) makes of x_t, and g = (z − x̂_0)/(N·B), with N numbers in the
+latent of a view and B views.
+
+Source: Lukoianov et al., "Score Distillation via Reparametrized DDIM", arXiv 2405.15891, algorithm 1, and its
+code in threestudio. That code takes x_top for x_t, though it lies at t + d: `consistent=False`. It runs one
+view at a time, so that how it counts B views is our reading. The unconditional text is the negative prompt,
+which its settings leave empty. Its object is a NeRF.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.diffusion.schedule import add_noise, ddim_step, predict_x0
+from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.paths import (
+    Path,
+    check_at_least,
+    squared_norms,
+    walk,
+    whole_number,
+)
+from ge3d_jax.guidance.times import STEPS
+
+# The inversion's first time after the start, and where its last one may lie.
+_FIRST_TIME = 1
+_LAST_TIME = STEPS - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SDI(Loss):
+    """Score distillation via inversion.
+
+    Attributes:
+        scale: s of the guided prediction that makes x̂_0.
+        inversion_scale: s of the inversion's.
+        inversion_noise: strength of the noise that each of its steps adds.
+        inversion_step: between its times; also bounds d.
+        time_share: t at the start of the run and after K iterations, as a share of all times.
+        anneal_iterations: K.
+        consistent: whether x_t is made anew from ε_inv; without, x_top is taken for it, as the public code.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "iterations": 10_000,
+            "views": 1,
+            "flip_probability": 0.0,
+            "total_variation": 0.0,
+            "prompts.use_perp_neg": True,
+            "prompts.negative_prompt": "",
+        },
+        "toybox": {"guidance.anneal_iterations": 250, "guidance.inversion_step": 200},
+    }
+
+    scale: float = 7.5
+    inversion_scale: float = -7.5
+    inversion_noise: float = 0.3
+    inversion_step: int = 100
+    time_share: tuple[float, float] = (0.98, 0.25)
+    anneal_iterations: int = 10_000
+    consistent: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        check_at_least(
+            inversion_noise=(self.inversion_noise, 0),
+            inversion_step=(self.inversion_step, 1),
+            anneal_iterations=(self.anneal_iterations, 1),
+        )
+        times = [self._time_of(share) for share in self.time_share]
+        if not _FIRST_TIME < min(times) <= max(times) <= _LAST_TIME:
+            raise UserError(
+                f"The setting time_share is {self.time_share}, which makes times {times[0]} to {times[1]}; "
+                f"give shares whose times lie within {_FIRST_TIME + 1} and {_LAST_TIME}."
+            )
+
+    @staticmethod
+    def _time_of(share: float) -> int:
+        return math.floor(STEPS * share)
+
+    @property
+    def latest_time(self) -> int:
+        """The highest t; the inversion asks below it."""
+        return max(self._time_of(share) for share in self.time_share)
+
+    @property
+    def inversion_steps(self) -> int:
+        """The most steps that an inversion may take."""
+        return 1 + math.ceil((self.latest_time - _FIRST_TIME) / self.inversion_step)
+
+    def time(self, progress: Progress) -> jax.Array:
+        """t, () int32."""
+        first, last = self.time_share
+
+        def rule(k: np.ndarray) -> np.ndarray:
+            done = np.minimum(k / self.anneal_iterations, 1.0)
+            return np.floor(STEPS * (first - (first - last) * done))
+
+        return whole_number(rule, progress)
+
+    def times(self, t: jax.Array, beyond: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The inversion's times (inversion_steps + 1,) int32, from −99 to min(t + d, 999); and its steps."""
+        below = -((_FIRST_TIME - t) // self.inversion_step)
+        number = jnp.arange(self.inversion_steps + 1)
+        times = _FIRST_TIME + self.inversion_step * (number - 1)
+        top = jnp.minimum(t + beyond, _LAST_TIME)
+        return jnp.where(number <= below, times, top).astype(jnp.int32), (below + 1).astype(jnp.int32)
+
+    def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
+        """How far beyond t all inversions go, and the noise of each step and view, (B, steps, h, w, C)."""
+        beyond = jax.random.randint(keys.times, (), 0, self.inversion_step)
+        noises = normal(keys.noise, (shape[0], self.inversion_steps, *shape[1:]))
+        return Draws(shared={"beyond": beyond}, per_view={"noises": noises})
+
+    def path(
+        self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser, progress: Progress
+    ) -> Path:
+        """The inversion, from z to x_top."""
+        schedule, noises = denoiser.schedule, drawn.per_view["noises"]
+        times, steps = self.times(self.time(progress), drawn.shared["beyond"])
+
+        def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+            return denoiser.branches(x, t, text, text.negative).guided_from_text(self.inversion_scale)
+
+        def move(
+            index: jax.Array, x: jax.Array, epsilon: jax.Array, start: jax.Array, end: jax.Array
+        ) -> jax.Array:
+            before, after = schedule.alphas_cumprod[jnp.maximum(start, 0)], schedule.alphas_cumprod[end]
+            variance = (1.0 - before) / (1.0 - after) * (1.0 - after / before)
+            moved = ddim_step(schedule, x, epsilon, start, end)
+            return moved + self.inversion_noise * jnp.sqrt(variance) * noises[:, index]
+
+        return walk(predict, move, z, times, steps)
+
+    def noised(self, z: jax.Array, path: Path, t: jax.Array, denoiser: Denoiser) -> jax.Array:
+        """x_t, (B, h, w, C), of what the inversion found."""
+        if not self.consistent:
+            return path.end
+        alpha = denoiser.schedule.alphas_cumprod[path.times[-1]]
+        found = (path.end - jnp.sqrt(alpha) * z) / jnp.sqrt(1.0 - alpha)
+        return add_noise(denoiser.schedule, z, found, t)
+
+    def edited(self, x: jax.Array, t: jax.Array, text: ViewTexts, denoiser: Denoiser) -> jax.Array:
+        """x̂_0, (B, h, w, C), where the text leads x_t."""
+        epsilon = denoiser.branches(x, t, text, text.negative).guided_from_text(self.scale)
+        return predict_x0(denoiser.schedule, x, epsilon, t)
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual (z − x̂_0)/(N·B).
+
+        Numbers: loss ‖z − x̂_0‖²/2N of each view, whose mean over the views has that gradient; time, t;
+        active_nodes, steps of the inversion.
+        """
+        z = jax.lax.stop_gradient(seen.latents)
+        t = self.time(progress)
+        path = self.path(z, text, drawn, denoiser, progress)
+        difference = z - self.edited(self.noised(z, path, t, denoiser), t, text, denoiser)
+        size = math.prod(z.shape[1:])
+        return hand_over(
+            seen,
+            difference / (size * seen.count),
+            loss=squared_norms(difference) / (2 * size),
+            time=t,
+            active_nodes=path.active,
+        )
