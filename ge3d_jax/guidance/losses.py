@@ -10,6 +10,7 @@ from ge3d_jax.guidance.mvdream import MVDream
 from ge3d_jax.guidance.sdi import SDI
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.guidance.vsd import VSD
+from ge3d_jax.guidance.x0 import X0
 
 LOSSES: dict[str, type[Loss]] = {
     "ge3d": GE3D,
@@ -21,4 +22,5 @@ LOSSES: dict[str, type[Loss]] = {
     "ism": ISM,
     "fps": FPS,
     "sdi": SDI,
+    "x0": X0,
 }

@@ -1,0 +1,100 @@
+"""Only the end of GE3D's path: the picture is compared with its edited self, not with the states between.
+
+| symbol | meaning |
+|---|---|
+| z | the latent |
+| t_0 = 0 < … < t_n | GE3D's time nodes |
+| x̂_{t_0} | the last state of GE3D's denoising trajectory |
+| λ | `strength` |
+
+g = λ·(z − x̂_{t_0}): GE3D with weight 1 at node 0 and 0 at all others, whatever the iteration. Source:
+arXiv 2412.05929, section 8.5 and Figure 11.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.ge3d import GE3D
+from ge3d_jax.guidance.paths import squared_norms
+from ge3d_jax.guidance.trajectories import Nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class X0(Loss):
+    """The paper's ablation without the nodes between.
+
+    Attributes:
+        scale: s, of the guided prediction.
+        strength: λ, factor on the residual.
+        noising_prompt: see `GE3D`.
+        offset_noise: see `GE3D`.
+        nodes: the time nodes.
+    """
+
+    # The settings of a run are GE3D's, which the presets of a run have anyway.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "toybox": {
+            "guidance.nodes.count": 5,
+            "guidance.nodes.jump_max": (120, 60),
+            "guidance.nodes.jump_min": (90, 40),
+            "guidance.nodes.max_step": (600, 300),
+        },
+    }
+
+    scale: float = 7.5
+    strength: float = 0.1
+    noising_prompt: str = "negative"
+    offset_noise: float = 0.1
+    nodes: Nodes = Nodes()
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        # GE3D checks what it shares with this loss.
+        _ = self.ge3d
+
+    @property
+    def ge3d(self) -> GE3D:
+        """The loss whose trajectories these are."""
+        return GE3D(
+            scale=self.scale,
+            strength=self.strength,
+            noising_prompt=self.noising_prompt,
+            offset_noise=self.offset_noise,
+            nodes=self.nodes,
+        )
+
+    @property
+    def latest_time(self) -> int:
+        """The farthest node there may be."""
+        return self.ge3d.latest_time
+
+    def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
+        """The time nodes, the same for all views, and the noise of each view."""
+        return self.ge3d.draw(keys, progress, shape)
+
+    def __call__(
+        self,
+        learned: Any,
+        seen: SeenViews,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        progress: Progress,
+    ) -> tuple[jax.Array, Numbers]:
+        """The residual λ·(z − x̂_{t_0}); numbers: loss ‖z − x̂_{t_0}‖² of each view, active_nodes."""
+        z = jax.lax.stop_gradient(seen.latents)
+        _, denoised = self.ge3d.trajectories(z, text, drawn, denoiser)
+        difference = z - denoised[0]
+        return hand_over(
+            seen,
+            self.strength * difference,
+            loss=squared_norms(difference),
+            active_nodes=drawn.shared["active"],
+        )
