@@ -7,6 +7,7 @@ from ge3d_jax.guidance.fps import FPS
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.ism import ISM
 from ge3d_jax.guidance.mvdream import MVDream
+from ge3d_jax.guidance.pfd import PFD
 from ge3d_jax.guidance.sdi import SDI
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.guidance.vsd import VSD
@@ -23,4 +24,5 @@ LOSSES: dict[str, type[Loss]] = {
     "fps": FPS,
     "sdi": SDI,
     "x0": X0,
+    "pfd": PFD,
 }
