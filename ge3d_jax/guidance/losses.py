@@ -8,6 +8,7 @@ from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.ism import ISM
 from ge3d_jax.guidance.mvdream import MVDream
 from ge3d_jax.guidance.pfd import PFD
+from ge3d_jax.guidance.sctd import SCTD
 from ge3d_jax.guidance.sdi import SDI
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.guidance.vsd import VSD
@@ -25,4 +26,5 @@ LOSSES: dict[str, type[Loss]] = {
     "sdi": SDI,
     "x0": X0,
     "pfd": PFD,
+    "sctd": SCTD,
 }
