@@ -139,11 +139,11 @@ class GE3D(Loss):
     @property
     def latest_time(self) -> int:
         """The farthest node there may be."""
-        return max(self.nodes.max_step)
+        return max(self.nodes.max_step) - 1
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """The time nodes, the same for all views, and the noise of each view."""
-        node_times, active = sample_time_nodes(keys.times, progress.share, self.nodes)
+        node_times, active = sample_time_nodes(keys.times, progress, self.nodes)
         noise = offset_noise(keys.noise, shape, self.offset_noise)
         return Draws(shared={"node_times": node_times, "active": active}, per_view={"noise": noise})
 

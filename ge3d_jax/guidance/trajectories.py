@@ -16,6 +16,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.denoiser import ViewTexts
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, ddim_step
+from ge3d_jax.guidance.base import Progress
 
 # (x (B, h, w, C), t scalar int32) → ε (B, h, w, C)
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -27,7 +28,7 @@ NOISING_PROMPTS = ("negative", "empty")
 class Nodes:
     """Time nodes of the trajectories; the pairs are (at the start, at the end) of the run, linear between.
 
-    Each jump is uniform on jump_min … jump_max − 1; no node passes max_step.
+    Each jump is uniform on jump_min … jump_max − 1; every node lies below max_step.
     """
 
     count: int = 6
@@ -70,35 +71,31 @@ def noising_text(text: ViewTexts, prompt: str) -> jax.Array:
     return text.negative if prompt == "negative" else text.empty
 
 
-def anneal(bounds: tuple[float, float], progress: jax.Array | float) -> jax.Array:
-    """From bounds[0] to bounds[1], linear in `progress` = k/T within 0 … 1."""
-    return bounds[0] + (bounds[1] - bounds[0]) * jnp.asarray(progress, jnp.float32)
+def annealed(bounds: Bounds, progress: Progress) -> jax.Array:
+    """From bounds[0] to bounds[1], linear in k/T and rounded up as the public code does, () int32."""
+    begin, end = bounds
+    # In whole numbers: begin − ⌊(begin − end)·k/T⌋ is exact, where float32 would be off by one at times.
+    done = jnp.asarray(progress.iteration, jnp.int32)
+    return begin - (begin - end) * done // progress.iterations
 
 
-def sample_time_nodes(
-    key: jax.Array, progress: jax.Array | float, nodes: Nodes
-) -> tuple[jax.Array, jax.Array]:
-    """Draw the nodes of one iteration: jumps uniform on jump_min … jump_max − 1, no node past max_step.
+def sample_time_nodes(key: jax.Array, progress: Progress, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Draw the nodes of one iteration: jumps uniform on jump_min … jump_max − 1, all nodes below max_step.
 
     Args:
         key: PRNG key.
-        progress: k/T, scalar; each bound is linear in it, rounded to whole times.
+        progress: how far the run is; the bounds are `annealed`.
         nodes: the bounds.
 
     Returns:
         node_times (n + 1,) int32, ascending, t_0 = 0, repeating the last node where stopped early;
         active, scalar int32, the number of jumps made.
     """
-
-    def bound(pair: Bounds) -> jax.Array:
-        return jnp.round(anneal(pair, progress)).astype(jnp.int32)
-
-    least = bound(nodes.jump_min)
-    # Rounding may bring the two bounds together; one choice then remains.
-    above = jnp.maximum(bound(nodes.jump_max), least + 1)
+    # Bounds that lie at least 1 apart at both ends do so between, also when both are rounded up.
+    least, above = annealed(nodes.jump_min, progress), annealed(nodes.jump_max, progress)
     jumps = least + jnp.floor(jax.random.uniform(key, (nodes.count,)) * (above - least)).astype(jnp.int32)
     times = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(jumps)])
-    active = jnp.sum(times <= bound(nodes.max_step)) - 1
+    active = jnp.sum(times < annealed(nodes.max_step, progress)) - 1
     return times[jnp.minimum(jnp.arange(nodes.count + 1), active)], active.astype(jnp.int32)
 
 
