@@ -59,7 +59,7 @@ class CDS(Loss):
             "prompts.use_perp_neg": False,
             "prompts.negative_prompt": "",
         },
-        "toybox": {"guidance.anneal_iterations": 250, "guidance.scale": (30.0, 15.0)},
+        "toybox": {"guidance.anneal_iterations": 250, "guidance.scale": (10.0, 5.0)},
     }
 
     def __post_init__(self) -> None:

@@ -77,7 +77,6 @@ def test_times_are_drawn_within_both_bounds_and_reach_them(kind):
     bounds = choice.bounds(iterations)
     draw = jax.jit(lambda key, progress: choice.draw(key, progress, views))
     for iteration in (0, 13, 39):
-        # A narrow range, so that the bounds themselves are drawn.
         times = np.asarray(draw(jax.random.key(iteration), Progress(iteration, iterations)))
         low, high = bounds[iteration]
         assert times.dtype == np.int32 and times.shape == (views,)
