@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.scenes.base import Moments
@@ -23,6 +24,18 @@ from ge3d_jax.splatting.density import (
 from ge3d_jax.splatting.gaussians import Gaussians
 
 
+@struct.dataclass
+class CloneAndSplitStatistics(DensityStatistics):
+    """What the strategy goes by, and the opacities that it lowered.
+
+    Attributes:
+        logits_before_reset: (N,) opacity logits from before a reset that splats are still coming back from;
+            -inf when they are back. () where opacities are never reset.
+    """
+
+    logits_before_reset: jax.Array | tuple[()]
+
+
 @dataclasses.dataclass(frozen=True)
 class CloneAndSplit:
     """Splats with large screen-space gradients become two, faint ones go.
@@ -36,6 +49,8 @@ class CloneAndSplit:
         prune_scale: world units; splats above it go once opacities have been reset.
         reset_every: iterations between opacity resets, up to `last`; 0 for none.
         reset_opacity: what opacities are then lowered to.
+        recovery: iterations in which opacities come back from a reset. Until they are through, splats are
+            shown as they were before; where fewer remain, there is no reset.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -49,10 +64,13 @@ class CloneAndSplit:
     prune_scale: float = 0.35
     reset_every: int = 300
     reset_opacity: float = 0.01
+    # Adam moves a logit by at most about its learning rate, 0.05. From an opacity of 0.01, a logit of -4.6,
+    # it takes 92 iterations to 0.5 (a logit of 0) and 150 to 0.95 (-4.6 + 150·0.05 = 2.9).
+    recovery: int = 150
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        for name in ("every", "reset_every"):
+        for name in ("every", "reset_every", "recovery"):
             value = getattr(self, name)
             if value < 0:
                 raise UserError(f"The setting density.{name} is {value}, but at least 0 is needed; raise it.")
@@ -61,21 +79,30 @@ class CloneAndSplit:
         """Whether splats are cloned, split and pruned after the iteration that makes it `done` in all."""
         return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
 
-    def resets_at(self, done: int) -> bool:
-        """Whether an opacity reset follows it."""
-        return self.reset_every > 0 and done <= self.last and done % self.reset_every == 0
+    def resets_at(self, done: int, iterations: int) -> bool:
+        """Whether an opacity reset follows it, in a run of `iterations`."""
+        is_due = self.reset_every > 0 and 0 < done <= self.last and done % self.reset_every == 0
+        return is_due and iterations - done >= self.recovery
 
-    def prunes_large_at(self, done: int) -> bool:
+    def recovers_at(self, done: int, iterations: int) -> bool:
+        """Whether opacities are then back from the last reset."""
+        since = range(done - self.recovery + 1, done + 1)
+        is_through = self.resets_at(done - self.recovery, iterations)
+        return is_through and not any(self.resets_at(k, iterations) for k in since)
+
+    def prunes_large_at(self, done: int, iterations: int) -> bool:
         """Whether splats above `prune_scale` go too: only once opacities have been reset."""
-        return self.reset_every > 0 and done > self.reset_every
+        return done > self.reset_every and self.resets_at(self.reset_every, iterations)
 
     def penalty(self, gaussians: Gaussians) -> float:
         """Nothing."""
         return 0.0
 
-    def statistics(self, capacity: int) -> DensityStatistics:
-        """Nothing seen yet, for a buffer of `capacity` splats."""
-        return empty_statistics(capacity)
+    def statistics(self, capacity: int) -> CloneAndSplitStatistics:
+        """Nothing seen and nothing lowered yet, for a buffer of `capacity` splats."""
+        seen = empty_statistics(capacity)
+        logits = jnp.full(capacity, -jnp.inf) if self.reset_every else ()
+        return CloneAndSplitStatistics(seen.gradient_sum, seen.view_count, logits)
 
     def after_update(
         self,
@@ -92,18 +119,39 @@ class CloneAndSplit:
         return dataclasses.replace(state, statistics=seen)
 
     def on_schedule(
-        self, key: jax.Array, state: SplatState, moments: Moments, done: int, *, limit: int
+        self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
         """See `Scene.on_schedule`; `limit`: how many splats there may be."""
         numbers: dict[str, int] = {}
         if self.densifies_at(done):
             state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
-            prune_scale = self.prune_scale if self.prunes_large_at(done) else jnp.inf
+            prune_scale = self.prune_scale if self.prunes_large_at(done, iterations) else jnp.inf
             state, moments, report = control_density(key, state, moments, prune_scale, strategy=self)
             numbers["not_served"] = int(report.not_served)
-        if self.resets_at(done):
+        if self.resets_at(done, iterations):
             state, moments = lower_opacities(state, moments, strategy=self)
+        if self.recovers_at(done, iterations):
+            state = _recovered(state)
         return state, moments, numbers
+
+    def shown(self, state: SplatState) -> Gaussians:
+        """The splats; while they come back from a reset, at least as opaque as before it."""
+        if not self.reset_every:
+            return state.gaussians
+        return dataclasses.replace(state.gaussians, opacity_logits=_shown_logits(state))
+
+
+def _shown_logits(state: SplatState) -> jax.Array:
+    return jnp.maximum(state.gaussians.opacity_logits, state.statistics.logits_before_reset)
+
+
+def _recovered(state: SplatState) -> SplatState:
+    """The state without a memory of the last reset."""
+    # Where it lay before: the next iteration is compiled for that.
+    forgotten = jnp.full_like(state.statistics.logits_before_reset, -jnp.inf)
+    forgotten = jax.device_put(forgotten, state.statistics.logits_before_reset.sharding)
+    statistics = dataclasses.replace(state.statistics, logits_before_reset=forgotten)
+    return dataclasses.replace(state, statistics=statistics)
 
 
 @partial(jax.jit, static_argnames="strategy")
@@ -120,7 +168,7 @@ def control_density(
     *,
     strategy: CloneAndSplit,
 ) -> tuple[SplatState, Moments, DensityReport]:
-    """Clone, split and prune; the statistics begin anew. Donates `state` and `moments`.
+    """Clone, split and prune; what was seen begins anew. Donates `state` and `moments`.
 
     Args:
         key: PRNG key of the places of split splats.
@@ -129,23 +177,29 @@ def control_density(
         prune_scale: splats above it go, world units.
         strategy: the other thresholds.
     """
-    gaussians, moved, report = densify(
+    gaussians, moved, logits, report = densify(
         key,
         state.gaussians,
         state.statistics,
         moments,
+        carried=state.statistics.logits_before_reset,
         gradient_threshold=strategy.gradient_threshold,
         clone_scale=strategy.clone_scale,
         prune_opacity=strategy.prune_opacity,
         prune_scale=prune_scale,
     )
-    return SplatState(gaussians, strategy.statistics(gaussians.capacity)), moved, report
+    fresh = strategy.statistics(gaussians.capacity)
+    return SplatState(gaussians, dataclasses.replace(fresh, logits_before_reset=logits)), moved, report
 
 
 @partial(jax.jit, static_argnames="strategy", donate_argnames=("state", "moments"))
 def lower_opacities(
     state: SplatState, moments: Moments, *, strategy: CloneAndSplit
 ) -> tuple[SplatState, Moments]:
-    """Opacity ← min(opacity, `reset_opacity`), clearing its moments. Donates `state` and `moments`."""
+    """Opacity ← min(opacity, `reset_opacity`), clearing its moments. Donates `state` and `moments`.
+
+    What was shown until then is kept to be shown while opacities come back.
+    """
     gaussians, cleared = reset_opacity(state.gaussians, moments, ceiling=strategy.reset_opacity)
-    return dataclasses.replace(state, gaussians=gaussians), cleared
+    statistics = dataclasses.replace(state.statistics, logits_before_reset=_shown_logits(state))
+    return SplatState(gaussians, statistics), cleared

@@ -46,9 +46,12 @@ class Strategy(Protocol):
         """
 
     def on_schedule(
-        self, key: jax.Array, state: SplatState, moments: Moments, done: int, *, limit: int
+        self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
         """See `Scene.on_schedule`; `limit`: how many splats there may be."""
+
+    def shown(self, state: SplatState) -> Gaussians:
+        """The splats to write and to look at, in the same buffer."""
 
 
 STRATEGIES: dict[str, type[Strategy]] = {"clone_split": CloneAndSplit, "mcmc": MarkovChain}

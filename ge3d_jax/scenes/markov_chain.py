@@ -78,13 +78,17 @@ class MarkovChain:
         return dataclasses.replace(state, gaussians=moved)
 
     def on_schedule(
-        self, key: jax.Array, state: SplatState, moments: Moments, done: int, *, limit: int
+        self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
         """See `Scene.on_schedule`; `limit`: how many splats there may be."""
         if self.relocates_at(done):
             state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
             state, moments, _ = relocate_splats(key, state, moments, limit, strategy=self)
         return state, moments, {}
+
+    def shown(self, state: SplatState) -> Gaussians:
+        """The splats as they are."""
+        return state.gaussians
 
 
 @partial(jax.jit, static_argnames="strategy")

@@ -204,7 +204,7 @@ class Splats:
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
         """What density control does on its schedule; see `Scene`."""
-        return self.density.on_schedule(key, state, moments, done, limit=self.capacity)
+        return self.density.on_schedule(key, state, moments, done, iterations, limit=self.capacity)
 
     def numbers(self, state: SplatState) -> dict[str, jax.Array]:
         """How many splats are in use, int32."""
@@ -228,5 +228,5 @@ class Splats:
         return dataclasses.replace(self, capacity=max(self.capacity, start.capacity))
 
     def shown(self, state: SplatState, done: int) -> Gaussians:
-        """The splats."""
-        return state.gaussians
+        """The splats, as density control shows them."""
+        return self.density.shown(state)

@@ -8,7 +8,7 @@ and jittable; thresholds may be traced.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,10 @@ class DensityStatistics:
 
     gradient_sum: jax.Array
     view_count: jax.Array
+
+
+# Of a strategy, which may keep more than these.
+_Statistics = TypeVar("_Statistics", bound=DensityStatistics)
 
 
 @struct.dataclass
@@ -58,11 +62,11 @@ def empty_statistics(capacity: int) -> DensityStatistics:
 
 
 def accumulate(
-    statistics: DensityStatistics,
+    statistics: _Statistics,
     screen_gradients: jax.Array,
     is_visible: jax.Array,
     image_size: int | tuple[int, int],
-) -> DensityStatistics:
+) -> _Statistics:
     """Add one batch of views.
 
     Args:
@@ -77,7 +81,8 @@ def accumulate(
     """
     half = 0.5 * jnp.broadcast_to(jnp.asarray(image_size, screen_gradients.dtype), (2,))
     norms = jnp.where(is_visible, jnp.linalg.norm(screen_gradients * half, axis=-1), 0.0)
-    return DensityStatistics(
+    return dataclasses.replace(
+        statistics,
         gradient_sum=statistics.gradient_sum + jnp.sum(norms, axis=0),
         view_count=statistics.view_count + jnp.sum(is_visible, axis=0),
     )
@@ -122,11 +127,12 @@ def densify(
     statistics: DensityStatistics,
     moments: Any,
     *,
+    carried: Any = (),
     gradient_threshold: jax.Array | float,
     clone_scale: jax.Array | float,
     prune_opacity: jax.Array | float,
     prune_scale: jax.Array | float = jnp.inf,
-) -> tuple[Gaussians, Any, DensityReport]:
+) -> tuple[Gaussians, Any, Any, DensityReport]:
     """Clone or split the splats with large screen-space gradients, then prune.
 
     Args:
@@ -135,6 +141,8 @@ def densify(
         statistics: (N,) sums since the last call; start over with `empty_statistics` afterwards.
         moments: any pytree of per-splat arrays (N, ...), e.g. the optimizer's moments. Those of new
             splats and of both halves of a split start from zero, as in 3DGS.
+        carried: any pytree of per-splat arrays (N, ...) that go with the splats: clones and halves have what
+            the splat has that they come from.
         gradient_threshold: mean gradient norm, per normalized device coordinate, from which a splat becomes
             two.
         clone_scale: a splat whose largest axis is at most this, world units, is cloned (an exact copy); a
@@ -144,7 +152,7 @@ def densify(
             infinity turns this off.
 
     Returns:
-        The splats, the moments, and a report of what was done.
+        The splats, the moments, what was carried, and a report of what was done.
     """
     count = gaussians.capacity
     index = jnp.arange(count, dtype=jnp.int32)
@@ -170,7 +178,7 @@ def densify(
     is_new = jnp.zeros(count, bool).at[new_entries].set(True, mode="drop")
     is_parent = jnp.zeros(count, bool).at[parents].set(True, mode="drop")
 
-    moved = jax.tree.map(lambda leaf: leaf[source], gaussians)
+    moved, carried = jax.tree.map(lambda leaf: leaf[source], (gaussians, carried))
     is_half = (is_new | is_parent) & splits[source]
     mask = kept | is_new
     offsets = jax.random.normal(key, (count, 3), moved.positions.dtype) * jnp.exp(moved.log_scales)
@@ -191,7 +199,8 @@ def densify(
         pruned=removed_before + jnp.sum(too_large, dtype=jnp.int32),
         not_served=wanted - served,
     )
-    return densified, gather_entries(moments, source, is_new | is_half | ~densified.mask), report
+    moments = gather_entries(moments, source, is_new | is_half | ~densified.mask)
+    return densified, moments, carried, report
 
 
 def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | float) -> tuple[Gaussians, Any]:

@@ -19,8 +19,16 @@ from ge3d_jax.training.state import TrainState, initial_state
 
 LIMIT = 70
 SPLIT = CloneAndSplit(
-    first=1, last=50, every=1, gradient_threshold=1.0, clone_scale=0.1, prune_opacity=0.1, reset_every=7
+    first=1,
+    last=50,
+    every=1,
+    gradient_threshold=1.0,
+    clone_scale=0.1,
+    prune_opacity=0.1,
+    reset_every=7,
+    recovery=1,
 )
+ROUNDS = 50
 MCMC = MarkovChain(first=1, last=50, every=1)
 
 
@@ -59,7 +67,7 @@ def expected_copies(before: TrainState, done: int, capacity: int) -> tuple[dict[
     largest = np.exp(np.asarray(gaussians.log_scales)).max(axis=1)
     opacities = np.asarray(jax.nn.sigmoid(gaussians.opacity_logits))
     gradients = np.asarray(statistics.gradient_sum)
-    prune_scale = SPLIT.prune_scale if SPLIT.prunes_large_at(done) else np.inf
+    prune_scale = SPLIT.prune_scale if SPLIT.prunes_large_at(done, ROUNDS) else np.inf
     copies: dict[int, int] = {}
     wanting, halves = [], set()
     for i in np.flatnonzero(np.asarray(gaussians.mask)):
@@ -90,7 +98,7 @@ def begin(density=SPLIT) -> TrainState:
 
 def follow_schedule(state: TrainState, done: int, density) -> TrainState:
     key = jax.random.key(done)
-    after, moments, _ = scene(density).on_schedule(key, state.scene, state.moments, done, 50)
+    after, moments, _ = scene(density).on_schedule(key, state.scene, state.moments, done, ROUNDS)
     return state.with_scene(after, moments)
 
 
@@ -121,9 +129,9 @@ def test_fifty_rounds_of_clone_and_split_equal_a_loop():
                 assert sorted(kept) == sorted(
                     [0.0] * len(where) if i in halves else [0.0, i + 1][2 - len(where) :]
                 )
-                is_reset = SPLIT.resets_at(done)
+                is_reset = SPLIT.resets_at(done, ROUNDS)
                 np.testing.assert_array_equal(moments["opacity_logits"][where], 0 if is_reset else kept)
-        if SPLIT.resets_at(done):
+        if SPLIT.resets_at(done, ROUNDS):
             assert float(jax.nn.sigmoid(state.scene.gaussians.opacity_logits).max()) < 0.0101
         assert not np.asarray(state.scene.statistics.gradient_sum).any()
     assert max(lengths) == LIMIT and len(lengths) <= 4, lengths
@@ -265,9 +273,10 @@ def test_density_of_a_kind_by_one_word(name):
 def test_density_control_keeps_its_schedule():
     density = PRESETS["paper"].scene.density
     assert [k for k in range(3001) if density.densifies_at(k)] == list(range(200, 2901, 100))
-    assert [k for k in range(1, 1000) if density.resets_at(k)] == [300, 600, 900]
-    assert not density.prunes_large_at(300) and density.prunes_large_at(301)
+    assert [k for k in range(1, 1000) if density.resets_at(k, 3000)] == [300, 600, 900]
+    assert not density.prunes_large_at(300, 3000) and density.prunes_large_at(301, 3000)
     never = dataclasses.replace(density, every=0, reset_every=0)
     assert not any(
-        never.densifies_at(k) or never.resets_at(k) or never.prunes_large_at(k) for k in range(600)
+        never.densifies_at(k) or never.resets_at(k, 3000) or never.prunes_large_at(k, 3000)
+        for k in range(600)
     )

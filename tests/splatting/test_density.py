@@ -80,7 +80,7 @@ def expected_by_loop(gaussians: Gaussians, statistics: DensityStatistics):
 @given(seed=st.integers(0, 2**31), fill=st.sampled_from([0.2, 0.6, 0.9, 1.0]))
 def test_control_equals_a_loop(seed, fill):
     gaussians, statistics, moments = random_splats(np.random.default_rng(seed), fill)
-    after, carried, report = control(
+    after, carried, _, report = control(
         jax.random.key(seed % 1000),
         gaussians,
         statistics,
@@ -123,7 +123,7 @@ def test_a_full_buffer_serves_the_largest_gradients():
         mask=jnp.arange(COUNT) < COUNT - 2,
     )
     statistics = DensityStatistics(jnp.arange(COUNT, dtype=jnp.float32), jnp.ones(COUNT))
-    after, _, report = control(
+    after, _, _, report = control(
         jax.random.key(0),
         gaussians,
         statistics,
@@ -151,7 +151,7 @@ def test_halves_are_drawn_from_their_parent():
         mask=jnp.arange(2 * count) < count,
     )
     statistics = DensityStatistics(jnp.ones(2 * count), jnp.ones(2 * count))
-    after, _, report = control(
+    after, _, _, report = control(
         jax.random.key(1),
         gaussians,
         statistics,

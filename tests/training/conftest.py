@@ -94,6 +94,7 @@ def tiny_config() -> Config:
             "density.every": 2,
             "density.gradient_threshold": 0.0,
             "density.reset_every": 3,
+            "density.recovery": 1,
             "scene.scale_noise": 0.1,
             "cameras.jitter_center": 0.02,
             "cameras.jitter_target": 0.02,
