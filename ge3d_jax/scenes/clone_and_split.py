@@ -101,7 +101,7 @@ class CloneAndSplit:
     def statistics(self, capacity: int) -> CloneAndSplitStatistics:
         """Nothing seen and nothing lowered yet, for a buffer of `capacity` splats."""
         seen = empty_statistics(capacity)
-        logits = jnp.full(capacity, -jnp.inf) if self.reset_every else ()
+        logits = jnp.full(capacity, -jnp.inf, jnp.float32) if self.reset_every else ()
         return CloneAndSplitStatistics(seen.gradient_sum, seen.view_count, logits)
 
     def after_update(
