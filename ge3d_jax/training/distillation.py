@@ -240,6 +240,11 @@ class Distillation:
         config = dataclasses.replace(self.config, scene=self.config.scene.grown(needed))
         return dataclasses.replace(self, config=config)
 
+    @property
+    def steadier(self) -> str:
+        """What to change where gradients are not finite."""
+        return "Lower the learning rates or guidance.scale, or use float32."
+
     def remedies(self, devices: int) -> list[str]:
         """Settings that lower the memory of an iteration; BUILD.md has their figures."""
         if self.config.views_per_pass <= devices:

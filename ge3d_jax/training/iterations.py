@@ -28,7 +28,8 @@ class RunResult:
         iterations: how many were done in all.
         task: with the buffers that its scene grew.
         interrupted: whether it was stopped before its last iteration.
-        diverged: whether too many gradients in a row were not finite.
+        diverged: whether it was ended since too many gradients in a row were not finite. None of these steps
+            moved the state.
     """
 
     state: TrainState
@@ -121,11 +122,11 @@ def iterate(
         if int(state.iteration) > done:
             # Caught between the step and what its iteration ends with.
             state, _ = follow_schedule(state, done + 1, task)
-    done = int(state.iteration)
+    done, diverged = int(state.iteration), skipped_in_a_row == MOST_SKIPPED
     return RunResult(
         first_copy(state),
         done,
         task,
-        interrupted=done < task.iterations,
-        diverged=skipped_in_a_row == MOST_SKIPPED,
+        interrupted=done < task.iterations and not diverged,
+        diverged=diverged,
     )

@@ -159,6 +159,11 @@ class Photometric:
         """The same with a larger buffer in its scene."""
         return Photometric(dataclasses.replace(self.config, scene=self.config.scene.grown(needed)))
 
+    @property
+    def steadier(self) -> str:
+        """What to change where gradients are not finite."""
+        return "Lower the learning rates."
+
     def remedies(self, devices: int) -> list[str]:
         """None: pictures go through no network."""
         return []

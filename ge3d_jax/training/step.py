@@ -84,6 +84,10 @@ class Task(Protocol):
     def remedies(self, devices: int) -> list[str]:
         """Settings that lower the memory of an iteration, the strongest first."""
 
+    @property
+    def steadier(self) -> str:
+        """A sentence on what to change where gradients are not finite."""
+
 
 @struct.dataclass
 class _Seen:
@@ -172,7 +176,8 @@ def train_step(
         )
     seen = look(state.scene, state.learned, state.iteration, context, drawn)
     fits = seen.numbers["overflow"] == 0
-    is_finite = _is_finite((seen.gradients, seen.learned_gradients))
+    # All that moves the state: one view's part may show in what density control goes by alone.
+    is_finite = _is_finite((seen.gradients, seen.learned_gradients, seen.perturbation_gradients))
     stepped = _updated(state, seen, task=task, image_size=task.image_size(context))
     stepped = jax.tree.map(partial(jnp.where, fits & is_finite), stepped, state)
     # A step that is not finite is left out: the next one draws anew.

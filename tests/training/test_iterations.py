@@ -1,5 +1,7 @@
 """Runs from end to end in miniature: growing buffers, density control, interruption, resuming."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,20 +10,23 @@ import pytest
 
 from ge3d_jax.core.errors import RunDropped, UserError
 from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.diffusion.pipeline import predict_epsilon
 from ge3d_jax.scenes.splat_state import grown_capacity
 from ge3d_jax.scenes.start.ball import ball
 from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
-from ge3d_jax.training.iterations import iterate
+from ge3d_jax.training.iterations import MOST_SKIPPED, iterate
 
 PROMPT = "a red ball"
 
 
-def _run(config, model, *, state=None, start=None, **options):
+def _run(config, model, *, state=None, start=None, predict=predict_epsilon, **options):
     state = begin(config, model, jax.random.key(0), start=start) if state is None else state
     context = Prompted(model, prompt_embeddings(config, model, PROMPT))
-    return iterate(state, context, Distillation(config), parts=config.views_per_pass, **options)
+    return iterate(
+        state, context, Distillation(config, predict), parts=config.views_per_pass, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +150,35 @@ def test_a_saved_state_that_is_missing_or_does_not_fit_is_named(tiny_config, tin
 @pytest.mark.parametrize(("needed", "capacity"), [(1, 1), (40, 64), (60, 128), (1000, 2048)])
 def test_buffers_grow_to_powers_of_two(needed, capacity):
     assert grown_capacity(needed) == capacity
+
+
+def test_steps_without_a_finite_gradient_are_left_out_and_many_in_a_row_end_a_run(tiny_config, tiny_model):
+    # The iterations in which the network fails: a few, then one less than end a run, then enough.
+    ends = 28 + MOST_SKIPPED - 1
+    fails = {2, 4, 5, *range(7, 7 + MOST_SKIPPED - 1), *range(28, ends + 1)}
+    at, seen = 1, []
+
+    def failing(model, x, t, text):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return x + jax.pure_callback(lambda t: np.float32(np.nan if at in fails else 0.0), shape, t)
+
+    def watch(done, numbers, state):
+        nonlocal at
+        at = done + 1
+        kept = (state.scene, state.optimizer_state, state.learned)
+        seen.append((numbers["skipped"], jax.tree.map(np.array, kept)))
+
+    config = with_overrides(
+        tiny_config, {"iterations": ends + 1, "density.every": 0, "density.reset_every": 0}
+    )
+    result = _run(config, tiny_model, predict=failing, on_iteration=watch)
+    assert [done for done, (skipped, _) in enumerate(seen, 1) if skipped] == sorted(fails)
+    for done, ((_, before), (_, after)) in enumerate(itertools.pairwise(seen), 2):
+        same = jax.tree.leaves(jax.tree.map(np.array_equal, before, after))
+        assert all(same) if done in fails else not all(same), done
+    assert result.diverged and not result.interrupted
+    assert result.iterations == len(seen) == ends
+    chex.assert_tree_all_finite(result.object)
+    assert not np.array_equal(
+        result.object.sh, begin(config, tiny_model, jax.random.key(0)).scene.gaussians.sh
+    )

@@ -148,6 +148,28 @@ def test_a_buffer_too_small_changes_nothing_and_says_so(task, tiny_model, prompt
         chex.assert_trees_all_equal(getattr(after, name), getattr(full, name))
 
 
+def test_a_single_view_without_a_finite_residual_leaves_the_step_out(
+    task, tiny_model, prompted, draw, compiled_step
+):
+    state = first_state(task, tiny_model)
+    drawn = draw(state)
+    # One splat behind the camera of the view that fails: its gradient is the other view's alone.
+    world_to_camera = np.asarray(drawn.per_view["cameras"].world_to_camera[1])
+    behind = np.linalg.inv(world_to_camera) @ np.array([0.0, 0.0, -1.0, 1.0])
+    gaussians = state.scene.gaussians
+    positions = gaussians.positions.at[0].set(behind[:3])
+    state = state.replace(scene=state.scene.replace(gaussians=gaussians.replace(positions=positions)))
+    noise = drawn.per_view["loss"]["noise"].at[1, 3, 4, 0].set(jnp.nan)
+    failing = drawn.replace(per_view=drawn.per_view | {"loss": {**drawn.per_view["loss"], "noise": noise}})
+    after, numbers = compiled_step(state, prompted, failing)
+    assert int(numbers["skipped"]) == 1 and not np.isfinite(numbers["loss"])
+    chex.assert_trees_all_equal(after.replace(iteration=0, key=()), state.replace(iteration=0, key=()))
+    assert int(after.iteration) == 1
+    moved, numbers = compiled_step(state, prompted, drawn)
+    assert int(numbers["skipped"]) == 0 and int(moved.optimizer_state.count) == 1
+    chex.assert_tree_all_finite((moved.scene.gaussians, moved.scene.statistics.gradient_sum))
+
+
 def test_unused_splats_stay_as_they_are(task, tiny_model, prompted, draw, compiled_step):
     state = first_state(task, tiny_model)
     after, numbers = compiled_step(state, prompted, draw(state))
