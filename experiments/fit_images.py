@@ -35,7 +35,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in 
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
-def main() -> None:
+def main() -> int:
     """Run `fit_images` with the flags and say where the files are."""
     overrides = script.parse_settings(_SET.value)
     if _ITERATIONS.value is not None:
@@ -60,6 +60,7 @@ def main() -> None:
     print(f"Held-out pictures: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")
     print(f"  Look at it now:    {result.folder / 'comparison.png'}, views.png or turntable.mp4")
     print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
+    return script.conclude(result.advice, failed=result.diverged)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ _DENSITY = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
-def main() -> None:
+def main() -> int:
     """Run `ge3d_jax.generate` with the flags and say where the files are."""
     overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
     if _ITERATIONS.value is not None:
@@ -89,6 +89,7 @@ def main() -> None:
     print(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
     print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
     print(f"  Take it with you:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
+    return script.conclude(result.advice, failed=result.diverged)
 
 
 if __name__ == "__main__":

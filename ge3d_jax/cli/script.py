@@ -15,6 +15,8 @@ from absl import app, flags, logging
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
 
+# A run ended without what was asked for; what there is of it was written.
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 # The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -102,11 +104,18 @@ def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = ""
         ) from None
 
 
-def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:
-    """Parse the flags, run `main`, and exit: 0 on success, 2 on a user error, 130 on Ctrl-C.
+def conclude(advice: Sequence[str], *, failed: bool) -> int:
+    """Say at the end what there is to say of a run, on standard error where it failed; the exit status."""
+    for sentence in advice:
+        print(sentence, file=sys.stderr if failed else sys.stdout)
+    return EXIT_FAILED if failed else 0
+
+
+def run(main: Callable[..., int | None], *, positional: Sequence[str] = ()) -> None:
+    """Parse the flags, run `main`, and exit: 2 on a user error, 130 on Ctrl-C, else as `main` says.
 
     Args:
-        main: the script, called with the positional arguments.
+        main: the script, called with the positional arguments. Returns the exit status, None for 0.
         positional: names of the positional arguments, all required.
     """
 
@@ -119,12 +128,11 @@ def run(main: Callable[..., None], *, positional: Sequence[str] = ()) -> None:
         try:
             use_processor_cores()
             keep_compiled_code()
-            main(*arguments[1:])
+            return main(*arguments[1:]) or 0
         except UserError as error:
             return _fail(str(error))
         except KeyboardInterrupt:
             print("Stopped; nothing more was written.", file=sys.stderr)
             return EXIT_INTERRUPTED
-        return 0
 
     app.run(guarded, flags_parser=lambda arguments: _parse_flags(arguments, positional))

@@ -353,6 +353,8 @@ def make_object(
         )
         if result.interrupted:
             raise KeyboardInterrupt
+        if result.diverged:
+            raise UserError(f'No object for "{prompt}": {result.advice[0]}')
     seconds = _finished_seconds(out, wanted, config.iterations)
     if seconds is None:
         raise RuntimeError(f"The run in {out} did not write the expected files.")

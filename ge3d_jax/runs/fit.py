@@ -48,6 +48,8 @@ class FitResult:
         folder: where everything was written.
         iterations: how many were done; fewer than asked for when `interrupted`.
         interrupted: whether Ctrl-C ended the run.
+        diverged: whether it was ended since its gradients were not finite; the splats are the last good ones.
+        advice: sentences on why the run ended early and on what other settings would do better; mostly none.
         psnr: decibels, ssim: mean over the held-out pictures.
         metrics: the numbers of every iteration, as in metrics.jsonl.
     """
@@ -56,6 +58,8 @@ class FitResult:
     folder: Path
     iterations: int
     interrupted: bool
+    diverged: bool
+    advice: list[str]
     psnr: float
     ssim: float
     metrics: list[dict[str, float | int]]
@@ -262,6 +266,8 @@ def fit_images(
         folder=folder,
         iterations=outcome.result.iterations,
         interrupted=outcome.result.interrupted,
+        diverged=outcome.result.diverged,
+        advice=outcome.advice,
         metrics=outcome.history,
         psnr=outcome.written.psnr,
         ssim=outcome.written.ssim,

@@ -43,6 +43,8 @@ class Result:
         folder: where everything was written.
         iterations: how many were done; fewer than asked for when `interrupted`.
         interrupted: whether Ctrl-C ended the run.
+        diverged: whether it was ended since its gradients were not finite; the object is the last good one.
+        advice: sentences on why the run ended early and on what other settings would do better; mostly none.
         metrics: the numbers of every iteration, as in metrics.jsonl.
         frames: the turntable, uint8 (T, H, W, 3), once around from the front.
     """
@@ -53,6 +55,8 @@ class Result:
     folder: Path
     iterations: int
     interrupted: bool
+    diverged: bool
+    advice: list[str]
     metrics: list[HostNumbers]
     frames: np.ndarray
 
@@ -221,6 +225,8 @@ def generate(
         folder=folder,
         iterations=outcome.result.iterations,
         interrupted=outcome.result.interrupted,
+        diverged=outcome.result.diverged,
+        advice=outcome.advice,
         metrics=outcome.history,
         frames=outcome.written,
     )

@@ -10,7 +10,7 @@ from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
 from ge3d_jax.runs.resume import forget_run, save_run
 from ge3d_jax.training.compilation import Compilation
-from ge3d_jax.training.iterations import HostNumbers, RunResult, iterate
+from ge3d_jax.training.iterations import MOST_SKIPPED, HostNumbers, RunResult, iterate
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import Task
 
@@ -25,11 +25,25 @@ class Outcome(Generic[_Written]):
         result: how its iterations ended.
         history: the numbers of every iteration, as in metrics.jsonl.
         written: what `write` returned.
+        advice: sentences for the person: why the run ended early, and what other settings would do better.
     """
 
     result: RunResult
     history: list[HostNumbers]
     written: _Written
+    advice: list[str]
+
+
+def _advice(result: RunResult, history: Sequence[HostNumbers]) -> list[str]:
+    """What to tell at the end of a run."""
+    advice = result.task.scene.advice(history)
+    if not result.diverged:
+        return advice
+    ended = (
+        f"The last {MOST_SKIPPED} steps had no finite gradient, so the run was ended after "
+        f"{result.iterations} iterations; the object is the last good one. {result.task.steadier}"
+    )
+    return [ended, *advice]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +129,6 @@ class Run:
             )
         save_run(self.folder, result.state)
         written = write(result)
-        if not result.interrupted:
+        if not (result.interrupted or result.diverged):
             forget_run(self.folder)
-        return Outcome(result, metrics.history, written)
+        return Outcome(result, metrics.history, written, _advice(result, metrics.history))

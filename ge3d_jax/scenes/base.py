@@ -4,6 +4,7 @@ A scene is a frozen dataclass of settings with functions over a pytree, its stat
 parameters, their gradients and rates; what a parameter means, and how their number changes, is the scene's.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -108,6 +109,13 @@ class Scene(Protocol):
 
     def numbers(self, state: Any) -> dict[str, jax.Array]:
         """Scalars for the metrics of each iteration."""
+
+    def advice(self, history: Sequence[Mapping[str, int | float]]) -> list[str]:
+        """Sentences for the end of a run on what other settings would make better; mostly none.
+
+        Args:
+            history: the numbers of every iteration, also those of `on_schedule`.
+        """
 
     def grown(self, needed: int) -> "Scene":
         """The same scene with a buffer for views that need `needed`."""

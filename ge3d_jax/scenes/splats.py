@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,17 @@ class Splats:
     def numbers(self, state: SplatState) -> dict[str, jax.Array]:
         """How many splats are in use, int32."""
         return {"splats": jnp.sum(state.gaussians.mask)}
+
+    def advice(self, history: Sequence[Mapping[str, int | float]]) -> list[str]:
+        """What to change where density control found no room for more splats."""
+        count = int(sum(line.get("not_served", 0) for line in history))
+        if not count:
+            return []
+        splats = "1 splat" if count == 1 else f"{count} splats"
+        return [
+            f"{splats} that density control asked for found no room; raise scene.capacity (now "
+            f"{self.capacity}) for finer detail."
+        ]
 
     def grown(self, needed: int) -> "Splats":
         """The same scene with a longer intersection buffer."""

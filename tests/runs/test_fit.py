@@ -112,6 +112,11 @@ def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path):
     assert not again.interrupted and again.iterations == 40
     assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
     assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
+    # What found no room before the stop counts as well.
+    count = sum(line.get("not_served", 0) for line in whole.metrics)
+    assert 0 < sum(line.get("not_served", 0) for line in whole.metrics[:15]) < count
+    (sentence,) = whole.advice
+    assert again.advice == [sentence] and sentence.startswith(f"{count} splats ")
     with pytest.raises(UserError, match="no interrupted run"):
         fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
 

@@ -1,0 +1,126 @@
+"""How a run ends whose gradients are not finite: what is kept, what is said, and with which exit status."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.cli import script
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.formats.posed_images import read_posed_images
+from ge3d_jax.runs.resume import resume_run
+from ge3d_jax.runs.run import Run
+from ge3d_jax.toybox.world.captions import Sentence
+from ge3d_jax.toybox.world.posed_images import write_posed_images
+from ge3d_jax.training.distillation import Distillation
+from ge3d_jax.training.fit_config import FitConfig
+from ge3d_jax.training.iterations import MOST_SKIPPED
+from ge3d_jax.training.photometric import Photometric, begin_fit, views_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Photometric):
+    """A fit whose loss is not a number from an iteration on."""
+
+    good: int = 0
+
+    def look(self, scene, learned, perturbations, context, drawn, progress, axis):
+        scalar, *rest = super().look(scene, learned, perturbations, context, drawn, progress, axis)
+        return jnp.where(progress.iteration < self.good, 1.0, jnp.nan) * scalar, *rest
+
+
+def perform(folder, views, *, iterations, good):
+    config = with_overrides(
+        FitConfig(),
+        {
+            "iterations": iterations,
+            "views": 1,
+            "start.count": 20,
+            "start.sh_degree": 0,
+            "scene.capacity": 20,
+            "density.every": 0,
+            "buffer_capacity": 4096,
+        },
+    )
+    written = []
+
+    def write(result):
+        written.append(result.object)
+
+    run = Run(
+        folder=folder,
+        description={},
+        task=Failing(config, good=good),
+        context=views,
+        views_at_a_time=1,
+        history=[],
+        is_new=True,
+    )
+    state = begin_fit(config, jax.random.key(0))
+    outcome = run.perform(
+        state,
+        doing="fitting",
+        progress=False,
+        checkpoint_every=5,
+        observers=[],
+        remove_old=lambda folder: None,
+        write=write,
+    )
+    return outcome, written, state, config
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mushroom")
+    write_posed_images(folder, Sentence("mushroom", "red"), views=2, test_views=1, size=16, seed=0)
+    return views_of(read_posed_images(folder)[0], 1.0)
+
+
+# One run is ended early, the other at its last iteration, where it could pass for a finished one.
+@pytest.mark.parametrize("left", [10, 0])
+def test_a_diverged_run_keeps_its_last_good_object_and_its_state(views, tmp_path, left):
+    ended = 3 + MOST_SKIPPED
+    outcome, written, first, config = perform(tmp_path, views, iterations=ended + left, good=3)
+    assert outcome.result.diverged and not outcome.result.interrupted
+    assert len(outcome.history) == ended and sum(line["skipped"] for line in outcome.history) == MOST_SKIPPED
+    (sentence,) = outcome.advice
+    assert f"The last {MOST_SKIPPED} steps" in sentence and f"ended after {ended} iterations" in sentence
+    assert sentence.endswith("Lower the learning rates.")
+    (gaussians,) = written
+    assert np.isfinite(gaussians.positions).all()
+    assert not np.array_equal(gaussians.positions, first.scene.gaussians.positions)
+    saved, history = resume_run(tmp_path, first, config.scene)
+    assert int(saved.iteration) == ended and len(history) == ended
+    np.testing.assert_array_equal(saved.scene.gaussians.positions, gaussians.positions)
+    assert int(saved.optimizer_state.count) == 3
+
+
+def test_a_run_that_fails_at_its_end_for_too_short_to_tell_is_finished(views, tmp_path):
+    outcome, written, *_ = perform(tmp_path, views, iterations=MOST_SKIPPED, good=1)
+    assert not outcome.result.diverged and not outcome.result.interrupted
+    assert outcome.advice == [] and len(written) == 1 and not (tmp_path / "state").exists()
+
+
+def test_a_distillation_that_diverged_is_told_its_settings():
+    assert "guidance.scale" in Distillation(None).steadier and "float32" in Distillation(None).steadier
+
+
+@pytest.mark.parametrize(("failed", "status"), [(False, 0), (True, 1)])
+def test_scripts_say_at_the_end_what_there_is_to_say(failed, status, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as exit_info:
+        script.run(lambda: script.conclude(["One.", "Another."], failed=failed))
+    assert exit_info.value.code == status
+    said = capsys.readouterr()
+    assert (said.err if failed else said.out) == "One.\nAnother.\n"
+    assert (said.out if failed else said.err) == ""
+
+
+def test_scripts_without_a_word_end_well(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as exit_info:
+        script.run(lambda: None)
+    assert exit_info.value.code == 0
