@@ -45,7 +45,7 @@ class SplatRates:
     opacity: Range = (0.05, 0.05)
     scale: Range = (0.005, 0.001)
     rotation: Range = (0.001, 0.0002)
-    higher_bands: float = 1.0
+    higher_bands: float = 0.05
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
@@ -86,7 +86,7 @@ class Splats:
     buffer_capacity: int = 2**21
     scale_noise: float = math.sqrt(0.2) / 4
     scale_penalty: float = 1.0
-    sh_every: int = 0
+    sh_every: int = 500
     start: Ball = Ball()
     learning_rates: SplatRates = SplatRates()
     density: Strategy = choice(lambda: STRATEGIES, CloneAndSplit())

@@ -1,0 +1,68 @@
+"""The scene of splats: color that learns degree by degree, and what it says at the end of a run."""
+
+import dataclasses
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.scenes.splats import Splats
+from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.training.config import PRESETS
+
+SCENE = Splats(
+    capacity=8, buffer_capacity=256, start=Ball(count=8, radius=0.3, scale=0.2, opacity=0.8, sh_degree=3)
+)
+
+
+def test_higher_bands_learn_at_a_twentieth_of_the_color_s_rate():
+    directions = {
+        name: jnp.ones_like(value) for name, value in SCENE.parameters(SCENE.begin(jax.random.key(0))).items()
+    }
+    steps = np.asarray(SCENE.updates(directions, jnp.float32(0.0))["sh"])
+    np.testing.assert_allclose(steps[:, 0], -0.01, rtol=1e-6)
+    np.testing.assert_allclose(steps[:, 1:], -0.01 / 20, rtol=1e-6)
+
+
+def test_a_degree_of_the_color_comes_every_five_hundred_iterations():
+    state = SCENE.begin(jax.random.key(0))
+    sh = 0.3 * jax.random.normal(jax.random.key(1), state.gaussians.sh.shape)
+    state = state.replace(gaussians=state.gaussians.replace(sh=sh))
+    camera = jax.tree.map(
+        lambda leaf: leaf[None], orbit_camera(azimuth=0.3, polar=1.2, radius=3.0, fov=0.5, size=16)
+    )
+
+    @jax.jit
+    def picture(iteration):
+        offsets = SCENE.perturbations(state, 1)
+        return SCENE.render(state, iteration, camera, jnp.zeros((1, 3)), None, offsets).rgb
+
+    pictures = []
+    for begins, ends in ((0, 499), (500, 999), (1000, 1499), (1500, 5000)):
+        pictures.append(np.asarray(picture(begins)))
+        np.testing.assert_array_equal(picture(ends), pictures[-1])
+    for one, other in itertools.pairwise(pictures):
+        assert np.abs(one - other).max() > 1e-3
+
+
+def test_the_presets_color_is_the_same_from_all_sides():
+    assert PRESETS["toybox"].scene.start.sh_degree == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ([{}, {"loss": 3.0}], None),
+        ([{"not_served": 0}], None),
+        ([{"not_served": 1}, {}], "1 splat that density control asked for found no room"),
+        ([{"not_served": 40}, {"loss": 0.5}, {"not_served": 2}], r"42 splats .* scene.capacity \(now 9\)"),
+    ],
+)
+def test_splats_that_found_no_room_are_told(numbers, says):
+    advice = dataclasses.replace(SCENE, capacity=9).advice(numbers)
+    assert len(advice) == (says is not None)
+    assert not advice or re.match(says, advice[0])
