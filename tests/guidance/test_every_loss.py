@@ -13,14 +13,12 @@ from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.toybox import model_folder
-from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.presets import PRESETS
 from tests.guidance import fakes, golden
 
 PROGRESS = Progress(30, 100)
 EVERY_LOSS = pytest.mark.parametrize("kind", LOSSES)
 PERP_NEG = pytest.mark.parametrize("avoided", [0, 2])
-# Drops single bad entries, as its public code.
-DROPS_NAN = ("ge3d",)
 
 
 @functools.cache
@@ -114,7 +112,7 @@ def test_a_hundred_steps_lead_to_the_picture_that_the_text_asks_for(kind):
     assert np.linalg.norm(picture - z) < 0.8 * way
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind not in DROPS_NAN])
+@EVERY_LOSS
 def test_nan_is_left_for_the_training_step_to_see(kind):
     loss, views, z, drawn, learned = _setting(kind)
     text, seen = fakes.texts(views, avoided=0), golden.see(z)

@@ -17,7 +17,7 @@ from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, velocity
 from ge3d_jax.guidance.base import DrawKeys, Progress, SeenViews
 from ge3d_jax.guidance.vsd import VSD, camera_numbers, output_errors
-from ge3d_jax.training.config import configured
+from ge3d_jax.training.presets import configured
 from tests.guidance import golden
 
 CASES = ("a", "b")

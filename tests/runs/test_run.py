@@ -55,7 +55,7 @@ def perform(folder, views, *, iterations, good):
         description={},
         task=Failing(config, good=good),
         context=views,
-        views_at_a_time=1,
+        parts=1,
         history=[],
         is_new=True,
     )

@@ -12,7 +12,7 @@ from ge3d_jax.scenes.clone_and_split import CloneAndSplit
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.training.checkpoints import restore_state, save_state
-from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.presets import PRESETS
 from ge3d_jax.training.state import initial_state
 
 CAPACITY = 20

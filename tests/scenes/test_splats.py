@@ -12,7 +12,7 @@ import pytest
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.splatting.cameras import orbit_camera
-from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.presets import PRESETS
 
 SCENE = Splats(
     capacity=8, buffer_capacity=256, start=Ball(count=8, radius=0.3, scale=0.2, opacity=0.8, sh_degree=3)

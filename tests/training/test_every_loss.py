@@ -16,7 +16,7 @@ from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.guidance.base import DrawKeys, Progress, SeenViews
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.splatting.cameras import orbit_camera
-from ge3d_jax.training.config import configured
+from ge3d_jax.training.presets import configured
 
 # Two groups of as many views as any loss looks at together.
 VIEWS = 8

@@ -24,9 +24,7 @@ PROMPT = "a red ball"
 def _run(config, model, *, state=None, start=None, predict=predict_epsilon, **options):
     state = begin(config, model, jax.random.key(0), start=start) if state is None else state
     context = Prompted(model, prompt_embeddings(config, model, PROMPT))
-    return iterate(
-        state, context, Distillation(config, predict), parts=config.views_per_pass, **options
-    )
+    return iterate(state, context, Distillation(config, predict), parts=config.views_per_pass, **options)
 
 
 @pytest.fixture(scope="module")
