@@ -45,6 +45,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/
 _START = flags.DEFINE_string(
     "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a gray ball."
 )
+_RECONSTRUCT_FROM = flags.DEFINE_float(
+    "reconstruct_from", None, "After this share of the iterations, as 0.8, fit the object to edited views."
+)
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, instead of the preset's.")
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
@@ -76,6 +79,7 @@ def main() -> int:
         seed=_SEED.value,
         out=_OUT.value,
         start=_START.value,
+        reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,

@@ -16,6 +16,7 @@ from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder, slug, versions
 from ge3d_jax.runs.observers import Observer, Previews
+from ge3d_jax.runs.reconstruct import reconstruct, remove_reconstruction
 from ge3d_jax.runs.request import (
     check_given,
     check_image_size,
@@ -95,6 +96,12 @@ def check_times(config: Config, steps: int) -> None:
             f"The times of the setting guidance go up to {latest}, but the model's times end at {steps - 1}; "
             "lower them."
         )
+    stage = config.reconstruction
+    if stage.start is not None and stage.latest_node >= steps:
+        raise UserError(
+            f"The setting reconstruction.latest_node is {stage.latest_node}, but the model's times end at "
+            f"{steps - 1}; lower it."
+        )
 
 
 def generate(
@@ -108,6 +115,7 @@ def generate(
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
+    reconstruct_from: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     preview_every: int = 25,
     checkpoint_every: int = 250,
@@ -134,6 +142,8 @@ def generate(
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
         start: a splat file (.ply, .splat or .spz) to begin with instead of a gray ball.
+        reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
+            0.8; None for what `overrides` say of `reconstruction.start`, by default none.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
         preview_every: iterations between pictures in previews/; 0 for none.
         checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
@@ -153,6 +163,8 @@ def generate(
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
     keep_compiled_code()
+    if reconstruct_from is not None:
+        overrides = {**(overrides or {}), "reconstruction.start": reconstruct_from}
     if config is None:
         asked = asked_by_preset(preset, guidance=guidance, density=density, overrides=overrides)
     else:
@@ -203,8 +215,20 @@ def generate(
         parts=settings.views_per_pass // settings.guidance.views_together,
         history=history,
         is_new=not resume,
+        stop_at=settings.distilled_iterations,
     )
     viewpoint = _viewpoint(settings)
+
+    def remove_old(folder: Path) -> None:
+        remove_object(folder)
+        remove_reconstruction(folder)
+
+    def then(result: RunResult) -> RunResult:
+        if settings.reconstruction.start is None:
+            return result
+        # The scene's buffers have grown with the run.
+        grown = dataclasses.replace(task, config=dataclasses.replace(settings, scene=result.task.scene))
+        return reconstruct(folder, grown, run.context, result, progress=progress)
 
     def write(result: RunResult) -> np.ndarray:
         return write_object(folder, result.object, title=prompt, viewpoint=viewpoint)
@@ -215,8 +239,9 @@ def generate(
         progress=progress,
         checkpoint_every=checkpoint_every,
         observers=[Previews(folder, settings.scene, viewpoint, every=preview_every), *observers],
-        remove_old=remove_object,
+        remove_old=remove_old,
         write=write,
+        then=then,
     )
     return Result(
         prompt=prompt,

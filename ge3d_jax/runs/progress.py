@@ -22,6 +22,11 @@ from ge3d_jax.core.errors import RunDropped
 _LINES_WITHOUT_TERMINAL = 10
 
 
+def say(text: str) -> None:
+    """Print a line on standard error, where there is no bar."""
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class RunProgress:
     """A bar on a terminal, a line now and then elsewhere, on standard error; nothing unless `enabled`."""
 

@@ -58,6 +58,7 @@ class Run:
         parts: into how many parts the views can be divided that go through the networks at a time.
         history: numbers of the iterations done before; empty for a new run.
         is_new: whether it begins, in place of whatever is in the folder.
+        stop_at: iterations after which it is complete; None for the task's last one. See `iterate`.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Run:
     parts: int
     history: list[HostNumbers]
     is_new: bool
+    stop_at: int | None = None
 
     def perform(
         self,
@@ -78,6 +80,7 @@ class Run:
         observers: Sequence[Observer],
         remove_old: Callable[[Path], None],
         write: Callable[[RunResult], _Written],
+        then: Callable[[RunResult], RunResult] | None = None,
     ) -> Outcome[_Written]:
         """Iterate, save the state, write the results, and drop the state of a finished run.
 
@@ -90,8 +93,11 @@ class Run:
             remove_old: removes what an earlier run left in the folder; called once the first iteration is
                 compiled and fits the device.
             write: writes the results.
+            then: a stage between the last iteration and the results, for a run that was not interrupted. It
+                says how it ended itself; until it is through, the state at its beginning stays, and a resumed
+                run begins it anew.
         """
-        iterations = self.task.iterations
+        iterations = self.task.iterations if self.stop_at is None else self.stop_at
         metrics = Metrics(self.folder, self.history)
         bar = Bar(iterations, enabled=progress, doing=doing)
         checkpoints = Checkpoints(self.folder, every=checkpoint_every, iterations=iterations)
@@ -124,10 +130,13 @@ class Run:
                 self.context,
                 self.task,
                 parts=self.parts,
+                stop_at=self.stop_at,
                 on_iteration=on_iteration,
                 on_compiled=on_compiled,
             )
         save_run(self.folder, result.state)
+        if then is not None and not result.interrupted:
+            result = then(result)
         written = write(result)
         if not (result.interrupted or result.diverged):
             forget_run(self.folder)

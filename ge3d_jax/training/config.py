@@ -14,6 +14,7 @@ from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.losses import GE3D, LOSSES
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.scenes.scenes import SCENES, Splats
+from ge3d_jax.training.reconstruction_config import Reconstruction
 
 Range = tuple[float, float]
 Color = tuple[float, float, float]
@@ -102,8 +103,8 @@ class BackgroundConfig:
 class Config:
     """All settings of a run but the model, the prompt and the seed.
 
-    `guidance` is the loss, `scene` what it changes. `flip_probability`: of mirroring all pictures of an
-    iteration. `total_variation`: weight of the pictures' total variation.
+    `guidance` is the loss, `scene` what it changes, `reconstruction` a stage after it. `flip_probability`: of
+    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation.
 
     Three settings trade time for memory and change nothing else. With `vae_rematerialize` the VAE encodes one
     view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
@@ -125,6 +126,7 @@ class Config:
     cameras: CameraConfig = CameraConfig()
     background: BackgroundConfig = BackgroundConfig()
     scene: Scene = choice(lambda: SCENES, Splats())
+    reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
@@ -160,3 +162,9 @@ class Config:
     def views_per_pass(self) -> int:
         """How many views go through the networks at a time."""
         return self.views if self.views_per_batch is None else self.views_per_batch
+
+    @property
+    def distilled_iterations(self) -> int:
+        """How many of the iterations the distillation runs for; all of them without a stage after it."""
+        share = self.reconstruction.start
+        return self.iterations if share is None else max(1, round(share * self.iterations))

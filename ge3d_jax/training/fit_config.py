@@ -18,14 +18,21 @@ from ge3d_jax.training.config import BackgroundConfig
 
 @dataclasses.dataclass(frozen=True)
 class FitLossConfig:
-    """(1 − dssim)·mean absolute difference + dssim·(1 − SSIM), as Kerbl et al. 2023."""
+    """weight·((1 − dssim)·mean absolute difference + dssim·(1 − SSIM)), as Kerbl et al. 2023.
+
+    With `squared` the difference's square takes the place of its absolute value.
+    """
 
     dssim: float = 0.2
+    squared: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
         if not 0 <= self.dssim <= 1:
             raise UserError(f"The setting loss.dssim is {self.dssim}; give a number from 0 to 1.")
+        if self.weight <= 0:
+            raise UserError(f"The setting loss.weight is {self.weight}; give a number above 0.")
 
 
 @dataclasses.dataclass(frozen=True)

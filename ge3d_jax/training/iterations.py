@@ -64,6 +64,7 @@ def iterate(
     task: Task,
     *,
     parts: int,
+    stop_at: int | None = None,
     on_iteration: OnIteration | None = None,
     on_compiled: Callable[[Compilation], None] | None = None,
 ) -> RunResult:
@@ -76,6 +77,9 @@ def iterate(
         task: what to do; its scene's buffer grows where a view needs more.
         parts: into how many parts the views that go through the networks at a time can be divided among
             devices.
+        stop_at: iterations after which the run is complete, where that is before the task's last one. What
+            changes over a run goes by the task's number, so it is left as far as it has come: a stage after
+            the run takes the place of its last part and does not compress the rest.
         on_iteration: called after each iteration; when it returns true the run stops there.
         on_compiled: told of each compilation that fits the device: before the first iteration, and where a
             buffer has grown.
@@ -98,9 +102,10 @@ def iterate(
             on_compiled(compilation)
 
     step = make_step(task, mesh, on_compiled=compiled)
+    last = task.iterations if stop_at is None else stop_at
     done, is_stopped, skipped_in_a_row = int(state.iteration), False, 0
     try:
-        while done < task.iterations and not is_stopped:
+        while done < last and not is_stopped:
             state, device_numbers = step(state, context)
             numbers = {name: value.item() for name, value in jax.device_get(device_numbers).items()}
             if numbers["overflow"] > 0:
@@ -127,6 +132,6 @@ def iterate(
         first_copy(state),
         done,
         task,
-        interrupted=done < task.iterations and not diverged,
+        interrupted=done < last and not diverged,
         diverged=diverged,
     )

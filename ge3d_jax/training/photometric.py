@@ -59,9 +59,15 @@ def choose_views(key: jax.Array, iteration: jax.Array, *, views: int, count: int
     return jax.vmap(one)(places)
 
 
-def image_loss(image: jax.Array, target: jax.Array, *, dssim: float) -> jax.Array:
-    """(1 − dssim)·L1 + dssim·(1 − SSIM) of images (H, W, 3), scalar."""
-    return (1.0 - dssim) * jnp.mean(jnp.abs(image - target)) + dssim * (1.0 - ssim(image, target))
+def image_loss(
+    image: jax.Array, target: jax.Array, *, dssim: float, squared: bool = False, weight: float = 1.0
+) -> jax.Array:
+    """What `FitLossConfig` says of images (H, W, 3), scalar."""
+    difference = image - target
+    loss = (1.0 - dssim) * jnp.mean(jnp.square(difference) if squared else jnp.abs(difference))
+    if dssim:
+        loss += dssim * (1.0 - ssim(image, target))
+    return weight * loss
 
 
 def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
@@ -73,7 +79,7 @@ def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Photometric:
-    """A `Task`: L1 and D-SSIM between pictures and renders.
+    """A `Task`: the difference between pictures and renders.
 
     Attributes:
         config: all settings of the fit.
@@ -147,8 +153,11 @@ class Photometric:
         )
         targets = over_background(pixels, backgrounds)
 
+        wanted = self.config.loss
+
         def compare(image: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return image_loss(image, target, dssim=self.config.loss.dssim), psnr(image, target)
+            loss = image_loss(image, target, dssim=wanted.dssim, squared=wanted.squared, weight=wanted.weight)
+            return loss, psnr(image, target)
 
         losses, psnrs = jax.vmap(compare)(renders.rgb, targets)
         # A sum: what density control sees of a view does not depend on how many there are.

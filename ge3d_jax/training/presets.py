@@ -16,6 +16,7 @@ from ge3d_jax.scenes.scenes import Splats
 from ge3d_jax.scenes.splats import SplatRates
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, PromptConfig
+from ge3d_jax.training.reconstruction_config import Reconstruction
 
 _Run = TypeVar("_Run", bound=Any)
 
@@ -118,6 +119,16 @@ PRESETS: dict[str, Config] = {
                 rotation=(7e-3, 2e-3),
             ),
             density=CloneAndSplit(every=0, reset_every=0),
+        ),
+        # The small model knows no other cameras.
+        reconstruction=Reconstruction(
+            rings=((78.0, 12), (70.0, 14), (62.0, 10)),
+            radius_share=1.0,
+            fov_radians=0.5,
+            node_count=5,
+            node_jumps=(40, 60),
+            views_per_step=4,
+            densify_every=0,
         ),
     ),
 }

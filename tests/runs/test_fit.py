@@ -175,9 +175,11 @@ def test_loss_and_background():
     pixels[..., :] = 51, 0, 0, 102
     image = over_background(jnp.asarray(pixels), jnp.asarray([1.0, 0.5, 0.0]))
     np.testing.assert_allclose(image[3, 4], [0.2 + 0.6, 0.3, 0.0], rtol=1e-5)
-    loss = jax.jit(image_loss)
+    loss = jax.jit(image_loss, static_argnames=("dssim", "squared", "weight"))
     assert abs(float(loss(image, image, dssim=0.2))) < 1e-5
     np.testing.assert_allclose(loss(image + 0.1, image, dssim=0.0), 0.1, rtol=1e-4)
+    squared = loss(image + 0.1, image, dssim=0.0, squared=True, weight=100.0)
+    np.testing.assert_allclose(squared, 1.0, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
