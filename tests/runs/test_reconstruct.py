@@ -1,0 +1,106 @@
+"""A run with the reconstructive stage: what is written, and how it is stopped and gone on with."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ge3d_jax
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.runs import reconstruct as stage_module
+from ge3d_jax.runs.generate import check_times
+from ge3d_jax.runs.observers import Bar
+from ge3d_jax.training.config import PRESETS
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+PROMPT = "a red mushroom"
+SMALL = {
+    "iterations": 4,
+    "views": 2,
+    "image_size": IMAGE_SIZE,
+    "start.count": 50,
+    "nodes.count": 2,
+    "reconstruction.rings": [[80, 2], [60, 2]],
+    "reconstruction.held_out": 2,
+    "reconstruction.passes": 2,
+    "reconstruction.views_per_step": 2,
+}
+
+
+class InterruptedBar(Bar):
+    """Ctrl-C after the second step."""
+
+    def on_iteration(self, done, numbers, state):
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+        return super().on_iteration(done, numbers, state)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return {
+        "model": folder,
+        "overrides": SMALL,
+        "reconstruct_from": 0.5,
+        "preview_every": 0,
+        "progress": False,
+        "seed": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def result(run, tmp_path_factory):
+    return ge3d_jax.generate(PROMPT, out=tmp_path_factory.mktemp("run"), **run)
+
+
+def test_the_stage_writes_what_it_measured(result):
+    assert not result.interrupted and result.iterations == len(result.metrics) == 2
+    said = json.loads((result.folder / "reconstruction.json").read_text())
+    assert said["steps"] == 4 and not said["interrupted"]
+    assert len(said["held_out_views"]) == 2
+    held_out = [view["after"] for view in said["held_out_views"]]
+    np.testing.assert_allclose(said["psnr"]["held_out"]["after"], np.mean(held_out))
+    # Towards the edits.
+    assert said["psnr"]["fitted"]["after"] > said["psnr"]["fitted"]["before"]
+    with Image.open(result.folder / "reconstruction.png") as sheet:
+        assert sheet.width > 2 * 190 and sheet.height > 3 * 190
+    config = json.loads((result.folder / "config.json").read_text())
+    assert config["settings"]["reconstruction"]["start"] == 0.5
+    assert not (result.folder / "state").exists()
+
+
+def test_an_interrupted_stage_keeps_the_object_and_begins_anew(run, result, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_module, "Bar", InterruptedBar)
+        stopped = ge3d_jax.generate(PROMPT, out=tmp_path, **run)
+    assert stopped.interrupted and stopped.iterations == 2
+    said = json.loads((tmp_path / "reconstruction.json").read_text())
+    assert said["interrupted"] and said["steps"] == 2
+    half = np.asarray(load_ply(tmp_path / "object.ply").positions)
+    resumed = ge3d_jax.generate(PROMPT, out=tmp_path, **run, resume=True)
+    assert not resumed.interrupted and not (tmp_path / "state").exists()
+    assert np.abs(half - np.asarray(load_ply(tmp_path / "object.ply").positions)).max() > 0
+    for name in ("object.ply", "reconstruction.json", "reconstruction.png"):
+        assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
+    assert [line["iteration"] for line in resumed.metrics] == [1, 2]
+
+
+def test_a_run_without_the_stage_leaves_none_of_an_earlier_one(run, result, tmp_path):
+    shutil.copytree(result.folder, tmp_path / "run")
+    ge3d_jax.generate(PROMPT, out=tmp_path / "run", **run | {"reconstruct_from": None})
+    assert not list((tmp_path / "run").glob("reconstruction.*"))
+
+
+def test_mistakes(run, tmp_path):
+    with pytest.raises(UserError, match="reconstruction.start is 1.5"):
+        ge3d_jax.generate(PROMPT, out=tmp_path / "run", **run | {"reconstruct_from": 1.5})
+    changed = {"reconstruction.start": 0.5, "reconstruction.latest_node": 1000}
+    with pytest.raises(UserError, match="latest_node is 1000"):
+        check_times(with_overrides(PRESETS["toybox"], changed), 1000)

@@ -1,0 +1,164 @@
+"""The reconstructive stage: where its cameras are, what its pictures are, and that fitting them works."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.diffusion.denoiser import Denoiser
+from ge3d_jax.diffusion.pipeline import decode_latents, encode_images
+from ge3d_jax.guidance.prompts import view_texts
+from ge3d_jax.guidance.sds import SDS
+from ge3d_jax.scenes.density import MarkovChain
+from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.distillation import Distillation, begin
+from ge3d_jax.training.iterations import iterate
+from ge3d_jax.training.photometric import Photometric
+from ge3d_jax.training.reconstruction import (
+    as_views,
+    begin_stage,
+    cameras_at,
+    draw_edits,
+    edited_views,
+    held_out_angles,
+    ring_angles,
+    stage_config,
+)
+from ge3d_jax.training.reconstruction_config import Reconstruction
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    settings = dataclasses.replace(
+        tiny_config.reconstruction, rings=((80.0, 2), (60.0, 3)), held_out=3, passes=8, views_per_step=2
+    )
+    return dataclasses.replace(tiny_config, reconstruction=settings)
+
+
+@pytest.fixture(scope="module")
+def state(config, tiny_model):
+    return begin(config, tiny_model, jax.random.key(0))
+
+
+def test_the_published_cameras_are_where_they_should_be():
+    config = PRESETS["paper"]
+    polar, azimuth = ring_angles(config.reconstruction)
+    assert len(polar) == config.reconstruction.pictures == 36 and config.reconstruction.steps == 1440
+    cameras = cameras_at(config, (polar, azimuth))
+    centers = np.asarray(jax.vmap(camera_center)(cameras))
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 0.9 * 4.25, rtol=1e-5)
+    found = np.rad2deg(np.arccos(centers[:, 2] / np.linalg.norm(centers, axis=1)))
+    np.testing.assert_allclose(found, [100] * 4 + [85] * 12 + [75] * 14 + [55] * 6, atol=1e-3)
+    around = np.rad2deg(np.arctan2(centers[:, 1], centers[:, 0])) % 360
+    np.testing.assert_allclose(around[:4], [0, 90, 180, 270], atol=1e-3)
+    np.testing.assert_allclose(np.diff(around[4:16]), 30, atol=1e-3)
+    np.testing.assert_allclose(cameras.intrinsics[:, 0], 256 / np.tan(0.275), rtol=1e-5)
+
+
+def test_held_out_cameras_are_between_the_rings():
+    polar, azimuth = held_out_angles(Reconstruction())
+    np.testing.assert_allclose(np.rad2deg(polar), [65] * 4 + [80] * 4 + [92.5] * 4)
+    np.testing.assert_allclose(np.rad2deg(azimuth[:4]), [45, 135, 225, 315])
+    polar, azimuth = held_out_angles(Reconstruction(rings=((70.0, 6),), held_out=6))
+    np.testing.assert_allclose(np.rad2deg(polar), 70)
+    np.testing.assert_allclose(np.rad2deg(azimuth[0]), 30)
+
+
+@pytest.mark.parametrize("guidance", [None, SDS()])
+def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
+    config, state, prompted, tiny_model, guidance
+):
+    if guidance is not None:
+        config = dataclasses.replace(config, guidance=guidance)
+    # Five views, two at a time, in a buffer that is too small at first.
+    small = with_overrides(config, {"scene.buffer_capacity": 3})
+    polar, azimuth = ring_angles(config.reconstruction)
+    cameras = cameras_at(config, (polar, azimuth))
+    edited = edited_views(Distillation(small), state, prompted, cameras, azimuth)
+    assert edited.shape == (5, 16, 16, 3) and edited.dtype == np.float32
+
+    task, scene = Distillation(config), config.scene.grown(2000)
+    perturbations = scene.perturbations(state.scene, 5)
+    renders = scene.render(state.scene, 0, cameras, jnp.ones((5, 3)), None, perturbations)
+    assert not renders.overflow.any()
+    latents = encode_images(tiny_model, renders.rgb, None)
+    text = view_texts(prompted.embeddings, jnp.asarray(azimuth), use_perp_neg=False, weight=-2.0)
+    drawn = draw_edits(task, state, prompted, 5)
+    times = drawn.shared["node_times"]
+    assert times[-1] <= 300 and drawn.shared["active"] == 5
+    denoiser = Denoiser(tiny_model, tiny_model.schedule, 5)
+    _, denoised = config.reconstruction.editor.trajectories(latents, text, drawn, denoiser)
+    expected = decode_latents(tiny_model, denoised[0])
+    np.testing.assert_allclose(edited, expected, atol=2e-3)
+
+
+def test_a_fit_to_fixed_pictures_lowers_their_error(config, state):
+    stage = stage_config(config)
+    polar, azimuth = ring_angles(config.reconstruction)
+    cameras = cameras_at(config, (polar, azimuth))
+    views = as_views(np.full((5, 16, 16, 3), [0.9, 0.2, 0.2]), cameras)
+    begun = begin_stage(stage, state, state.scene.gaussians)
+    assert int(begun.iteration) == 0 and not begun.optimizer_state.mu["positions"].any()
+    losses = []
+    result = iterate(
+        begun,
+        views,
+        Photometric(stage),
+        views_at_a_time=2,
+        on_iteration=lambda done, numbers, state: losses.append(numbers["loss"]),
+    )
+    assert result.iterations == config.reconstruction.steps == 20
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    # 100·mean squared error.
+    assert losses[0] > 1
+
+
+def test_the_stage_changes_only_how_the_scene_learns(config):
+    stage = stage_config(with_overrides(PRESETS["paper"], {"reconstruction.views_per_step": 1}))
+    assert stage.scene.learning_rates.position == (8e-4, 8e-6) and stage.background.replaced == 0
+    density = stage.scene.density
+    assert [done for done in range(1, 1441) if density.densifies_at(done)] == [100, 200, 300, 400, 500]
+    assert density.gradient_threshold == 1e-3 and not any(map(density.resets_at, range(1, 1441)))
+    assert stage.scene.capacity == PRESETS["paper"].scene.capacity
+    # Density control of the run's kind.
+    other = dataclasses.replace(config, scene=dataclasses.replace(config.scene, density=MarkovChain()))
+    assert isinstance(stage_config(other).scene.density, MarkovChain)
+
+
+def test_a_run_that_stops_early_is_complete_and_is_what_a_whole_one_was_by_then(config, state, prompted):
+    short = with_overrides(config, {"reconstruction.start": 0.5})
+    assert (config.distilled_iterations, short.distilled_iterations) == (4, 2)
+    stopped = iterate(state, prompted, Distillation(config), views_at_a_time=2, stop_at=2)
+    assert stopped.iterations == 2 and not stopped.interrupted
+    broken = iterate(
+        state, prompted, Distillation(config), views_at_a_time=2, on_iteration=lambda done, *_: done == 2
+    )
+    assert broken.interrupted
+    np.testing.assert_array_equal(stopped.object.positions, broken.object.positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("start", 0, "reconstruction.start is 0"),
+        ("start", 1, "between 0 and 1"),
+        ("rings", [], "at least one ring"),
+        ("rings", [[180, 3]], "at least one ring"),
+        ("rings", [[80, 0]], "at least one ring"),
+        ("fov_radians", 4, "fov_radians is 4"),
+        ("radius_share", 0, "radius_share is 0"),
+        ("loss_weight", 0, "loss_weight is 0"),
+        ("passes", 0, "passes is 0"),
+        ("held_out", 0, "held_out is 0"),
+        ("node_jumps", [50, 50], "node_jumps"),
+        ("latest_node", 20, "node_jumps"),
+    ],
+)
+def test_mistakes_are_named(name, value, message):
+    with pytest.raises(UserError, match=message):
+        with_overrides(PRESETS["toybox"], {f"reconstruction.{name}": value})
