@@ -7,6 +7,7 @@ of posed pictures, `Photometric`.
 
 import dataclasses
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -143,7 +144,7 @@ def edited_views(
     while len(pictures) < views:
         # The last view is repeated to fill the last pass, so that one program serves all.
         chosen = np.minimum(len(pictures) + np.arange(at_a_time), views - 1)
-        some_cameras, some_azimuth, noise = jax.tree.map(lambda leaf: leaf[chosen], batch)
+        some_cameras, some_azimuth, noise = jax.tree.map(itemgetter(chosen), batch)
         edited, needed, overflow = _edit(
             state.scene,
             state.iteration,
