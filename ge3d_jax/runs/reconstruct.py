@@ -88,7 +88,7 @@ def reconstruct(
             state,
             to_fit,
             Photometric(stage),
-            views_at_a_time=stage.views,
+            parts=stage.views,
             on_iteration=bar.on_iteration,
             on_compiled=bar.on_compiled,
         )

@@ -135,7 +135,7 @@ class Run:
                 on_compiled=on_compiled,
             )
         save_run(self.folder, result.state)
-        if then is not None and not result.interrupted:
+        if then is not None and not (result.interrupted or result.diverged):
             result = then(result)
         written = write(result)
         if not (result.interrupted or result.diverged):

@@ -15,10 +15,10 @@ from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.scenes.density import MarkovChain
 from ge3d_jax.splatting.cameras import camera_center
-from ge3d_jax.training.config import PRESETS
 from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.photometric import Photometric
+from ge3d_jax.training.presets import PRESETS
 from ge3d_jax.training.reconstruction import (
     as_views,
     begin_stage,
@@ -109,7 +109,7 @@ def test_a_fit_to_fixed_pictures_lowers_their_error(config, state):
         begun,
         views,
         Photometric(stage),
-        views_at_a_time=2,
+        parts=2,
         on_iteration=lambda done, numbers, state: losses.append(numbers["loss"]),
     )
     assert result.iterations == config.reconstruction.steps == 20
@@ -133,11 +133,9 @@ def test_the_stage_changes_only_how_the_scene_learns(config):
 def test_a_run_that_stops_early_is_complete_and_is_what_a_whole_one_was_by_then(config, state, prompted):
     short = with_overrides(config, {"reconstruction.start": 0.5})
     assert (config.distilled_iterations, short.distilled_iterations) == (4, 2)
-    stopped = iterate(state, prompted, Distillation(config), views_at_a_time=2, stop_at=2)
+    stopped = iterate(state, prompted, Distillation(config), parts=2, stop_at=2)
     assert stopped.iterations == 2 and not stopped.interrupted
-    broken = iterate(
-        state, prompted, Distillation(config), views_at_a_time=2, on_iteration=lambda done, *_: done == 2
-    )
+    broken = iterate(state, prompted, Distillation(config), parts=2, on_iteration=lambda done, *_: done == 2)
     assert broken.interrupted
     np.testing.assert_array_equal(stopped.object.positions, broken.object.positions)
 
