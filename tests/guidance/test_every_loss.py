@@ -134,7 +134,7 @@ def test_chance_is_decided_by_the_keys_alone(kind):
 @EVERY_LOSS
 def test_presets_are_settings_of_a_run(kind):
     presets = LOSSES[kind].presets
-    for name in {*PRESETS, *presets}:
+    for name, settings in presets.items():
         base = PRESETS.get(name, PRESETS["paper"])
-        config = with_overrides(base, {"guidance.kind": kind} | presets.get(name, {}))
+        config = with_overrides(base, {"guidance.kind": kind, **settings})
         assert type(config.guidance) is LOSSES[kind]

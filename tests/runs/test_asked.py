@@ -8,6 +8,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset
+from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.training.presets import configured, preset
 
 
@@ -47,7 +48,8 @@ def test_a_preset_may_tell_prompt_and_seed():
     assert widow.prompt.startswith("Black Widow") and widow.seed == 1
     assert (widow.settings.views, widow.usual.views) == (2, 4)
     given = widow.but(prompt="a cat", seed=0, model=None)
-    assert (given.prompt, given.seed, given.model) == ("a cat", 0, None)
+    assert (given.prompt, given.seed, given.model) == ("a cat", 0, ModelChoice())
+    assert widow.but(dtype="float32").model == ModelChoice(dtype="float32")
 
 
 @pytest.mark.parametrize("density", [None, "mcmc"])
@@ -63,11 +65,11 @@ def test_a_file_tells_everything(tmp_path, density):
     )
     assert asked.usual == configured("toybox", density=density)
     assert (asked.prompt, asked.seed, asked.preset) == ("a red mushroom", 3, "toybox")
-    assert (asked.model, asked.start, asked.dtype) == (None, "object.ply", "float32")
+    assert (asked.model, asked.start) == (ModelChoice(dtype="float32"), "object.ply")
     assert asked.loras == [("style.safetensors", 0.8)] and asked.textual_inversions == ["cat.safetensors"]
     # What a caller gives goes first, also if that is none.
     assert asked.but(loras=(), seed=0).loras == () and asked.but(loras=None).loras == asked.loras
-    assert asked_by_file(_saved(tmp_path, model="folder"), overrides=None).model == "folder"
+    assert asked_by_file(_saved(tmp_path, model="folder"), overrides=None).model.model == "folder"
 
 
 @pytest.mark.parametrize(
