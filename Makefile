@@ -23,7 +23,7 @@ PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 	constraints-$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")').txt
 
 # These compile whole iterations and trainings; the rest is the fast half.
-SLOW_TESTS := tests/runs tests/scenes tests/toybox tests/training
+SLOW_TESTS := tests/guidance tests/runs tests/scenes tests/toybox tests/training
 
 .PHONY: help demo test check-format lint types pytest test-fast test-torch format update clean
 

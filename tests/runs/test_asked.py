@@ -65,10 +65,11 @@ def test_a_file_tells_everything(tmp_path, density):
     )
     assert asked.usual == configured("toybox", density=density)
     assert (asked.prompt, asked.seed, asked.preset) == ("a red mushroom", 3, "toybox")
-    assert (asked.model, asked.start) == (ModelChoice(dtype="float32"), "object.ply")
-    assert asked.loras == [("style.safetensors", 0.8)] and asked.textual_inversions == ["cat.safetensors"]
+    assert asked.start == "object.ply"
+    assert asked.model == ModelChoice(None, "float32", (("style.safetensors", 0.8),), ("cat.safetensors",))
     # What a caller gives goes first, also if that is none.
-    assert asked.but(loras=(), seed=0).loras == () and asked.but(loras=None).loras == asked.loras
+    assert asked.but(loras=(), seed=0).model.loras == ()
+    assert asked.but(loras=None).model == asked.model
     assert asked_by_file(_saved(tmp_path, model="folder"), overrides=None).model.model == "folder"
 
 

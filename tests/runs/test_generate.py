@@ -219,7 +219,7 @@ def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, change
     [
         ({"image_size": 18}, "multiple of 8"),
         ({"image_size": 4}, "multiple of 8"),
-        ({"nodes.max_step": [1500, 300]}, "times of the setting guidance go up to 1500"),
+        ({"nodes.max_step": [1500, 300]}, "times of the setting guidance go up to 1499"),
     ],
 )
 def test_a_refused_run_leaves_earlier_results_as_they_were(model, result, tmp_path, overrides, says):

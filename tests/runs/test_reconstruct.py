@@ -15,7 +15,7 @@ from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs import reconstruct as stage_module
 from ge3d_jax.runs.generate import check_times
 from ge3d_jax.runs.observers import Bar
-from ge3d_jax.training.config import PRESETS
+from ge3d_jax.training.presets import PRESETS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 PROMPT = "a red mushroom"

@@ -123,7 +123,9 @@ def test_the_stage_changes_only_how_the_scene_learns(config):
     assert stage.scene.learning_rates.position == (8e-4, 8e-6) and stage.background.replaced == 0
     density = stage.scene.density
     assert [done for done in range(1, 1441) if density.densifies_at(done)] == [100, 200, 300, 400, 500]
-    assert density.gradient_threshold == 1e-3 and not any(map(density.resets_at, range(1, 1441)))
+    assert density.gradient_threshold == 1e-3 and not any(
+        density.resets_at(done, 1440) for done in range(1, 1441)
+    )
     assert stage.scene.capacity == PRESETS["paper"].scene.capacity
     # Density control of the run's kind.
     other = dataclasses.replace(config, scene=dataclasses.replace(config.scene, density=MarkovChain()))
