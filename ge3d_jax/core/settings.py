@@ -357,3 +357,17 @@ def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[A
         raise UserError(f"The setting {name} is {value!r}; give a list of {plural}, as […, …].")
     places = ", ".join("…" for _ in annotated)
     raise UserError(f"The setting {name} is {value!r}; give {len(annotated)} {plural}, as [{places}].")
+
+
+def check_at_least(**bounds: tuple[float, float]) -> None:
+    """Refuse settings below what they need.
+
+    Args:
+        bounds: name of a setting → its value, and the least that it may be.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise UserError(f"The setting {name} is {value}, but at least {least} is needed; raise it.")

@@ -26,12 +26,6 @@ def at(table: np.ndarray, progress: Progress) -> jax.Array:
     return jnp.asarray(table)[jnp.asarray(progress.iteration)]
 
 
-def check_annealing(name: str, value: int) -> None:
-    """Check a number of iterations to divide by. Raises UserError."""
-    if value < 1:
-        raise UserError(f"The setting {name} is {value}, but at least 1 is needed; raise it.")
-
-
 def check_times(name: str, pair: tuple[int | float, int | float]) -> None:
     """Check that a setting's two times lie within the schedule, in order. Raises UserError."""
     if not 0 <= pair[0] <= pair[1] < STEPS:

@@ -17,9 +17,10 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import add_noise, ddim_step, predict_x0
-from ge3d_jax.guidance.annealing import at, check_annealing, check_times, linear_table
+from ge3d_jax.guidance.annealing import at, check_times, linear_table
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.one_step import check_share, check_weighting, half_square, rescaled, time_weight
 
@@ -65,7 +66,7 @@ class CDS(Loss):
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
         check_weighting(self.weighting)
-        check_annealing("anneal_iterations", self.anneal_iterations)
+        check_at_least(anneal_iterations=(self.anneal_iterations, 1))
         check_share("recon_std_rescale", self.recon_std_rescale)
         check_times("lower", (min(self.lower), max(self.lower)))
         if not 1 <= self.gap[0] <= self.gap[1]:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from ge3d_jax.core.random import Draws
-from ge3d_jax.core.settings import choice
+from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import add_noise
-from ge3d_jax.guidance.annealing import at, check_annealing, linear_table
+from ge3d_jax.guidance.annealing import at, linear_table
 from ge3d_jax.guidance.base import Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.one_step import OneStepLoss, check_weighting, half_square, time_weight
 from ge3d_jax.guidance.times import TIMES, Times, UniformTimes
@@ -79,7 +79,7 @@ class CSD(OneStepLoss):
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
         check_weighting(self.weighting)
-        check_annealing("anneal_iterations", self.anneal_iterations)
+        check_at_least(anneal_iterations=(self.anneal_iterations, 1))
 
     def scales(self, iterations: int) -> tuple[Any, Any]:
         """u and n of each iteration, (T,) each."""

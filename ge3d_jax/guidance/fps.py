@@ -27,11 +27,11 @@ from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import add_noise, ddim_step
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.paths import (
-    check_at_least,
     check_latest_time,
     noise_to_signal,
     squared_norms,

@@ -26,12 +26,12 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.paths import (
     Path,
-    check_at_least,
     check_latest_time,
     ddim_move,
     noise_to_signal,

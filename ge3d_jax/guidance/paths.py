@@ -12,8 +12,8 @@ from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.schedule import NoiseSchedule, ddim_step
+from ge3d_jax.guidance.annealing import STEPS, at
 from ge3d_jax.guidance.base import Progress
-from ge3d_jax.guidance.times import STEPS, at
 from ge3d_jax.guidance.trajectories import Predict
 
 # (index of the step, x (B, h, w, C), ε (B, h, w, C), its start (), its end ()) → x (B, h, w, C)
@@ -109,20 +109,6 @@ def whole_number(rule: Callable[[np.ndarray], np.ndarray], progress: Progress) -
     """
     table = rule(np.arange(progress.iterations + 1, dtype=np.float64)).astype(np.int32)
     return at(table, progress)
-
-
-def check_at_least(**bounds: tuple[float, float]) -> None:
-    """Refuse settings below what they need.
-
-    Args:
-        bounds: name of a setting → its value, and the least that it may be.
-
-    Raises:
-        UserError: names the setting.
-    """
-    for name, (value, least) in bounds.items():
-        if value < least:
-            raise UserError(f"The setting {name} is {value}, but at least {least} is needed; raise it.")
 
 
 def check_latest_time(latest: int, remedy: str) -> None:

@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.schedule import predict_x0
-from ge3d_jax.guidance.paths import Path, check_at_least, ddim_move, walk
+from ge3d_jax.guidance.paths import Path, ddim_move, walk
 from ge3d_jax.guidance.sdi import SDI
 
 

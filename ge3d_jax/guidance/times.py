@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.guidance.annealing import STEPS, at, check_annealing, check_times, linear_table
+from ge3d_jax.core.settings import check_at_least
+from ge3d_jax.guidance.annealing import STEPS, at, check_times, linear_table
 from ge3d_jax.guidance.base import Progress
 
 VARIANTS = ("paper", "author")
@@ -87,7 +88,7 @@ class LinearTimes(Times):
         """Check what types cannot say. Raises UserError."""
         for low, high in zip(self.low, self.high, strict=True):
             check_times("times.high", (STEPS * low, STEPS * high))
-        check_annealing("times.anneal_iterations", self.anneal_iterations)
+        check_at_least(**{"times.anneal_iterations": (self.anneal_iterations, 1)})
 
     @property
     def latest(self) -> int:
