@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import ViewTexts
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, ddim_step
 from ge3d_jax.guidance.base import Progress
@@ -38,9 +39,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        for name, value in (("count", self.count), ("jump_min", min(self.jump_min))):
-            if value < 1:
-                raise UserError(f"The setting nodes.{name} is {value}, but at least 1 is needed; raise it.")
+        check_at_least(**{"nodes.count": (self.count, 1), "nodes.jump_min": (min(self.jump_min), 1)})
         if any(low >= high for low, high in zip(self.jump_min, self.jump_max, strict=True)):
             raise UserError(
                 f"The setting nodes.jump_max {self.jump_max} does not lie above nodes.jump_min "

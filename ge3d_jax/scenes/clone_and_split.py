@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.splat_state import SplatState, with_room
 from ge3d_jax.splatting.density import (
@@ -70,10 +70,8 @@ class CloneAndSplit:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        for name in ("every", "reset_every", "recovery"):
-            value = getattr(self, name)
-            if value < 0:
-                raise UserError(f"The setting density.{name} is {value}, but at least 0 is needed; raise it.")
+        never_negative = ("every", "reset_every", "recovery")
+        check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 
     def densifies_at(self, done: int) -> bool:
         """Whether splats are cloned, split and pruned after the iteration that makes it `done` in all."""

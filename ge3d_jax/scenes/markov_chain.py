@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.splat_state import SplatState, with_room
 from ge3d_jax.splatting.gaussians import Gaussians, mean_opacity, mean_scale
@@ -44,10 +44,8 @@ class MarkovChain:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        for name in ("every", "growth", "noise", "opacity_penalty", "scale_penalty"):
-            value = getattr(self, name)
-            if value < 0:
-                raise UserError(f"The setting density.{name} is {value}, but at least 0 is needed; raise it.")
+        never_negative = ("every", "growth", "noise", "opacity_penalty", "scale_penalty")
+        check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 
     def relocates_at(self, done: int) -> bool:
         """Whether splats move after the iteration that makes it `done` in all."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
-from ge3d_jax.core.settings import choice
+from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.scenes.base import Moments, Parameters, Renders
 from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit, Strategy
 from ge3d_jax.scenes.splat_state import SplatState, first_capacity, grown_capacity, with_capacity
@@ -93,14 +93,13 @@ class Splats:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        least = {
-            "buffer_capacity": (self.buffer_capacity, 1),
-            "sh_every": (self.sh_every, 0),
-            "scene.capacity": (self.capacity, self.start.count),
-        }
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
+        check_at_least(
+            **{
+                "buffer_capacity": (self.buffer_capacity, 1),
+                "sh_every": (self.sh_every, 0),
+                "scene.capacity": (self.capacity, self.start.count),
+            }
+        )
 
     def begin(self, key: jax.Array, start: Gaussians | None = None) -> SplatState:
         """The splats before the first iteration, from `start` or the ball of the settings.

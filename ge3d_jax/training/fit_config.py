@@ -7,7 +7,7 @@ same settings serve scenes of any size.
 import dataclasses
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import choice
+from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.scenes.density import CloneAndSplit
 from ge3d_jax.scenes.scenes import SCENES, Splats
@@ -78,6 +78,4 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        for name, value in (("iterations", self.iterations), ("views", self.views)):
-            if value < 1:
-                raise UserError(f"The setting {name} is {value}, but at least 1 is needed; raise it.")
+        check_at_least(iterations=(self.iterations, 1), views=(self.views, 1))
