@@ -60,7 +60,7 @@ class CSD(OneStepLoss):
 
     # Iterations, views and texts are the published ones; the scene there is a NeRF, then a mesh.
     presets: ClassVar = {
-        "paper": _RUN | {"prompts.use_perp_neg": True},
+        "paper": _RUN | {"prompts.use_perp_neg": True, "prompts.perp_neg_rule": "threestudio"},
         "second_stage": _RUN
         | {
             "prompts.use_perp_neg": False,

@@ -19,6 +19,32 @@ _SHARE_WITHOUT_SECOND_NEGATIVE = 0.2
 # How fast a negative's weight falls as the camera leaves the view it forbids.
 _SLOW_DECAY = 2.0
 _FAST_DECAY = 10.0
+# The strongest weight of the published runs.
+PUBLISHED_WEIGHT = -2.0
+# (in_front (B,), share (B,)) → weights (B, 2) of the two views to stay away from, at the published strength.
+WeightRule = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _original_weights(in_front: jax.Array, share: jax.Array) -> jax.Array:
+    """Perp-Neg's own, which GE3D and LucidDreamer have, too; 0 near the view that is not forbidden."""
+    has_first = share <= _SHARE_WITHOUT_FIRST_NEGATIVE
+    has_second = share >= _SHARE_WITHOUT_SECOND_NEGATIVE
+    front_first = jnp.where(has_first, -2.0 * jnp.exp(-_SLOW_DECAY * share), 0.0)
+    front_second = jnp.where(has_second, -2.0 * jnp.exp(-_FAST_DECAY * (1.0 - share)), 0.0)
+    back_first = jnp.where(has_first, -jnp.exp(-_FAST_DECAY * share), 0.0)
+    first = jnp.where(in_front, front_first, back_first)
+    return jnp.stack([first, jnp.where(in_front, front_second, -2.0)], axis=1)
+
+
+def _threestudio_weights(in_front: jax.Array, share: jax.Array) -> jax.Array:
+    """threestudio's, which SDS, SDI and CSD run with there; never 0."""
+    near, far = jnp.exp(-share / 2.0), jnp.exp(-(1.0 - share) / 2.0)
+    front = jnp.stack([2.426 - 4.0 * near, 2.426 - 4.0 * far], axis=1)
+    back = jnp.stack([0.606 - near, -0.967 - near], axis=1)
+    return jnp.where(in_front[:, None], front, back)
+
+
+WEIGHT_RULES: dict[str, WeightRule] = {"original": _original_weights, "threestudio": _threestudio_weights}
 
 
 @struct.dataclass
@@ -78,13 +104,18 @@ def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def perp_neg_embeddings(
-    embeddings: PromptEmbeddings, azimuth: jax.Array, *, weight: float = -2.0
+    embeddings: PromptEmbeddings,
+    azimuth: jax.Array,
+    *,
+    weight: float = PUBLISHED_WEIGHT,
+    rule: str = "original",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The positive embedding and the two views to stay away from, for each camera.
 
     Args:
         azimuth: (B,) radians, any turn; only its distance from the front counts.
-        weight: w, the strongest negative weight, at most 0.
+        weight: w, the strongest negative weight, at most 0; it scales all others.
+        rule: of WEIGHT_RULES, how the weights go by the azimuth.
 
     Returns:
         positive (B, L, D), negatives (B, 2, L, D), weights (B, 2).
@@ -100,18 +131,17 @@ def perp_neg_embeddings(
     positive = share[:, None, None] * nearer + (1.0 - share)[:, None, None] * farther
     negatives = jnp.stack([nearer, choose(embeddings.side, embeddings.front)], axis=1)
 
-    has_first = share <= _SHARE_WITHOUT_FIRST_NEGATIVE
-    has_second = share >= _SHARE_WITHOUT_SECOND_NEGATIVE
-    front_first = jnp.where(has_first, weight * jnp.exp(-_SLOW_DECAY * share), 0.0)
-    front_second = jnp.where(has_second, weight * jnp.exp(-_FAST_DECAY * (1.0 - share)), 0.0)
-    back_first = jnp.where(has_first, weight / 2 * jnp.exp(-_FAST_DECAY * share), 0.0)
-    first = jnp.where(in_front, front_first, back_first)
-    second = jnp.where(in_front, front_second, weight)
-    return positive, negatives, jnp.stack([first, second], axis=1)
+    weights = weight / PUBLISHED_WEIGHT * WEIGHT_RULES[rule](in_front, share)
+    return positive, negatives, weights
 
 
 def view_texts(
-    embeddings: PromptEmbeddings, azimuth: jax.Array, *, use_perp_neg: bool, weight: float
+    embeddings: PromptEmbeddings,
+    azimuth: jax.Array,
+    *,
+    use_perp_neg: bool,
+    weight: float = PUBLISHED_WEIGHT,
+    rule: str = "original",
 ) -> ViewTexts:
     """What the text says about each view.
 
@@ -120,8 +150,9 @@ def view_texts(
         azimuth: (B,) radians.
         use_perp_neg: whether there are views to stay away from.
         weight: w, see `perp_neg_embeddings`.
+        rule: likewise.
     """
-    positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight)
+    positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight, rule=rule)
     kept = None if use_perp_neg else 0
     return ViewTexts(
         positive=positive,

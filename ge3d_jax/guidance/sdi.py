@@ -70,6 +70,7 @@ class SDI(Loss):
             "flip_probability": 0.0,
             "total_variation": 0.0,
             "prompts.use_perp_neg": True,
+            "prompts.perp_neg_rule": "threestudio",
             "prompts.negative_prompt": "",
         },
         "toybox": {"guidance.anneal_iterations": 250, "guidance.inversion_step": 200},

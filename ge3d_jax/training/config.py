@@ -9,9 +9,10 @@ import dataclasses
 import math
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import choice
+from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.losses import GE3D, LOSSES
+from ge3d_jax.guidance.prompts import PUBLISHED_WEIGHT, WEIGHT_RULES
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.scenes.scenes import SCENES, Splats
 from ge3d_jax.training.reconstruction_config import Reconstruction
@@ -29,11 +30,12 @@ class PromptConfig:
     """What the text asks for.
 
     With `use_perp_neg`, a guided prediction stays away from the other views of the object, most strongly by
-    `perp_neg_weight`.
+    `perp_neg_weight`, from each as `perp_neg_rule` says: "original", or "threestudio".
     """
 
     use_perp_neg: bool = True
-    perp_neg_weight: float = -2.0
+    perp_neg_weight: float = PUBLISHED_WEIGHT
+    perp_neg_rule: str = "original"
     negative_prompt: str = PUBLISHED_NEGATIVE_PROMPT
 
     def __post_init__(self) -> None:
@@ -42,6 +44,11 @@ class PromptConfig:
             raise UserError(
                 f"The setting prompts.perp_neg_weight is {self.perp_neg_weight}, which would lead towards "
                 "the views to avoid; give a number of at most 0."
+            )
+        if self.perp_neg_rule not in WEIGHT_RULES:
+            raise UserError(
+                f"The setting prompts.perp_neg_rule is {self.perp_neg_rule!r}; use one of "
+                f"{', '.join(WEIGHT_RULES)}."
             )
 
 
@@ -73,10 +80,7 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        if self.widen_every < 1:
-            raise UserError(
-                f"The setting cameras.widen_every is {self.widen_every}, but at least 1 is needed; raise it."
-            )
+        check_at_least(**{"cameras.widen_every": (self.widen_every, 1)})
         for name in ("radius_begin", "radius_end"):
             radii = getattr(self, name)
             if radii[0] <= 0:
@@ -130,16 +134,13 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        least = {
-            "iterations": (self.iterations, 1),
-            "views": (self.views, 1),
-            "image_size": (self.image_size, 1),
-            "views_per_batch": (self.views_per_pass, 1),
-            "attention_chunk": (self.attention_chunk, 1),
-        }
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"The setting {name} is {value}, but at least {bound} is needed; raise it.")
+        check_at_least(
+            iterations=(self.iterations, 1),
+            views=(self.views, 1),
+            image_size=(self.image_size, 1),
+            views_per_batch=(self.views_per_pass, 1),
+            attention_chunk=(self.attention_chunk, 1),
+        )
         if self.views % self.views_per_pass:
             raise UserError(
                 f"The setting views_per_batch is {self.views_per_batch}, which does not divide views, "

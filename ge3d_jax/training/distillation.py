@@ -219,6 +219,7 @@ class Distillation:
             per_view["azimuth"],
             use_perp_neg=config.prompts.use_perp_neg,
             weight=config.prompts.perp_neg_weight,
+            rule=config.prompts.perp_neg_rule,
         )
         scalar, numbers = config.guidance(
             learned,

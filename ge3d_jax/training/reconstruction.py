@@ -110,6 +110,7 @@ def _edit(
         azimuth,
         use_perp_neg=config.prompts.use_perp_neg,
         weight=config.prompts.perp_neg_weight,
+        rule=config.prompts.perp_neg_rule,
     )
     denoiser = Denoiser(model, model.schedule, views, task.predict)
     _, denoised = config.reconstruction.editor.trajectories(latents, text, drawn, denoiser)

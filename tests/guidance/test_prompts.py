@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ge3d_jax.guidance import prompts
+from tests.guidance import golden
 
 FRONT, SIDE, BACK = (jnp.full((2, 3), value) for value in (1.0, 2.0, 4.0))
 EMBEDDINGS = prompts.PromptEmbeddings(FRONT, SIDE, BACK, *jnp.zeros((3, 2, 3)))
@@ -70,6 +71,40 @@ def test_nothing_but_small_changes_across_small_angles_where_no_threshold_lies(d
 
     for view in (1.0, 2.0):
         assert sum_by_view(before)[view] == pytest.approx(sum_by_view(after)[view], abs=5e-3)
+
+
+def _by_view(views, weights):
+    """(N, 3): what weighs on the front, the side and the back."""
+    table = np.zeros((len(views), 3))
+    np.put_along_axis(table, np.asarray(views, int), np.asarray(weights), axis=1)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("variant", "rule", "weight"),
+    [
+        ("original", "original", -2.0),
+        ("original_w3", "original", -3.0),
+        ("luciddreamer", "original", -2.0),
+        ("ge3d", "original", -2.0),
+        ("threestudio", "threestudio", -2.0),
+    ],
+)
+def test_views_weigh_what_the_authors_let_them_weigh(variant, rule, weight):
+    tables = golden.load_tables("perp_neg_weights")
+    units = jnp.eye(3)[:, None]
+    azimuth = jnp.deg2rad(tables["azimuth_degrees"])
+    texts = prompts.view_texts(
+        prompts.PromptEmbeddings(*units, *units), azimuth, use_perp_neg=True, weight=weight, rule=rule
+    )
+    np.testing.assert_allclose(texts.positive[:, 0], tables[f"{variant}/positive"], atol=2e-6)
+    found = _by_view(np.argmax(texts.avoided[:, :, 0], axis=-1), texts.weights)
+    expected = _by_view(tables[f"{variant}/negatives"], tables[f"{variant}/weights"])
+    # Rounding of the azimuth decides which side of a threshold it lies on.
+    share = np.abs((tables["azimuth_degrees"] + 180) % 360 - 180) / 90 % 1
+    is_clear = (np.abs(share[:, None] - [0.2, 0.8]) > 1e-6).all(axis=1)
+    assert is_clear.sum() > 160
+    np.testing.assert_allclose(found[is_clear], expected[is_clear], atol=2e-6)
 
 
 def test_each_text_lands_in_its_place():

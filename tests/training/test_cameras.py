@@ -1,5 +1,8 @@
 """Cameras, backgrounds and what else chance decides in an iteration."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from ge3d_jax.training import cameras as inputs
 from ge3d_jax.training.config import BackgroundConfig
 from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.presets import PRESETS
+from tests.guidance import golden
 
 PAPER = PRESETS["paper"].cameras
 
@@ -52,6 +56,42 @@ def test_cameras_stand_where_the_settings_say():
     assert np.mean(np.abs(degrees) < 80 * 0.5**1.5) == pytest.approx(0.5, abs=0.08)
     # One field of view for all.
     assert np.ptp(np.asarray(cameras.intrinsics[:, 0])) == 0.0
+
+
+def _farthest(values, quantiles):
+    """Kolmogorov's distance of a sample to a distribution, by the latter's 0 … 100 % quantiles."""
+    shares = np.mean(np.ravel(values)[:, None] <= quantiles, axis=0)
+    return np.abs(shares - np.linspace(0, 1, len(quantiles)))[1:-1].max()
+
+
+@pytest.mark.parametrize("iteration", [1, 200, 1500])
+def test_cameras_are_spread_as_the_authors_are(iteration):
+    # Their centers without the jitter; 500 batches of ten, each with one field of view.
+    still = dataclasses.replace(PAPER, jitter_center=0.0, jitter_target=0.0, jitter_up=0.0)
+    jittered = dataclasses.replace(still, jitter_center=PAPER.jitter_center)
+
+    @jax.jit
+    def batches(keys):
+        draw = partial(inputs.sample_cameras, iteration=iteration, views=10, size=512)
+        return jax.vmap(lambda key: (draw(key, still), draw(key, jittered)))(keys)
+
+    (cameras, azimuth), (moved, _) = batches(jax.random.split(jax.random.key(iteration), 500))
+    centers, jitter = (
+        np.asarray(jax.vmap(jax.vmap(camera_center))(each)).reshape(-1, 3) for each in (cameras, moved)
+    )
+    radius = np.linalg.norm(centers, axis=1)
+    quantiles = golden.load_tables("cameras")[f"ge3d/k{iteration}/quantiles"]
+    # In the order in which the file has them.
+    found = {
+        0: np.rad2deg(azimuth),
+        1: np.rad2deg(np.arccos(centers[:, 2] / radius)),
+        2: radius,
+        **{3 + axis: (jitter - centers)[:, axis] for axis in range(3)},
+    }
+    for row, values in found.items():
+        assert _farthest(values, quantiles[row]) < 0.04, row
+    fov = 2 * np.arctan(256 / np.asarray(cameras.intrinsics[:, 0, 0]))
+    assert _farthest(fov, quantiles[12]) < 0.12
 
 
 def test_views_that_belong_together_stand_around_the_object():
