@@ -28,7 +28,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
-from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise
+from ge3d_jax.diffusion.schedule import add_noise
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.paths import (
     Path,
@@ -134,10 +134,6 @@ class ISM(Loss):
 
         return whole_number(rule, progress)
 
-    def earlier_index(self, index: jax.Array, delta: jax.Array) -> jax.Array:
-        """The index s that belongs to i."""
-        return jnp.maximum(index - delta, 0)
-
     def times(self, index: jax.Array, earlier: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The times from the first noise up to index i, (inversion_steps + 2,) int32, and how many steps."""
         first = jnp.maximum(earlier - self.inversion_step * self.inversion_steps, 0)
@@ -146,10 +142,6 @@ class ISM(Loss):
         below = jnp.minimum(first + self.inversion_step * number, earlier)
         times = jnp.where(number <= steps, below, index) + FIRST_TIME
         return times.astype(jnp.int32), (steps + 1).astype(jnp.int32)
-
-    def weight(self, schedule: NoiseSchedule, index: jax.Array) -> jax.Array:
-        """The factor on ε̂ − ε_∅, (): r."""
-        return noise_to_signal(schedule, index + FIRST_TIME)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """The index i, the same for all views, and the noise of each view."""
@@ -163,7 +155,7 @@ class ISM(Loss):
         """From the first noise to x_i; its last prediction is ε_∅(x_s)."""
         has_perp_neg = text.weights.shape[1] > 0
         index = drawn.shared["index"]
-        earlier = self.earlier_index(index, self.delta(progress, has_perp_neg=has_perp_neg))
+        earlier = jnp.maximum(index - self.delta(progress, has_perp_neg=has_perp_neg), 0)
         times, steps = self.times(index, earlier)
 
         def predict(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -190,7 +182,8 @@ class ISM(Loss):
         path = self.path(z, text, drawn, denoiser, progress)
         index = drawn.shared["index"]
         guided = denoiser.branches(path.end, index + FIRST_TIME, text, text.negative).guided(self.scale)
-        difference = self.weight(denoiser.schedule, index) * (guided - path.last_prediction)
+        ratio = noise_to_signal(denoiser.schedule, index + FIRST_TIME)
+        difference = ratio * (guided - path.last_prediction)
         return hand_over(
             seen,
             self.strength * difference,

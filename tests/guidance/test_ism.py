@@ -37,7 +37,7 @@ def test_times_are_those_of_the_authors(name):
     delta = loss.delta(progress, has_perp_neg="weights" in settings)
     assert int(delta) == settings["delta"]
     index = drawn.shared["index"]
-    times, steps = loss.times(index, loss.earlier_index(index, delta))
+    times, steps = loss.times(index, jnp.maximum(index - delta, 0))
     assert times[: int(steps) + 1].tolist() == settings["times"]
     assert np.all(times[int(steps) + 1 :] == index + 1) and len(times) == loss.inversion_steps + 2
 
@@ -88,7 +88,7 @@ def test_gradient_from_stored_predictions_in_float64(name):
 
 def test_an_index_below_delta_starts_at_the_first_time():
     loss = ISM()
-    times, steps = loss.times(jnp.int32(20), loss.earlier_index(jnp.int32(20), jnp.int32(25)))
+    times, steps = loss.times(jnp.int32(20), jnp.int32(0))
     assert int(steps) == 1 and times[:2].tolist() == [1, 21]
 
 
