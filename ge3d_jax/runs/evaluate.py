@@ -7,6 +7,7 @@ seconds.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
 from ge3d_jax.training.presets import configured
-from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
+from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
 
 # Every kind, those with a front (except the car) twice; every color twice.
 PROMPTS = (
@@ -70,7 +71,7 @@ VIEWS = 8
 _VIEWS_PER_SIDE = VIEWS // 4
 _POLAR = np.deg2rad(70.0)
 _COLOR_NAMES = tuple(COLORS)
-_PRESET = "toybox"
+PRESET = "toybox"
 # An azimuth error above this means another side of the object, not a coarse grid.
 _TURNED_DEGREES = 45.0
 
@@ -183,11 +184,21 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
     return figures, np.concatenate(pictures)
 
 
+_VIEWPOINT = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
+
+
 def object_pictures(gaussians: Gaussians) -> np.ndarray:
     """Pictures (VIEWS, H, W, 3) in [0, 1] of an object on white, once around, starting at the front."""
-    viewpoint = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
-    frames = render_around(gaussians, turntable_azimuths(VIEWS), viewpoint=viewpoint, background=WHITE)
+    frames = render_around(gaussians, turntable_azimuths(VIEWS), viewpoint=_VIEWPOINT, background=WHITE)
     return frames.astype(np.float32) / 255.0
+
+
+def true_pictures(prompt: str) -> np.ndarray:
+    """What `object_pictures` would be of the object that the sentence describes."""
+    sentence, behind = parse(prompt), jnp.asarray(WHITE)
+    cameras = cameras_around(turntable_azimuths(VIEWS), _VIEWPOINT)
+    views = [jax.tree.map(itemgetter(index), cameras) for index in range(VIEWS)]
+    return np.stack([render_sentence(sentence, view, background=behind) for view in views])
 
 
 def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[str, Any]:
@@ -281,7 +292,7 @@ def loss_name(guidance: str | None = None, overrides: Mapping[str, Any] | None =
     Raises:
         UserError: a loss or a setting that does not exist.
     """
-    return kind_of(configured(_PRESET, guidance=guidance, overrides=overrides), "guidance")
+    return kind_of(configured(PRESET, guidance=guidance, overrides=overrides), "guidance")
 
 
 def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
@@ -310,13 +321,6 @@ def make_object(
 
     Args:
         prompt: a sentence of the Toybox world.
-        seed: seed of the run.
-        folder: the object's folder is created in this one.
-        model: see `generate`.
-        overrides: see `generate`.
-
-    Args:
-        prompt: what to make.
         seed: of the run.
         folder: of all objects; each loss has a folder in it, and each object one in that.
         model: another model than the bundled one.
@@ -331,11 +335,11 @@ def make_object(
         KeyboardInterrupt: the user stopped the run.
     """
     out = folder / loss_name(guidance, overrides) / f"{slug(prompt)}-{seed}"
-    config = configured(_PRESET, guidance=guidance, overrides=overrides)
+    config = configured(PRESET, guidance=guidance, overrides=overrides)
     wanted = {
         "prompt": prompt,
         "seed": seed,
-        "preset": _PRESET,
+        "preset": PRESET,
         "start": None,
         # As JSON tells it: tuples are lists there.
         "settings": json.loads(json.dumps(to_tree(config))),
@@ -343,7 +347,7 @@ def make_object(
     if _finished_seconds(out, wanted, config.iterations) is None:
         result = generate(
             prompt,
-            preset=_PRESET,
+            preset=PRESET,
             guidance=guidance,
             seed=seed,
             model=model,

@@ -35,7 +35,7 @@ class Viewpoint:
 
 
 @partial(jax.jit, static_argnames="viewpoint")
-def _cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
+def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
     """Cameras at the given azimuths (N,), radians, with a leading axis of N."""
 
     def one(azimuth: jax.Array) -> Camera:
@@ -113,7 +113,7 @@ def render_around(
     Returns:
         Images, uint8 (T, size, size, 3).
     """
-    cameras = _cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
+    cameras = cameras_around(jnp.asarray(azimuths, jnp.float32), viewpoint)
     return np.stack(list(render_each(gaussians, cameras, background=background)))
 
 
