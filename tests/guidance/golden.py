@@ -141,11 +141,6 @@ def bundled_model() -> StableDiffusion:
     return dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, alphas_cumprod=table))
 
 
-def bundled_denoiser(views: int) -> Denoiser:
-    """The bundled network, `views` at a time."""
-    return Denoiser(bundled_model(), schedule(), views)
-
-
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """A stored prediction.

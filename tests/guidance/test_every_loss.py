@@ -1,4 +1,4 @@
-"""What holds for every loss that can be chosen, without a network."""
+"""What holds for every loss that can be chosen, without a network; tests/training has devices and seeds."""
 
 import dataclasses
 import functools
@@ -35,10 +35,10 @@ def _gradient(latents, seen, text, drawn, denoiser, learned, progress, *, loss):
     return jax.grad(scalar, has_aux=True)(latents)
 
 
-def _setting(kind, least_views=2):
+def _setting(kind):
     """The loss, how many views, their latents, and what is drawn and learned."""
     loss = LOSSES[kind]()
-    views = max(least_views, loss.views_together)
+    views = max(2, loss.views_together)
     z = fakes.latents(views)
     drawn = jax.jit(lambda keys: loss.draw(keys, PROGRESS, z.shape))(golden.draw_keys(3))
     return loss, views, z, drawn, loss.begin(jax.random.key(0), _model())
@@ -58,43 +58,6 @@ def test_gradient_and_numbers_are_finite_and_no_time_is_too_late(kind, avoided):
     assert all(np.all(np.isfinite(value)) and value.shape in ((), (views,)) for value in numbers.values())
     assert numbers["loss"].shape == (views,) and np.all(numbers["loss"] >= 0)
     assert float(numbers["gradient_norm"]) == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-5)
-
-
-@EVERY_LOSS
-@PERP_NEG
-def test_views_in_turn_equal_all_at_once(kind, avoided):
-    loss, views, z, drawn, learned = _setting(kind)
-    text, seen = fakes.texts(views, avoided=avoided), golden.see(z)
-    at_once, in_turn = (
-        _gradient(seen.latents, seen, text, drawn, fakes.smooth_denoiser(many), learned, PROGRESS, loss=loss)[
-            0
-        ]
-        for many in (views, 1)
-    )
-    assert golden.largest_difference(in_turn, at_once) < 1e-5
-
-
-@EVERY_LOSS
-def test_views_on_two_devices_equal_all_on_one(kind):
-    loss, views, z, drawn, learned = _setting(kind, 2 * LOSSES[kind].views_together)
-    text, seen = fakes.texts(views, avoided=0), golden.see(z)
-    whole, numbers = _gradient(
-        seen.latents, seen, text, drawn, fakes.smooth_denoiser(views), learned, PROGRESS, loss=loss
-    )
-
-    def on_device(latents, cameras, positive, avoided, weights, per_view):
-        part = dataclasses.replace(seen, latents=latents, cameras=cameras, axis="devices")
-        words = dataclasses.replace(text, positive=positive, avoided=avoided, weights=weights)
-        draws = dataclasses.replace(drawn, per_view=per_view)
-        denoiser = fakes.smooth_denoiser(views // 2)
-        return _gradient(latents, part, words, draws, denoiser, learned, PROGRESS, loss=loss)
-
-    parts = (seen.latents, seen.cameras, text.positive, text.avoided, text.weights, drawn.per_view)
-    halves = jax.tree.map(lambda array: array.reshape(2, views // 2, *array.shape[1:]), parts)
-    # An axis of vmap sums as one of devices does.
-    divided, of_devices = jax.vmap(on_device, axis_name="devices")(*halves)
-    assert golden.largest_difference(divided.reshape(z.shape), whole) < 1e-5
-    np.testing.assert_allclose(of_devices["gradient_norm"], numbers["gradient_norm"], rtol=1e-5)
 
 
 @EVERY_LOSS

@@ -217,19 +217,19 @@ def _situation(count=4, *, avoided=0):
     )
 
 
-def _gradients(now, loss=None):
+@jax.jit
+def _compiled(learned, latents, seen, text, drawn, denoiser):
+    def scalar(learned, latents):
+        return VSD()(learned, dataclasses.replace(seen, latents=latents), text, drawn, denoiser, PROGRESS)
+
+    return jax.grad(scalar, argnums=(0, 1), has_aux=True)(learned, latents)
+
+
+def _gradients(now):
     """In what is learned and in z, and the numbers."""
-    loss = VSD() if loss is None else loss
-
-    @jax.jit
-    def evaluate(learned, latents):
-        def scalar(learned, latents):
-            seen = dataclasses.replace(now.seen, latents=latents)
-            return loss(learned, seen, now.text, now.drawn, now.denoiser, PROGRESS)
-
-        return jax.grad(scalar, argnums=(0, 1), has_aux=True)(learned, latents)
-
-    (learned, latents), numbers = evaluate(now.learned, now.seen.latents)
+    (learned, latents), numbers = _compiled(
+        now.learned, now.seen.latents, now.seen, now.text, now.drawn, now.denoiser
+    )
     return learned, latents, numbers
 
 

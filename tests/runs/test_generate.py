@@ -103,10 +103,9 @@ def test_a_run_can_be_repeated_from_its_file(model, result, tmp_path):
     assert (again.prompt, again.seed) == (PROMPT, 3)
     assert (again.folder / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
     assert (again.folder / "config.json").read_bytes() == file.read_bytes()
-    other = ge3d_jax.generate(
-        config=file, seed=4, out=tmp_path / "b", overrides={"iterations": 1}, preview_every=0, progress=False
-    )
-    assert (other.prompt, other.seed, other.iterations) == (PROMPT, 4, 1)
+    other = ge3d_jax.generate(config=file, seed=4, out=tmp_path / "b", preview_every=0, progress=False)
+    assert (other.prompt, other.seed, other.iterations) == (PROMPT, 4, 3)
+    assert (other.folder / "object.ply").read_bytes() != (result.folder / "object.ply").read_bytes()
 
 
 def test_restyle_begins_with_the_given_splats(model, result, tmp_path):

@@ -109,22 +109,24 @@ def test_fifty_rounds_of_clone_and_split_equal_a_loop():
         state = tagged(state, random)
         before = jax.tree.map(np.array, state.replace(key=None))
         state = follow_schedule(state, done, SPLIT)
-        capacity = state.scene.gaussians.capacity
+        # By NumPy: thousands of small questions are asked below.
+        after = jax.tree.map(np.array, state.replace(key=None))
+        capacity = after.scene.gaussians.capacity
         lengths.add(capacity)
         copies, halves = expected_copies(before, done, capacity)
-        mask = np.asarray(state.scene.gaussians.mask)
-        source = np.asarray(state.scene.gaussians.sh[:, 0, 0]).astype(int) - 1
+        mask = after.scene.gaussians.mask
+        source = after.scene.gaussians.sh[:, 0, 0].astype(int) - 1
         found = {i: np.flatnonzero(mask & (source == i)) for i in set(source[mask])}
         assert {i: len(where) for i, where in found.items()} == copies, done
         for i, where in found.items():
             for name in ("quaternions", "positions"):
                 is_moved = name == "positions" and i in halves
                 same = np.all(
-                    getattr(state.scene.gaussians, name)[where] == getattr(before.scene.gaussians, name)[i]
+                    getattr(after.scene.gaussians, name)[where] == getattr(before.scene.gaussians, name)[i]
                 )
                 assert same != is_moved
-            for moments in (state.optimizer_state.mu, state.optimizer_state.nu):
-                kept = np.asarray(moments["positions"])[where, 0]
+            for moments in (after.optimizer_state.mu, after.optimizer_state.nu):
+                kept = moments["positions"][where, 0]
                 # A clone and both halves start from zero, the one cloned keeps what it had.
                 assert sorted(kept) == sorted(
                     [0.0] * len(where) if i in halves else [0.0, i + 1][2 - len(where) :]
@@ -132,8 +134,8 @@ def test_fifty_rounds_of_clone_and_split_equal_a_loop():
                 is_reset = SPLIT.resets_at(done, ROUNDS)
                 np.testing.assert_array_equal(moments["opacity_logits"][where], 0 if is_reset else kept)
         if SPLIT.resets_at(done, ROUNDS):
-            assert float(jax.nn.sigmoid(state.scene.gaussians.opacity_logits).max()) < 0.0101
-        assert not np.asarray(state.scene.statistics.gradient_sum).any()
+            assert float(jax.nn.sigmoid(after.scene.gaussians.opacity_logits).max()) < 0.0101
+        assert not after.scene.statistics.gradient_sum.any()
     assert max(lengths) == LIMIT and len(lengths) <= 4, lengths
 
 

@@ -12,10 +12,13 @@ from jax.sharding import PartitionSpec
 
 from ge3d_jax.core.devices import batch_mesh
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.guidance.base import DrawKeys, Progress, SeenViews
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.training.checkpoints import restore_state, save_state
+from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.presets import configured
 
 # Two groups of as many views as any loss looks at together.
@@ -145,3 +148,18 @@ def test_views_in_turn_are_as_all_at_once(case, latents, alone):
     look = partial(case.gradients, text=case.text, cameras=case.cameras, at_a_time=2)
     got = jax.jit(look)(latents, case.draw(0))
     assert_close(case, got, alone[0])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_saved_run_goes_on_with_is_what_it_would_have_had(name, tiny_config, prompted, tmp_path):
+    # A loss is a function of its draws, the iteration, what it learned and what it sees.
+    together = LOSSES[name].views_together
+    settings = {"guidance.kind": name, "views": max(2, together), "flip_probability": 0.0}
+    task = Distillation(with_overrides(tiny_config, settings))
+    state, template = (begin(task.config, prompted.model, jax.random.key(seed)) for seed in (0, 1))
+    state = state.replace(iteration=jnp.int32(2))
+    save_state(tmp_path / "state", state)
+    restored = restore_state(tmp_path / "state", template, task.scene)
+    chex.assert_trees_all_equal(restored, state)
+    draw = jax.jit(lambda state: task.draw(state, prompted))
+    chex.assert_trees_all_equal(draw(restored), draw(state))
