@@ -15,6 +15,8 @@ VENV ?= .venv
 PROMPT ?= a red mushroom
 SEED ?= 0
 WORKERS ?= 2
+# A file's tests stay with one worker, which compiles once what they share.
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist=loadfile
 
 # Installations take the exact versions that were tested, whatever appeared since. Python 3.11 has a list of its own,
 # 3.12 and newer ones share the other. `make update` renews them.
@@ -45,10 +47,10 @@ types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 pytest: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --ignore=tests/torch
+	$(PYTEST) --ignore=tests/torch
 
 test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in about two minutes
-	$(VENV)/bin/python -m pytest -n $(WORKERS) $(addprefix --ignore=,$(SLOW_TESTS) tests/torch)
+	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) tests/torch)
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch

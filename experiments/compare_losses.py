@@ -32,12 +32,14 @@ _OBJECTS = flags.DEFINE_string(
 
 def main() -> None:
     """Run the trials one after the other, and write what they made."""
+    from functools import partial
+
     from ge3d_jax.core.errors import UserError
     from ge3d_jax.core.files import atomic_path
     from ge3d_jax.guidance.losses import LOSSES
     from ge3d_jax.metrics.recognition import load_gallery
     from ge3d_jax.runs import compare
-    from ge3d_jax.runs.evaluate import check_prompts, model_fingerprint
+    from ge3d_jax.runs.evaluate import check_prompts, make_object, model_fingerprint
     from ge3d_jax.runs.folder import prepare_folder, versions, write_json
     from ge3d_jax.runs.request import find_model
     from ge3d_jax.viewer.sheet import save_png
@@ -64,7 +66,7 @@ def main() -> None:
             seed=_SEED.value,
             folder=Path(_OBJECTS.value) / weights,
             gallery=gallery,
-            model=_MODEL.value,
+            make=partial(make_object, model=_MODEL.value),
         )
         rows.append(figures)
         sides.append(seen)

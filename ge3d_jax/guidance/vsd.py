@@ -27,6 +27,7 @@ import optax
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
+from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.diffusion.networks.adapters import (
     CAMERA_NUMBERS,
@@ -37,11 +38,12 @@ from ge3d_jax.diffusion.networks.adapters import (
 )
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise
-from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.annealing import STEPS
+from ge3d_jax.guidance.base import DrawKeys, Numbers, Progress, SeenViews, hand_over
+from ge3d_jax.guidance.one_step import OneStepLoss, check_share, half_square
+from ge3d_jax.guidance.times import TIMES, Times, UniformTimes
 from ge3d_jax.splatting.cameras import Camera, opengl_camera_to_world
 
-# φ learns at all times of the published schedules: 0 … 999.
-_LEARNED_TIMES = 1000
 # Of AdamW: threestudio's configuration of ProlificDreamer names them for all that is trained.
 _BETAS = (0.9, 0.99)
 _EPSILON = 1e-15
@@ -72,14 +74,12 @@ def output_errors(schedule: NoiseSchedule, epsilon: jax.Array, noise: jax.Array,
 
 
 @dataclasses.dataclass(frozen=True)
-class VSD(Loss):
+class VSD(OneStepLoss):
     """Variational score distillation.
 
     Attributes:
         scale: s of the guided prediction.
-        times: the earliest and the latest t that latents are led at.
-        lower_after: iterations after which t ends at `lower_latest` instead.
-        lower_latest: the latest t from then on.
+        times: those at which latents are led; φ learns at all there are.
         rank: r of LoRA.
         learning_rate: of φ.
         weight_decay: of φ. threestudio names none, so that PyTorch's default for AdamW is what it runs with.
@@ -105,16 +105,14 @@ class VSD(Loss):
         "toybox": {
             "flip_probability": 0.0,
             # The same share of the run.
-            "guidance.lower_after": 50,
+            "guidance.times.late_from": 50,
             # In a hundredth of the iterations: φ's loss ends at 0.14, with the published 1e-4 at 0.19.
             "guidance.learning_rate": 1e-3,
         },
     }
 
+    times: Times = choice(lambda: TIMES, UniformTimes(late_from=5_001))
     scale: float = 7.5
-    times: tuple[int, int] = (20, 980)
-    lower_after: int = 5_000
-    lower_latest: int = 500
     rank: int = 4
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -122,48 +120,28 @@ class VSD(Loss):
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
-        first, last = self.times
-        if not 0 <= first <= last < _LEARNED_TIMES:
-            raise UserError(
-                f"The setting times is {self.times}; give the earliest and the latest, within 0 and "
-                f"{_LEARNED_TIMES - 1}."
-            )
-        if not first <= self.lower_latest <= last:
-            raise UserError(
-                f"The setting lower_latest is {self.lower_latest}, which is not within times, {self.times}; "
-                f"give a time from {first} to {last}."
-            )
         if self.rank < 1:
             raise UserError(
                 f"The setting rank is {self.rank}, which leaves LoRA nothing to learn; give at least 1, as 4."
             )
-        for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            if value < 0:
-                raise UserError(f"The setting {name} is {value}; give a number of at least 0.")
-        if not 0 <= self.camera_dropout <= 1:
-            raise UserError(
-                f"The setting camera_dropout is {self.camera_dropout}; give a probability from 0 to 1."
-            )
+        check_at_least(learning_rate=(self.learning_rate, 0), weight_decay=(self.weight_decay, 0))
+        check_share("camera_dropout", self.camera_dropout)
 
     @property
     def latest_time(self) -> int:
         """The last time that φ learns at."""
-        return _LEARNED_TIMES - 1
+        return STEPS - 1
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """Whether φ learns without the cameras; times and noise of each view, for z and for φ."""
         for_t, for_t_lora, for_camera = jax.random.split(keys.times, 3)
         for_noise, for_noise_lora = jax.random.split(keys.noise)
-        views = shape[:1]
-        first, last = self.times
-        latest = jnp.where(jnp.asarray(progress.iteration) > self.lower_after, self.lower_latest, last)
         return Draws(
             shared={"without_cameras": jax.random.bernoulli(for_camera, self.camera_dropout)},
             per_view={
-                "t": jax.random.randint(for_t, views, first, latest + 1),
+                "t": self.times.draw(for_t, progress, shape[0]),
                 "noise": normal(for_noise, shape),
-                "t_lora": jax.random.randint(for_t_lora, views, 0, _LEARNED_TIMES),
+                "t_lora": jax.random.randint(for_t_lora, shape[:1], 0, STEPS),
                 "noise_lora": normal(for_noise_lora, shape),
             },
         )
@@ -227,7 +205,7 @@ class VSD(Loss):
         scalar, numbers = hand_over(
             seen,
             direction / seen.count,
-            loss=0.5 * jnp.sum(direction**2, axis=(1, 2, 3)),
+            loss=half_square(direction),
             loss_lora=errors,
         )
         # This device's share of the mean over all views: the step sums over the devices.

@@ -3,14 +3,16 @@
 import csv
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.metrics.pictures import psnr
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.evaluate import (
     PRESET,
@@ -22,6 +24,7 @@ from ge3d_jax.runs.evaluate import (
 )
 from ge3d_jax.runs.evaluation_report import object_sides
 from ge3d_jax.runs.folder import slug
+from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.sheet import image_grid
 
@@ -95,7 +98,7 @@ def run_trial(
     seed: int,
     folder: Path,
     gallery: Gallery,
-    model: str | None = None,
+    make: Callable[..., tuple[Gaussians, float]] = make_object,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Make and judge one object of each prompt; finished objects are not made again.
 
@@ -105,7 +108,7 @@ def run_trial(
         seed: of the first object; each next one has the next seed.
         folder: of all objects.
         gallery: what they are recognized by.
-        model: another model than the bundled one.
+        make: as `make_object`.
 
     Returns:
         The figures, ready for JSON, and four sides of each object, uint8 (prompts · 4, H, W, 3).
@@ -117,18 +120,17 @@ def run_trial(
     place = folder / slug(trial.changes) if trial.overrides else folder
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
-        gaussians, seconds = make_object(
+        gaussians, seconds = make(
             prompt,
             seed=seed + index,
             folder=place,
-            model=model,
             guidance=trial.guidance,
             overrides=trial.overrides,
         )
         pictures = object_pictures(gaussians)
-        likeness = -10.0 * np.log10(np.mean((pictures - true_pictures(prompt)) ** 2))
+        likeness = float(psnr(jnp.asarray(pictures), jnp.asarray(true_pictures(prompt))))
         objects.append(
-            {"seconds": seconds, "true_view_psnr": round(float(likeness), 2)}
+            {"seconds": seconds, "true_view_psnr": round(likeness, 2)}
             | measure_object(gallery, prompt, pictures)
         )
         sides.append(object_sides(gaussians))

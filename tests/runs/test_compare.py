@@ -9,9 +9,8 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs import compare
-from ge3d_jax.runs.evaluate import measure_object, true_pictures
-from tests.runs.test_evaluate import SMALL
-from tests.tiny_model import write_tiny_model
+from ge3d_jax.runs.evaluate import measure_object, object_pictures, true_pictures
+from ge3d_jax.splatting.gaussians import make_gaussians
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +19,11 @@ def gallery():
 
 
 def test_a_line_is_a_loss_with_its_settings():
-    text = "# first\nsds\n\ncds 'scale=(10, 5)' iterations=20  # brighter\n"
+    text = "# first\nsds\n\ncds 'guidance.scale=[10, 5]' iterations=20  # brighter\n"
     plain, changed = compare.parse_trials(text, "trials.txt")
     assert (plain.guidance, plain.overrides, plain.changes) == ("sds", {}, "")
-    assert (changed.guidance, changed.overrides) == ("cds", {"scale": "(10, 5)", "iterations": "20"})
-    assert changed.changes == "scale=(10, 5) iterations=20"
+    assert (changed.guidance, changed.overrides) == ("cds", {"guidance.scale": "[10, 5]", "iterations": "20"})
+    assert changed.changes == "guidance.scale=[10, 5] iterations=20"
 
 
 @pytest.mark.parametrize(
@@ -50,30 +49,49 @@ def test_the_truth_is_seen_right_from_every_side(gallery):
     np.testing.assert_allclose((np.arange(8) * 45 - found + 180) % 360 - 180, 0, atol=0.1)
 
 
-def test_a_trial_makes_an_object_of_each_prompt_in_a_folder_of_its_own(tmp_path, gallery):
-    write_tiny_model(tmp_path / "model")
-    changes = {name: str(value) for name, value in SMALL.items()}
-    figures, sides = compare.run_trial(
-        compare.Trial("ge3d", changes),
-        ("a red mushroom", "a blue duck"),
-        seed=5,
-        folder=tmp_path,
-        gallery=gallery,
-        model=str(tmp_path / "model"),
+def test_a_trial_is_judged_by_an_object_of_each_prompt(tmp_path, gallery):
+    splats = make_gaussians(
+        np.zeros((1, 3)), np.asarray([[1.0, 0.0, 0.0]]), np.full((1, 3), 0.2), np.asarray([0.9]), capacity=1
     )
-    assert sides.shape == (8, 128, 128, 3)
-    made = sorted(path.parent.name for path in tmp_path.glob("iterations-3-*/ge3d/*/object.ply"))
-    assert made == ["a-blue-duck-6", "a-red-mushroom-5"]
-    assert figures["iterations"] == 3 and [one["one_front"] for one in figures["list"]][0] is None
-    # What three iterations of random weights leave on white is far from a mushroom, but mostly white as well.
-    assert 2 < figures["true_view_psnr"] < 25
+    asked = []
+
+    def make(prompt, **how):
+        asked.append((prompt, how))
+        return splats, 10.0 * len(asked)
+
+    trial = compare.Trial("sds", {"guidance.scale": "3", "iterations": "7"})
+    prompts = ("a red mushroom", "a blue duck")
+    figures, sides = compare.run_trial(trial, prompts, seed=5, folder=tmp_path, gallery=gallery, make=make)
+    assert [prompt for prompt, _ in asked] == list(prompts)
+    places = {how.pop("folder") for _, how in asked}
+    assert len(places) == 1 and places.pop().parent == tmp_path
+    wanted = {"guidance": "sds", "overrides": trial.overrides}
+    assert [how for _, how in asked] == [{"seed": 5} | wanted, {"seed": 6} | wanted]
+    assert sides.shape == (8, 128, 128, 3) and (figures["iterations"], figures["mean_seconds"]) == (7, 15.0)
+
+    seen = object_pictures(splats)
+    for one, prompt in zip(figures["list"], prompts, strict=True):
+        error = np.mean((seen - true_pictures(prompt)) ** 2)
+        assert 10 ** (-one["true_view_psnr"] / 10) == pytest.approx(error, rel=2e-3)
     mean = np.mean([one["true_view_psnr"] for one in figures["list"]])
     assert figures["true_view_psnr"] == pytest.approx(mean, abs=0.01)
 
     (line,) = compare.markdown_table([figures]).splitlines()[2:]
-    assert line.startswith("| `ge3d iterations=3 ") and "of 1 |" in line
+    assert line.startswith("| `sds guidance.scale=3 iterations=7` | ") and "| 0 of 1 |" in line
     first, second = csv.DictReader(io.StringIO(compare.csv_table([figures])))
-    assert first["prompt"] == "a red mushroom" and second["one_front"] in ("True", "False")
+    assert first["prompt"] == "a red mushroom" and (first["one_front"], second["one_front"]) == ("", "False")
     assert float(first["true_view_psnr"]) == figures["list"][0]["true_view_psnr"]
     sheet = compare.picture([figures, figures], [sides, sides])
     assert sheet.shape[1] >= 8 * 128 and sheet.shape[0] >= 2 * 128
+
+
+def test_a_trial_of_nothing_else_shares_the_evaluation_s_objects(tmp_path, gallery):
+    def make(prompt, *, folder, **_):
+        assert folder == tmp_path
+        return make_gaussians(
+            np.zeros((1, 3)), np.ones((1, 3)), np.ones((1, 3)), np.ones(1) / 2, capacity=1
+        ), 1
+
+    compare.run_trial(
+        compare.Trial("ge3d"), ("a red mushroom",), seed=0, folder=tmp_path, gallery=gallery, make=make
+    )
