@@ -60,7 +60,7 @@ class CDS(Loss):
             "prompts.use_perp_neg": False,
             "prompts.negative_prompt": "",
         },
-        "toybox": {"guidance.anneal_iterations": 250, "guidance.scale": (10.0, 5.0)},
+        "toybox": {"iterations": 470, "guidance.anneal_iterations": 470, "guidance.scale": (10.0, 5.0)},
     }
 
     def __post_init__(self) -> None:

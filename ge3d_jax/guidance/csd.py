@@ -73,7 +73,11 @@ class CSD(OneStepLoss):
             "guidance.perp_neg_scale": 0.0,
             "guidance.anneal_iterations": 10_000,
         },
-        "toybox": {"guidance.times.late_from": 125, "guidance.anneal_iterations": 125},
+        "toybox": {
+            "iterations": 680,
+            "guidance.times.late_from": 340,
+            "guidance.anneal_iterations": 340,
+        },
     }
 
     def __post_init__(self) -> None:

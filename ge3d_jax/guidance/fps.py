@@ -80,7 +80,7 @@ class FPS(Loss):
             "scene.density.reset_every": 600,
         },
         # All that depends on the iteration is a share of the run.
-        "toybox": {},
+        "toybox": {"iterations": 300},
     }
 
     scale: float = 7.5

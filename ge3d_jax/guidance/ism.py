@@ -77,7 +77,7 @@ class ISM(Loss):
             "scene.density.gradient_threshold": 7.5e-4,
             "scene.density.reset_every": 300,
         },
-        "toybox": {"guidance.warm_up_iterations": 75},
+        "toybox": {"iterations": 390, "guidance.warm_up_iterations": 117},
     }
 
     scale: float = 7.5

@@ -46,8 +46,9 @@ class MVDream(OneStepLoss):
             "prompts.use_perp_neg": False,
         },
         "toybox": {
-            "guidance.times.anneal_iterations": 200,
-            "guidance.scale": 10.0,
+            "iterations": 320,
+            "guidance.times.anneal_iterations": 256,
+            "guidance.scale": 5.0,
             "flip_probability": 0.0,
         },
     }

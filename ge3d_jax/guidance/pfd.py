@@ -40,7 +40,12 @@ class PFD(SDI):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": SDI.presets["paper"],
-        "toybox": {**SDI.presets["toybox"], "guidance.path_step": 200},
+        # With steps this long an iteration takes no more time than SDI's.
+        "toybox": {
+            **SDI.presets["toybox"],
+            "guidance.inversion_step": 300,
+            "guidance.path_step": 300,
+        },
     }
 
     path_step: int = 100

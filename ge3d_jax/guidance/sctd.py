@@ -74,7 +74,7 @@ class SCTD(Loss):
                 "oversaturation."
             ),
         },
-        "toybox": {"guidance.warm_up_iterations": 75},
+        "toybox": {"iterations": 410, "guidance.warm_up_iterations": 123, "guidance.scale": 5.0},
     }
 
     scale: float = 7.5

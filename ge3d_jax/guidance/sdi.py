@@ -73,7 +73,14 @@ class SDI(Loss):
             "prompts.perp_neg_rule": "threestudio",
             "prompts.negative_prompt": "",
         },
-        "toybox": {"guidance.anneal_iterations": 250, "guidance.inversion_step": 200},
+        # The published -7.5 drives the small model's inversion into other colors; -1 is no guidance at all.
+        "toybox": {
+            "iterations": 200,
+            "guidance.anneal_iterations": 200,
+            "guidance.inversion_step": 200,
+            "guidance.inversion_scale": -1.0,
+            "guidance.scale": 5.0,
+        },
     }
 
     scale: float = 7.5

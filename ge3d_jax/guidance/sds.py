@@ -51,7 +51,7 @@ class SDS(OneStepLoss):
             "guidance.scale": 99.0,
         },
         # More guidance than this overexposes the bundled model's pictures.
-        "toybox": {"guidance.times.late_from": 125, "guidance.scale": 10.0},
+        "toybox": {"iterations": 780, "guidance.times.late_from": 390, "guidance.scale": 5.0},
     }
 
     def __post_init__(self) -> None:

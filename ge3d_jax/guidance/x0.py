@@ -45,6 +45,7 @@ class X0(Loss):
             "guidance.nodes.jump_max": (120, 60),
             "guidance.nodes.jump_min": (90, 40),
             "guidance.nodes.max_step": (600, 300),
+            "guidance.scale": 5.0,
         },
     }
 
