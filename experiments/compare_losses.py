@@ -39,7 +39,7 @@ def main() -> None:
     from ge3d_jax.guidance.losses import LOSSES
     from ge3d_jax.metrics.recognition import load_gallery
     from ge3d_jax.runs import compare
-    from ge3d_jax.runs.evaluate import check_prompts, make_object, model_fingerprint
+    from ge3d_jax.runs.evaluate import check_prompts, loss_name, make_object, model_fingerprint
     from ge3d_jax.runs.folder import prepare_folder, versions, write_json
     from ge3d_jax.runs.request import find_model
     from ge3d_jax.viewer.sheet import save_png
@@ -47,12 +47,16 @@ def main() -> None:
     if _TRIALS.value is not None and _LOSSES.value is not None:
         raise UserError("--losses and --trials both say what to compare; give one of them.")
     if _TRIALS.value is None:
-        trials = compare.parse_trials("\n".join(_LOSSES.value or LOSSES), "--losses")
+        trials = [compare.Trial(loss_name(name)) for name in _LOSSES.value or LOSSES]
     else:
         file = Path(_TRIALS.value)
-        if not file.is_file():
-            raise UserError(f"The file of trials {file} does not exist.")
-        trials = compare.parse_trials(file.read_text(encoding="utf-8"), str(file))
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"The file of trials {file} cannot be read ({error}); give a text with a loss on each line."
+            ) from error
+        trials = compare.parse_trials(text, str(file))
     prompts = _PROMPTS.value or compare.PROMPTS
     check_prompts(prompts)
     out, weights = prepare_folder(_OUT.value), model_fingerprint(find_model(_MODEL.value))
