@@ -16,8 +16,26 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test takes half as long again.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import gc
+from collections.abc import Iterator
+
 import hypothesis
+import jax
+import pytest
 
 # The first example pays for compilation, so a deadline would measure XLA; a fixed seed keeps a red run red.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("project")
+
+# Of the 65 530 pieces of memory that Linux lets a process map; a compiled program takes about six.
+_MANY_MAPPINGS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_code_makes_room() -> Iterator[None]:
+    """Forget compiled code between modules where there is a lot: a process that may map no more is ended."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()

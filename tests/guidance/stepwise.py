@@ -27,8 +27,9 @@ def _padded(array: jax.Array) -> jax.Array:
 
 
 def _predict(model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+    times = jnp.broadcast_to(jnp.asarray(t, jnp.int32), x.shape[:1])
     with jax.disable_jit(False):
-        return _ask(model, _padded(x), jnp.asarray(t, jnp.int32), _padded(text))[: len(x)]
+        return _ask(model, _padded(x), _padded(times), _padded(text))[: len(x)]
 
 
 def network(views: int) -> Denoiser:
