@@ -30,6 +30,8 @@ from ge3d_jax.viewer.sheet import image_grid
 
 # One thing without a front and three with one, each in another color.
 PROMPTS = ("a red mushroom", "a yellow duck", "a blue robot", "a green house")
+# Edge of a picture in the sheet: sixteen stand side by side.
+_SHOWN_SIZE = 96
 SIDES = ("front", "left", "back", "right")
 _COLUMNS = (
     "loss",
@@ -133,7 +135,7 @@ def run_trial(
             {"seconds": seconds, "true_view_psnr": round(likeness, 2)}
             | measure_object(gallery, prompt, pictures)
         )
-        sides.append(object_sides(gaussians))
+        sides.append(object_sides(gaussians, _SHOWN_SIZE))
     iterations = configured(PRESET, guidance=trial.guidance, overrides=trial.overrides).iterations
     figures = {
         "guidance": trial.guidance,

@@ -80,10 +80,10 @@ def sample_sheet(figures: Mapping[str, Any], pictures: np.ndarray) -> np.ndarray
     return image_grid(shown, labels, columns=len(COLORS))
 
 
-def object_sides(gaussians: Gaussians) -> np.ndarray:
-    """Front, left, back and right of an object on white, uint8 (4, H, W, 3), large enough to look at."""
+def object_sides(gaussians: Gaussians, size: int = _SHOWN_SIZE) -> np.ndarray:
+    """Front, left, back and right of an object on white, uint8 (4, size, size, 3)."""
     azimuths = np.arange(4) * (np.pi / 2)
-    return render_around(gaussians, azimuths, viewpoint=Viewpoint(size=_SHOWN_SIZE), background=WHITE)
+    return render_around(gaussians, azimuths, viewpoint=Viewpoint(size=size), background=WHITE)
 
 
 def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarray]) -> np.ndarray:

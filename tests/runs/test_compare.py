@@ -67,7 +67,7 @@ def test_a_trial_is_judged_by_an_object_of_each_prompt(tmp_path, gallery):
     assert len(places) == 1 and places.pop().parent == tmp_path
     wanted = {"guidance": "sds", "overrides": trial.overrides}
     assert [how for _, how in asked] == [{"seed": 5} | wanted, {"seed": 6} | wanted]
-    assert sides.shape == (8, 128, 128, 3) and (figures["iterations"], figures["mean_seconds"]) == (7, 15.0)
+    assert sides.shape == (8, 96, 96, 3) and (figures["iterations"], figures["mean_seconds"]) == (7, 15.0)
 
     seen = object_pictures(splats)
     for one, prompt in zip(figures["list"], prompts, strict=True):
@@ -82,7 +82,7 @@ def test_a_trial_is_judged_by_an_object_of_each_prompt(tmp_path, gallery):
     assert first["prompt"] == "a red mushroom" and (first["one_front"], second["one_front"]) == ("", "False")
     assert float(first["true_view_psnr"]) == figures["list"][0]["true_view_psnr"]
     sheet = compare.picture([figures, figures], [sides, sides])
-    assert sheet.shape[1] >= 8 * 128 and sheet.shape[0] >= 2 * 128
+    assert sheet.shape[1] >= 8 * 96 and sheet.shape[0] >= 2 * 96
 
 
 def test_a_trial_of_nothing_else_shares_the_evaluation_s_objects(tmp_path, gallery):
