@@ -49,7 +49,7 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(PYTEST) --ignore=tests/torch
 
-test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in about two minutes
+test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in some minutes
 	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) tests/torch)
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
