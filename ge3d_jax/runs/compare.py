@@ -1,6 +1,7 @@
 """Losses side by side on the Toybox world: what each makes of the same sentences, in numbers and pictures."""
 
 import csv
+import hashlib
 import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,13 @@ class Trial:
         """The overrides in one line."""
         return " ".join(f"{name}={value}" for name, value in self.overrides.items())
 
+    def folder(self, parent: Path) -> Path:
+        """Where its objects are: `parent` without changes, else a folder of its own in it."""
+        if not self.overrides:
+            return parent
+        # A slug is cut at some length, and trials may differ behind it.
+        return parent / f"{slug(self.changes)}-{hashlib.sha256(self.changes.encode()).hexdigest()[:8]}"
+
 
 def parse_trials(text: str, source: str) -> list[Trial]:
     """Read trials, one a line: a loss's name, then name=value for each setting; # begins a comment.
@@ -119,13 +127,12 @@ def run_trial(
         UserError: a run that diverged.
         KeyboardInterrupt: the user stopped a run.
     """
-    place = folder / slug(trial.changes) if trial.overrides else folder
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
         gaussians, seconds = make(
             prompt,
             seed=seed + index,
-            folder=place,
+            folder=trial.folder(folder),
             guidance=trial.guidance,
             overrides=trial.overrides,
         )

@@ -26,6 +26,13 @@ def test_a_line_is_a_loss_with_its_settings():
     assert changed.changes == "guidance.scale=[10, 5] iterations=20"
 
 
+def test_trials_that_differ_late_in_a_long_line_have_folders_of_their_own(tmp_path):
+    same = {"iterations": "560", "guidance.anneal_iterations": "560", "guidance.recon_std_rescale": "0.5"}
+    one, other = (compare.Trial("cds", same | {"guidance.scale": scale}) for scale in ("[5, 5]", "[1, 1]"))
+    assert one.folder(tmp_path) != other.folder(tmp_path)
+    assert one.folder(tmp_path).parent == compare.Trial("cds").folder(tmp_path) == tmp_path
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
