@@ -37,6 +37,7 @@ from ge3d_jax.guidance.paths import (
     noise_to_signal,
     squared_norms,
     walk,
+    warm_up_left,
     whole_number,
 )
 from ge3d_jax.guidance.trajectories import offset_noise
@@ -115,21 +116,18 @@ class ISM(Loss):
         """The time of the highest index there may be."""
         return self.highest + self.warm_up_range - 1 + FIRST_TIME
 
-    def _warm_up(self, iterations: np.ndarray) -> np.ndarray:
-        """ρ of each iteration."""
-        return 1.0 - np.minimum(iterations / self.warm_up_iterations, 1.0)
-
     def index_bound(self, progress: Progress) -> jax.Array:
         """The index that is no longer drawn, () int32: highest + ⌊warm_up_range·ρ⌋."""
         return whole_number(
-            lambda k: self.highest + np.floor(self.warm_up_range * self._warm_up(k)), progress
+            lambda k: self.highest + np.floor(self.warm_up_range * warm_up_left(k, self.warm_up_iterations)),
+            progress,
         )
 
     def delta(self, progress: Progress, *, has_perp_neg: bool) -> jax.Array:
         """δ, () int32: ⌊end + ρ(start − end)⌋, or end + ⌈ρ(start − end)⌉ with Perp-Neg."""
 
         def rule(k: np.ndarray) -> np.ndarray:
-            excess = self._warm_up(k) * (self.delta_start - self.delta_end)
+            excess = warm_up_left(k, self.warm_up_iterations) * (self.delta_start - self.delta_end)
             return self.delta_end + np.ceil(excess) if has_perp_neg else np.floor(self.delta_end + excess)
 
         return whole_number(rule, progress)

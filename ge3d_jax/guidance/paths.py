@@ -111,6 +111,11 @@ def whole_number(rule: Callable[[np.ndarray], np.ndarray], progress: Progress) -
     return at(table, progress)
 
 
+def warm_up_left(iterations: np.ndarray, warm_up: int) -> np.ndarray:
+    """ρ = 1 − min(k/W, 1) of each iteration: what is left of a warm-up of W iterations."""
+    return 1.0 - np.minimum(iterations / warm_up, 1.0)
+
+
 def check_latest_time(latest: int, remedy: str) -> None:
     """Refuse settings that ask beyond the schedule's last time. Raises UserError.
 

@@ -42,6 +42,7 @@ from ge3d_jax.guidance.paths import (
     noise_to_signal,
     squared_norms,
     walk,
+    warm_up_left,
     whole_number,
 )
 from ge3d_jax.guidance.trajectories import offset_noise
@@ -135,8 +136,7 @@ class SCTD(Loss):
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """The times e, s and t, the same for all views, and the noise of each view throughout the run."""
         later = whole_number(
-            lambda k: np.floor(self.warm_up_range * (1.0 - np.minimum(k / self.warm_up_iterations, 1.0))),
-            progress,
+            lambda k: np.floor(self.warm_up_range * warm_up_left(k, self.warm_up_iterations)), progress
         )
         key, between = jax.random.split(keys.times)
         index = jax.random.randint(key, (), self.lowest + later, self.highest + later)
