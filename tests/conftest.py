@@ -16,8 +16,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Tests compile a lot and compute little. Everything also passes with XLA's full optimization:
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test takes three times as long.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's former way to write code for the CPU takes a third of the time of the present one, which newer releases
-# cannot leave.
+# XLA's former way to write code for the CPU takes a third of the time of the present one, which newer
+# releases cannot leave.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.settings import with_overrides
-from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.training import cameras as inputs
 from ge3d_jax.training.config import BackgroundConfig
 from ge3d_jax.training.distillation import Distillation, begin
@@ -17,10 +16,14 @@ from ge3d_jax.training.presets import PRESETS
 from tests.guidance import golden
 
 PAPER = PRESETS["paper"].cameras
+STILL = dataclasses.replace(PAPER, jitter_center=0.0, jitter_target=0.0, jitter_up=0.0)
+
+sample_cameras = jax.jit(inputs.sample_cameras, static_argnames=("config", "views", "size", "together"))
 
 
 def _positions(cameras):
-    return np.asarray(jax.vmap(camera_center)(cameras))
+    pose = np.asarray(cameras.world_to_camera)
+    return -np.einsum("...ji,...j->...i", pose[..., :3, :3], pose[..., :3, 3])
 
 
 def test_ranges_widen_step_by_step_until_their_ends():
@@ -39,11 +42,7 @@ def test_ranges_widen_step_by_step_until_their_ends():
 
 
 def test_cameras_stand_where_the_settings_say():
-    still = with_overrides(
-        PRESETS["paper"],
-        {"cameras.jitter_center": 0, "cameras.jitter_target": 0, "cameras.jitter_up": 0},
-    ).cameras
-    cameras, azimuth = inputs.sample_cameras(jax.random.key(0), still, 0, views=400, size=32)
+    cameras, azimuth = sample_cameras(jax.random.key(0), STILL, 0, views=400, size=32)
     x, y, z = _positions(cameras).T
     radius = np.sqrt(x**2 + y**2 + z**2)
     assert radius.min() >= 5.2 - 1e-4 and radius.max() <= 5.5 + 1e-4 and np.ptp(radius) > 0.25
@@ -64,21 +63,20 @@ def _farthest(values, quantiles):
     return np.abs(shares - np.linspace(0, 1, len(quantiles)))[1:-1].max()
 
 
+@jax.jit
+def _batches(seed, iteration):
+    """500 batches of ten cameras, each with one field of view, without jitter and with that of the center."""
+    draw = partial(inputs.sample_cameras, iteration=iteration, views=10, size=512)
+    jittered = dataclasses.replace(STILL, jitter_center=PAPER.jitter_center)
+    keys = jax.random.split(jax.random.key(seed), 500)
+    return jax.vmap(lambda key: (draw(key, STILL), draw(key, jittered)))(keys)
+
+
 @pytest.mark.parametrize("iteration", [1, 200, 1500])
 def test_cameras_are_spread_as_the_authors_are(iteration):
-    # Their centers without the jitter; 500 batches of ten, each with one field of view.
-    still = dataclasses.replace(PAPER, jitter_center=0.0, jitter_target=0.0, jitter_up=0.0)
-    jittered = dataclasses.replace(still, jitter_center=PAPER.jitter_center)
-
-    @jax.jit
-    def batches(keys):
-        draw = partial(inputs.sample_cameras, iteration=iteration, views=10, size=512)
-        return jax.vmap(lambda key: (draw(key, still), draw(key, jittered)))(keys)
-
-    (cameras, azimuth), (moved, _) = batches(jax.random.split(jax.random.key(iteration), 500))
-    centers, jitter = (
-        np.asarray(jax.vmap(jax.vmap(camera_center))(each)).reshape(-1, 3) for each in (cameras, moved)
-    )
+    # Their centers without the jitter.
+    (cameras, azimuth), (moved, _) = _batches(iteration, iteration)
+    centers, jitter = (_positions(each).reshape(-1, 3) for each in (cameras, moved))
     radius = np.linalg.norm(centers, axis=1)
     quantiles = golden.load_tables("cameras")[f"ge3d/k{iteration}/quantiles"]
     # In the order in which the file has them.
@@ -95,8 +93,8 @@ def test_cameras_are_spread_as_the_authors_are(iteration):
 
 
 def test_views_that_belong_together_stand_around_the_object():
-    still = with_overrides(PRESETS["toybox"], {}).cameras
-    cameras, azimuth = inputs.sample_cameras(jax.random.key(2), still, 0, views=8, size=32, together=4)
+    still = PRESETS["toybox"].cameras
+    cameras, azimuth = sample_cameras(jax.random.key(2), still, 0, views=8, size=32, together=4)
     degrees = np.rad2deg(np.asarray(azimuth)).reshape(2, 4)
     np.testing.assert_allclose(degrees - degrees[:, :1], [[0, 90, 180, 270]] * 2, atol=1e-3)
     x, y, z = _positions(cameras).reshape(2, 4, 3).transpose(2, 0, 1)
@@ -106,7 +104,7 @@ def test_views_that_belong_together_stand_around_the_object():
 
 
 def test_jitter_moves_the_cameras_a_little():
-    cameras, azimuth = inputs.sample_cameras(jax.random.key(1), PAPER, 0, views=50, size=32)
+    cameras, azimuth = sample_cameras(jax.random.key(1), PAPER, 0, views=50, size=32)
     x, y, _ = _positions(cameras).T
     away = np.abs(np.arctan2(y, x) - azimuth)
     assert 0 < away.max() < 0.05
@@ -122,6 +120,7 @@ def test_backgrounds_keep_their_shares():
 def test_everything_has_its_shape_and_another_key_changes_it_all(tiny_config, tiny_model, prompted):
     task = Distillation(with_overrides(tiny_config, {"views": 3}))
 
+    @jax.jit
     def draw(seed):
         drawn = task.draw(begin(task.config, tiny_model, jax.random.key(seed)), prompted)
         return drawn.per_view | drawn.per_view["loss"] | drawn.per_view["scene"] | drawn.shared["loss"]

@@ -60,6 +60,8 @@ def test_what_fits_passes_and_what_does_not_names_the_settings():
 
 def test_settings_that_are_low_already_are_not_named():
     assert Distillation(Config()).remedies(devices=1) == ["views_per_batch=1"]
+    # One view at a time on each device.
+    assert Distillation(Config()).remedies(devices=2) == ["views_per_batch=2"]
     # One view at a time, or one on each device: nothing is left to divide.
     assert Distillation(Config(views_per_batch=1)).remedies(devices=1) == []
     assert Distillation(Config()).remedies(devices=4) == []

@@ -25,7 +25,9 @@ def config(tiny_config):
 
 @pytest.fixture(scope="module")
 def first(config, tiny_model):
-    return jax.jit(lambda seed: begin(config, tiny_model, jax.random.key(seed)))(0)
+    state = jax.jit(lambda seed: begin(config, tiny_model, jax.random.key(seed)))(0)
+    # Bound to its device, as a restored state is: the step is compiled once for both.
+    return jax.device_put(state, jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
