@@ -87,8 +87,7 @@ def tiny_config() -> Config:
             "start.count": 40,
             "start.scale": 0.15,
             "scene.capacity": 48,
-            # What a buffer that grows for these splats grows to.
-            "buffer_capacity": 64,
+            "buffer_capacity": 256,
             "nodes.count": 3,
             "density.first": 2,
             "density.last": 3,

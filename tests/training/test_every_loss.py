@@ -20,22 +20,13 @@ from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.presets import configured
+from tests.training.fakes import predict
 
 # Two groups of as many views as any loss looks at together.
 VIEWS = 8
 SHAPE = (VIEWS, 4, 4, 4)
 # Guidance of 50 to 100 magnifies the rounding of differences between close predictions.
 TOLERANCES = {"cds": 3e-4, "sdi": 3e-4}
-
-
-def predict(model, x, t, text, adapter=None):
-    """A smooth function of all that a network sees."""
-    times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
-    words = jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
-    offset = 0.0
-    if adapter is not None and adapter.time_offset is not None:
-        offset = jnp.sin(adapter.time_offset[:, :4])[:, None, None]
-    return jnp.tanh(x) * (0.5 + times) + 0.3 * words + 0.1 * offset
 
 
 def assert_close(case, got, expected):

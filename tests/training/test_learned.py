@@ -1,4 +1,7 @@
-"""What a loss learns by itself, as VSD does: it moves with the scene, on two devices, too, and is saved."""
+"""What a loss learns by itself, as VSD does: it moves with the scene, on two devices, too, and is saved.
+
+In place of the network stands a small function: what VSD learns through a network is in tests/guidance.
+"""
 
 import dataclasses
 from functools import partial
@@ -15,6 +18,7 @@ from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.step import train_step
 from tests.errors import relative_error
+from tests.training.fakes import predict
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def drawn(config, first, prompted):
 
 @pytest.fixture(scope="module")
 def step(config):
-    return jax.jit(partial(train_step, task=Distillation(config)))
+    return jax.jit(partial(train_step, task=Distillation(config, predict)))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def test_views_in_turn_on_two_devices_learn_the_same(config, first, prompted, dr
     mesh = batch_mesh(2)
     assert mesh.size == 2
     # Each device has two views, one at a time.
-    task = Distillation(with_overrides(config, {"views_per_batch": 2}))
+    task = Distillation(with_overrides(config, {"views_per_batch": 2}), predict)
     placed = jax.device_put((first, prompted, drawn), replicated(mesh))
     got, numbers = jax.jit(partial(train_step, task=task, mesh=mesh))(*placed)
     for name in ("loss", "loss_lora", "gradient_norm"):

@@ -30,6 +30,7 @@ from ge3d_jax.training.reconstruction import (
     stage_config,
 )
 from ge3d_jax.training.reconstruction_config import Reconstruction
+from tests.training.fakes import predict
 
 
 @pytest.fixture(scope="module")
@@ -77,21 +78,26 @@ def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
     small = with_overrides(config, {"scene.buffer_capacity": 3})
     polar, azimuth = ring_angles(config.reconstruction)
     cameras = cameras_at(config, (polar, azimuth))
-    edited = edited_views(Distillation(small), state, prompted, cameras, azimuth)
+    edited = edited_views(Distillation(small, predict), state, prompted, cameras, azimuth)
     assert edited.shape == (5, 16, 16, 3) and edited.dtype == np.float32
 
-    task, scene = Distillation(config), config.scene.grown(2000)
-    perturbations = scene.perturbations(state.scene, 5)
-    renders = scene.render(state.scene, 0, cameras, jnp.ones((5, 3)), None, perturbations)
-    assert not renders.overflow.any()
-    latents = encode_images(tiny_model, renders.rgb, None)
-    text = view_texts(prompted.embeddings, jnp.asarray(azimuth), use_perp_neg=False, weight=-2.0)
-    drawn = draw_edits(task, state, prompted, 5)
+    drawn = draw_edits(Distillation(config), state, prompted, 5)
     times = drawn.shared["node_times"]
     assert times[-1] <= 300 and drawn.shared["active"] == 5
-    denoiser = Denoiser(tiny_model, tiny_model.schedule, 5)
-    _, denoised = config.reconstruction.editor.trajectories(latents, text, drawn, denoiser)
-    expected = decode_latents(tiny_model, denoised[0])
+
+    @jax.jit
+    def at_once(drawn):
+        scene = config.scene.grown(2000)
+        perturbations = scene.perturbations(state.scene, 5)
+        renders = scene.render(state.scene, 0, cameras, jnp.ones((5, 3)), None, perturbations)
+        latents = encode_images(tiny_model, renders.rgb, None)
+        text = view_texts(prompted.embeddings, jnp.asarray(azimuth), use_perp_neg=False, weight=-2.0)
+        denoiser = Denoiser(tiny_model, tiny_model.schedule, 5, predict)
+        _, denoised = config.reconstruction.editor.trajectories(latents, text, drawn, denoiser)
+        return decode_latents(tiny_model, denoised[0]), renders.overflow
+
+    expected, overflow = at_once(drawn)
+    assert not overflow.any()
     np.testing.assert_allclose(edited, expected, atol=2e-3)
 
 

@@ -37,7 +37,7 @@ def moments(state):
 
 
 def task_of(config, **changes):
-    """The task with a buffer that overflows where the tests want it to, and a penalty, which devices share."""
+    """The task with a buffer that overflows where the tests want it to, and a penalty of the scales."""
     usual = {"scene.buffer_capacity": BUFFER, "scene.scale_penalty": 2.0}
     return Distillation(with_overrides(config, {**usual, **changes}))
 
@@ -80,30 +80,31 @@ def draw(task, prompted):
 
 
 @pytest.fixture(scope="module")
-def pure_step(task):
-    return partial(train_step, task=task)
+def compiled_step(task):
+    return jax.jit(partial(train_step, task=task))
+
+
+def knows_one_picture(model, x, t, text):
+    """A network that knows one picture, by its latent: ε is 0 without text and exact for it with the text."""
+    wanted = np.random.default_rng(5).normal(size=(8, 8, 4)).astype(np.float32)
+    alpha = model.schedule.alphas_cumprod[t]
+    epsilon = (x - jnp.sqrt(alpha) * wanted) / jnp.sqrt(1 - alpha)
+    return jnp.mean(text, axis=(1, 2))[:, None, None, None] * epsilon
 
 
 @pytest.fixture(scope="module")
-def compiled_step(pure_step):
-    return jax.jit(pure_step)
-
-
-def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(tiny_config, tiny_model, draw):
-    # A model that knows one picture, by its latent: ε is 0 without text and exact for that picture with it.
-    wanted = jax.random.normal(jax.random.key(5), (8, 8, 4))
-
-    def knows_one_picture(model, x, t, text):
-        alpha = model.schedule.alphas_cumprod[t]
-        epsilon = (x - jnp.sqrt(alpha) * wanted) / jnp.sqrt(1 - alpha)
-        return jnp.mean(text, axis=(1, 2))[:, None, None, None] * epsilon
-
+def one_picture(tiny_config, tiny_model):
+    """A task with this network, what it needs, and its iteration, compiled."""
     with_text, without = jnp.ones((12, 8)), jnp.zeros((12, 8))
     context = Prompted(tiny_model, PromptEmbeddings(*[with_text] * 4, without, without))
     task = Distillation(task_of(tiny_config, **{"guidance.scale": 1.0}).config, predict=knows_one_picture)
+    return task, context, jax.jit(partial(train_step, task=task))
+
+
+def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(one_picture, tiny_model, draw):
+    task, context, learn = one_picture
     state = first_state(task, tiny_model)
     drawn = draw(state)
-    learn = jax.jit(partial(train_step, task=task))
     losses = []
     for done in range(1, 11):
         state, numbers = learn(state, context, drawn)
@@ -115,16 +116,17 @@ def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(tin
     assert np.all(np.isfinite(losses)) and np.all(np.diff(losses) < 0), losses
 
 
-def test_vmap_over_seeds_equals_a_loop(task, tiny_model, prompted, draw, pure_step, compiled_step):
+def test_vmap_over_seeds_equals_a_loop(one_picture, tiny_model, draw):
+    task, context, learn = one_picture
     states = [first_state(task, tiny_model, seed) for seed in (0, 1)]
     drawn = [draw(state) for state in states]
-    apart = [compiled_step(state, prompted, chance) for state, chance in zip(states, drawn, strict=True)]
+    apart = [learn(state, context, chance) for state, chance in zip(states, drawn, strict=True)]
 
     def stack(*leaves):
         return jnp.stack(leaves)
 
-    many_step = jax.jit(jax.vmap(pure_step, in_axes=(0, None, 0)))
-    state, numbers = many_step(jax.tree.map(stack, *states), prompted, jax.tree.map(stack, *drawn))
+    many_step = jax.jit(jax.vmap(partial(train_step, task=task), in_axes=(0, None, 0)))
+    state, numbers = many_step(jax.tree.map(stack, *states), context, jax.tree.map(stack, *drawn))
     expected_state, expected_numbers = jax.tree.map(stack, *apart)
     np.testing.assert_allclose(numbers["loss"], expected_numbers["loss"], rtol=1e-5)
     assert not np.allclose(numbers["loss"][0], numbers["loss"][1])
@@ -273,25 +275,11 @@ def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, prompted, dra
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_settings_that_save_memory_do_not_change_the_result(
-    tiny_config, tiny_model, prompted, draw, compiled_step
-):
-    frugal = task_of(tiny_config, views_per_batch=1, attention_chunk=24)
-    state = first_state(frugal, tiny_model)
-    drawn = draw(state)
-    frugal_step = jax.jit(partial(train_step, task=frugal))
-    results = [step(state, prompted, drawn) for step in (compiled_step, frugal_step)]
-    (expected, got), (expected_numbers, numbers) = zip(*results, strict=True)
-    assert float(numbers["loss"]) == pytest.approx(float(expected_numbers["loss"]), rel=1e-5)
-    # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
-    assert relative_error(moments(got), moments(expected)) < 1e-4
-
-
 def test_two_devices_that_keep_little_do_what_one_does(
     tiny_config, tiny_model, prompted, draw, compiled_step
 ):
     # One of the two views on each device; test_learned.py has devices with views in turn.
-    task = task_of(tiny_config, vae_rematerialize=True)
+    task = task_of(tiny_config, vae_rematerialize=True, attention_chunk=24)
     state = first_state(task, tiny_model)
     drawn = draw(state)
     mesh = batch_mesh(2)
@@ -302,8 +290,8 @@ def test_two_devices_that_keep_little_do_what_one_does(
     for name in ("loss", "gradient_norm"):
         assert float(numbers[name]) == pytest.approx(float(expected_numbers[name]), rel=1e-5)
     assert int(numbers["intersections"]) == int(expected_numbers["intersections"])
+    # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
     assert relative_error(moments(got), moments(expected)) < 1e-4
-    # Of the penalty each device adds its share.
     chex.assert_trees_all_close(got.scene.statistics, expected.scene.statistics, rtol=1e-3, atol=1e-7)
 
 

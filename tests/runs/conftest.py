@@ -1,0 +1,16 @@
+"""Runs in short: their turntables have the sheet's eight views and no frames between."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ge3d_jax.runs import results
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _short_turntables() -> Iterator[None]:
+    """To draw 64 frames takes longer than all else in the runs of these tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(results, "_TURNTABLE_FRAMES", 8)
+        patched.setattr(results, "_SHEET_STRIDE", 1)
+        yield
