@@ -15,8 +15,9 @@ VENV ?= .venv
 PROMPT ?= a red mushroom
 SEED ?= 0
 WORKERS ?= 2
-# A file's tests stay with one worker, which compiles once what they share.
-PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist=loadfile
+# A file's tests stay with one worker, which compiles once what they share. Files are taken in the order of
+# tests/conftest.py, the longest first.
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 # Installations take the exact versions that were tested, whatever appeared since. Python 3.11 has a list of its own,
 # 3.12 and newer ones share the other. `make update` renews them.

@@ -32,8 +32,16 @@ import pytest
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("project")
 
+# What compiles whole iterations.
+_LONGEST = ("runs", "toybox", "training")
+
 # Of the 65 530 pieces of memory that Linux lets a process map; a compiled program takes about six.
 _MANY_MAPPINGS = 30_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker waits long for the other at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
 
 
 @pytest.fixture(scope="module", autouse=True)

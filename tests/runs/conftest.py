@@ -1,4 +1,4 @@
-"""Runs in short: their turntables have the sheet's eight views and no frames between."""
+"""Runs in short: their turntables have the sheet's eight views and one frame after each."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,6 @@ from ge3d_jax.runs import results
 def _short_turntables() -> Iterator[None]:
     """To draw 64 frames takes longer than all else in the runs of these tests."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(results, "_TURNTABLE_FRAMES", 8)
-        patched.setattr(results, "_SHEET_STRIDE", 1)
+        patched.setattr(results, "_TURNTABLE_FRAMES", 16)
+        patched.setattr(results, "_SHEET_STRIDE", 2)
         yield

@@ -137,7 +137,7 @@ def entry_key(entry):
     return entry.key if hasattr(entry, "key") else entry.idx
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**31))
 def test_values_and_gradients_equal_brute_force(kind, seed):
     scene = random_scene(kind, seed)

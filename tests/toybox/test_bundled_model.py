@@ -22,7 +22,7 @@ def test_thirty_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(
     context = Prompted(model, prompt_embeddings(config, model, "a red mushroom"))
     task = Distillation(config)
     state = begin(config, model, jax.random.key(0))
-    drawn = task.draw(state, context)
+    drawn = jax.jit(task.draw)(state, context)
     learn = jax.jit(partial(train_step, task=task))
     losses = []
     # In some draws the loss rises for the first ten.
