@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.cli import script
+from ge3d_jax.core import devices
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.posed_images import read_posed_images
 from ge3d_jax.runs.resume import resume_run
@@ -108,9 +109,16 @@ def test_a_distillation_that_diverged_is_told_its_settings():
     assert "guidance.scale" in Distillation(None).steadier and "float32" in Distillation(None).steadier
 
 
-@pytest.mark.parametrize(("failed", "status"), [(False, 0), (True, 1)])
-def test_scripts_say_at_the_end_what_there_is_to_say(failed, status, capsys, monkeypatch):
+@pytest.fixture
+def _as_a_script(monkeypatch):
+    """Without flags; JAX runs already, and the machine may have another number of cores than it was told."""
     monkeypatch.setattr(sys, "argv", ["script.py"])
+    monkeypatch.setattr(devices, "use_processor_cores", lambda: None)
+
+
+@pytest.mark.usefixtures("_as_a_script")
+@pytest.mark.parametrize(("failed", "status"), [(False, 0), (True, 1)])
+def test_scripts_say_at_the_end_what_there_is_to_say(failed, status, capsys):
     with pytest.raises(SystemExit) as exit_info:
         script.run(lambda: script.conclude(["One.", "Another."], failed=failed))
     assert exit_info.value.code == status
@@ -119,8 +127,8 @@ def test_scripts_say_at_the_end_what_there_is_to_say(failed, status, capsys, mon
     assert (said.out if failed else said.err) == ""
 
 
-def test_scripts_without_a_word_end_well(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script.py"])
+@pytest.mark.usefixtures("_as_a_script")
+def test_scripts_without_a_word_end_well():
     with pytest.raises(SystemExit) as exit_info:
         script.run(lambda: None)
     assert exit_info.value.code == 0
