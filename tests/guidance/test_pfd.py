@@ -41,7 +41,8 @@ def test_one_time_is_sdi():
         expected, _ = world.gradient_of(SDI(), drawn, progress)
         one, _ = world.gradient_of(PFD(path_step=1000), drawn, progress)
         many, _ = world.gradient_of(PFD(path_step=300), drawn, progress)
-    np.testing.assert_array_equal(one, expected)
+    # Two programs: they may round differently.
+    assert golden.largest_difference(one, expected) < 1e-12
     assert golden.largest_difference(many, expected) > 1e-2
 
 
