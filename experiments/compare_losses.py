@@ -39,7 +39,8 @@ def main() -> None:
     from ge3d_jax.guidance.losses import LOSSES
     from ge3d_jax.metrics.recognition import load_gallery
     from ge3d_jax.runs import compare
-    from ge3d_jax.runs.evaluate import check_prompts, loss_name, make_object, model_fingerprint
+    from ge3d_jax.runs.evaluate import loss_name, make_object, model_fingerprint
+    from ge3d_jax.runs.evaluation_prompts import check_prompts
     from ge3d_jax.runs.folder import prepare_folder, versions, write_json
     from ge3d_jax.runs.request import find_model
     from ge3d_jax.viewer.sheet import save_png

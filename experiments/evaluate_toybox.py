@@ -23,7 +23,11 @@ _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
 _OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
 _MODEL = flags.DEFINE_string("model", None, "Folder of another model of the Toybox world.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of cameras, samples and the first object.", lower_bound=0)
-_PROMPTS = flags.DEFINE_list("prompts", None, "Objects to make instead of the 24, separated by commas.")
+_PROMPTS = flags.DEFINE_list(
+    "prompts",
+    None,
+    "Objects to make instead of the 24, separated by commas; hidden stands for 48 others that --seed draws.",
+)
 _COUNT = flags.DEFINE_integer("count", None, "Make only this many objects.", lower_bound=1)
 _OBJECTS = flags.DEFINE_string(
     "objects", "outputs/evaluation", "Folder of the generated objects; finished ones are reused."
@@ -67,10 +71,13 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
 
     from ge3d_jax.runs import evaluate as evaluation
     from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.runs.evaluation_prompts import HIDDEN, PROMPTS, check_prompts, hidden_prompts
     from ge3d_jax.viewer.sheet import save_png
 
-    prompts = (_PROMPTS.value or evaluation.PROMPTS)[: _COUNT.value]
-    evaluation.check_prompts(prompts)
+    hidden = _PROMPTS.value == [HIDDEN]
+    asked = hidden_prompts(_SEED.value) if hidden else _PROMPTS.value
+    prompts = (asked or PROMPTS)[: _COUNT.value]
+    check_prompts(prompts)
     overrides = script.parse_settings(_SET.value)
     loss = evaluation.loss_name(_GUIDANCE.value, overrides)
     weights = evaluation.model_fingerprint(folder)
@@ -86,7 +93,9 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
             overrides=overrides,
         )
         pictures = evaluation.object_pictures(gaussians)
+        likeness = evaluation.object_likeness(prompt, gaussians)
         one = {"seconds": seconds} | evaluation.measure_object(gallery, prompt, pictures)
+        one["likeness"] = likeness
         print(f"  correct {one['right_kind_and_color']:.0%}, one front: {one['one_front']}, {seconds:.0f} s")
         objects.append(one)
         sides.append(report.object_sides(gaussians))
@@ -99,6 +108,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
         "overrides": overrides,
         "machine": f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind,
         **evaluation.summarize_objects(objects),
+        "likeness": evaluation.mean_likeness(objects),
         "list": objects,
     }
 

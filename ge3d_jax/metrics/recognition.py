@@ -24,7 +24,7 @@ import numpy as np
 
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.splatting import cameras
-from ge3d_jax.toybox.model.dataset import layer_bytes
+from ge3d_jax.toybox.model.dataset import layer_bytes, paint_bytes
 from ge3d_jax.toybox.world import objects, render, shapes
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
@@ -62,12 +62,14 @@ class Recognition:
         kinds: int (B,), index into the gallery's kinds.
         colors: int (B,), index into COLORS.
         azimuths: float32 (B,), azimuth of its camera, radians in [−π, π).
+        views: int (B,), its place among the gallery's views of that kind.
         errors: float32 (B,), mean squared RGB error.
     """
 
     kinds: np.ndarray
     colors: np.ndarray
     azimuths: np.ndarray
+    views: np.ndarray
     errors: np.ndarray
 
 
@@ -211,7 +213,28 @@ def recognize(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> R
     kinds = np.argmin(least, axis=0)
     rows = np.arange(len(pictures))
     views, colors = np.divmod(np.stack(places)[kinds, rows], len(COLORS))
-    return Recognition(kinds, colors, gallery.azimuths[views], np.stack(least)[kinds, rows])
+    return Recognition(kinds, colors, gallery.azimuths[views], views, np.stack(least)[kinds, rows])
+
+
+def nearest_truth(
+    gallery: Gallery, named: Recognition, background: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ground-truth pictures that pictures were recognized as.
+
+    Args:
+        gallery: where they were looked for.
+        named: what was found for B pictures.
+        background: (3,) or (B, 3) RGB in [0, 1], as for `recognize`.
+
+    Returns:
+        The pictures (B, H, W, 3) in [0, 1], and the fraction (B, H, W) of each pixel that the object covers.
+    """
+    layers = gallery.layers[named.kinds, named.views]
+    palette = np.asarray(list(COLORS.values()), np.float32)
+    second = np.asarray([COLORS[KINDS[gallery.kinds[kind]].part_color] for kind in named.kinds], np.float32)
+    behind = np.broadcast_to(np.asarray(background, np.float32), (len(layers), 3))
+    pictures = paint_bytes(layers, palette[named.colors], second, behind)
+    return np.asarray(pictures), layers[..., -1] / 255.0
 
 
 def recognized_front(azimuths: np.ndarray | float) -> np.ndarray:

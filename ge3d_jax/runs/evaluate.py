@@ -1,12 +1,13 @@
 """Evaluating the bundled model: the recognizer on ground truth, the model's samples, the generated objects.
 
 Every function returns plain numbers, ready for JSON: shares are in [0, 1], angles in degrees, times in
-seconds.
+seconds; what is in `likeness` is explained in `metrics.likeness`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import kind_of, to_tree
 from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.metrics.likeness import measure_likeness, sharpness, tint
+from ge3d_jax.metrics.pictures import psnr
 from ge3d_jax.metrics.recognition import (
     RADIUS,
     Gallery,
     confusion_matrix,
     estimate_background,
+    nearest_truth,
     recognize,
     recognized_front,
     wrap_angle,
@@ -37,34 +41,6 @@ from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camer
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
 
-# Every kind, those with a front (except the car) twice; every color twice.
-PROMPTS = (
-    "a red mushroom",
-    "a cyan robot",
-    "a yellow house",
-    "a green duck",
-    "an orange cat",
-    "a white snowman",
-    "a black penguin",
-    "a grey television",
-    "a blue car",
-    "a pink pig",
-    "a purple gift",
-    "a brown mug",
-    "a purple robot",
-    "a white house",
-    "a yellow duck",
-    "a black cat",
-    "a blue snowman",
-    "a pink penguin",
-    "a red television",
-    "a brown pig",
-    "a green tree",
-    "a cyan lamp",
-    "a grey rocket",
-    "an orange cupcake",
-)
-
 WHITE = (1.0, 1.0, 1.0)
 # Number of azimuths that an object is judged from; every second one is a side: front, left, back, right.
 VIEWS = 8
@@ -74,6 +50,8 @@ _COLOR_NAMES = tuple(COLORS)
 PRESET = "toybox"
 # An azimuth error above this means another side of the object, not a coarse grid.
 _TURNED_DEGREES = 45.0
+# Likeness is judged at this size whatever the objects were made at, so that numbers can be compared.
+_LIKENESS_SIZE = 128
 
 # (prompts, key) → pictures (B, H, W, 3) in [0, 1].
 Sampler = Callable[[Sequence[str], jax.Array], np.ndarray]
@@ -160,7 +138,9 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
     for index, kind in enumerate(gallery.kinds):
         prompts = [caption(Sentence(kind, color)) for color in COLORS]
         images = np.asarray(sample(prompts, jax.random.fold_in(jax.random.key(seed), index)))
-        named = recognize(gallery, images, estimate_background(images))
+        behind = estimate_background(images)
+        named = recognize(gallery, images, behind)
+        truths, outlines = nearest_truth(gallery, named, behind)
         pictures.append(images)
         rows += [
             {
@@ -170,6 +150,13 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
                 "right_kind": bool(named.kinds[i] == index),
                 "right_color": bool(named.colors[i] == i),
                 "squared_error": round(float(named.errors[i]), 6),
+                "likeness": _rounded(
+                    {
+                        "psnr": float(psnr(images[i], truths[i])),
+                        "sharpness": sharpness(images[i], truths[i]),
+                        "tint": tint(images[i], truths[i], outlines[i]),
+                    }
+                ),
             }
             for i, prompt in enumerate(prompts)
         ]
@@ -179,6 +166,7 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
         "right_kind": _share([row["right_kind"] for row in rows]),
         "right_color": _share([row["right_color"] for row in rows]),
         "right_kind_and_color": _share([row["right_kind"] and row["right_color"] for row in rows]),
+        "likeness": mean_likeness(rows),
         "samples": rows,
     }
     return figures, np.concatenate(pictures)
@@ -247,8 +235,17 @@ def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[
 
 
 def summarize_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over objects, each a result of `measure_object` with an entry "seconds" added."""
+    """Means over objects.
+
+    Args:
+        objects: results of `measure_object` with an entry "seconds" added.
+
+    Returns:
+        The means; "multi_faced" is the share of objects of a kind with a front that show one on several
+        sides.
+    """
     fronts = [one["one_front"] for one in objects if one["one_front"] is not None]
+    faces = [len(one["fronts_at_degrees"]) > 1 for one in objects if one["one_front"] is not None]
     return {
         "objects": len(objects),
         "right_kind": _share([one["right_kind"] for one in objects]),
@@ -256,22 +253,26 @@ def summarize_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "right_kind_and_color": _share([one["right_kind_and_color"] for one in objects]),
         "objects_with_front": len(fronts),
         "one_front": _share(fronts) if fronts else None,
+        "multi_faced": _share(faces) if faces else None,
         "mean_seconds": round(float(np.mean([one["seconds"] for one in objects])), 1),
     }
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Check that the gallery can judge the prompts.
+def _rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in numbers.items()}
 
-    Raises:
-        UserError: a prompt is not a sentence of the Toybox world, or names a second color.
-    """
-    for prompt in prompts:
-        if parse(prompt).second_color is not None:
-            raise UserError(
-                f"The prompt {prompt!r} names a second color, which the recognizer does not distinguish; "
-                "give one with a single color."
-            )
+
+def mean_likeness(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Means of the rows' likeness, each over the rows that have the number."""
+    values = {name: [row["likeness"][name] for row in rows] for name in rows[0]["likeness"]}
+    known = {name: [value for value in column if value is not None] for name, column in values.items()}
+    return _rounded({name: float(np.mean(column)) if column else None for name, column in known.items()})
+
+
+def object_likeness(prompt: str, gaussians: Gaussians) -> dict[str, float | None]:
+    """How near an object is to what the sentence describes; see `metrics.likeness`."""
+    cameras = cameras_around(turntable_azimuths(VIEWS), replace(_VIEWPOINT, size=_LIKENESS_SIZE))
+    return _rounded(measure_likeness(gaussians, parse(prompt), cameras))
 
 
 def model_fingerprint(folder: Path) -> str:

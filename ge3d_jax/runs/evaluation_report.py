@@ -22,6 +22,8 @@ _SHOWN_SIZE = 128
 _SIDE_STRIDE = VIEWS // 4
 _OBJECTS_PER_ROW = 2
 
+_LIKENESS_NAMES = ("PSNR", "overlap", "sharpness", "tint", "Chamfer", "specks")
+
 _CELL = 26
 _TEXT_SIZE = 12
 _MARGIN = 92
@@ -108,6 +110,44 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
+def _likeness_cells(numbers: Mapping[str, float | None]) -> list[str]:
+    """The numbers of `metrics.likeness` as cells of a table; a dash where there is none."""
+
+    def cell(name: str, text: str, factor: float = 1.0) -> str:
+        value = numbers.get(name)
+        return "–" if value is None else text.format(factor * value)
+
+    return [
+        cell("psnr", "{:.1f} dB"),
+        cell("overlap", "{:.2f}"),
+        cell("sharpness", "{:.2f}"),
+        cell("tint", "{:.1f}%", 100.0),
+        cell("chamfer", "{:.1f}%", 100.0),
+        cell("specks", "{:.1f}%", 100.0),
+    ]
+
+
+def _likeness_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = {"model": "the samples", "objects": "the objects"}
+    lines = [
+        "## How near to the truth",
+        "",
+        "Samples are compared with the nearest ground-truth picture; objects with the true views from the "
+        f"same {VIEWS} cameras, on white at 128 pixels. PSNR: mean over pictures. Overlap: intersection over "
+        "union of the silhouettes. Sharpness: squared differences of neighboring pixels, over the truth's. "
+        "Tint: chroma where the truth is white, grey or black. Chamfer: distance of the visible surfaces, "
+        "over the object's size. Specks: share of the opacity that lies more than 5% of its size outside.",
+        "",
+        f"| what | {' | '.join(_LIKENESS_NAMES)} |",
+        f"|---{'|---' * len(_LIKENESS_NAMES)}|",
+    ]
+    return lines + [
+        f"| {' | '.join([name, *_likeness_cells(reports[part]['likeness'])])} |"
+        for part, name in rows.items()
+        if part in reports
+    ]
+
+
 def _summary(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "| what | correct kind | correct color | both | goal |",
@@ -182,8 +222,8 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
         "",
         f"The front on exactly one side, the one toward +x: **{_percent(figures['one_front'])}** of the "
         f"{figures['objects_with_front']} objects of a kind with a front (goal: ≥ "
-        f"{100 * _WANTED['front']:.0f}%). A side shows a front if the nearest ground truth is a kind "
-        "with a front seen from within 45° of +x.",
+        f"{100 * _WANTED['front']:.0f}%). Several fronts: **{_percent(figures['multi_faced'])}**. A side "
+        "shows a front if the nearest ground truth is a kind with a front seen from within 45° of +x.",
         "",
         f"An object takes {figures['mean_seconds']:.0f} s on average, including compilation, on "
         f"{figures['machine']}.",
@@ -191,16 +231,19 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
     if figures["overrides"]:
         changed = ", ".join(f"`{name}={value}`" for name, value in figures["overrides"].items())
         lines += ["", f"Settings changed from the preset: {changed}."]
+    columns = ["prompt", "correct kind and color", "one front", "fronts at", *_LIKENESS_NAMES, "seconds"]
     lines += [
         "",
-        "| prompt | correct kind and color | one front | fronts at | seconds |",
-        "|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
     ]
     for one in figures["list"]:
         front = {None: "–", True: "yes", False: "no"}[one["one_front"]]
         places = ", ".join(f"{degrees}°" for degrees in one["fronts_at_degrees"]) or "–"
         right = _percent(one["right_kind_and_color"])
-        lines.append(f"| {one['prompt']} | {right} | {front} | {places} | {one['seconds']:.0f} |")
+        likeness, seconds = _likeness_cells(one["likeness"]), f"{one['seconds']:.0f}"
+        cells = [one["prompt"], right, front, places, *likeness, seconds]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", "![all objects](objects.png)"]
 
 
@@ -214,6 +257,8 @@ def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         *_summary(reports),
     ]
+    if reports.keys() & {"model", "objects"}:
+        lines += ["", *_likeness_section(reports)]
     for part, section in sections.items():
         if part in reports:
             lines += ["", *section(reports[part])]

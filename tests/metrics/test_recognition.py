@@ -163,6 +163,9 @@ def test_figures_of_a_model_that_draws_the_truth_except_for_one_kind(gallery):
     assert pictures.shape == (24, 64, 64, 3)
     assert (figures["right_kind"], figures["right_color"]) == (0.5, 1.0)
     assert figures["right_kind_and_color"] == 0.5
+    # The truth itself, but for the eight bits of the gallery.
+    assert figures["likeness"]["psnr"] > 45 and abs(figures["likeness"]["sharpness"] - 1) < 0.01
+    assert all(sample.pop("likeness")["psnr"] > 45 for sample in figures["samples"])
     assert figures["samples"][12] | {"squared_error": 0} == {
         "prompt": "a red mushroom",
         "named_kind": "duck",
@@ -199,4 +202,4 @@ def test_figures_of_objects(gallery, around):
 
     means = evaluation.summarize_objects([one | {"seconds": 2.0} for one in (duck, janus, plain)])
     assert (means["objects"], means["objects_with_front"], means["one_front"]) == (3, 2, 0.5)
-    assert means["mean_seconds"] == 2.0
+    assert means["mean_seconds"] == 2.0 and means["multi_faced"] == 0.5

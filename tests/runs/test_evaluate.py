@@ -10,6 +10,7 @@ from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.runs import evaluate as evaluation
 from ge3d_jax.runs import evaluation_report as report
+from ge3d_jax.runs.evaluation_prompts import PROMPTS, check_prompts, hidden_prompts
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.toybox.world.captions import caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
@@ -20,14 +21,22 @@ SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 5
 
 
 def test_prompts_are_spread_over_the_world():
-    sentences = [parse(prompt) for prompt in evaluation.PROMPTS]
+    sentences = [parse(prompt) for prompt in PROMPTS]
     assert len(sentences) == len(set(sentences)) == 24
-    assert [caption(sentence) for sentence in sentences] == list(evaluation.PROMPTS)
+    assert [caption(sentence) for sentence in sentences] == list(PROMPTS)
     kinds = Counter(sentence.kind for sentence in sentences)
     assert set(kinds) == set(KINDS)
     assert sum(kinds[kind] for kind, thing in KINDS.items() if thing.has_front) == 17
     assert Counter(sentence.color for sentence in sentences) == dict.fromkeys(COLORS, 2)
-    evaluation.check_prompts(evaluation.PROMPTS)
+    check_prompts(PROMPTS)
+
+
+def test_hidden_prompts_are_others_and_follow_the_seed():
+    prompts = hidden_prompts(5)
+    assert prompts == hidden_prompts(5) != hidden_prompts(6)
+    assert len(set(prompts)) == 48 and not set(prompts) & set(PROMPTS)
+    assert Counter(parse(prompt).kind for prompt in prompts) == dict.fromkeys(KINDS, 3)
+    check_prompts(prompts)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +44,7 @@ def test_prompts_are_spread_over_the_world():
 )
 def test_prompts_that_cannot_be_judged_are_refused(prompt, says):
     with pytest.raises(UserError, match=says):
-        evaluation.check_prompts(["a red mushroom", prompt])
+        check_prompts(["a red mushroom", prompt])
 
 
 class Generated(Exception):
@@ -114,11 +123,20 @@ def some_reports():
         "squared_error": 0.01,
     }
     shares = {"right_kind": 0.9375, "right_color": 1.0, "right_kind_and_color": 0.5}
+    likeness = {
+        "psnr": 19.25,
+        "overlap": 0.834,
+        "sharpness": 0.182,
+        "tint": None,
+        "chamfer": 0.0312,
+        "specks": 0.0123,
+    }
     duck = {
         "prompt": "a red duck",
         "one_front": False,
         "fronts_at_degrees": [0, 180],
         "seconds": 61.2,
+        "likeness": likeness,
         "views": [view | {"azimuth_degrees": 45 * index} for index in range(8)],
         **shares,
     }
@@ -139,11 +157,19 @@ def some_reports():
             "right_front_decision": 0.9,
             **shares,
         },
-        "model": {"pictures": 1, "seed": 0, "samples": [sample], **shares},
+        "model": {
+            "pictures": 1,
+            "seed": 0,
+            "likeness": {"psnr": 22.41, "sharpness": 0.9, "tint": 0.015},
+            "samples": [sample],
+            **shares,
+        },
         "objects": {
             "objects": 1,
             "objects_with_front": 1,
             "one_front": 0.0,
+            "multi_faced": 0.25,
+            "likeness": likeness,
             "mean_seconds": 61.2,
             "seed": 0,
             "machine": "2 processor cores",
@@ -167,6 +193,10 @@ def test_page_shows_the_available_figures():
         "by the loss `sds`",
         "`views=2`",
         "61 s",
+        "Several fronts: **25.0%**",
+        "| the samples | 22.4 dB | – | 0.90 | 1.5% | – | – |",
+        "| the objects | 19.2 dB | 0.83 | 0.18 | – | 3.1% | 1.2% |",
+        "| a red duck | 50.0% | no | 0°, 180° | 19.2 dB | 0.83 | 0.18 | – | 3.1% | 1.2% | 61 |",
     ):
         assert words in page
     part = report.markdown({"model": reports["model"]})

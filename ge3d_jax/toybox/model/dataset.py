@@ -140,9 +140,18 @@ def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> Picture
 
 
 @jax.jit
-def _paint_bytes(
+def paint_bytes(
     layers: jax.Array, primary: jax.Array, secondary: jax.Array, background: jax.Array
 ) -> jax.Array:
+    """Paint views as they are stored.
+
+    Args:
+        layers: uint8 (B, H, W, 6), as in `Views.layers`.
+        primary, secondary, background: (B, 3), as in `PicturePlan`.
+
+    Returns:
+        Pictures (B, H, W, 3) in [0, 1].
+    """
     planes = layers.astype(jnp.float32) / 255.0
     parts = Layers(
         primary=planes[..., 0], secondary=planes[..., 1], fixed=planes[..., 2:5], alpha=planes[..., 5]
@@ -153,4 +162,4 @@ def _paint_bytes(
 def paint_pictures(views: Views, plan: PicturePlan, rows: np.ndarray) -> jax.Array:
     """Paint the pictures of some rows of a plan: (len(rows), H, W, 3) in [0, 1]."""
     layers = views.layers[plan.views[rows]]
-    return _paint_bytes(layers, plan.primary[rows], plan.secondary[rows], plan.background[rows])
+    return paint_bytes(layers, plan.primary[rows], plan.secondary[rows], plan.background[rows])

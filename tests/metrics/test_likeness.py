@@ -1,0 +1,96 @@
+"""Likeness to the truth: each number of pictures, outlines, surfaces and splats made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.metrics.likeness import chamfer, measure_likeness, overlap, sharpness, size_of, specks, tint
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.render import distance_to, surface, toybox_camera
+from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, turntable_azimuths
+
+SENTENCE = parse("a white snowman")
+
+
+def test_overlap_is_intersection_over_union_of_what_is_more_than_half_covered():
+    ours, theirs = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
+    ours[0, :, :2], theirs[0, :, 1:3] = 0.9, 0.51
+    ours[1, 0, 0] = 0.49
+    assert overlap(ours, theirs) == 4 / 12
+    assert overlap(np.zeros((4, 4)), np.zeros((4, 4))) == 1.0
+
+
+def test_sharpness_compares_squared_differences_along_both_axes():
+    truth = np.zeros((4, 4, 3))
+    truth[:, 2:] = 1.0
+    assert sharpness(truth, truth) == sharpness(truth.swapaxes(0, 1), truth) == 1.0
+    # A ramp over two pixels has half the squared difference of a step.
+    ramp = truth.copy()
+    ramp[:, 1] = 0.5
+    ramp[:, 2] = 1.0
+    assert sharpness(ramp, truth) == pytest.approx(0.5)
+
+
+def test_tint_is_the_chroma_where_the_truth_is_neutral_and_inside():
+    truth, alpha = np.full((2, 3, 3), 0.5), np.ones((2, 3))
+    truth[0, 0], alpha[0, 1] = (1.0, 0.0, 0.0), 0.5
+    picture = truth + 0.0
+    picture[0, 1] = (0.0, 1.0, 0.0)
+    picture[1, 2] = (0.5, 0.7, 0.4)
+    assert tint(picture, truth, alpha) == pytest.approx(0.3 / 4)
+    assert tint(picture[:1, :1], truth[:1, :1], alpha[:1, :1]) is None
+
+
+def test_chamfer_is_the_mean_of_both_directions():
+    points, true_points = np.zeros((1, 3)), np.asarray([[0.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    assert chamfer(points, true_points) == pytest.approx(0.5 * (1.0 + 2.0))
+    assert chamfer(np.zeros((0, 3)), true_points) == np.inf
+    assert size_of(true_points) == 3.0
+
+
+def test_a_camera_sees_points_on_the_surface():
+    points, hit = surface("snowman", toybox_camera(0.3, np.deg2rad(70.0)))
+    nearest = np.asarray(distance_to("snowman", points))
+    assert np.all(np.abs(nearest[np.asarray(hit)]) < 4e-3) and np.all(nearest[~np.asarray(hit)] > 4e-3)
+    # They face the camera, and its cone is filled by the object.
+    assert points[np.asarray(hit)].mean(axis=0)[0] > 0.1 and 0.1 < np.mean(hit) < 0.6
+
+
+def splats(positions, opacity=0.95):
+    count = len(positions)
+    colors, scales = np.full((count, 3), 0.9), np.full((count, 3), 0.006)
+    return make_gaussians(positions, colors, scales, np.full(count, opacity), capacity=count)
+
+
+@pytest.fixture(scope="module")
+def on_the_surface():
+    """Splats where eight cameras see the snowman."""
+    points = []
+    for azimuth in turntable_azimuths(8):
+        places, hit = surface("snowman", toybox_camera(azimuth, np.deg2rad(70.0)))
+        points.append(np.asarray(places)[np.asarray(hit)][::2])
+    return np.concatenate(points)
+
+
+def test_splats_on_the_true_surface_are_like_it(on_the_surface):
+    cameras = cameras_around(turntable_azimuths(2), Viewpoint(size=128))
+    found = measure_likeness(splats(on_the_surface), SENTENCE, cameras)
+    assert found["overlap"] > 0.85 and found["chamfer"] < 0.015 and found["specks"] == 0.0
+    # They have one grey for the whole, so they lack its dark hat and its nose, not its outline.
+    assert 10 < found["psnr"] < 20 and found["tint"] < 0.01
+    larger = measure_likeness(splats(1.3 * on_the_surface), SENTENCE, cameras)
+    assert larger["overlap"] < 0.7 and larger["chamfer"] > 0.03 and larger["psnr"] < found["psnr"]
+
+
+def test_specks_are_the_share_of_the_opacity_outside(on_the_surface):
+    inside, outside = on_the_surface[:30], np.asarray([[0.9, 0.0, 0.0]] * 10)
+    both = splats(np.concatenate([inside, outside]))
+    faint = both.replace(opacity_logits=both.opacity_logits.at[30:].set(jax.scipy.special.logit(0.475)))
+    assert specks(both, "snowman", 1.5) == pytest.approx(10 / 40)
+    assert specks(faint, "snowman", 1.5) == pytest.approx(5 / 35)
+    # A splat that is not there is no speck, and one within 5 % of the size counts as part of the object.
+    assert specks(both.replace(mask=jnp.arange(40) < 30), "snowman", 1.5) == 0.0
+    near = splats(np.asarray([[0.0, 0.0, -0.74 - 0.049], [0.0, 0.0, -0.74 - 0.051]]))
+    assert specks(near, "snowman", 1.0) == pytest.approx(0.5)
