@@ -7,7 +7,8 @@ cores; a run that was stopped continues with the next object. The folder docs/lo
 (the table), comparison.csv and comparison.json (every object's figures) and comparison.png (four sides of
 each). Other settings, one trial a line ("sds guidance.scale=20 iterations=400"):
 
-    python experiments/compare_losses.py --trials=docs/losses/trials.txt --out=outputs/trials
+    python experiments/compare_losses.py --trials=docs/losses/trials.txt --out=outputs/trials \\
+        --prompts="a pink cat,a green lamp" --seed=100
 """
 
 from pathlib import Path
