@@ -12,7 +12,7 @@ from flax import serialization
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.scenes.base import Scene
-from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.state import TrainState, shapes_by_path
 
 
 def _arrays_of(state: TrainState) -> dict[str, Any]:
@@ -42,15 +42,6 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _shapes(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each array by its path, of arrays or of what a file says about them."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    return {
-        ".".join(str(entry.key) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
-        for path, leaf in leaves
-    }
-
-
 def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: Scene) -> TrainState:
     """Read what `save_state` wrote, bit for bit.
 
@@ -68,7 +59,7 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: S
     }
     template = template.with_scene(*scene.resized(template.scene, template.moments, of_scene))
     expected = _arrays_of(template)
-    wanted = _shapes(expected)
+    wanted = shapes_by_path(expected)
     differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if differing:
         name = differing[0]
@@ -91,7 +82,7 @@ def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, 
         found = checkpointer.metadata(target).item_metadata if target.is_dir() else None
     if found is None:
         raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
-    return _shapes(found.tree)
+    return shapes_by_path(found.tree)
 
 
 def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
