@@ -9,8 +9,6 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 
-# A process that has sent nothing for so long is taken for dead, and JAX ends the others, seconds.
-HEARTBEAT_SECONDS = 60
 # The first to be through waits for the last one, which may have much more to do.
 _LONGEST_WAIT_SECONDS = 30 * 24 * 3600
 
@@ -26,12 +24,14 @@ class Cluster:
         processes: how many there are.
         process: which one this is, from 0.
         wait_seconds: for how long to wait for the others at the start.
+        heartbeat_seconds: a process that was not heard for so long is taken for dead.
     """
 
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
     wait_seconds: int = 300
+    heartbeat_seconds: int = 60
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
@@ -75,7 +75,7 @@ def join(cluster: Cluster) -> None:
                 cluster.process,
                 cluster_detection_method="deactivate" if cluster.is_whole else None,
                 initialization_timeout=10 * cluster.wait_seconds,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                heartbeat_timeout_seconds=cluster.heartbeat_seconds,
                 shutdown_timeout_seconds=_LONGEST_WAIT_SECONDS,
             )
         except Exception as error:

@@ -277,10 +277,14 @@ class _Maker:
         """Make some objects of one line together."""
         parts = []
         for one in portion:
-            prepare_folder(one.request.folder)
-            part = one.request.part(
-                context, resume=has_state(one.request.folder), preview_every=self._preview_every
-            )
+            try:
+                prepare_folder(one.request.folder)
+                part = one.request.part(
+                    context, resume=has_state(one.request.folder), preview_every=self._preview_every
+                )
+            except Exception as error:
+                self._record_failure([one], error, bar)
+                continue
             bar.skip(int(part.state.iteration))
             parts.append((one, part))
         # A kill may have come between the states of those that went in step.

@@ -8,157 +8,183 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from ge3d_jax.core.devices import batch_mesh, replicated
+from ge3d_jax.core.devices import batch_mesh
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.training.distillation import Distillation, begin, draw_by_view
 from ge3d_jax.training.iterations import MOST_SKIPPED, iterate_together
-from ge3d_jax.training.step import _step, _step_together, make_step
+from ge3d_jax.training.step import _step, _step_together
 from tests.errors import relative_error
+from tests.training.toy_task import LONG, SHORT, ToyScene, ToyTask, begin_toy
 
 ROOT = Path(__file__).parent.parent.parent
-SEEDS = (0, 1, 2)
-# Compared after so many iterations, when splats have come and opacities were lowered.
-COMPARED = 4
-FIELDS = ("positions", "log_scales", "opacity_logits", "sh")
+STARTS = ([0.5, -0.2, 0.9], [-0.5, 0.3, 2.0], [0.1, 0.2, -1.0])
 
 
-def predict(model, x, t, text, adapter=None):
-    """A smooth function of all that a network sees, quickly compiled."""
-    times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
-    words = jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
-    camera = 0.0 if adapter is None else jnp.sin(adapter.time_offset[:, :4])[:, None, None]
-    return jnp.tanh(x) * (0.5 + times) + 0.3 * words + 0.1 * camera
+def perform(states, *, task, context=None, **options):
+    context = jnp.float32(0.5) if context is None else context
+    return iterate_together(states, context, task, parts=2, **options)
 
 
 @pytest.fixture(scope="module")
-def task(tiny_config):
-    # Long enough for a run to diverge; the schedule of density control is that of the shorter one.
-    return Distillation(with_overrides(tiny_config, {"shared_nodes": True, "iterations": MOST_SKIPPED + 2}))
+def toy():
+    return ToyTask()
 
 
 @pytest.fixture(scope="module")
-def programs():
-    """Compiled once for all tests."""
-    return {}
+def toys(toy):
+    return [begin_toy(toy, start, seed) for seed, start in enumerate(STARTS)]
 
 
 @pytest.fixture(scope="module")
-def perform(task, prompted, programs):
-    def perform(states, *, task=task, **options):
-        return iterate_together(states, prompted, task, parts=2, programs=programs, **options)
-
-    return perform
+def alone(toys, toy):
+    return [perform([state], task=toy)[0] for state in toys]
 
 
-@pytest.fixture(scope="module")
-def states(task, tiny_model):
-    return [begin(task.config, tiny_model, jax.random.key(seed)) for seed in SEEDS]
-
-
-@pytest.fixture(scope="module")
-def alone(states, perform):
-    return [perform([state], stop_at=COMPARED)[0] for state in states]
-
-
-def assert_same_object(got, expected):
-    assert int(got.object.mask.sum()) == int(expected.object.mask.sum())
-    used = np.asarray(expected.object.mask)
-    for field in FIELDS:
-        one, other = (np.asarray(getattr(each.object, field))[: used.size] for each in (got, expected))
-        assert relative_error(one[used], other[used]) < 1e-4, field
-
-
-def with_scene(state, **changes):
-    gaussians = state.scene.gaussians.replace(**changes)
-    return state.replace(scene=state.scene.replace(gaussians=gaussians))
-
-
-def test_three_seeds_together_are_what_each_is_alone(states, perform, alone):
-    told = []
-    together = perform(
-        states, stop_at=COMPARED, on_iteration=lambda index, done, *_: told.append((done, index))
+def assert_same(got, expected):
+    assert (got.iterations, got.interrupted, got.diverged) == (
+        expected.iterations,
+        expected.interrupted,
+        expected.diverged,
     )
-    assert told == [(done, index) for done in range(1, COMPARED + 1) for index in range(len(SEEDS))]
-    for got, expected in zip(together, alone, strict=True):
-        assert got.iterations == COMPARED and not got.interrupted and not got.diverged
-        assert_same_object(got, expected)
+    np.testing.assert_allclose(got.object, expected.object, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.state.learned["w"], expected.state.learned["w"], rtol=1e-5)
+    assert int(got.state.iteration) == got.iterations
+
+
+def test_seeds_of_ge3d_together_are_what_each_is_alone(tiny_config, prompted):
+    def predict(model, x, t, text):
+        """A smooth function of all that a network sees, sooner compiled than a network."""
+        times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
+        return jnp.tanh(x) * (0.5 + times) + jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
+
+    # Splats come after the second iteration, and opacities are lowered after the third.
+    task = Distillation(with_overrides(tiny_config, {"shared_nodes": True}), predict)
+    states = [begin(task.config, prompted.model, jax.random.key(seed)) for seed in (0, 1, 2)]
+    together, programs = perform(states, task=task, context=prompted), {}
+    for state, got in zip(states, together, strict=True):
+        (expected,) = perform([state], task=task, context=prompted, programs=programs)
+        assert got.iterations == 4 and not got.interrupted and not got.diverged
+        np.testing.assert_array_equal(got.object.mask, expected.object.mask)
+        used = np.asarray(expected.object.mask)
+        for field in ("positions", "log_scales", "opacity_logits", "sh"):
+            one, other = (np.asarray(getattr(each.object, field))[used] for each in (got, expected))
+            assert relative_error(one, other) < 1e-4, field
+    # One program served all of them.
+    assert len(programs) == 1
     assert relative_error(together[0].object.sh, together[1].object.sh) > 0.01
 
 
-def test_a_run_by_itself_gives_the_same_bytes_again(states, perform, alone):
-    (again,) = perform([states[1]], stop_at=COMPARED)
-    chex.assert_trees_all_equal(again.object, alone[1].object)
+def test_runs_keep_in_step_and_are_what_each_is_alone(toys, toy, alone):
+    told = []
+    together = perform(toys, task=toy, on_iteration=lambda index, done, *_: told.append((done, index)))
+    assert told == [(done, index) for done in range(1, toy.iterations + 1) for index in range(3)]
+    for got, expected in zip(together, alone, strict=True):
+        assert_same(got, expected)
 
 
-def test_a_run_that_is_stopped_stays_and_the_others_go_on(states, perform, alone):
-    stopped, *others = perform(
-        states, stop_at=COMPARED, on_iteration=lambda index, done, *_: index == 0 and done == 2
-    )
-    assert stopped.interrupted and stopped.iterations == int(stopped.state.iteration) == 2
-    (expected,) = perform([states[0]], stop_at=2)
-    assert_same_object(stopped, expected)
+def test_arrays_are_as_long_as_the_fullest_needs(toys, toy, alone):
+    together = perform(toys, task=toy)
+    assert [result.object.size for result in alone] == [LONG, SHORT, LONG]
+    assert [result.object.size for result in together] == [LONG, SHORT, LONG]
+    assert {result.state.scene["x"].size for result in together} == {LONG}
+
+
+def test_a_run_that_is_stopped_stays_and_the_others_go_on(toys, toy, alone):
+    stopped, *others = perform(toys, task=toy, on_iteration=lambda index, done, *_: index == 0 and done == 3)
+    (expected,) = perform([toys[0]], task=toy, on_iteration=lambda index, done, *_: done == 3)
+    assert stopped.interrupted and stopped.iterations == 3
+    assert_same(stopped, expected)
     for got, expected in zip(others, alone[1:], strict=True):
-        assert_same_object(got, expected)
+        assert_same(got, expected)
 
 
-def test_one_that_diverges_ends_by_itself_beside_sound_ones(states, perform):
-    broken = with_scene(states[1], sh=jnp.full_like(states[1].scene.gaussians.sh, jnp.nan))
+def test_one_that_diverges_ends_by_itself_beside_sound_ones(toys, toy, alone):
+    broken = begin_toy(toy, [0.1, np.nan, 0.2], 1)
     seen = []
 
     def watch(index, done, numbers, state):
         seen.append((index, numbers["skipped"]))
 
-    first, diverged, last = perform([states[0], broken, states[2]], on_iteration=watch)
-    assert diverged.diverged and diverged.iterations == MOST_SKIPPED == int(diverged.state.iteration)
+    first, diverged, last = perform([toys[0], broken, toys[2]], task=toy, on_iteration=watch)
+    assert diverged.diverged and diverged.iterations == MOST_SKIPPED < toy.iterations
     assert [index for index, skipped in seen if skipped] == [1] * MOST_SKIPPED
-    (expected,) = perform([broken])
-    assert expected.iterations == MOST_SKIPPED
-    np.testing.assert_array_equal(diverged.object.positions, expected.object.positions)
-    for result in (first, last):
-        assert result.iterations == MOST_SKIPPED + 2 and not result.diverged
-        chex.assert_tree_all_finite(result.object)
+    np.testing.assert_array_equal(diverged.object[:SHORT], broken.scene["x"])
+    assert_same(first, alone[0])
+    assert_same(last, alone[2])
 
 
-def test_where_one_overflows_all_repeat_with_a_longer_buffer(states, task, perform, alone):
-    # Not enough for splats of one seed that cover the whole picture; it grows to the others' length.
-    small = dataclasses.replace(task, config=with_overrides(task.config, {"scene.buffer_capacity": 158}))
-    sizes = jnp.full_like(states[1].scene.gaussians.log_scales, jnp.log(1.0))
-    begun = [states[0], with_scene(states[1], log_scales=sizes), states[2]]
+def test_where_one_overflows_all_repeat_with_a_longer_buffer(toys, toy):
+    far = begin_toy(toy, [0.1, 9.5, 0.2], 1)
+    states = [toys[0], far, toys[2]]
     told = []
 
     def watch(index, done, numbers, state):
         told.append((done, index, numbers["overflow"], numbers["intersections"]))
 
-    together = perform(begun, task=small, stop_at=1, on_iteration=watch)
-    assert [(done, index, overflow) for done, index, overflow, _ in told] == [(1, 0, 0), (1, 1, 0), (1, 2, 0)]
-    needed = [intersections for *_, intersections in told]
-    assert needed[1] > 158 > max(needed[0], needed[2])
-    for got, state in zip(together, begun, strict=True):
-        assert got.task == task
-        (expected,) = perform([state], stop_at=1)
-        assert_same_object(got, expected)
+    together = perform(states, task=toy, stop_at=2, on_iteration=watch)
+    assert told == [(done, index, 0, (1, 10, 1)[index]) for done in (1, 2) for index in range(3)]
+    for got, state in zip(together, states, strict=True):
+        assert got.task.scene == ToyScene(buffer=10)
+        assert_same(got, perform([state], task=toy, stop_at=2)[0])
 
 
-def test_runs_that_have_come_differently_far_do_not_go_together(states, perform):
+def test_nothing_waits_for_the_buffer_of_one_that_has_stopped(toys, toy):
+    # It moves out of its buffer in the second iteration; by then it has stopped.
+    leaving = begin_toy(toy, [-3.95, 0.1, 0.2], 1)
+    context = jnp.float32(-9.0)
+    leaves = perform([leaving], task=toy, context=context, stop_at=2)[0]
+    assert leaves.task.scene.buffer == 5
+    stopped, _ = perform(
+        [leaving, toys[1]],
+        task=toy,
+        context=context,
+        stop_at=2,
+        on_iteration=lambda index, done, *_: index == 0,
+    )
+    assert stopped.iterations == 1 and stopped.task.scene.buffer == 4
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_learned_is_each_ones_own_or_of_all_that_count(broken, toys, toy):
+    second = begin_toy(toy, [0.1, np.nan, 0.2], 1) if broken else toys[1]
+    states = [toys[0], second, toys[2]]
+    own = [float(perform([state], task=toy, stop_at=1)[0].state.learned["w"]) for state in states]
+    assert own[0] != own[2] and (own[1] == 0.0) == broken
+    shared = perform(states, task=dataclasses.replace(toy, shares_learned=True), stop_at=1)
+    counted = [own[0], own[2]] if broken else own
+    for result in shared:
+        assert float(result.state.learned["w"]) == pytest.approx(np.mean(counted), rel=1e-5)
+    # A second step goes on from what they share.
+    twice = perform(states, task=dataclasses.replace(toy, shares_learned=True), stop_at=2)
+    assert len({float(result.state.learned["w"]) for result in twice}) == 1
+
+
+def test_vsd_shares_its_network_where_it_is_told(tiny_config):
+    for shared in (False, True):
+        settings = {"guidance.kind": "vsd", "guidance.shared": shared, "flip_probability": 0.0}
+        assert Distillation(with_overrides(tiny_config, settings)).shares_learned == shared
+    assert not Distillation(tiny_config).shares_learned
+
+
+def test_runs_that_have_come_differently_far_do_not_go_together(toys, toy):
     with pytest.raises(ValueError, match=r"equally far step together, not \[0, 3\]"):
-        perform([states[0], states[1].replace(iteration=jnp.int32(3))])
+        perform([toys[0], toys[1].replace(iteration=jnp.int32(3))], task=toy)
 
 
-def test_a_splats_noise_does_not_depend_on_how_many_others_there_is_room_for(task, states):
-    state = states[0]
-    longer = state.with_scene(*task.scene.resized(state.scene, state.moments, {"gaussians.mask": (2 * 48,)}))
+def test_a_splats_noise_does_not_depend_on_how_many_others_there_is_room_for(tiny_config, tiny_model):
+    scene = tiny_config.scene
+    state = begin(tiny_config, tiny_model, jax.random.key(0))
+    longer, _ = scene.resized(state.scene, state.moments, {"gaussians.mask": (2 * 48,)})
     short, long = (
-        draw_by_view(task.scene, jax.random.key(4), one.scene, 2).per_view["scale_noise"]
-        for one in (state, longer)
+        draw_by_view(scene, jax.random.key(4), one, 2).per_view["scale_noise"]
+        for one in (state.scene, longer)
     )
     assert short.shape == (2, 48, 3) and long.shape == (2, 96, 3)
     assert len(np.unique(short)) == short.size
@@ -208,32 +234,6 @@ def test_no_seed_asks_the_network_for_idle_nodes(name, tiny_config, tiny_model, 
         # With nodes of their own, both sides of every condition would be computed for every seed.
         _, apart = _calls(with_overrides(config, {"shared_nodes": False}), states, prompted)
         assert apart and not any(apart)
-
-
-def _learned_moments(shared, tiny_config, prompted):
-    """Adam's first moments of what VSD learns in one step of two seeds that begin with the same network."""
-    settings = {"guidance.kind": "vsd", "flip_probability": 0.0, "shared_nodes": True}
-    config = with_overrides(tiny_config, settings | {"guidance.shared": shared})
-    states = [begin(config, prompted.model, jax.random.key(seed)) for seed in (0, 1)]
-    # A copy: the step takes over the memory of each state.
-    states[1] = states[1].replace(learned=jax.tree.map(jnp.copy, states[0].learned))
-    mesh = batch_mesh(2, seeds=2)
-    placed = jax.device_put((tuple(states), np.ones(2, bool), prompted), replicated(mesh))
-    after, _ = make_step(Distillation(config, predict), mesh, runs=2)(*placed)
-    learned = [jax.tree.leaves(state.learned) for state in after]
-    chex.assert_tree_all_finite(learned)
-    moments = [jax.tree.leaves(optax.tree.get(state.learned_optimizer_state, "mu")) for state in after]
-    return learned, [np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in moments]
-
-
-def test_what_a_loss_learns_is_each_ones_own_or_of_all_together(tiny_config, prompted):
-    learned, own = _learned_moments(False, tiny_config, prompted)
-    assert relative_error(own[0], own[1]) > 0.01
-    assert any(not np.array_equal(one, other) for one, other in zip(*learned, strict=True))
-    learned, shared = _learned_moments(True, tiny_config, prompted)
-    chex.assert_trees_all_equal(*learned)
-    np.testing.assert_array_equal(*shared)
-    assert relative_error(shared[0], (own[0] + own[1]) / 2) < 1e-4
 
 
 def test_eight_devices_do_what_one_does():
