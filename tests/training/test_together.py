@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from ge3d_jax.core.devices import batch_mesh
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.distillation import Distillation, begin, draw_by_view
 from ge3d_jax.training.iterations import MOST_SKIPPED, iterate_together
 from ge3d_jax.training.step import _step, _step_together
@@ -171,6 +174,21 @@ def test_vsd_shares_its_network_where_it_is_told(tiny_config):
         settings = {"guidance.kind": "vsd", "guidance.shared": shared, "flip_probability": 0.0}
         assert Distillation(with_overrides(tiny_config, settings)).shares_learned == shared
     assert not Distillation(tiny_config).shares_learned
+
+
+def test_a_state_of_one_of_several_processes_is_its_own(toys, toy, tmp_path, monkeypatch):
+    (stopped,) = perform([toys[0]], task=toy, stop_at=3)
+    with monkeypatch.context() as patch:
+        # Orbax would write what lies on the devices of all of them.
+        patch.setattr(jax, "process_count", lambda: 2)
+        save_state(tmp_path / "state", stopped.state)
+    template = begin_toy(toy, [0.0, 0.0, 0.0], 9)
+    restored = restore_state(tmp_path / "state", template, toy.scene)
+    chex.assert_trees_all_equal(restored, stopped.state)
+    assert restored.scene["x"].size == LONG and list(tmp_path.iterdir()) == [tmp_path / "state"]
+    other = template.replace(learned={"v": jnp.zeros(())})
+    with pytest.raises(UserError, match=r"does not fit this run \(learned.v is None"):
+        restore_state(tmp_path / "state", other, toy.scene)
 
 
 def test_runs_that_have_come_differently_far_do_not_go_together(toys, toy):
