@@ -30,6 +30,8 @@ from ge3d_jax.training.distillation import Prompted
 from ge3d_jax.training.step import Programs
 
 _OF_LINE = ("guidance", "density")
+# How XLA's errors begin where an allocation failed.
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ def sweep(
         raise UserError("There are no seeds; give some, as 0 to 7.")
     if at_a_time is not None and at_a_time < 1:
         raise UserError(f"at_a_time is {at_a_time}; give at least 1.")
-    of_all = dict(overrides or {}) | {"shared_nodes": True}
+    of_all = {"shared_nodes": True} | dict(overrides or {})
     if reconstruct_from is not None:
         of_all["reconstruction.start"] = reconstruct_from
     if cluster is not None:
@@ -180,7 +182,13 @@ def _asked(
     of_line = {name: changes.pop(name) for name in _OF_LINE if name in changes}
     kinds = {"guidance": guidance, "density": density} | of_line
     try:
-        return asked_by_preset(preset, **kinds, overrides={**overrides, **changes})
+        asked = asked_by_preset(preset, **kinds, overrides={**overrides, **changes})
+        if not asked.settings.shared_nodes:
+            raise UserError(
+                "The setting shared_nodes is false, but the seeds of a sweep look at the same times; leave "
+                "it out."
+            )
+        return asked
     except UserError as error:
         raise UserError(f"{line.place}{error}") from error
 
@@ -235,18 +243,13 @@ class _Maker:
         left = [one for one in objects if self._folder.outcome(one).status != "finished"]
         iterations = sum(one.request.settings.distilled_iterations for one in objects)
         left_iterations = sum(one.request.settings.distilled_iterations for one in left)
-        with SweepBar(
-            iterations, len(objects), enabled=progress, count_finished=lambda: self._count(objects)
-        ) as bar:
+        with SweepBar(iterations, self._folder, enabled=progress) as bar:
             bar.skip(iterations - left_iterations)
             bar.finish()
             for _, of_line in groupby(left, key=lambda one: one.line):
                 if not self._make_line(list(of_line), bar):
                     return True
         return False
-
-    def _count(self, objects: Sequence[SweepObject]) -> int:
-        return sum(self._folder.outcome(one).status == "finished" for one in objects)
 
     def _make_line(self, objects: list[SweepObject], bar: SweepBar) -> bool:
         """Make the objects of one line; False where the person stopped it."""
@@ -265,6 +268,11 @@ class _Maker:
                 portion = waiting
                 self._record_failure(portion, error, bar)
             except Exception as error:
+                if _OUT_OF_MEMORY in str(error) and len(portion) > 1:
+                    # The compiler's plan is not all that a device needs.
+                    most = len(portion) // 2
+                    bar.say(f"The device ran out of memory; trying {most} at a time.")
+                    continue
                 self._record_failure(portion, error, bar)
             waiting = waiting[len(portion) :]
             bar.finish()
@@ -307,6 +315,7 @@ class _Maker:
             ended.save()
         for (one, _), ended in zip(parts, all_ended, strict=True):
             if ended.result.interrupted:
+                bar.is_stopping = True
                 continue
             begun = time.monotonic()
             try:

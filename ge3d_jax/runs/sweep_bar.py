@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 
 from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
+from ge3d_jax.runs.sweep_folder import SweepFolder
 from ge3d_jax.training.compilation import Compilation
 from ge3d_jax.training.iterations import HostNumbers
 from ge3d_jax.training.state import TrainState
@@ -20,21 +20,19 @@ class SweepBar(Observer):
         is_stopping: whether the person wants it to end.
     """
 
-    def __init__(self, iterations: int, objects: int, *, enabled: bool, count_finished: Callable[[], int]):
+    def __init__(self, iterations: int, folder: SweepFolder, *, enabled: bool) -> None:
         """A bar.
 
         Args:
-            iterations: of all objects.
-            objects: how many there are.
+            iterations: of all objects that this process makes.
+            folder: of the sweep, also of what others make.
             enabled: whether it shows.
-            count_finished: how many are finished by now, whoever made them.
         """
         self.is_stopping = False
         self._progress = RunProgress(iterations, enabled=enabled, doing="generating")
         self._stack = contextlib.ExitStack()
         self._iterations = iterations
-        self._objects = objects
-        self._count_finished = count_finished
+        self._folder = folder
         self._finished = 0
         self._done = self._done_before = 0
         self._begun = time.monotonic()
@@ -69,7 +67,7 @@ class SweepBar(Observer):
 
     def finish(self) -> None:
         """Some objects are finished."""
-        self._finished = self._count_finished()
+        self._finished = self._folder.count_finished()
         self._show()
 
     def on_compiled(self, compilation: Compilation) -> None:
@@ -92,5 +90,9 @@ class SweepBar(Observer):
 
     def _show(self) -> None:
         hours = (time.monotonic() - self._begun) / 3600
-        rate = (self._done - self._done_before) * self._objects / self._iterations / hours if hours else 0.0
-        self._progress.show(self._done, f" · {self._finished} of {self._objects} objects, {rate:.0f} an hour")
+        # The other processes have as many objects to make.
+        share = self._folder.count / self._iterations
+        rate = (self._done - self._done_before) * share / hours if hours else 0.0
+        self._progress.show(
+            self._done, f" · {self._finished} of {self._folder.count} objects, {rate:.0f} an hour"
+        )

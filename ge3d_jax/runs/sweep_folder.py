@@ -78,6 +78,12 @@ class SweepFolder:
     def __init__(self, path: Path, objects: Sequence[SweepObject]) -> None:
         self.path = path
         self._objects = objects
+        self._finished: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return len(self._objects)
 
     def check_free(self, *, resume: bool) -> None:
         """Refuse a folder with another sweep. Raises UserError."""
@@ -143,7 +149,9 @@ class SweepFolder:
 
     def count_finished(self) -> int:
         """How many are finished."""
-        return sum(outcome.status == "finished" for outcome in self.outcomes())
+        unknown = [one for one in self._objects if one.name not in self._finished]
+        self._finished |= {one.name for one in unknown if self.outcome(one).status == "finished"}
+        return len(self._finished)
 
     def write_tables(self) -> None:
         """Write sweep.csv and the page index.html as things stand."""

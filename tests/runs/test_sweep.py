@@ -178,6 +178,20 @@ def test_fewer_seeds_go_at_a_time_where_all_do_not_fit(sweep, tmp_path, monkeypa
     assert tried == [2, 1, 1]
 
 
+def test_a_device_that_runs_out_of_memory_gets_half_as_many(sweep, tmp_path, monkeypatch):
+    perform_together, tried = module.perform_together, []
+
+    def limited(parts, **options):
+        tried.append(len(parts))
+        if len(parts) > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+        return perform_together(parts, **options)
+
+    monkeypatch.setattr(module, "perform_together", limited)
+    assert sweep(tmp_path).is_complete
+    assert tried == [2, 1, 1]
+
+
 def test_one_seed_that_does_not_fit_fails_with_its_reason(sweep, tmp_path, monkeypatch):
     def never(parts, **options):
         raise DoesNotFit("An iteration takes 2.0 GB.", needed=2_000_000_000, limit=1_500_000_000)
@@ -235,6 +249,8 @@ def test_what_else_cannot_be_is_refused_before_anything_runs(sweep, tmp_path):
         sweep(out, prompts=None)
     with pytest.raises(UserError, match="at_a_time is 0"):
         sweep(out, at_a_time=0)
+    with pytest.raises(UserError, match="shared_nodes is false"):
+        sweep(out, overrides=SMALL | {"shared_nodes": False})
     with pytest.raises(UserError, match=r"The seed is -1"):
         sweep(out, seeds=[-1])
     assert not out.exists()
