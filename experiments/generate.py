@@ -59,6 +59,11 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in 
 _DENSITY = flags.DEFINE_string(
     "density", None, "How the number of splats changes: clone_split, or mcmc, a fixed budget."
 )
+_SHARED_NODES = flags.DEFINE_bool(
+    "shared_nodes",
+    False,
+    "Look at the times that all seeds of a sweep look at, for its object.",
+)
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
@@ -67,6 +72,8 @@ def main() -> int:
     overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
     if _ITERATIONS.value is not None:
         overrides["iterations"] = str(_ITERATIONS.value)
+    if _SHARED_NODES.value:
+        overrides["shared_nodes"] = True
 
     from ge3d_jax.runs.generate import generate
 

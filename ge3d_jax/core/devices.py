@@ -1,6 +1,7 @@
 """The devices JAX runs on: sharding a batch across them, their memory, and the compute precision.
 
-The devices are one or more GPUs, or two halves of a CPU.
+The devices are one or more GPUs, or two halves of a CPU. Where several processes work together, each has its
+own; no array lies on those of two.
 
 XLA leaves much of a second CPU core idle within one program. Two CPU devices, each with half of the batch,
 keep it busy: on two cores a UNet pass over 16 latents takes 0.55 of the time, a training step 0.6.
@@ -20,7 +21,9 @@ from ge3d_jax.core.errors import UserError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-_AXIS = "batch"
+# Of a mesh: the views of an iteration, or another batch, and the seeds that step together.
+BATCH_AXIS = "batch"
+SEEDS_AXIS = "seeds"
 # More CPU devices gave no measurable speedup.
 _LARGEST_CPU_COUNT = 2
 # Largest share of a machine's memory to spend on copies of a model.
@@ -48,29 +51,39 @@ def memory_in_use(device: jax.Device) -> int:
     return (device.memory_stats() or {}).get("bytes_in_use", 0)
 
 
-def batch_mesh(size: int, *, copied: Any = None) -> Mesh:
+def _largest_share(size: int, devices: int) -> int:
+    """The largest number of at most so many devices that divides `size`."""
+    return max(number for number in range(1, devices + 1) if size % number == 0)
+
+
+def batch_mesh(size: int, *, seeds: int = 1, copied: Any = None) -> Mesh:
     """A mesh over the largest number of devices that divides a batch of `size` evenly, possibly one.
 
     Args:
         size: number of elements in the batch.
+        seeds: how many batches are computed at a time. They are divided among the devices first: seeds have
+            nothing to tell each other.
         copied: pytree of arrays that will be replicated on every device. CPU devices share one memory, so
             only one is used if the copies would take much of it.
 
     Returns:
-        A mesh with the single axis "batch".
+        A mesh with the axis BATCH_AXIS; with several seeds SEEDS_AXIS comes before it.
     """
-    devices = jax.devices()
+    devices = jax.local_devices()
     limit = memory_limit(devices[0])
     if devices[0].platform == "cpu" and limit is not None:
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(copied))
         devices = devices if len(devices) * held <= _LARGEST_SHARE_OF_COPIES * limit else devices[:1]
-    count = max(number for number in range(1, len(devices) + 1) if size % number == 0)
-    return Mesh(np.asarray(devices[:count]), (_AXIS,))
+    if seeds == 1:
+        return Mesh(np.asarray(devices[: _largest_share(size, len(devices))]), (BATCH_AXIS,))
+    rows = _largest_share(seeds, len(devices))
+    columns = _largest_share(size, len(devices) // rows)
+    return Mesh(np.asarray(devices[: rows * columns]).reshape(rows, columns), (SEEDS_AXIS, BATCH_AXIS))
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: an equal part of the leading axis on each device."""
-    return NamedSharding(mesh, PartitionSpec(_AXIS))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -85,7 +98,7 @@ def first_copy(tree: Any) -> Any:
 
 def _compute_capability() -> tuple[int, int] | None:
     """Compute capability of the first device if it is an NVIDIA GPU, e.g. (8, 0) for Ampere; else None."""
-    found = re.fullmatch(r"(\d+)\.(\d+)", getattr(jax.devices()[0], "compute_capability", ""))
+    found = re.fullmatch(r"(\d+)\.(\d+)", getattr(jax.local_devices()[0], "compute_capability", ""))
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -110,6 +110,11 @@ class Loss:
         """The latest time that the network may be asked at."""
         raise NotImplementedError
 
+    @property
+    def shares_learned(self) -> bool:
+        """Whether the objects of a sweep that step together learn one thing together."""
+        return False
+
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """What chance decides in an iteration, for latents of `shape` (B, h, w, C)."""
         raise NotImplementedError

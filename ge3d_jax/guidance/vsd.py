@@ -84,6 +84,8 @@ class VSD(OneStepLoss):
         learning_rate: of φ.
         weight_decay: of φ. threestudio names none, so that PyTorch's default for AdamW is what it runs with.
         camera_dropout: how often φ learns without the camera; ε_φ always has it.
+        shared: whether the seeds of a sweep that are computed together share φ, as the particles of the paper
+            do. It changes nothing for a single object.
     """
 
     may_mirror: ClassVar[bool] = False
@@ -119,6 +121,7 @@ class VSD(OneStepLoss):
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     camera_dropout: float = 0.1
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
@@ -128,6 +131,11 @@ class VSD(OneStepLoss):
             )
         check_at_least(learning_rate=(self.learning_rate, 0), weight_decay=(self.weight_decay, 0))
         check_share("camera_dropout", self.camera_dropout)
+
+    @property
+    def shares_learned(self) -> bool:
+        """As the setting says."""
+        return self.shared
 
     @property
     def latest_time(self) -> int:

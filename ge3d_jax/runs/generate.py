@@ -6,32 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ge3d_jax.core.caching import keep_compiled_code
-from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import to_tree
 from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
-from ge3d_jax.runs.folder import prepare_folder, slug, versions
-from ge3d_jax.runs.observers import Observer, Previews
-from ge3d_jax.runs.reconstruct import reconstruct, remove_reconstruction
-from ge3d_jax.runs.request import (
-    check_given,
-    check_image_size,
-    check_picture_size,
-    check_prompt,
-    check_seed,
-)
-from ge3d_jax.runs.results import remove_object, write_object
-from ge3d_jax.runs.resume import check_same_run, resume_run
-from ge3d_jax.runs.run import Run
+from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.runs.object_request import ObjectRequest
+from ge3d_jax.runs.observers import Observer
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.training.config import Config
-from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
-from ge3d_jax.training.iterations import HostNumbers, RunResult
-from ge3d_jax.viewer.turntable import Viewpoint
+from ge3d_jax.training.iterations import HostNumbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,45 +47,6 @@ class Result:
 
     def _repr_png_(self) -> bytes:
         return (self.folder / "views.png").read_bytes()
-
-
-def _viewpoint(config: Config) -> Viewpoint:
-    """Where to look from: the middle of the cameras that the run ends with."""
-    cameras = config.cameras
-    return Viewpoint(
-        radius=float(np.mean(cameras.radius_end)),
-        polar=float(np.deg2rad(np.mean(cameras.polar_degrees))),
-        fov=float(np.mean(cameras.fov_radians_end)),
-    )
-
-
-def _with_room_for(config: Config, start: Gaussians) -> Config:
-    """The settings with a scene that holds what it begins with."""
-    return dataclasses.replace(config, scene=config.scene.holding(start))
-
-
-def check_times(config: Config, steps: int) -> None:
-    """Refuse a loss that would ask for times the model does not have.
-
-    Args:
-        config: all settings.
-        steps: the number of the model's times.
-
-    Raises:
-        UserError: names the latest time.
-    """
-    latest = config.guidance.latest_time
-    if latest >= steps:
-        raise UserError(
-            f"The times of the setting guidance go up to {latest}, but the model's times end at {steps - 1}; "
-            "lower them."
-        )
-    stage = config.reconstruction
-    if stage.start is not None and stage.latest_node >= steps:
-        raise UserError(
-            f"The setting reconstruction.latest_node is {stage.latest_node}, but the model's times end at "
-            f"{steps - 1}; lower it."
-        )
 
 
 def generate(
@@ -179,75 +124,27 @@ def generate(
         loras=loras,
         textual_inversions=textual_inversions,
     )
-    prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
-    folder_of_model = asked.model.check()
-    check_prompt(prompt, folder_of_model)
-    check_seed(asked.seed)
-    check_image_size(settings, folder_of_model)
+    place = asked.model.check()
     started = load_splats(asked.start) if asked.start is not None else None
-    if started is not None:
-        settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
-    folder = prepare_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
-    description = {
-        "prompt": prompt,
-        "seed": asked.seed,
-        "preset": asked.preset,
-        "start": str(asked.start) if asked.start is not None else None,
-        **asked.model.describe(),
-        "settings": to_tree(settings),
-        "versions": versions(),
-    }
+    request = ObjectRequest.checked(asked, place, out=out, started=started)
+    prepare_folder(request.folder)
     if resume:
-        check_same_run(folder, description, {"settings": to_tree(usual)})
-    diffusion = asked.model.load(folder_of_model)
-    check_picture_size(settings, diffusion)
-    check_times(settings, diffusion.schedule.steps)
-    task = Distillation(settings)
-    state = begin(settings, diffusion, jax.random.key(asked.seed), start=started)
-    history: list[HostNumbers] = []
-    if resume:
-        state, history = resume_run(folder, state, settings.scene)
-    run = Run(
-        folder=folder,
-        description=description,
-        task=task,
-        context=Prompted(diffusion, prompt_embeddings(settings, diffusion, prompt)),
-        parts=settings.views_per_pass // settings.guidance.views_together,
-        history=history,
-        is_new=not resume,
-        stop_at=settings.distilled_iterations,
-    )
-    viewpoint = _viewpoint(settings)
-
-    def remove_old(folder: Path) -> None:
-        remove_object(folder)
-        remove_reconstruction(folder)
-
-    def then(result: RunResult) -> RunResult:
-        if settings.reconstruction.start is None:
-            return result
-        # The scene's buffers have grown with the run.
-        grown = dataclasses.replace(task, config=dataclasses.replace(settings, scene=result.task.scene))
-        return reconstruct(folder, grown, run.context, result, progress=progress)
-
-    def write(result: RunResult) -> np.ndarray:
-        return write_object(folder, result.object, title=prompt, viewpoint=viewpoint)
-
-    outcome = run.perform(
-        state,
-        doing="generating",
+        request.check_resumable()
+    diffusion = asked.model.load(place)
+    request.check_model(diffusion)
+    part = request.part(
+        request.context(diffusion),
+        resume=resume,
+        preview_every=preview_every,
+        observers=observers,
         progress=progress,
-        checkpoint_every=checkpoint_every,
-        observers=[Previews(folder, settings.scene, viewpoint, every=preview_every), *observers],
-        remove_old=remove_old,
-        write=write,
-        then=then,
     )
+    outcome = part.perform(doing="generating", progress=progress, checkpoint_every=checkpoint_every)
     return Result(
-        prompt=prompt,
-        seed=asked.seed,
+        prompt=request.prompt,
+        seed=request.seed,
         gaussians=outcome.result.object,
-        folder=folder,
+        folder=request.folder,
         iterations=outcome.result.iterations,
         interrupted=outcome.result.interrupted,
         diverged=outcome.result.diverged,

@@ -35,6 +35,7 @@ class RunProgress:
         console = Console(stderr=True, quiet=not enabled)
         self._console = console
         self._total = total
+        self._last_line = 0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -62,9 +63,15 @@ class RunProgress:
         """Show that `done` iterations are through, with the loss and the splats among the `numbers`."""
         figures = f" · loss {numbers['loss']:.4g}" if "loss" in numbers else ""
         figures += f" · {numbers['splats']} splats" if "splats" in numbers else ""
+        self.show(done, figures)
+
+    def show(self, done: int, figures: str) -> None:
+        """Show that `done` iterations are through, and what else there is to tell."""
         self._bar.update(self._task, description=self._doing, completed=done, figures=figures)
         every = max(1, self._total // _LINES_WITHOUT_TERMINAL)
-        if not self._console.is_terminal and (done % every == 0 or done == self._total):
+        is_due = done and (done % every == 0 or done == self._total)
+        if not self._console.is_terminal and is_due and done != self._last_line:
+            self._last_line = done
             self._console.print(f"iteration {done}/{self._total}{figures}", highlight=False)
 
     def say(self, text: str) -> None:
@@ -80,11 +87,15 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def gentle_interrupt(progress: RunProgress) -> Iterator[StopRequest]:
+def gentle_interrupt(
+    progress: RunProgress,
+    message: str = "Stopping after this iteration, then writing the object; Ctrl-C again to drop it.",
+) -> Iterator[StopRequest]:
     """While the block runs, the first Ctrl-C only sets `requested`; the second raises RunDropped.
 
     A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops.
-    Outside the main thread, where Python takes no signals, Ctrl-C stays what it was.
+    Outside the main thread, where Python takes no signals, Ctrl-C stays what it was. `message` tells the
+    person what comes next.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -98,7 +109,7 @@ def gentle_interrupt(progress: RunProgress) -> Iterator[StopRequest]:
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         request.requested = True
         signal.signal(signal.SIGINT, drop)
-        progress.say("Stopping after this iteration, then writing the object; Ctrl-C again to drop it.")
+        progress.say(message)
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -175,3 +175,27 @@ def check_picture_size(config: Config, model: StableDiffusion) -> None:
             f"image_size to {trained}, or choose a model for {size} pixels.",
             stacklevel=2,
         )
+
+
+def check_times(config: Config, steps: int) -> None:
+    """Refuse a loss that would ask for times the model does not have.
+
+    Args:
+        config: all settings.
+        steps: the number of the model's times.
+
+    Raises:
+        UserError: names the latest time.
+    """
+    latest = config.guidance.latest_time
+    if latest >= steps:
+        raise UserError(
+            f"The times of the setting guidance go up to {latest}, but the model's times end at {steps - 1}; "
+            "lower them."
+        )
+    stage = config.reconstruction
+    if stage.start is not None and stage.latest_node >= steps:
+        raise UserError(
+            f"The setting reconstruction.latest_node is {stage.latest_node}, but the model's times end at "
+            f"{steps - 1}; lower it."
+        )

@@ -38,19 +38,34 @@ def check_same_run(
 ) -> None:
     """Refuse to go on with a run that is not there, or was asked for something else.
 
+    See `check_described`.
+    """
+    if not has_state(folder) or not (folder / _CONFIG).is_file():
+        raise UserError(f"The folder {folder} holds no interrupted run; start it without resume.")
+    check_described(folder, description, defaults)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a state to go on from."""
+    return (folder / _STATE).is_dir()
+
+
+def check_described(
+    folder: Path, description: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse to go on with a run that was asked for something else.
+
     A run of an older version is gone on with where its settings still mean the same: settings that are new
     since then keep their defaults, and none that it was started with is gone.
 
     Args:
-        folder: of the interrupted run.
+        folder: of the run, with its config.json.
         description: what would be written to config.json.
         defaults: the same for the preset alone, without what the person asked for; None tells no defaults.
 
     Raises:
         UserError: names the first difference.
     """
-    if not (folder / _STATE).is_dir() or not (folder / _CONFIG).is_file():
-        raise UserError(f"The folder {folder} holds no interrupted run; start it without resume.")
     saved = _read_description(folder / _CONFIG)
     # As JSON tells it: tuples are lists there.
     trees = (saved, description, defaults or {})

@@ -10,9 +10,9 @@ from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
 from ge3d_jax.runs.resume import forget_run, save_run
 from ge3d_jax.training.compilation import Compilation
-from ge3d_jax.training.iterations import MOST_SKIPPED, HostNumbers, RunResult, iterate
+from ge3d_jax.training.iterations import MOST_SKIPPED, HostNumbers, RunResult, iterate_together
 from ge3d_jax.training.state import TrainState
-from ge3d_jax.training.step import Task
+from ge3d_jax.training.step import Programs, Task
 
 _Written = TypeVar("_Written")
 
@@ -97,47 +97,140 @@ class Run:
                 says how it ended itself; until it is through, the state at its beginning stays, and a resumed
                 run begins it anew.
         """
-        iterations = self.task.iterations if self.stop_at is None else self.stop_at
-        metrics = Metrics(self.folder, self.history)
-        bar = Bar(iterations, enabled=progress, doing=doing)
-        checkpoints = Checkpoints(self.folder, every=checkpoint_every, iterations=iterations)
-        watching: list[Observer] = [metrics, *observers, checkpoints, bar]
-        has_begun = False
+        part = Part(self, state, observers, remove_old, write, then)
+        return part.perform(doing=doing, progress=progress, checkpoint_every=checkpoint_every)
 
-        def on_compiled(compilation: Compilation) -> None:
-            nonlocal has_begun
-            for observer in watching:
-                observer.on_compiled(compilation)
-            if has_begun:
-                return
-            has_begun = True
-            if self.is_new:
-                remove_old(self.folder)
-                forget_run(self.folder)
-            for observer in watching:
-                observer.on_begin(is_new=self.is_new)
-            write_json(self.folder / "config.json", self.description)
+    @property
+    def last(self) -> int:
+        """Iterations after which it is complete."""
+        return self.task.iterations if self.stop_at is None else self.stop_at
 
-        def on_iteration(done: int, numbers: HostNumbers, state: TrainState) -> bool:
-            # A list and not a generator: each of them is told.
-            return any([observer.on_iteration(done, numbers, state) for observer in watching])
 
-        with contextlib.ExitStack() as stack:
-            for observer in watching:
-                stack.enter_context(observer)
-            result = iterate(
-                state,
-                self.context,
-                self.task,
-                parts=self.parts,
-                stop_at=self.stop_at,
-                on_iteration=on_iteration,
-                on_compiled=on_compiled,
-            )
-        save_run(self.folder, result.state)
+@dataclasses.dataclass(frozen=True)
+class Part(Generic[_Written]):
+    """A run with what `Run.perform` is given for it.
+
+    Attributes:
+        run: the run.
+        state: to begin with.
+        observers: more to tell, in their order.
+        remove_old: removes what an earlier run left in the folder; called once the first iteration is
+            compiled and fits the device.
+        write: writes the results.
+        then: a stage between the last iteration and the results; see `Run.perform`.
+    """
+
+    run: Run
+    state: TrainState
+    observers: Sequence[Observer]
+    remove_old: Callable[[Path], None]
+    write: Callable[[RunResult], _Written]
+    then: Callable[[RunResult], RunResult] | None = None
+
+    def perform(self, *, doing: str, progress: bool, checkpoint_every: int) -> Outcome[_Written]:
+        """Perform it by itself; see `Run.perform`."""
+        with Bar(self.run.last, enabled=progress, doing=doing) as bar:
+            (ended,) = perform_together([self], checkpoint_every=checkpoint_every, of_all=[bar])
+        ended.save()
+        return ended.conclude()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended(Generic[_Written]):
+    """A run whose iterations are through: its state is to be saved first, then its results written.
+
+    Attributes:
+        part: what it was.
+        result: how its iterations ended.
+        history: the numbers of every iteration.
+    """
+
+    part: Part[_Written]
+    result: RunResult
+    history: list[HostNumbers]
+
+    def save(self) -> None:
+        """Save the state."""
+        save_run(self.part.run.folder, self.result.state)
+
+    def conclude(self) -> Outcome[_Written]:
+        """Go through the stage after it, write the results, and drop the state of a finished run."""
+        result, folder, then = self.result, self.part.run.folder, self.part.then
         if then is not None and not (result.interrupted or result.diverged):
             result = then(result)
-        written = write(result)
+        written = self.part.write(result)
         if not (result.interrupted or result.diverged):
-            forget_run(self.folder)
-        return Outcome(result, metrics.history, written, _advice(result, metrics.history))
+            forget_run(folder)
+        return Outcome(result, self.history, written, _advice(result, self.history))
+
+
+class _Watched:
+    """A run under its own observers."""
+
+    def __init__(self, part: Part[Any], checkpoint_every: int) -> None:
+        run = part.run
+        self.part = part
+        self.metrics = Metrics(run.folder, run.history)
+        checkpoints = Checkpoints(run.folder, every=checkpoint_every, iterations=run.last)
+        self.observers: list[Observer] = [self.metrics, *part.observers, checkpoints]
+
+    def begin(self) -> None:
+        """The first iteration is compiled and fits the device."""
+        run = self.part.run
+        if run.is_new:
+            self.part.remove_old(run.folder)
+            forget_run(run.folder)
+        for observer in self.observers:
+            observer.on_begin(is_new=run.is_new)
+        write_json(run.folder / "config.json", run.description)
+
+
+def perform_together(
+    parts: Sequence[Part[_Written]],
+    *,
+    checkpoint_every: int,
+    of_all: Sequence[Observer],
+    programs: Programs | None = None,
+) -> list[Ended[_Written]]:
+    """Iterate runs of one task in step.
+
+    Args:
+        parts: runs with the same task, context, parts and end that have come equally far.
+        checkpoint_every: iterations between saved states; 0 for none.
+        of_all: observers of all of them, told of each run after its own; they are entered already.
+        programs: see `iterate_together`.
+    """
+    run, watched = parts[0].run, [_Watched(part, checkpoint_every) for part in parts]
+    has_begun = False
+
+    def on_compiled(compilation: Compilation) -> None:
+        nonlocal has_begun
+        for observer in (*(one for each in watched for one in each.observers), *of_all):
+            observer.on_compiled(compilation)
+        if not has_begun:
+            has_begun = True
+            for each in watched:
+                each.begin()
+
+    def on_iteration(index: int, done: int, numbers: HostNumbers, state: TrainState) -> bool:
+        watching = (*watched[index].observers, *of_all)
+        # A list and not a generator: each of them is told.
+        return any([observer.on_iteration(done, numbers, state) for observer in watching])
+
+    with contextlib.ExitStack() as stack:
+        for each in watched:
+            for observer in each.observers:
+                stack.enter_context(observer)
+        results = iterate_together(
+            [part.state for part in parts],
+            run.context,
+            run.task,
+            parts=run.parts,
+            stop_at=run.stop_at,
+            on_iteration=on_iteration,
+            on_compiled=on_compiled,
+            programs=programs,
+        )
+    return [
+        Ended(each.part, result, each.metrics.history) for each, result in zip(watched, results, strict=True)
+    ]

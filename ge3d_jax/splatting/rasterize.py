@@ -140,7 +140,7 @@ def render(
 
 def largest_capacity() -> int:
     """The longest buffer that fits in the device's memory while rendering, entries."""
-    memory = memory_limit(jax.devices()[0])
+    memory = memory_limit(jax.local_devices()[0])
     if memory is None:
         return LARGEST_CAPACITY
     return min(LARGEST_CAPACITY, int(_LARGEST_SHARE * memory) // _ENTRY_BYTES)

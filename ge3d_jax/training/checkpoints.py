@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.scenes.base import Scene
-from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.state import TrainState, shapes_by_path
+
+# In a state's folder, where it was not written by orbax.
+_ARRAYS = "arrays.npz"
 
 
 def _arrays_of(state: TrainState) -> dict[str, Any]:
@@ -33,22 +37,20 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh, tree)
+    if jax.process_count() > 1:
+        # Orbax writes only what lies on the devices of all processes, and NumPy's arrays of the first one.
+        fresh.mkdir()
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        arrays: dict[str, Any] = {_path_name(path): np.asarray(leaf) for path, leaf in leaves}
+        np.savez(fresh / _ARRAYS, **arrays)
+    else:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh, tree)
     # A folder cannot be renamed onto a full one: the earlier state steps aside first.
     if target.exists():
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _shapes(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each array by its path, of arrays or of what a file says about them."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    return {
-        ".".join(str(entry.key) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
-        for path, leaf in leaves
-    }
 
 
 def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: Scene) -> TrainState:
@@ -68,7 +70,7 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: S
     }
     template = template.with_scene(*scene.resized(template.scene, template.moments, of_scene))
     expected = _arrays_of(template)
-    wanted = _shapes(expected)
+    wanted = shapes_by_path(expected)
     differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if differing:
         name = differing[0]
@@ -87,15 +89,43 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: S
 
 def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     target = Path(folder).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
+    if (target / _ARRAYS).is_file():
+        with np.load(target / _ARRAYS) as arrays:
+            return {name: (arrays[name].shape, str(arrays[name].dtype)) for name in arrays.files}
+    with _checkpointer() as checkpointer:
         found = checkpointer.metadata(target).item_metadata if target.is_dir() else None
     if found is None:
         raise UserError(f"There is no saved state at {folder}; give the folder of an interrupted run.")
-    return _shapes(found.tree)
+    return shapes_by_path(found.tree)
 
 
 def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
     """Read what `save_tree` wrote, in the shapes, types and placement of `template`, which must fit it."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        return checkpointer.restore(Path(folder).absolute(), expected)
+    file = Path(folder) / _ARRAYS
+    if file.is_file():
+        with np.load(file) as arrays:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: _placed_as(arrays[_path_name(path)], leaf), template
+            )
+    with _checkpointer() as checkpointer:
+        on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        restored = checkpointer.restore(Path(folder).absolute(), on_host)
+    return jax.tree.map(_placed_as, restored, template)
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _placed_as(value: np.ndarray, template: Any) -> Any:
+    return jax.device_put(value, template.sharding) if isinstance(template, jax.Array) else value
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax's, for trees of this process alone: it waits for no other."""
+    own = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+        )
+    )

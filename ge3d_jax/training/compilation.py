@@ -1,7 +1,6 @@
 """What the compiler says of an iteration before the first one: how long it took, how much memory it takes."""
 
 import dataclasses
-import math
 
 import jax
 
@@ -9,6 +8,19 @@ from ge3d_jax.core.devices import memory_in_use, memory_limit
 from ge3d_jax.core.errors import UserError
 
 _GIGABYTE = 1e9
+
+
+class DoesNotFit(UserError):
+    """An iteration takes more memory than the device has.
+
+    Attributes:
+        needed, limit: bytes.
+    """
+
+    def __init__(self, message: str, *, needed: int, limit: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.limit = limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +81,20 @@ def check_memory(compilation: Compilation, device: jax.Device, remedies: list[st
         remedies: settings that lower its memory, the strongest first.
 
     Raises:
-        UserError: it needs more memory than the device has; names the settings that lower it.
+        DoesNotFit: it needs more memory than the device has; names the settings that lower it.
     """
     held = max(compilation.arguments, memory_in_use(device))
     needed = held + compilation.outputs + compilation.temporaries
     if device.platform == "cpu":
         # All of them are parts of one processor, with one memory.
         needed *= compilation.devices
-    limit = memory_limit(device) or math.inf
-    if needed <= limit:
+    limit = memory_limit(device)
+    if limit is None or needed <= limit:
         return
     remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or the size of the pictures"
-    raise UserError(
+    raise DoesNotFit(
         f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has "
-        f"{limit / _GIGABYTE:.1f} GB to give; {remedy}."
+        f"{limit / _GIGABYTE:.1f} GB to give; {remedy}.",
+        needed=needed,
+        limit=limit,
     )

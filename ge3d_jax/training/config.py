@@ -108,7 +108,9 @@ class Config:
     """All settings of a run but the model, the prompt and the seed.
 
     `guidance` is the loss, `scene` what it changes, `reconstruction` a stage after it. `flip_probability`: of
-    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation.
+    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation. With
+    `shared_nodes` the times of an iteration are the same for every seed, as in a sweep, whose seeds are
+    computed together.
 
     Three settings trade time for memory and change nothing else. With `vae_rematerialize` the VAE encodes one
     view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
@@ -125,6 +127,7 @@ class Config:
     vae_rematerialize: bool = True
     flip_probability: float = 0.5
     total_variation: float = 1.0
+    shared_nodes: bool = False
     guidance: Loss = choice(lambda: LOSSES, GE3D())
     prompts: PromptConfig = PromptConfig()
     cameras: CameraConfig = CameraConfig()

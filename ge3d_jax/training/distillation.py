@@ -29,6 +29,8 @@ from ge3d_jax.training.state import TrainState, initial_state
 
 # Folded into the iteration's key, so that scenes without this noise draw what they drew before there was any.
 _UPDATE_STREAM = 2**31 - 1
+# Of the key that runs share. Runs have keys that were split from theirs, so that any seed would do.
+_SHARED_SEED = 0
 
 
 @struct.dataclass
@@ -86,6 +88,25 @@ def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any 
     )
 
 
+def draw_by_view(scene: Scene, key: jax.Array, state: Any, views: int) -> Draws:
+    """What the scene draws, one view at a time.
+
+    A splat's numbers then do not depend on how many others there is room for: runs that step together have
+    as much room as the fullest needs.
+
+    Args:
+        scene: whose `draw` it is.
+        key: PRNG key.
+        state: the scene's.
+        views: how many.
+    """
+    drawn = jax.vmap(lambda key: scene.draw(key, state, 1))(jax.random.split(key, views))
+    return Draws(
+        shared=jax.tree.map(lambda leaf: leaf[0], drawn.shared),
+        per_view=jax.tree.map(lambda leaf: leaf[:, 0], drawn.per_view),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Distillation:
     """A `Task`: the loss of the configuration, on the latents of rendered views.
@@ -121,6 +142,11 @@ class Distillation:
         """The loss's own."""
         return self.config.guidance.optimizer()
 
+    @property
+    def shares_learned(self) -> bool:
+        """As the loss says."""
+        return self.config.guidance.shares_learned
+
     def update_key(self, state: TrainState) -> jax.Array:
         """PRNG key of what the scene does after the update."""
         return jax.random.fold_in(jax.random.fold_in(state.key, state.iteration), _UPDATE_STREAM)
@@ -129,6 +155,7 @@ class Distillation:
         """Cameras, backgrounds, a flip, and what the scene, the encoder and the loss draw."""
         config, views = self.config, self.config.views
         keys = jax.random.split(jax.random.fold_in(state.key, state.iteration), 7)
+        times_key = self._shared_key(state) if config.shared_nodes else keys[1]
         shape = (views, *latent_shape(context.model, config.image_size))
         cameras, azimuth = sample_cameras(
             keys[0],
@@ -138,9 +165,10 @@ class Distillation:
             size=config.image_size,
             together=config.guidance.views_together,
         )
-        scene = config.scene.draw(keys[2], state.scene, views)
+        draw_scene = partial(draw_by_view, config.scene) if config.shared_nodes else config.scene.draw
+        scene = draw_scene(keys[2], state.scene, views)
         loss = config.guidance.draw(
-            DrawKeys(times=keys[1], noise=keys[4], run=state.key),
+            DrawKeys(times=times_key, noise=keys[4], run=state.key),
             Progress(state.iteration, config.iterations),
             shape,
         )
@@ -159,6 +187,12 @@ class Distillation:
                 "loss": loss.per_view,
             },
         )
+
+    @staticmethod
+    def _shared_key(state: TrainState) -> jax.Array:
+        """PRNG key of what all runs have in common in the iteration that `state` stands before."""
+        impl = jax.random.key_impl(state.key)
+        return jax.random.fold_in(jax.random.key(_SHARED_SEED, impl=impl), state.iteration)
 
     def _views_at_a_time(self, share: int) -> int:
         """How many of a device's share of the views go through the networks at a time."""

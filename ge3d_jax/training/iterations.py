@@ -1,16 +1,18 @@
 """Iterating on the host's side: the scene's schedule, growing buffers, interruption."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ge3d_jax.core.devices import batch_mesh, first_copy, replicated
 from ge3d_jax.core.errors import RunDropped
 from ge3d_jax.training.compilation import Compilation, check_memory
-from ge3d_jax.training.state import TrainState
-from ge3d_jax.training.step import Task, make_step
+from ge3d_jax.training.state import TrainState, as_long_as_the_longest
+from ge3d_jax.training.step import Programs, Task, make_step
 
 # Folded into the run's key before the iteration's number: what a scene does on its schedule draws from a
 # stream of its own, which no iteration's number reaches.
@@ -49,6 +51,8 @@ HostNumbers = dict[str, int | float]
 # (iterations done, numbers, state) → whether to stop here. The state is lent: the next iteration reuses its
 # memory.
 OnIteration = Callable[[int, HostNumbers, TrainState], bool | None]
+# (index of the run, …) → the same, of runs that step together.
+OnIterationOf = Callable[[int, int, HostNumbers, TrainState], bool | None]
 
 
 def follow_schedule(state: TrainState, done: int, task: Task) -> tuple[TrainState, dict[str, int]]:
@@ -88,50 +92,164 @@ def iterate(
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
 
     Raises:
-        UserError: an iteration takes more memory than the device has; names the settings that lower it.
+        DoesNotFit: an iteration takes more memory than the device has; names the settings that lower it.
         RunDropped: as it comes, without a result.
     """
-    mesh = batch_mesh(parts, copied=context)
-    # The steps donate the state they are given.
-    state = jax.tree.map(lambda leaf: leaf.copy(), state)
-    state, context = jax.device_put((state, context), replicated(mesh))
+
+    def on_iteration_of(_: int, done: int, numbers: HostNumbers, state: TrainState) -> bool | None:
+        return on_iteration(done, numbers, state) if on_iteration is not None else None
+
+    (result,) = iterate_together(
+        [state],
+        context,
+        task,
+        parts=parts,
+        stop_at=stop_at,
+        on_iteration=on_iteration_of,
+        on_compiled=on_compiled,
+    )
+    return result
+
+
+@dataclasses.dataclass
+class _Course:
+    """How far one of the runs that step together is, on the host.
+
+    Attributes:
+        followed: iterations after which the scene's schedule was followed.
+        skipped_in_a_row: steps without a finite gradient, up to the last one.
+        ended: iterations after which it stopped, None while it runs.
+    """
+
+    followed: int
+    skipped_in_a_row: int = 0
+    ended: int | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on."""
+        return self.ended is None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether too many gradients in a row were not finite."""
+        return self.skipped_in_a_row == MOST_SKIPPED
+
+
+def iterate_together(
+    states: Sequence[TrainState],
+    context: Any,
+    task: Task,
+    *,
+    parts: int,
+    stop_at: int | None = None,
+    on_iteration: OnIterationOf | None = None,
+    on_compiled: Callable[[Compilation], None] | None = None,
+    programs: Programs | None = None,
+) -> list[RunResult]:
+    """`iterate` of several runs in step, as one program; of a single one the program is its own.
+
+    A view that overflows in one of them lets all repeat the iteration, with a buffer for the fullest. One
+    that stops stays as it is while the others go on.
+
+    Args:
+        states: of runs that have come equally far.
+        context: what the task needs in every iteration, the same for all.
+        task: the same for all. What decides which parts of it are computed must not differ between them:
+            with `Distillation`, the setting `shared_nodes`.
+        parts: see `iterate`.
+        stop_at: see `iterate`.
+        on_iteration: called after each iteration for each run with its index; when it returns true that run
+            stops there.
+        on_compiled: see `iterate`.
+        programs: compiled iterations that may be taken, and to be kept.
+
+    Returns:
+        RunResult of each.
+
+    Raises:
+        ValueError: one has come farther than another.
+        DoesNotFit: see `iterate`.
+        RunDropped: see `iterate`.
+    """
+    begun = {int(state.iteration) for state in states}
+    if len(begun) != 1:
+        raise ValueError(f"Only runs that have come equally far step together, not {sorted(begun)}.")
+    count = len(states)
+    mesh = batch_mesh(parts, seeds=count, copied=context)
+    # The steps donate the states they are given.
+    copies = [jax.tree.map(lambda leaf: leaf.copy(), state) for state in states]
+    runs, context = jax.device_put((copies, context), replicated(mesh))
+    runs = as_long_as_the_longest(runs, task.scene)
 
     def compiled(compilation: Compilation) -> None:
         check_memory(compilation, mesh.devices.flat[0], task.remedies(compilation.devices))
         if on_compiled is not None:
             on_compiled(compilation)
 
-    step = make_step(task, mesh, on_compiled=compiled)
+    def make() -> Callable[[], list[HostNumbers]]:
+        step = make_step(task, mesh, runs=count, on_compiled=compiled, programs=programs)
+
+        def alone() -> list[HostNumbers]:
+            runs[0], numbers = step(runs[0], context)
+            return [{name: value.item() for name, value in jax.device_get(numbers).items()}]
+
+        def together() -> list[HostNumbers]:
+            is_running = jax.device_put(np.array([course.is_running for course in courses]), replicated(mesh))
+            runs[:], numbers = step(tuple(runs), is_running, context)
+            on_host = {name: value.tolist() for name, value in jax.device_get(numbers).items()}
+            return [{name: values[index] for name, values in on_host.items()} for index in range(count)]
+
+        return alone if count == 1 else together
+
+    def follow(index: int, done: int) -> dict[str, int]:
+        runs[index], changes = follow_schedule(runs[index], done, task)
+        courses[index].followed = done
+        return changes
+
+    (done,) = begun
     last = task.iterations if stop_at is None else stop_at
-    done, is_stopped, skipped_in_a_row = int(state.iteration), False, 0
+    courses = [_Course(done) for _ in runs]
+    step = make()
     try:
-        while done < last and not is_stopped:
-            state, device_numbers = step(state, context)
-            numbers = {name: value.item() for name, value in jax.device_get(device_numbers).items()}
-            if numbers["overflow"] > 0:
-                task = task.grown(int(numbers["intersections"]))
-                step = make_step(task, mesh, on_compiled=compiled)
+        while done < last and any(course.is_running for course in courses):
+            numbers = step()
+            running = [index for index, course in enumerate(courses) if course.is_running]
+            if any(numbers[index]["overflow"] > 0 for index in running):
+                task = task.grown(int(max(numbers[index]["intersections"] for index in running)))
+                step = make()
                 continue
-            state, changes = follow_schedule(state, done + 1, task)
+            for index in running:
+                numbers[index] |= follow(index, done + 1)
+            runs[:] = as_long_as_the_longest(runs, task.scene)
             done += 1
-            skipped_in_a_row = skipped_in_a_row + 1 if numbers["skipped"] else 0
-            if on_iteration is not None:
-                is_stopped = bool(on_iteration(done, numbers | changes, first_copy(state)))
-            is_stopped = is_stopped or skipped_in_a_row == MOST_SKIPPED
+            for index in running:
+                course, told = courses[index], numbers[index]
+                course.skipped_in_a_row = course.skipped_in_a_row + 1 if told["skipped"] else 0
+                is_stopped = on_iteration is not None and on_iteration(
+                    index, done, told, first_copy(runs[index])
+                )
+                if is_stopped or course.diverged:
+                    course.ended = done
     except RunDropped:
         raise
     except KeyboardInterrupt:
-        # Caught in the instant after the step took over the state's memory, there is nothing left to give.
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+        # Caught in the instant after the step took over the states' memory, there is nothing left to give.
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(runs)):
             raise
-        if int(state.iteration) > done:
-            # Caught between the step and what its iteration ends with.
-            state, _ = follow_schedule(state, done + 1, task)
-    done, diverged = int(state.iteration), skipped_in_a_row == MOST_SKIPPED
-    return RunResult(
-        first_copy(state),
-        done,
-        task,
-        interrupted=done < last and not diverged,
-        diverged=diverged,
-    )
+        for index, course in enumerate(courses):
+            if course.is_running and int(runs[index].iteration) > course.followed:
+                # Caught between the step and what its iteration ends with.
+                follow(index, course.followed + 1)
+    return [
+        _result(first_copy(state), course, task, last) for state, course in zip(runs, courses, strict=True)
+    ]
+
+
+def _result(state: TrainState, course: _Course, task: Task, last: int) -> RunResult:
+    """How a run ended that was to come to `last` iterations."""
+    done = int(state.iteration) if course.ended is None else course.ended
+    # The number of iterations went on with those of the others.
+    ended = dataclasses.replace(state, iteration=jnp.full_like(state.iteration, done))
+    interrupted = done < last and not course.diverged
+    return RunResult(ended, done, task, interrupted=interrupted, diverged=course.diverged)

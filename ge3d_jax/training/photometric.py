@@ -107,6 +107,11 @@ class Photometric:
         height, width = context.pixels.shape[1:3]
         return width, height
 
+    @property
+    def shares_learned(self) -> bool:
+        """Nothing is learned."""
+        return False
+
     def learned_optimizer(self) -> optax.GradientTransformation:
         """Nothing is learned but the scene."""
         return optax.identity()

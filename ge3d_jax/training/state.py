@@ -1,14 +1,16 @@
 """What a run carries from one iteration to the next."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import serialization, struct
 
-from ge3d_jax.scenes.base import Moments
+from ge3d_jax.scenes.base import Moments, Scene
 from ge3d_jax.training.optimizer import adam
 
 
@@ -71,3 +73,22 @@ def initial_state(
         iteration=jnp.zeros((), jnp.int32),
         key=key,
     )
+
+
+def shapes_by_path(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each array by its dotted path, of arrays or of what a file says about them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(arrays))
+    return {
+        ".".join(str(entry.key) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in leaves
+    }
+
+
+def as_long_as_the_longest(states: Sequence[TrainState], scene: Scene) -> list[TrainState]:
+    """States of one scene whose arrays are as long as those of the one that has grown most."""
+    shapes = [{name: shape for name, (shape, _) in shapes_by_path(state.scene).items()} for state in states]
+    longest = max(shapes, key=lambda of_one: sum(map(math.prod, of_one.values())))
+    return [
+        state if of_one == longest else state.with_scene(*scene.resized(state.scene, state.moments, longest))
+        for state, of_one in zip(states, shapes, strict=True)
+    ]

@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol
 
 import jax
@@ -16,13 +17,19 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ge3d_jax.core.devices import replicated, sharded
+from ge3d_jax.core.devices import BATCH_AXIS, SEEDS_AXIS, replicated, sharded
 from ge3d_jax.core.random import Draws
 from ge3d_jax.guidance.base import Numbers, Progress
 from ge3d_jax.scenes.base import Parameters, Renders, Scene
 from ge3d_jax.training.compilation import Compilation, compilation_of
 from ge3d_jax.training.optimizer import adam
 from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.together import Together
+
+# Compiled iterations: by task, devices and shapes, with what the compiler said of each.
+Programs = dict[Any, tuple[jax.stages.Compiled, Compilation]]
+# Name of the vmapped axis of runs that step together.
+_RUNS = "runs"
 
 
 class Task(Protocol):
@@ -77,6 +84,10 @@ class Task(Protocol):
 
     def learned_optimizer(self) -> optax.GradientTransformation:
         """What trains what the loss learns."""
+
+    @property
+    def shares_learned(self) -> bool:
+        """Whether runs that step together learn one thing together."""
 
     def grown(self, needed: int) -> "Task":
         """The same with a larger buffer in its scene."""
@@ -146,15 +157,30 @@ def _look(
 
 
 def train_step(
-    state: TrainState, context: Any, drawn: Draws, *, task: Task, mesh: Mesh | None = None
+    state: TrainState,
+    context: Any,
+    drawn: Draws,
+    *,
+    task: Task,
+    mesh: Mesh | None = None,
+    together: Together | None = None,
 ) -> tuple[TrainState, Numbers]:
     """One iteration with everything random given; pure, and may be vmapped over `state` and `drawn`.
 
     Where a view overflows the scene's buffer the state comes back as it was: the caller repeats the iteration
     with a larger buffer. Where a gradient is not finite only the iteration number moves on. The devices of a
     `mesh` each take their share of the views, which must divide among them, all the way there and back.
+
+    Args:
+        state: of the run.
+        context: what the task needs in every iteration.
+        drawn: what chance decides.
+        task: what to do.
+        mesh: the devices; None for one, or for what a caller divides.
+        together: how this run stands to others that are vmapped with it and go in step; None where each
+            goes by itself.
     """
-    axis = None if mesh is None else mesh.axis_names[0]
+    axis = None if mesh is None else BATCH_AXIS
     look: Callable[..., _Seen] = partial(_look, task=task, axis=axis)
     if mesh is not None:
         own: Any = sharded(mesh).spec
@@ -178,12 +204,32 @@ def train_step(
     fits = seen.numbers["overflow"] == 0
     # All that moves the state: one view's part may show in what density control goes by alone.
     is_finite = _is_finite((seen.gradients, seen.learned_gradients, seen.perturbation_gradients))
+    moves = fits & is_finite
+    learns = moves
+    if together is not None:
+        fits = together.all_fit(fits)
+        moves = fits & is_finite & together.is_running
+        learns = moves
+        if task.shares_learned:
+            learned_gradients, learns = together.mean(seen.learned_gradients, moves)
+            seen = dataclasses.replace(seen, learned_gradients=learned_gradients)
     stepped = _updated(state, seen, task=task, image_size=task.image_size(context))
-    stepped = jax.tree.map(partial(jnp.where, fits & is_finite), stepped, state)
     # A step that is not finite is left out: the next one draws anew.
-    stepped = dataclasses.replace(stepped, iteration=state.iteration + fits)
+    stepped = dataclasses.replace(
+        _chosen(moves, stepped, state),
+        learned=_chosen(learns, stepped.learned, state.learned),
+        learned_optimizer_state=_chosen(
+            learns, stepped.learned_optimizer_state, state.learned_optimizer_state
+        ),
+        iteration=state.iteration + fits,
+    )
     skipped = {"skipped": (fits & ~is_finite).astype(jnp.int32)}
     return stepped, seen.numbers | task.scene.numbers(state.scene) | skipped
+
+
+def _chosen(is_new: jax.Array, new: Any, old: Any) -> Any:
+    """The new values or the old ones."""
+    return jax.tree.map(partial(jnp.where, is_new), new, old)
 
 
 def _is_finite(tree: Any) -> jax.Array:
@@ -226,34 +272,83 @@ def _step(state: TrainState, context: Any, *, task: Task, mesh: Mesh | None) -> 
     return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnums=0)
+def _step_together(
+    states: tuple[TrainState, ...], is_running: jax.Array, context: Any, *, task: Task, mesh: Mesh
+) -> tuple[tuple[TrainState, ...], Numbers]:
+    """`_step` of S states that have come equally far; `is_running` and the numbers are (S,)."""
+    # What all of them have in common stays without an axis of theirs. So does what is drawn from it alone,
+    # and a condition on that is computed once, not both ways.
+    common = ("iteration", "learned", "learned_optimizer_state") if task.shares_learned else ("iteration",)
+    names = [field.name for field in dataclasses.fields(TrainState)]
+    of_each: dict[str, Any] = {name: None if name in common else 0 for name in names}
+    axes = TrainState(**of_each)
+
+    def stacked(name: str) -> Any:
+        values = [getattr(state, name) for state in states]
+        return values[0] if name in common else jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+
+    def one(state: TrainState, is_running: jax.Array) -> tuple[TrainState, Numbers]:
+        drawn = task.draw(state, context)
+        together = Together(is_running, _RUNS)
+        return train_step(state, context, drawn, task=task, mesh=mesh, together=together)
+
+    after, numbers = jax.vmap(
+        one, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=_RUNS, spmd_axis_name=SEEDS_AXIS
+    )(TrainState(**{name: stacked(name) for name in names}), is_running)
+
+    def of_run(index: int, name: str) -> Any:
+        value = getattr(after, name)
+        return value if name in common else jax.tree.map(itemgetter(index), value)
+
+    apart = tuple(TrainState(**{name: of_run(index, name) for name in names}) for index in range(len(states)))
+    return jax.lax.with_sharding_constraint((apart, numbers), replicated(mesh))
+
+
 def make_step(
     task: Task,
     mesh: Mesh | None = None,
     *,
+    runs: int = 1,
     on_compiled: Callable[[Compilation], None] | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, Numbers]]:
+    programs: Programs | None = None,
+) -> Callable[..., Any]:
     """One iteration as one compiled function. It donates the state it is given: use the returned one only.
 
     It is compiled at its first call, and again where the scene's arrays have grown since.
 
     Args:
         task: what to do, static.
-        mesh: devices that share the views; state and context must lie on all of them.
-        on_compiled: told of each compilation, before what it compiled runs.
-    """
-    programs: dict[Any, jax.stages.Compiled] = {}
+        mesh: devices that share the work; state and context must lie on all of them.
+        runs: how many runs step together.
+        on_compiled: told of each compiled iteration, before it runs here for the first time.
+        programs: those compiled before, which are taken where they fit, and kept; None keeps the last one.
 
-    def step(state: TrainState, context: Any) -> tuple[TrainState, Numbers]:
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(state.scene))
-        if shapes not in programs:
+    Returns:
+        (state, context) → (state, numbers); for several runs (states, is_running (S,) bool, context) →
+        (states, numbers (S,)), with tuples of as many states, of the same shapes and iteration.
+    """
+    function = _step if runs == 1 else _step_together
+    kept: Programs = {} if programs is None else programs
+    told: set[Any] = set()
+
+    def step(state: Any, *others: Any) -> tuple[Any, Numbers]:
+        scenes = state.scene if runs == 1 else state[0].scene
+        key = (task, mesh, runs, tuple(leaf.shape for leaf in jax.tree.leaves(scenes)))
+        if key not in kept:
             begun = time.monotonic()
-            lowered = _step.lower(state, context, task=task, mesh=mesh)
-            # Scenes grow and never shrink: a program for a smaller one is done with.
-            programs.clear()
-            programs[shapes] = lowered.compile()
+            lowered = function.lower(state, *others, task=task, mesh=mesh)
+            if programs is None:
+                # Scenes grow and never shrink: a program for a smaller one is done with.
+                kept.clear()
+            compiled = lowered.compile()
+            devices = 1 if mesh is None else mesh.size
+            kept[key] = compiled, compilation_of(compiled, time.monotonic() - begun, devices)
+        program, compilation = kept[key]
+        if key not in told:
+            told.add(key)
             if on_compiled is not None:
-                devices = 1 if mesh is None else mesh.size
-                on_compiled(compilation_of(programs[shapes], time.monotonic() - begun, devices))
-        return programs[shapes](state, context)
+                on_compiled(compilation)
+        return program(state, *others)
 
     return step

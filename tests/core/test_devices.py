@@ -30,7 +30,7 @@ def test_flash_attention_and_half_precision_depend_on_the_generation(
     monkeypatch, backend, capability, flash, dtype
 ):
     device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert module.has_flash_attention() == flash
     assert compute_dtype("auto") == dtype
@@ -58,7 +58,7 @@ def test_a_batch_is_sharded_evenly_and_large_models_are_not_replicated_on_cpu_de
     monkeypatch, platform, size, held, count
 ):
     both = [SimpleNamespace(platform=platform, id=number) for number in range(2)]
-    monkeypatch.setattr(jax, "devices", lambda: both)
+    monkeypatch.setattr(jax, "local_devices", lambda: both)
     monkeypatch.setattr(module, "memory_limit", lambda device: 100)
     monkeypatch.setattr(module, "Mesh", lambda devices, axes: devices)
     mesh = module.batch_mesh(size, copied={"weights": np.zeros(held, np.int8)})

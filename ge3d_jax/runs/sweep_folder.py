@@ -1,0 +1,196 @@
+"""A sweep's folder: what came of each object, sweep.json, sweep.csv, the page, and the contact sheet."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import filelock
+import numpy as np
+from PIL import Image
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.runs.folder import versions, write_json
+from ge3d_jax.runs.sweep_plan import SweepObject
+from ge3d_jax.viewer.gallery import save_gallery
+from ge3d_jax.viewer.sheet import image_grid, save_png
+
+_SWEEP_FILE = "sweep.json"
+_OUTCOMES = "outcomes"
+_COLUMNS = (
+    "prompt",
+    "seed",
+    "settings",
+    "status",
+    "reason",
+    "iterations",
+    "splats",
+    "loss",
+    "seconds",
+    "folder",
+)
+# Edge of a picture on the contact sheet, pixels, and as many letters as go below it.
+_SHOWN_SIZE = 128
+_SHOWN_LETTERS = 18
+_EMPTY = 235
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOutcome:
+    """What came of an object.
+
+    Attributes:
+        prompt, seed: what was asked for.
+        settings: its own, in one line.
+        folder: name of its folder in the sweep's.
+        status: "finished"; "diverged", when it is the last good one; "failed"; or "pending".
+        reason: why it is not finished.
+        iterations: how many were done.
+        splats: how many it has.
+        loss: of the last iteration; None where there is none.
+        seconds: its share of the time of those that were computed with it.
+    """
+
+    prompt: str
+    seed: int
+    settings: str
+    folder: str
+    status: str = "pending"
+    reason: str = ""
+    iterations: int = 0
+    splats: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+
+
+class SweepFolder:
+    """The folder, and the objects that belong to it.
+
+    Attributes:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path, objects: Sequence[SweepObject]) -> None:
+        self.path = path
+        self._objects = objects
+        self._finished: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return len(self._objects)
+
+    def check_free(self, *, resume: bool) -> None:
+        """Refuse a folder with another sweep. Raises UserError."""
+        if not resume and (self.path / _SWEEP_FILE).exists():
+            raise UserError(
+                f"The folder {self.path} holds a sweep already; go on with it by resume, or give another "
+                "folder."
+            )
+
+    @contextlib.contextmanager
+    def locked(self, process: int) -> Iterator[None]:
+        """While the block runs, no other sweep writes here. Raises UserError where one does."""
+        lock = filelock.FileLock(self.path / f".process-{process}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise UserError(
+                f"Another sweep is writing to {self.path}; wait for it, or give another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_description(self) -> None:
+        """Write sweep.json: the objects and the versions."""
+        objects = [
+            {
+                "prompt": one.request.prompt,
+                "seed": one.request.seed,
+                "settings": one.changes,
+                "folder": one.name,
+            }
+            for one in self._objects
+        ]
+        write_json(self.path / _SWEEP_FILE, {"objects": objects, "versions": versions()})
+
+    @staticmethod
+    def pending(one: SweepObject) -> SweepOutcome:
+        """Nothing has come of it yet."""
+        return SweepOutcome(one.request.prompt, one.request.seed, one.changes, one.name)
+
+    def record(self, outcome: SweepOutcome) -> None:
+        """Keep what came of an object."""
+        write_json(self.path / _OUTCOMES / f"{outcome.folder}.json", dataclasses.asdict(outcome))
+
+    def outcome(self, one: SweepObject) -> SweepOutcome:
+        """What came of an object so far."""
+        file = self.path / _OUTCOMES / f"{one.name}.json"
+        try:
+            outcome = SweepOutcome(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return self.pending(one)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file} does not tell what came of an object ({error}); remove it.") from error
+        if outcome.status == "finished" and not (one.request.folder / "object.ply").is_file():
+            return self.pending(one)
+        return outcome
+
+    def outcomes(self) -> list[SweepOutcome]:
+        """What came of all of them so far, in their order."""
+        return [self.outcome(one) for one in self._objects]
+
+    def count_finished(self) -> int:
+        """How many are finished."""
+        unknown = [one for one in self._objects if one.name not in self._finished]
+        self._finished |= {one.name for one in unknown if self.outcome(one).status == "finished"}
+        return len(self._finished)
+
+    def write_tables(self) -> None:
+        """Write sweep.csv and the page index.html as things stand."""
+        outcomes = self.outcomes()
+        table = io.StringIO()
+        writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+        with atomic_path(self.path / "sweep.csv") as path:
+            path.write_text(table.getvalue(), encoding="utf-8")
+        save_gallery(self.path / "index.html", [dataclasses.asdict(outcome) for outcome in outcomes])
+
+    def write_sheet(self) -> None:
+        """Write contact_sheet.png: the front of each object, a row for each line of the sweep."""
+        columns = max(
+            sum(one.line == line for one in self._objects) for line in {one.line for one in self._objects}
+        )
+        pictures, labels = [], []
+        for line in dict.fromkeys(one.line for one in self._objects):
+            row = [one for one in self._objects if one.line == line]
+            for one in row:
+                pictures.append(_front(one.request.folder / "turntable.gif"))
+                prompt = textwrap.shorten(one.request.prompt, _SHOWN_LETTERS, placeholder=" …")
+                labels.append(f"{prompt} · {one.request.seed}")
+            missing = columns - len(row)
+            pictures += [_blank(255)] * missing
+            labels += [""] * missing
+        save_png(self.path / "contact_sheet.png", image_grid(pictures, labels, columns=columns))
+
+
+def _blank(value: int) -> np.ndarray:
+    return np.full((_SHOWN_SIZE, _SHOWN_SIZE, 3), value, np.uint8)
+
+
+def _front(turntable: Path) -> np.ndarray:
+    """The first picture of a turntable, (_SHOWN_SIZE, _SHOWN_SIZE, 3) uint8; gray where there is none."""
+    try:
+        with Image.open(turntable) as opened:
+            picture = opened.convert("RGB").resize((_SHOWN_SIZE, _SHOWN_SIZE), Image.Resampling.LANCZOS)
+    except OSError:
+        return _blank(_EMPTY)
+    return np.asarray(picture)

@@ -1,0 +1,104 @@
+"""Several processes on one machine: they find each other, compare settings, and end together."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.processes import Cluster, check_same, join, leave
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_processes(texts, dying=()):
+    """Exit status and output of one process for each text."""
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.core.one_of_several", str(port), str(len(texts)), str(index), text]
+            + ["dies"] * (index in dying),
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, text in enumerate(texts)
+    ]
+    ended = [process.communicate(timeout=120) for process in started]
+    return [
+        (process.returncode, [line for line in out.splitlines() if not line.startswith("[Gloo]")], err)
+        for process, (out, err) in zip(started, ended, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_that_were_asked_for_the_same_go_through(count):
+    for status, out, err in run_processes(["settings"] * count):
+        assert (status, out) == (0, ["the same", "left"]), err
+
+
+def test_all_are_told_which_one_was_asked_for_something_else():
+    for status, out, _ in run_processes(["settings", "others"]):
+        assert status == 0
+        assert out[0].startswith("Process 1 was started with other settings than process 0")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_one_that_dies_ends_the_others(dead):
+    ended = run_processes(["waits", "waits"], dying=[dead])
+    assert ended[dead][0] == 9
+    status, out, err = ended[1 - dead]
+    assert status != 0 and out == ["the same"]
+    assert "another task died" in err
+
+
+def test_a_coordinator_that_does_not_answer_is_named_with_the_time(tmp_path):
+    program = (
+        "from ge3d_jax.core.processes import Cluster, join\n"
+        f"join(Cluster('localhost:{free_port()}', 2, 1, wait_seconds=2))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "did not answer within 2 seconds; start every process" in done.stderr.splitlines()[-1]
+
+
+def test_a_process_by_itself_is_at_one_with_itself():
+    check_same("anything")
+    leave()
+
+
+def test_an_environment_without_a_cluster_is_said():
+    # Nothing was joined: JAX says at once what it misses.
+    with pytest.raises(UserError, match="cannot find each other"):
+        join(Cluster())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coordinator": "10.0.0.1"}, "no port"),
+        ({"processes": 0}, "There are 0 processes"),
+        ({"processes": 2, "process": 2}, "process 2 of 2; give a number from 0 to 1"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Cluster(**settings)

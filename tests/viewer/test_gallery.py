@@ -1,0 +1,119 @@
+"""The page of many objects, in text and in a real browser."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from ge3d_jax.formats.video import save_gif
+from ge3d_jax.viewer.gallery import save_gallery
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What a person does, and then a note of what there is to see; the pictures are waited for.
+ACTIONS = """
+<script>
+{
+  const names = () => [...document.querySelectorAll("figure:not([hidden]) b")].map(b => b.textContent);
+  const shown = () => names().join(",");
+  const notes = [shown()];
+  const click = name => { document.querySelector(`button[data-by=${name}]`).click(); notes.push(shown()); };
+  click("seconds"); click("seconds"); click("loss"); click("prompt");
+  const search = document.querySelector("input");
+  const type = text => {
+    search.value = text;
+    search.dispatchEvent(new Event("input"));
+    notes.push(shown());
+  };
+  type("pig"); type("failed"); type("SCALE=10 cat"); type("");
+  const pictures = [...document.images];
+  pictures.forEach(picture => picture.loading = "eager");
+  Promise.all(pictures.map(picture => picture.decode())).then(() => {
+    notes.push(pictures.map(picture => picture.naturalWidth).join(","));
+    const seen = document.createElement("pre");
+    seen.id = "seen";
+    seen.textContent = notes.join("\\n");
+    document.body.append(seen);
+  });
+}
+</script>
+"""
+
+
+def entry(prompt, **changes):
+    told = {
+        "prompt": prompt,
+        "seed": 3,
+        "settings": "",
+        "folder": prompt.replace(" ", "-"),
+        "status": "finished",
+        "reason": "",
+        "iterations": 250,
+        "splats": 1600,
+        "loss": 4.5,
+        "seconds": 9.0,
+    }
+    return told | changes
+
+
+OBJECTS = [
+    entry("a red pig", seconds=100.0, loss=2.0),
+    entry("a blue cat", seconds=9.5, settings="guidance.scale=10", loss=10.0),
+    entry("a duck", status="failed", reason="No space left on device", seconds=0.0, loss=None),
+]
+
+
+def test_a_prompt_is_text_and_nothing_is_fetched(tmp_path):
+    save_gallery(tmp_path / "index.html", [entry('</b><script>"x"&'), *OBJECTS])
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "{{" not in page and page.count("<script") == 1 and "&lt;script&gt;&quot;x&quot;&amp;" in page
+    assert not re.search(r"https?://|\bfetch\(|\bimport\b|@import|<link", page)
+    pictures = re.findall(r'\bsrc="([^"]*)"', page)
+    assert {"a-red-pig/turntable.gif", "a-blue-cat/turntable.gif"} <= set(pictures)
+    # What failed has no picture, and its reason.
+    assert "a-duck/turntable.gif" not in pictures and "failed: No space left on device" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_it_is_sorted_by_a_click_and_its_pictures_load(tmp_path):
+    for one in OBJECTS[:2]:
+        frames = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+        (tmp_path / one["folder"]).mkdir()
+        save_gif(tmp_path / one["folder"] / "turntable.gif", frames, fps=20)
+    save_gallery(tmp_path / "index.html", OBJECTS)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    (tmp_path / "acted.html").write_text(page.replace("</html>", f"{ACTIONS}</html>"), encoding="utf-8")
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=10000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            (tmp_path / "acted.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    notes = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert notes is not None, done.stderr
+    pig, cat, duck = "a red pig", "a blue cat", "a duck"
+    assert notes[1].splitlines() == [
+        ",".join((pig, cat, duck)),
+        # By time, as numbers, up and down; the failed one took none.
+        ",".join((duck, cat, pig)),
+        ",".join((pig, cat, duck)),
+        # What has no loss comes last.
+        ",".join((pig, cat, duck)),
+        ",".join((cat, duck, pig)),
+        pig,
+        duck,
+        cat,
+        ",".join((cat, duck, pig)),
+        # Small turntables are written enlarged.
+        "256,256",
+    ]
