@@ -6,6 +6,7 @@ seconds; what is in `likeness` is explained in `metrics.likeness`.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import kind_of, to_tree
+from ge3d_jax.core.settings import kind_of
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.likeness import measure_likeness, sharpness, tint
 from ge3d_jax.metrics.pictures import psnr
@@ -31,6 +32,7 @@ from ge3d_jax.metrics.recognition import (
     recognized_front,
     wrap_angle,
 )
+from ge3d_jax.runs.asked import asked_by_file
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.generate import generate
 from ge3d_jax.splatting.cameras import camera_center
@@ -38,6 +40,7 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
+from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
 
@@ -296,17 +299,24 @@ def loss_name(guidance: str | None = None, overrides: Mapping[str, Any] | None =
     return kind_of(configured(PRESET, guidance=guidance, overrides=overrides), "guidance")
 
 
-def _finished_seconds(folder: Path, wanted: Mapping[str, Any], iterations: int) -> float | None:
+def _finished_seconds(folder: Path, prompt: str, seed: int, settings: Config) -> float | None:
     """Seconds that the finished run in `folder` took; None if there is none with these settings."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
     if not all(file.is_file() for file in files):
         return None
-    found = json.loads(files[0].read_text(encoding="utf-8"))
+    try:
+        with warnings.catch_warnings():
+            # A setting that is newer than the run has the preset's value: the object would be the same.
+            warnings.simplefilter("ignore")
+            found = asked_by_file(files[0], overrides=None)
+    except UserError:
+        return None
     lines = files[1].read_text(encoding="utf-8").splitlines()
-    if not lines or any(found.get(name) != value for name, value in wanted.items()):
+    asked = (found.preset, found.prompt, found.seed, found.start, found.settings)
+    if not lines or asked != (PRESET, prompt, seed, None, settings):
         return None
     last = json.loads(lines[-1])
-    return last["seconds"] if last["iteration"] == iterations else None
+    return last["seconds"] if last["iteration"] == settings.iterations else None
 
 
 def make_object(
@@ -337,15 +347,7 @@ def make_object(
     """
     out = folder / loss_name(guidance, overrides) / f"{slug(prompt)}-{seed}"
     config = configured(PRESET, guidance=guidance, overrides=overrides)
-    wanted = {
-        "prompt": prompt,
-        "seed": seed,
-        "preset": PRESET,
-        "start": None,
-        # As JSON tells it: tuples are lists there.
-        "settings": json.loads(json.dumps(to_tree(config))),
-    }
-    if _finished_seconds(out, wanted, config.iterations) is None:
+    if _finished_seconds(out, prompt, seed, config) is None:
         result = generate(
             prompt,
             preset=PRESET,
@@ -360,7 +362,7 @@ def make_object(
             raise KeyboardInterrupt
         if result.diverged:
             raise UserError(f'No object for "{prompt}": {result.advice[0]}')
-    seconds = _finished_seconds(out, wanted, config.iterations)
+    seconds = _finished_seconds(out, prompt, seed, config)
     if seconds is None:
         raise RuntimeError(f"The run in {out} did not write the expected files.")
     return load_ply(out / "object.ply"), seconds
