@@ -228,15 +228,15 @@ def _network_calls(jaxpr, is_conditional=False):
     return calls
 
 
-def _calls(config, states, prompted):
-    task = Distillation(config, predict=_digamma)
-    together = partial(_step_together, task=task, mesh=batch_mesh(2, seeds=2))
-    single = partial(_step, task=task, mesh=batch_mesh(2))
-    running = np.ones(2, bool)
-    return (
-        _network_calls(jax.make_jaxpr(single)(states[0], prompted).jaxpr),
-        _network_calls(jax.make_jaxpr(together)(tuple(states), running, prompted).jaxpr),
-    )
+def _calls_alone(config, state, prompted):
+    step = partial(_step, task=Distillation(config, predict=_digamma), mesh=batch_mesh(2))
+    return _network_calls(jax.make_jaxpr(step)(state, prompted).jaxpr)
+
+
+def _calls_together(config, states, prompted):
+    task, mesh = Distillation(config, predict=_digamma), batch_mesh(2, seeds=2)
+    step = partial(_step_together, task=task, mesh=mesh)
+    return _network_calls(jax.make_jaxpr(step)(tuple(states), np.ones(2, bool), prompted).jaxpr)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -245,13 +245,18 @@ def test_no_seed_asks_the_network_for_idle_nodes(name, tiny_config, tiny_model, 
     settings = {"guidance.kind": name, "views": views, "flip_probability": 0.0, "shared_nodes": True}
     config = with_overrides(tiny_config, settings)
     states = [begin(config, tiny_model, jax.random.key(seed)) for seed in (0, 1)]
-    single, together = _calls(config, states, prompted)
-    assert together == single != []
-    if name == "ge3d":
-        assert all(together)
-        # With nodes of their own, both sides of every condition would be computed for every seed.
-        _, apart = _calls(with_overrides(config, {"shared_nodes": False}), states, prompted)
-        assert apart and not any(apart)
+    alone = _calls_alone(config, states[0], prompted)
+    assert alone
+    # Without conditions there are no idle nodes.
+    if any(alone):
+        assert _calls_together(config, states, prompted) == alone
+    assert all(alone) or name != "ge3d"
+
+
+def test_with_nodes_of_their_own_all_seeds_would_compute_idle_nodes(tiny_config, tiny_model, prompted):
+    states = [begin(tiny_config, tiny_model, jax.random.key(seed)) for seed in (0, 1)]
+    calls = _calls_together(with_overrides(tiny_config, {"flip_probability": 0.0}), states, prompted)
+    assert calls and not any(calls)
 
 
 def test_eight_devices_do_what_one_does():
