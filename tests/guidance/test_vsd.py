@@ -330,7 +330,8 @@ def test_views_in_turn_keep_little_for_the_gradient():
         size = now.seen.latents.size
         return (sum(leaf.size for leaf in jax.tree.leaves(pull_back)) - 2 * size) / size
 
-    assert kept(1) < 0.5 * kept(8)
+    # All views at once keep twice as much in JAX 0.12, three times as much in 0.10.
+    assert kept(1) < 0.6 * kept(8)
 
 
 def test_shares_of_two_devices_are_the_whole():
