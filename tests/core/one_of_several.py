@@ -1,33 +1,40 @@
 """One of several processes, for the tests: joins, compares what it was asked for, and leaves or dies.
 
-python -m tests.core.one_of_several PORT PROCESSES PROCESS TEXT [dies]
+python -m tests.core.one_of_several PORT PROCESSES PROCESS TEXT FILE [dies]
 """
 
 import os
 import sys
 import time
+from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.processes import Cluster, check_same, join, leave
 
 
 def main() -> None:
-    """As the arguments say; prints a line for each thing that went well."""
-    port, processes, process, text, *dies = sys.argv[1:]
+    """As the arguments say; appends a line to FILE for each thing that went well."""
+    port, processes, process, text, file, *dies = sys.argv[1:]
+
+    def tell(line: str) -> None:
+        # Not to the standard output: the library that connects the processes writes there at any moment.
+        with Path(file).open("a", encoding="utf-8") as lines:
+            print(line, file=lines)
+
     join(Cluster(f"localhost:{port}", int(processes), int(process), wait_seconds=30, heartbeat_seconds=10))
     try:
         check_same(text)
     except UserError as error:
-        print(error)
+        tell(str(error))
         leave()
         return
-    print("the same", flush=True)
+    tell("the same")
     if dies:
         os._exit(9)
     if text == "waits":
         time.sleep(60)
     leave()
-    print("left")
+    tell("left")
 
 
 if __name__ == "__main__":

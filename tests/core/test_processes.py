@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,23 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_processes(texts, dying=()):
-    """Exit status and output of one process for each text."""
+@pytest.fixture
+def run_processes(tmp_path):
+    return partial(_run_processes, tmp_path)
+
+
+def _run_processes(folder, texts, dying=()):
+    """Exit status, what went well, and the errors of one process for each text."""
     port = free_port()
+    files = [folder / f"{index}.txt" for index in range(len(texts))]
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.core.one_of_several", str(port), str(len(texts)), str(index), text]
+            + [str(files[index])]
             + ["dies"] * (index in dying),
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -37,24 +45,24 @@ def run_processes(texts, dying=()):
     ]
     ended = [process.communicate(timeout=120) for process in started]
     return [
-        (process.returncode, [line for line in out.splitlines() if not line.startswith("[Gloo]")], err)
-        for process, (out, err) in zip(started, ended, strict=True)
+        (process.returncode, file.read_text(encoding="utf-8").splitlines(), err)
+        for process, file, (_, err) in zip(started, files, ended, strict=True)
     ]
 
 
-def test_processes_that_were_asked_for_the_same_go_through():
+def test_processes_that_were_asked_for_the_same_go_through(run_processes):
     for status, out, err in run_processes(["settings"] * 4):
         assert (status, out) == (0, ["the same", "left"]), err
 
 
-def test_all_are_told_which_one_was_asked_for_something_else():
+def test_all_are_told_which_one_was_asked_for_something_else(run_processes):
     for status, out, _ in run_processes(["settings", "others"]):
         assert status == 0
         assert out[0].startswith("Process 1 was started with other settings than process 0")
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_one_that_dies_ends_the_others(dead):
+def test_one_that_dies_ends_the_others(dead, run_processes):
     ended = run_processes(["waits", "waits"], dying=[dead])
     assert ended[dead][0] == 9
     status, out, err = ended[1 - dead]
