@@ -21,7 +21,7 @@ def main() -> None:
         with Path(file).open("a", encoding="utf-8") as lines:
             print(line, file=lines)
 
-    join(Cluster(f"localhost:{port}", int(processes), int(process), wait_seconds=30, heartbeat_seconds=10))
+    join(Cluster(f"localhost:{port}", int(processes), int(process), wait_seconds=90, heartbeat_seconds=10))
     try:
         check_same(text)
     except UserError as error:

@@ -43,7 +43,7 @@ def _run_processes(folder, texts, dying=()):
         )
         for index, text in enumerate(texts)
     ]
-    ended = [process.communicate(timeout=120) for process in started]
+    ended = [process.communicate(timeout=300) for process in started]
     return [
         (process.returncode, file.read_text(encoding="utf-8").splitlines(), err)
         for process, file, (_, err) in zip(started, files, ended, strict=True)
