@@ -37,9 +37,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> int:
     """Run `fit_images` with the flags and say where the files are."""
-    overrides = script.parse_settings(_SET.value)
-    if _ITERATIONS.value is not None:
-        overrides["iterations"] = str(_ITERATIONS.value)
+    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value)
 
     from ge3d_jax.runs.fit import fit_images
 

@@ -69,9 +69,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> int:
     """Run `ge3d_jax.generate` with the flags and say where the files are."""
-    overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
-    if _ITERATIONS.value is not None:
-        overrides["iterations"] = str(_ITERATIONS.value)
+    overrides: dict[str, Any] = dict(script.parse_settings(_SET.value, iterations=_ITERATIONS.value))
     if _SHARED_NODES.value:
         overrides["shared_nodes"] = True
 

@@ -71,9 +71,7 @@ def main() -> int:
     from ge3d_jax.runs.sweep import sweep
     from ge3d_jax.runs.sweep_plan import parse_seeds
 
-    overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
-    if _ITERATIONS.value is not None:
-        overrides["iterations"] = str(_ITERATIONS.value)
+    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value)
     told: dict[str, Any] = {
         "coordinator": _COORDINATOR.value,
         "processes": _PROCESSES.value,

@@ -53,8 +53,12 @@ def _parse_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     return positional
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+def parse_settings(pairs: Sequence[str], *, iterations: int | None = None) -> dict[str, str]:
     """Split the values of `--set=name=value` flags.
+
+    Args:
+        pairs: the values.
+        iterations: of the setting's own flag, which goes before them; None where it was not given.
 
     Raises:
         UserError: a value has no name or no "=".
@@ -67,6 +71,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
                 f"--set={pair} has no name and value; write --set=name=value, e.g. --set=views=2."
             )
         settings[name.strip()] = value.strip()
+    if iterations is not None:
+        settings["iterations"] = str(iterations)
     return settings
 
 

@@ -20,7 +20,7 @@ from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.request import check_seed
 from ge3d_jax.runs.results import remove_object, write_object
 from ge3d_jax.runs.resume import check_same_run, resume_run
-from ge3d_jax.runs.run import Run
+from ge3d_jax.runs.run import Part, Run
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import FIRST_CAPACITY, grow_to_fit, render
@@ -252,15 +252,8 @@ def fit_images(
     def write(result: RunResult) -> _Held:
         return _write_results(folder, result, train, test, unit=unit, title=name, config=config)
 
-    outcome = run.perform(
-        state,
-        doing="fitting",
-        progress=progress,
-        checkpoint_every=checkpoint_every,
-        observers=observers,
-        remove_old=_remove_old_results,
-        write=write,
-    )
+    part = Part(run, state, observers, _remove_old_results, write)
+    outcome = part.perform(doing="fitting", progress=progress, checkpoint_every=checkpoint_every)
     return FitResult(
         gaussians=outcome.written.gaussians,
         folder=folder,

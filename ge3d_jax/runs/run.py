@@ -70,36 +70,6 @@ class Run:
     is_new: bool
     stop_at: int | None = None
 
-    def perform(
-        self,
-        state: TrainState,
-        *,
-        doing: str,
-        progress: bool,
-        checkpoint_every: int,
-        observers: Sequence[Observer],
-        remove_old: Callable[[Path], None],
-        write: Callable[[RunResult], _Written],
-        then: Callable[[RunResult], RunResult] | None = None,
-    ) -> Outcome[_Written]:
-        """Iterate, save the state, write the results, and drop the state of a finished run.
-
-        Args:
-            state: to begin with.
-            doing: what the bar says.
-            progress: whether to show a bar.
-            checkpoint_every: iterations between saved states; 0 for none.
-            observers: more to tell, in their order, before the bar.
-            remove_old: removes what an earlier run left in the folder; called once the first iteration is
-                compiled and fits the device.
-            write: writes the results.
-            then: a stage between the last iteration and the results, for a run that was not interrupted. It
-                says how it ended itself; until it is through, the state at its beginning stays, and a resumed
-                run begins it anew.
-        """
-        part = Part(self, state, observers, remove_old, write, then)
-        return part.perform(doing=doing, progress=progress, checkpoint_every=checkpoint_every)
-
     @property
     def last(self) -> int:
         """Iterations after which it is complete."""
@@ -108,16 +78,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Part(Generic[_Written]):
-    """A run with what `Run.perform` is given for it.
+    """A run with where it begins, who watches it, and what is made of it.
 
     Attributes:
         run: the run.
         state: to begin with.
-        observers: more to tell, in their order.
+        observers: more to tell, in their order, before the bar.
         remove_old: removes what an earlier run left in the folder; called once the first iteration is
             compiled and fits the device.
         write: writes the results.
-        then: a stage between the last iteration and the results; see `Run.perform`.
+        then: a stage between the last iteration and the results, for a run that was not interrupted. It says
+            how it ended itself; until it is through, the state at its beginning stays, and a resumed run
+            begins it anew.
     """
 
     run: Run
@@ -128,7 +100,13 @@ class Part(Generic[_Written]):
     then: Callable[[RunResult], RunResult] | None = None
 
     def perform(self, *, doing: str, progress: bool, checkpoint_every: int) -> Outcome[_Written]:
-        """Perform it by itself; see `Run.perform`."""
+        """Iterate, save the state, write the results, and drop the state of a finished run.
+
+        Args:
+            doing: what the bar says.
+            progress: whether to show a bar.
+            checkpoint_every: iterations between saved states; 0 for none.
+        """
         with Bar(self.run.last, enabled=progress, doing=doing) as bar:
             (ended,) = perform_together([self], checkpoint_every=checkpoint_every, of_all=[bar])
         ended.save()

@@ -7,6 +7,7 @@ import io
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import filelock
@@ -166,12 +167,10 @@ class SweepFolder:
 
     def write_sheet(self) -> None:
         """Write contact_sheet.png: the front of each object, a row for each line of the sweep."""
-        columns = max(
-            sum(one.line == line for one in self._objects) for line in {one.line for one in self._objects}
-        )
+        rows = [list(row) for _, row in groupby(self._objects, key=lambda one: one.line)]
+        columns = max(map(len, rows))
         pictures, labels = [], []
-        for line in dict.fromkeys(one.line for one in self._objects):
-            row = [one for one in self._objects if one.line == line]
+        for row in rows:
             for one in row:
                 pictures.append(_front(one.request.folder / "turntable.gif"))
                 prompt = textwrap.shorten(one.request.prompt, _SHOWN_LETTERS, placeholder=" …")

@@ -13,7 +13,7 @@ from ge3d_jax.core import devices
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.posed_images import read_posed_images
 from ge3d_jax.runs.resume import resume_run
-from ge3d_jax.runs.run import Run
+from ge3d_jax.runs.run import Part, Run
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import write_posed_images
 from ge3d_jax.training.distillation import Distillation
@@ -61,15 +61,8 @@ def perform(folder, views, *, iterations, good):
         is_new=True,
     )
     state = begin_fit(config, jax.random.key(0))
-    outcome = run.perform(
-        state,
-        doing="fitting",
-        progress=False,
-        checkpoint_every=5,
-        observers=[],
-        remove_old=lambda folder: None,
-        write=write,
-    )
+    part = Part(run, state, [], lambda folder: None, write)
+    outcome = part.perform(doing="fitting", progress=False, checkpoint_every=5)
     return outcome, written, state, config
 
 
