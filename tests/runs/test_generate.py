@@ -35,14 +35,14 @@ PROMPT = "a red mushroom"
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def result(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     return ge3d_jax.generate(

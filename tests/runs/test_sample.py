@@ -17,7 +17,7 @@ from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 PROMPTS = ["a red mushroom", "a blue robot"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)

@@ -38,14 +38,14 @@ SMALL = {
 NAMES = ("a-red-mushroom-3", "a-red-mushroom-4")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sweep(model):
     def sweep(out, *, prompts=PROMPT, seeds=(3, 4), **options):
         given = {"overrides": SMALL, "preview_every": 0, "progress": False, "checkpoint_every": 1}
@@ -54,7 +54,7 @@ def sweep(model):
     return sweep
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(sweep, tmp_path_factory):
     return sweep(tmp_path_factory.mktemp("sweep"))
 
