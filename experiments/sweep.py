@@ -18,6 +18,7 @@ machines, of which the first is 10.0.0.1, that is
     python experiments/sweep.py --prompts=prompts.txt --coordinator=10.0.0.1:1234 --processes=2 --process=0
     python experiments/sweep.py --prompts=prompts.txt --coordinator=10.0.0.1:1234 --processes=2 --process=1
 
+With --share=views all of them make one object after the other, each its share of the views; process 0 writes.
 Under Slurm, MPI, Kubernetes or on a cloud's cluster --distributed finds all that by itself:
 
     srun python experiments/sweep.py --prompts=prompts.txt --seeds=0-9 --distributed --resume
@@ -60,6 +61,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Address and port of process 0, for --distributed.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
+_SHARE = flags.DEFINE_enum(
+    "share", "objects", ["objects", "views"], "What the processes divide: the objects, or the views of each."
+)
 _WAIT_SECONDS = flags.DEFINE_integer(
     "wait_seconds", 300, "For how long to wait for the other processes at the start.", lower_bound=1
 )
@@ -93,6 +97,7 @@ def main() -> int:
         preview_every=_PREVIEW_EVERY.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         resume=_RESUME.value,
+        share=_SHARE.value,
         cluster=Cluster(**told, wait_seconds=_WAIT_SECONDS.value) if is_shared else None,
         **model_flags.given(),
     )

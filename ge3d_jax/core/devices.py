@@ -1,7 +1,7 @@
 """The devices JAX runs on: sharding a batch across them, their memory, and the compute precision.
 
 The devices are one or more GPUs, or two halves of a CPU. Where several processes work together, each has its
-own; no array lies on those of two.
+own; arrays lie on those of all processes where these share the views of one object, else on those of one.
 
 XLA leaves much of a second CPU core idle within one program. Two CPU devices, each with half of the batch,
 keep it busy: on two cores a UNet pass over 16 latents takes 0.55 of the time, a training step 0.6.
@@ -79,6 +79,44 @@ def batch_mesh(size: int, *, seeds: int = 1, copied: Any = None) -> Mesh:
     rows = _largest_share(seeds, len(devices))
     columns = _largest_share(size, len(devices) // rows)
     return Mesh(np.asarray(devices[: rows * columns]).reshape(rows, columns), (SEEDS_AXIS, BATCH_AXIS))
+
+
+def mesh_of_all_processes(size: int) -> Mesh:
+    """A mesh over the devices of all processes, equally many of each, that divides a batch evenly.
+
+    Args:
+        size: number of elements in the batch.
+
+    Returns:
+        A mesh with the axis BATCH_AXIS.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes.
+    """
+    processes = jax.process_count()
+    if size % processes:
+        raise UserError(
+            f"The views that go through the networks at a time make {size} parts, which cannot be divided "
+            f"among {processes} processes; set views to a multiple, or start another number of processes."
+        )
+    of_each = [jax.local_devices(process_index=index) for index in range(processes)]
+    count = _largest_share(size // processes, min(map(len, of_each)))
+    return Mesh(np.asarray([devices[:count] for devices in of_each]).ravel(), (BATCH_AXIS,))
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays as full copies on each of this process's devices of the mesh.
+
+    Where the mesh is of several processes, each of them has to give the same arrays: nothing is sent.
+    """
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, replicated(mesh))
+
+    def placed(leaf: Any) -> jax.Array:
+        copies = [jax.device_put(leaf, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(copies[0].shape, replicated(mesh), copies)
+
+    return jax.tree.map(placed, tree)
 
 
 def sharded(mesh: Mesh) -> NamedSharding:

@@ -1,8 +1,13 @@
 """Several processes that work together, on one machine or many: `jax.distributed` finds and watches them."""
 
+import atexit
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
 import threading
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -11,6 +16,10 @@ from ge3d_jax.core.errors import UserError
 
 # The first to be through waits for the last one, which may have much more to do.
 _LONGEST_WAIT_SECONDS = 30 * 24 * 3600
+
+# What is run beside each process: it reads until that one has ended, and has the last word where it did not
+# come to its end by itself. JAX aborts a process whose neighbor died, and nothing runs in it after that.
+_LAST_WORD = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +65,8 @@ class Cluster:
 def join(cluster: Cluster) -> None:
     """Become one of several processes; called before JAX is first used.
 
-    From then on a process that dies, or ends without `leave`, ends the others: JAX tells them that another
-    task died.
+    From then on a process that dies ends the others; a sentence says so after JAX's own lines. One that ends
+    with an error waits for the others before it is gone.
 
     Args:
         cluster: how to find the others.
@@ -97,11 +106,38 @@ def join(cluster: Cluster) -> None:
             f"The processes cannot find each other ({errors[0]}); give the coordinator, the number of "
             "processes and which one this is."
         ) from errors[0]
+    _have_last_word(
+        f"Process {jax.process_index()} of {jax.process_count()} was ended, by itself or since another one "
+        "died; start all of them again, with --resume to go on from what was saved."
+    )
+
+
+def _have_last_word(sentence: str) -> None:
+    """Print a sentence on standard error if this process is ended from outside."""
+    # In a session of its own, where Ctrl-C does not reach it.
+    command = [sys.executable, "-S", "-c", _LAST_WORD, sentence]
+    beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    pipe = beside.stdin
+    assert pipe is not None
+    atexit.register(lambda: (pipe.write(b"ended"), pipe.close(), beside.wait()))
 
 
 def leave() -> None:
     """Wait until the other processes are through, too. Nothing happens in a process by itself."""
     jax.distributed.shutdown()
+
+
+def abandon(reason: str) -> NoReturn:
+    """End this process and so the others, who would wait for it in the middle of a program they share."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether it is so in any of the processes; each of them has to ask."""
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def check_same(text: str) -> None:

@@ -74,6 +74,11 @@ class ObjectRequest:
     folder: Path
     description: dict[str, Any]
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts the views can be divided that go through the networks at a time."""
+        return self.settings.views_per_pass // self.settings.guidance.views_together
+
     @classmethod
     def checked(
         cls, asked: Asked, place: Path, *, out: FilePath | None, started: Gaussians | None
@@ -152,7 +157,7 @@ class ObjectRequest:
             description=self.description,
             task=task,
             context=context,
-            parts=settings.views_per_pass // settings.guidance.views_together,
+            parts=self.parts,
             history=history,
             is_new=not resume,
             stop_at=settings.distilled_iterations,

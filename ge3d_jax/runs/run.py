@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from jax.sharding import Mesh
+
 from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
 from ge3d_jax.runs.resume import forget_run, save_run
@@ -169,6 +171,7 @@ def perform_together(
     checkpoint_every: int,
     of_all: Sequence[Observer],
     programs: Programs | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Ended[_Written]]:
     """Iterate runs of one task in step.
 
@@ -176,7 +179,7 @@ def perform_together(
         parts: runs with the same task, context, parts and end that have come equally far.
         checkpoint_every: iterations between saved states; 0 for none.
         of_all: observers of all of them, told of each run after its own; they are entered already.
-        programs: see `iterate_together`.
+        programs, mesh: see `iterate_together`.
     """
     run, watched = parts[0].run, [_Watched(part, checkpoint_every) for part in parts]
     has_begun = False
@@ -208,6 +211,7 @@ def perform_together(
             on_iteration=on_iteration,
             on_compiled=on_compiled,
             programs=programs,
+            mesh=mesh,
         )
     return [
         Ended(each.part, result, each.metrics.history) for each, result in zip(watched, results, strict=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ge3d_jax.core.caching import keep_compiled_code
+from ge3d_jax.core.devices import mesh_of_all_processes
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.processes import Cluster, check_same, join, leave
+from ge3d_jax.core.processes import Cluster, abandon, anywhere, check_same, join, leave
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.formats.splats import load_splats
@@ -24,14 +26,16 @@ from ge3d_jax.runs.resume import check_described, has_state
 from ge3d_jax.runs.run import Part, perform_together
 from ge3d_jax.runs.sweep_bar import SweepBar
 from ge3d_jax.runs.sweep_folder import SweepFolder, SweepOutcome
-from ge3d_jax.runs.sweep_plan import Line, SweepObject, check_distinct, in_portions, read_lines, share_of
+from ge3d_jax.runs.sweep_plan import Line, SweepObject, check_distinct, read_lines, share_of
+from ge3d_jax.runs.sweep_portions import make_in_portions
 from ge3d_jax.training.compilation import DoesNotFit
 from ge3d_jax.training.distillation import Prompted
+from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.step import Programs
 
+# What several processes divide among them.
+SHARES = ("objects", "views")
 _OF_LINE = ("guidance", "density")
-# How XLA's errors begin where an allocation failed.
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,7 @@ def sweep(
     loras: Sequence[tuple[str | os.PathLike[str], float]] | None = None,
     textual_inversions: Sequence[str | os.PathLike[str]] | None = None,
     cluster: Cluster | None = None,
+    share: str = "objects",
 ) -> SweepResult:
     """Make an object of every prompt with every seed, and a page that shows them all.
 
@@ -96,7 +101,9 @@ def sweep(
         resume: go on with the sweep in the folder where there is one. Finished objects stay as they are;
             those that failed are tried again; there may be more prompts and seeds than before.
         progress: whether to show a bar.
-        cluster: how to find the processes that share the objects; None for this one alone.
+        cluster: how to find the processes that share the work; None for this one alone.
+        share: what they divide, one of SHARES: "objects", or "views", the views of each iteration of one
+            object after the other. Process 0 writes all of these; what stops one process stops the others.
 
     Returns:
         SweepResult. An object that fails does not stop the others; its outcome has the reason.
@@ -110,6 +117,10 @@ def sweep(
         raise UserError("There are no seeds; give some, as 0 to 7.")
     if at_a_time is not None and at_a_time < 1:
         raise UserError(f"at_a_time is {at_a_time}; give at least 1.")
+    if share not in SHARES:
+        raise UserError(f"{share!r} cannot be shared; choose one of {', '.join(SHARES)}.")
+    if share == "views" and (at_a_time or 1) > 1:
+        raise UserError("Where views are shared one object is made after the other; leave at_a_time out.")
     of_all = {"shared_nodes": True} | dict(overrides or {})
     if reconstruct_from is not None:
         of_all["reconstruction.start"] = reconstruct_from
@@ -136,7 +147,12 @@ def sweep(
     ]
     check_distinct(objects, lines)
     process, processes = jax.process_index(), jax.process_count()
-    share = share_of(objects, process, processes)
+    shares_views = share == "views" and processes > 1
+    if share == "views":
+        at_a_time = 1
+        for one in objects:
+            mesh_of_all_processes(one.request.parts)
+    own = objects if share == "views" else share_of(objects, process, processes)
     folder = SweepFolder(prepare_folder(path), objects)
     folder.check_free(resume=resume)
     _check_same_objects(objects)
@@ -148,8 +164,8 @@ def sweep(
             one.request.check_model(diffusion)
         if process == 0:
             folder.write_description()
-        maker = _Maker(folder, diffusion, at_a_time, preview_every, checkpoint_every)
-        interrupted = maker.make(share, progress=progress and process == 0)
+        maker = _Maker(folder, diffusion, at_a_time, preview_every, checkpoint_every, shares_views)
+        interrupted = maker.make(own, progress=progress and process == 0)
         if not interrupted:
             leave()
         if process == 0:
@@ -222,7 +238,9 @@ class _Maker:
         at_a_time: int | None,
         preview_every: int,
         checkpoint_every: int,
+        shares_views: bool,
     ) -> None:
+        self._shares_views = shares_views
         self._folder = folder
         self._diffusion = diffusion
         self._at_a_time = at_a_time
@@ -254,27 +272,19 @@ class _Maker:
     def _make_line(self, objects: list[SweepObject], bar: SweepBar) -> bool:
         """Make the objects of one line; False where the person stopped it."""
         context = objects[0].request.context(self._diffusion)
-        waiting, most = objects, self._at_a_time or len(objects)
-        while waiting:
-            portion = in_portions(waiting, most)[0]
-            try:
-                self._make_portion(portion, context, bar)
-            except DoesNotFit as error:
-                fewer = _fitting(error, len(portion), context)
-                if fewer:
-                    bar.say(f"{len(portion)} seeds take more memory than there is; trying {fewer} at a time.")
-                    most = fewer
-                    continue
-                portion = waiting
-                self._record_failure(portion, error, bar)
-            except Exception as error:
-                if _OUT_OF_MEMORY in str(error) and len(portion) > 1:
-                    # The compiler's plan is not all that a device needs.
-                    most = len(portion) // 2
-                    bar.say(f"The device ran out of memory; trying {most} at a time.")
-                    continue
-                self._record_failure(portion, error, bar)
-            waiting = waiting[len(portion) :]
+        portions = make_in_portions(
+            objects,
+            self._at_a_time or len(objects),
+            lambda portion: self._make_portion(portion, context, bar),
+            held=sum(leaf.nbytes for leaf in jax.tree.leaves(context)),
+            say=bar.say,
+        )
+        for portion, failure in portions:
+            if failure is not None:
+                self._record_failure(portion, failure, bar)
+                if self._shares_views and not isinstance(failure, DoesNotFit):
+                    # The others are in the middle of an iteration, and wait there for this one.
+                    abandon(f"The views of {portion[0].request.prompt!r} are shared no more: {failure}")
             bar.finish()
             self._folder.write_tables()
             if bar.is_stopping:
@@ -285,16 +295,20 @@ class _Maker:
         """Make some objects of one line together."""
         parts = []
         for one in portion:
+            part, failure = None, None
             try:
                 prepare_folder(one.request.folder)
                 part = one.request.part(
                     context, resume=has_state(one.request.folder), preview_every=self._preview_every
                 )
             except Exception as error:
+                failure = error
                 self._record_failure([one], error, bar)
-                continue
-            bar.skip(int(part.state.iteration))
-            parts.append((one, part))
+            # One process alone has nobody to share the views with.
+            is_lost = anywhere(failure is not None) if self._shares_views else failure is not None
+            if part is not None and not is_lost:
+                bar.skip(int(part.state.iteration))
+                parts.append((one, part))
         # A kill may have come between the states of those that went in step.
         parts.sort(key=lambda pair: int(pair[1].state.iteration))
         for _, in_step in groupby(parts, key=lambda pair: int(pair[1].state.iteration)):
@@ -305,11 +319,16 @@ class _Maker:
     def _make_in_step(self, parts: Sequence[tuple[SweepObject, Part[Any]]], bar: SweepBar) -> None:
         """Iterate runs that have come equally far, and write what they made."""
         bar.begin(len(parts))
+        mesh = mesh_of_all_processes(parts[0][1].run.parts) if self._shares_views else None
+        if jax.process_index() > 0 and self._shares_views:
+            self._take_part(parts[0][1], bar, mesh)
+            return
         all_ended = perform_together(
             [part for _, part in parts],
             checkpoint_every=self._checkpoint_every,
             of_all=[bar],
             programs=self._programs,
+            mesh=mesh,
         )
         for ended in all_ended:
             ended.save()
@@ -337,6 +356,21 @@ class _Maker:
             )
             bar.finish()
 
+    def _take_part(self, part: Part[Any], bar: SweepBar, mesh: Mesh | None) -> None:
+        """Iterate a run that process 0 writes."""
+        run = part.run
+        result = iterate(
+            part.state,
+            run.context,
+            run.task,
+            parts=run.parts,
+            stop_at=run.stop_at,
+            on_iteration=bar.on_iteration,
+            programs=self._programs,
+            mesh=mesh,
+        )
+        bar.is_stopping = result.interrupted
+
     def _record_failure(self, objects: Sequence[SweepObject], error: Exception, bar: SweepBar) -> None:
         """Keep why objects failed, and say it."""
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -345,11 +379,3 @@ class _Maker:
             bar.say(f"{one.request.prompt}, seed {one.request.seed}: {reason}")
             pending = SweepFolder.pending(one)
             self._folder.record(dataclasses.replace(pending, status="failed", reason=reason))
-
-
-def _fitting(error: DoesNotFit, runs: int, context: Prompted) -> int:
-    """How many seeds fit the memory, fewer than `runs` that do not; 0 where not even one does."""
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(context))
-    # What is not the model is of the seeds.
-    of_each = (error.needed - held) / runs
-    return min(runs - 1, max(1, int((error.limit - held) / of_each)))

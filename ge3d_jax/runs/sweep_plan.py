@@ -145,11 +145,3 @@ def share_of(objects: Sequence[_Item], process: int, processes: int) -> Sequence
         )
     bounds = [len(objects) * index // processes for index in (process, process + 1)]
     return objects[slice(*bounds)]
-
-
-def in_portions(items: Sequence[_Item], most: int) -> list[Sequence[_Item]]:
-    """The items in portions of nearly one size, the larger ones first, and none of more than `most`."""
-    count = -(-len(items) // most)
-    sizes = [len(items) // count + (index < len(items) % count) for index in range(count)]
-    begins = [sum(sizes[:index]) for index in range(count)]
-    return [items[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]

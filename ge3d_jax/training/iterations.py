@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ge3d_jax.core.devices import batch_mesh, first_copy, replicated
+from ge3d_jax.core.devices import batch_mesh, first_copy, place
 from ge3d_jax.core.errors import RunDropped
-from ge3d_jax.training.compilation import Compilation, check_memory
+from ge3d_jax.core.processes import anywhere
+from ge3d_jax.training.compilation import Compilation, DoesNotFit, check_memory
 from ge3d_jax.training.state import TrainState, as_long_as_the_longest
 from ge3d_jax.training.step import Programs, Task, make_step
 
@@ -71,6 +73,8 @@ def iterate(
     stop_at: int | None = None,
     on_iteration: OnIteration | None = None,
     on_compiled: Callable[[Compilation], None] | None = None,
+    programs: Programs | None = None,
+    mesh: Mesh | None = None,
 ) -> RunResult:
     """Step until all iterations are done, on as many devices as the views divide among.
 
@@ -87,6 +91,7 @@ def iterate(
         on_iteration: called after each iteration; when it returns true the run stops there.
         on_compiled: told of each compilation that fits the device: before the first iteration, and where a
             buffer has grown.
+        programs, mesh: see `iterate_together`.
 
     Returns:
         RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
@@ -107,6 +112,8 @@ def iterate(
         stop_at=stop_at,
         on_iteration=on_iteration_of,
         on_compiled=on_compiled,
+        programs=programs,
+        mesh=mesh,
     )
     return result
 
@@ -146,6 +153,7 @@ def iterate_together(
     on_iteration: OnIterationOf | None = None,
     on_compiled: Callable[[Compilation], None] | None = None,
     programs: Programs | None = None,
+    mesh: Mesh | None = None,
 ) -> list[RunResult]:
     """`iterate` of several runs in step, as one program; of a single one the program is its own.
 
@@ -163,6 +171,9 @@ def iterate_together(
             stops there.
         on_compiled: see `iterate`.
         programs: compiled iterations that may be taken, and to be kept.
+        mesh: devices that share the views; None for those of this process. Where they are of several
+            processes, each of these has to call this with the same states and context, and all of them stop
+            where one does.
 
     Returns:
         RunResult of each.
@@ -176,14 +187,15 @@ def iterate_together(
     if len(begun) != 1:
         raise ValueError(f"Only runs that have come equally far step together, not {sorted(begun)}.")
     count = len(states)
-    mesh = batch_mesh(parts, seeds=count, copied=context)
+    if mesh is None:
+        mesh = batch_mesh(parts, seeds=count, copied=context)
     # The steps donate the states they are given.
     copies = [jax.tree.map(lambda leaf: leaf.copy(), state) for state in states]
-    runs, context = jax.device_put((copies, context), replicated(mesh))
+    runs, context = place((copies, context), mesh)
     runs = as_long_as_the_longest(runs, task.scene)
 
     def compiled(compilation: Compilation) -> None:
-        check_memory(compilation, mesh.devices.flat[0], task.remedies(compilation.devices))
+        _check_memory_of_all(compilation, mesh, task)
         if on_compiled is not None:
             on_compiled(compilation)
 
@@ -195,7 +207,7 @@ def iterate_together(
             return [{name: value.item() for name, value in jax.device_get(numbers).items()}]
 
         def together() -> list[HostNumbers]:
-            is_running = jax.device_put(np.array([course.is_running for course in courses]), replicated(mesh))
+            is_running = place(np.array([course.is_running for course in courses]), mesh)
             runs[:], numbers = step(tuple(runs), is_running, context)
             on_host = {name: value.tolist() for name, value in jax.device_get(numbers).items()}
             return [{name: values[index] for name, values in on_host.items()} for index in range(count)]
@@ -226,9 +238,11 @@ def iterate_together(
             for index in running:
                 course, told = courses[index], numbers[index]
                 course.skipped_in_a_row = course.skipped_in_a_row + 1 if told["skipped"] else 0
-                is_stopped = on_iteration is not None and on_iteration(
-                    index, done, told, first_copy(runs[index])
+                is_stopped = on_iteration is not None and bool(
+                    on_iteration(index, done, told, first_copy(runs[index]))
                 )
+                if mesh.is_multi_process:
+                    is_stopped = anywhere(is_stopped)
                 if is_stopped or course.diverged:
                     course.ended = done
     except RunDropped:
@@ -244,6 +258,19 @@ def iterate_together(
     return [
         _result(first_copy(state), course, task, last) for state, course in zip(runs, courses, strict=True)
     ]
+
+
+def _check_memory_of_all(compilation: Compilation, mesh: Mesh, task: Task) -> None:
+    """Refuse an iteration that does not fit, in all processes where it does not in one. Raises DoesNotFit."""
+    failure = None
+    try:
+        check_memory(compilation, mesh.local_devices[0], task.remedies(compilation.devices))
+    except DoesNotFit as error:
+        failure = error
+    if mesh.is_multi_process and anywhere(failure is not None) and failure is None:
+        failure = DoesNotFit("An iteration does not fit a device of another process.", needed=0, limit=0)
+    if failure is not None:
+        raise failure
 
 
 def _result(state: TrainState, course: _Course, task: Task, last: int) -> RunResult:

@@ -342,7 +342,7 @@ def make_step(
                 # Scenes grow and never shrink: a program for a smaller one is done with.
                 kept.clear()
             compiled = lowered.compile()
-            devices = 1 if mesh is None else mesh.size
+            devices = 1 if mesh is None else len(mesh.local_devices)
             kept[key] = compiled, compilation_of(compiled, time.monotonic() - begun, devices)
         program, compilation = kept[key]
         if key not in told:

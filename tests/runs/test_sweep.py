@@ -18,18 +18,16 @@ from PIL import Image
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import load_ply
-from ge3d_jax.runs import sweep as module
 from ge3d_jax.runs.sweep_bar import SweepBar
 from ge3d_jax.runs.sweep_folder import SweepFolder
-from ge3d_jax.runs.sweep_plan import in_portions, parse_seeds, read_lines, share_of
-from ge3d_jax.training.compilation import DoesNotFit
+from ge3d_jax.runs.sweep_plan import parse_seeds, read_lines, share_of
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red mushroom"
 SMALL = {
     "iterations": 3,
-    "views": 1,
+    "views": 2,
     "image_size": IMAGE_SIZE,
     "start.count": 50,
     "guidance.kind": "sds",
@@ -164,43 +162,6 @@ def test_a_stopped_sweep_goes_on_where_it_was(made, sweep, tmp_path, monkeypatch
         same_but_for_rounding(one, other)
 
 
-def test_fewer_seeds_go_at_a_time_where_all_do_not_fit(sweep, tmp_path, monkeypatch):
-    perform_together, tried = module.perform_together, []
-
-    def limited(parts, **options):
-        tried.append(len(parts))
-        if len(parts) > 1:
-            raise DoesNotFit("too large", needed=2_000_000_000, limit=1_500_000_000)
-        return perform_together(parts, **options)
-
-    monkeypatch.setattr(module, "perform_together", limited)
-    assert sweep(tmp_path).is_complete
-    assert tried == [2, 1, 1]
-
-
-def test_a_device_that_runs_out_of_memory_gets_half_as_many(sweep, tmp_path, monkeypatch):
-    perform_together, tried = module.perform_together, []
-
-    def limited(parts, **options):
-        tried.append(len(parts))
-        if len(parts) > 1:
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
-        return perform_together(parts, **options)
-
-    monkeypatch.setattr(module, "perform_together", limited)
-    assert sweep(tmp_path).is_complete
-    assert tried == [2, 1, 1]
-
-
-def test_one_seed_that_does_not_fit_fails_with_its_reason(sweep, tmp_path, monkeypatch):
-    def never(parts, **options):
-        raise DoesNotFit("An iteration takes 2.0 GB.", needed=2_000_000_000, limit=1_500_000_000)
-
-    monkeypatch.setattr(module, "perform_together", never)
-    result = sweep(tmp_path)
-    assert {(one.status, one.reason) for one in result.outcomes} == {("failed", "An iteration takes 2.0 GB.")}
-
-
 def test_lines_have_settings_of_their_own(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text('a red mushroom\na blue robot\tguidance=sds prompts.negative_prompt="a b"\n')
@@ -249,6 +210,10 @@ def test_what_else_cannot_be_is_refused_before_anything_runs(sweep, tmp_path):
         sweep(out, prompts=None)
     with pytest.raises(UserError, match="at_a_time is 0"):
         sweep(out, at_a_time=0)
+    with pytest.raises(UserError, match="'seeds' cannot be shared; choose one of objects, views"):
+        sweep(out, share="seeds")
+    with pytest.raises(UserError, match="leave at_a_time out"):
+        sweep(out, share="views", at_a_time=2)
     with pytest.raises(UserError, match="shared_nodes is false"):
         sweep(out, overrides=SMALL | {"shared_nodes": False})
     with pytest.raises(UserError, match=r"The seed is -1"):
@@ -261,14 +226,15 @@ def test_two_sweeps_do_not_write_to_one_folder(sweep, tmp_path):
         sweep(tmp_path)
 
 
-def test_two_processes_make_what_one_makes(made, model, tmp_path):
+@pytest.mark.parametrize("share", ["objects", "views"])
+def test_two_processes_make_what_one_makes(share, made, model, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "experiments/sweep.py", f"--prompt={PROMPT}", "--seeds=3,4"]
     command += [f"--model={model}", f"--out={tmp_path}", "--preview_every=0", "--checkpoint_every=2"]
     command += [f"--set={name}={value}" for name, value in SMALL.items()]
-    command += [f"--coordinator=localhost:{port}", "--processes=2"]
+    command += [f"--coordinator=localhost:{port}", "--processes=2", f"--share={share}"]
     started = [
         subprocess.Popen(
             [*command, f"--process={index}"],
@@ -297,15 +263,13 @@ def test_seeds_are_numbers_and_ranges():
             parse_seeds(text)
 
 
-def test_every_object_belongs_to_one_process_and_portions_are_nearly_equal():
+def test_every_object_belongs_to_one_process():
     objects = list(range(10))
     shares = [share_of(objects, process, 4) for process in range(4)]
     assert [one for share in shares for one in share] == objects
     assert {len(share) for share in shares} == {2, 3}
     with pytest.raises(UserError, match="4 processes for 3 objects"):
         share_of(objects[:3], 0, 4)
-    assert in_portions(objects, 4) == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert in_portions(objects, 20) == [objects]
 
 
 def test_an_outcome_whose_object_is_gone_is_pending(made, sweep, tmp_path):
