@@ -28,8 +28,8 @@ _OUT = flags.DEFINE_string(
 _DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make pictures so many times smaller.")
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations.")
 _DENSITY = flags.DEFINE_string("density", None, "clone_split, the default, or mcmc: a fixed budget.")
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 500, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
+_SAVE_SECONDS = flags.DEFINE_float(
+    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
@@ -48,7 +48,7 @@ def main() -> int:
         downscale=_DOWNSCALE.value,
         density=_DENSITY.value,
         overrides=overrides,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
+        save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
     )
     if result.interrupted:
@@ -58,7 +58,7 @@ def main() -> int:
     print(f"Held-out pictures: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")
     print(f"  Look at it now:    {result.folder / 'comparison.png'}, views.png or turntable.mp4")
     print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
-    return script.conclude(result.advice, failed=result.diverged)
+    return script.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)
 
 
 if __name__ == "__main__":

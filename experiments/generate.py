@@ -52,8 +52,8 @@ _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, ins
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
 )
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 250, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
+_SAVE_SECONDS = flags.DEFINE_float(
+    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
 _DENSITY = flags.DEFINE_string(
@@ -87,7 +87,7 @@ def main() -> int:
         reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
+        save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
         **model_flags.given(),
     )
@@ -98,7 +98,7 @@ def main() -> int:
     print(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
     print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
     print(f"  Take it with you:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
-    return script.conclude(result.advice, failed=result.diverged)
+    return script.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ _AT_A_TIME = flags.DEFINE_integer(
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
 )
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 250, "Iterations between saved states, for --resume; 0 for none.", lower_bound=0
+_SAVE_SECONDS = flags.DEFINE_float(
+    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the sweep in the folder, where there is one.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
@@ -95,7 +95,7 @@ def main() -> int:
         overrides=overrides,
         at_a_time=_AT_A_TIME.value,
         preview_every=_PREVIEW_EVERY.value,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
+        save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
         share=_SHARE.value,
         cluster=Cluster(**told, wait_seconds=_WAIT_SECONDS.value) if is_shared else None,

@@ -110,9 +110,16 @@ def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = ""
         ) from None
 
 
-def conclude(advice: Sequence[str], *, failed: bool) -> int:
-    """Say at the end what there is to say of a run, on standard error where it failed; the exit status."""
-    for sentence in advice:
+def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = ()) -> int:
+    """Say at the end what there is to say of a run, on standard error where it failed; the exit status.
+
+    Args:
+        advice: what there is to say.
+        failed: whether the run did not come to its end.
+        unwritten: what could not be written, which is a failure, too.
+    """
+    failed = failed or bool(unwritten)
+    for sentence in (*advice, *unwritten):
         print(sentence, file=sys.stderr if failed else sys.stdout)
     return EXIT_FAILED if failed else 0
 

@@ -2,8 +2,15 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import filelock
+
+from ge3d_jax.core.errors import UserError
+
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -11,19 +18,67 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
     The temporary name keeps the suffix, because image and video writers choose the format by it. Parent
-    folders are created. On an error the temporary file is deleted and `path` is left unchanged.
+    folders are created. On an error the temporary file is deleted and `path` is left unchanged. What was
+    written is on the disk before it gets its name, so that a loss of power leaves one of both whole, too.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, target)
+        flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk and no longer on its way."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_files(paths: Iterable[Path]) -> None:
     """Remove files that may be there."""
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what other processes left half-written in a folder, where none of them writes now."""
+    for leftover in folder.glob(".*.part*"):
+        if f".{os.getpid()}.part" in leftover.name:
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While the block runs, no other run writes to a folder.
+
+    What an earlier one that was killed left there half-written is removed first.
+
+    Raises:
+        UserError: another one is writing there.
+    """
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f"Another run is writing to {folder}; wait for it, or give another folder.") from None
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written to ({error.strerror}); make room, or choose another."
+        ) from error
+    try:
+        clear_leftovers(folder)
+        yield
+    finally:
+        lock.release()

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.files import remove_files
+from ge3d_jax.core.files import locked, remove_files
 from ge3d_jax.core.settings import to_tree, with_overrides
 from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
 from ge3d_jax.metrics.pictures import psnr, ssim
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
-from ge3d_jax.runs.observers import Observer
+from ge3d_jax.runs.observers import SAVE_SECONDS, Observer
+from ge3d_jax.runs.progress import told
 from ge3d_jax.runs.request import check_seed
 from ge3d_jax.runs.results import remove_object, write_object
 from ge3d_jax.runs.resume import check_same_run, resume_run
@@ -50,6 +52,7 @@ class FitResult:
         interrupted: whether Ctrl-C ended the run.
         diverged: whether it was ended since its gradients were not finite; the splats are the last good ones.
         advice: sentences on why the run ended early and on what other settings would do better; mostly none.
+        unwritten: sentences on what could not be written, as on a full disk; mostly none.
         psnr: decibels, ssim: mean over the held-out pictures.
         metrics: the numbers of every iteration, as in metrics.jsonl.
     """
@@ -60,6 +63,7 @@ class FitResult:
     interrupted: bool
     diverged: bool
     advice: list[str]
+    unwritten: list[str]
     psnr: float
     ssim: float
     metrics: list[dict[str, float | int]]
@@ -156,27 +160,30 @@ def _write_results(
     unit: float,
     title: str,
     config: FitConfig,
+    attempts: Attempts,
 ) -> _Held:
     """Write the splats and pictures of them, then what held-out pictures say."""
     gaussians = in_world_units(result.object, unit)
-    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train))
+    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train), attempts=attempts)
     held_out, background = views_of(test, unit), config.background.color
     renders, psnrs, ssims = evaluate(result.object, held_out, background=background)
     truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))
-    save_png(folder / _COMPARISON, _comparison(truths, renders, psnrs, test.names))
+    with attempts.at(_COMPARISON):
+        save_png(folder / _COMPARISON, _comparison(truths, renders, psnrs, test.names))
     held = _Held(gaussians, float(psnrs.mean()), float(ssims.mean()))
-    write_json(
-        folder / _HELD_OUT,
-        {
-            "iterations": result.iterations,
-            "psnr": held.psnr,
-            "ssim": held.ssim,
-            "pictures": {
-                name: {"psnr": one, "ssim": other}
-                for name, one, other in zip(test.names, psnrs.tolist(), ssims.tolist(), strict=True)
+    with attempts.at(_HELD_OUT):
+        write_json(
+            folder / _HELD_OUT,
+            {
+                "iterations": result.iterations,
+                "psnr": held.psnr,
+                "ssim": held.ssim,
+                "pictures": {
+                    name: {"psnr": one, "ssim": other}
+                    for name, one, other in zip(test.names, psnrs.tolist(), ssims.tolist(), strict=True)
+                },
             },
-        },
-    )
+        )
     return held
 
 
@@ -188,7 +195,7 @@ def fit_images(
     downscale: int = 1,
     density: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    checkpoint_every: int = 500,
+    save_seconds: float | None = SAVE_SECONDS,
     resume: bool = False,
     progress: bool = True,
     observers: Sequence[Observer] = (),
@@ -203,7 +210,7 @@ def fit_images(
         downscale: each pixel becomes the mean of so many by so many.
         density: how the number of splats changes, "clone_split" or "mcmc"; None is clone_split.
         overrides: settings of `FitConfig` to change, by dotted name: {"start.sh_degree": 3}.
-        checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
+        save_seconds: as for `generate`.
         resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
         observers: more to tell of each iteration; see `runs.observers`.
@@ -234,26 +241,29 @@ def fit_images(
         "settings": to_tree(config),
         "versions": versions(),
     }
-    state = begin_fit(config, jax.random.key(seed))
-    history: list[HostNumbers] = []
-    if resume:
-        check_same_run(folder, description, {"settings": to_tree(usual)})
-        state, history = resume_run(folder, state, config.scene)
-    run = Run(
-        folder=folder,
-        description=description,
-        task=Photometric(config),
-        context=views_of(train, unit),
-        parts=config.views,
-        history=history,
-        is_new=not resume,
-    )
+    with locked(folder):
+        state, is_new = begin_fit(config, jax.random.key(seed)), True
+        history: list[HostNumbers] = []
+        if resume and check_same_run(folder, description, {"settings": to_tree(usual)}, say=told(progress)):
+            state, history = resume_run(folder, state, config.scene, last=config.iterations)
+            is_new = False
+        run = Run(
+            folder=folder,
+            description=description,
+            task=Photometric(config),
+            context=views_of(train, unit),
+            parts=config.views,
+            history=history,
+            is_new=is_new,
+        )
 
-    def write(result: RunResult) -> _Held:
-        return _write_results(folder, result, train, test, unit=unit, title=name, config=config)
+        def write(result: RunResult, attempts: Attempts) -> _Held:
+            return _write_results(
+                folder, result, train, test, unit=unit, title=name, config=config, attempts=attempts
+            )
 
-    part = Part(run, state, observers, _remove_old_results, write)
-    outcome = part.perform(doing="fitting", progress=progress, checkpoint_every=checkpoint_every)
+        part = Part(run, state, observers, _remove_old_results, write)
+        outcome = part.perform(doing="fitting", progress=progress, save_seconds=save_seconds)
     return FitResult(
         gaussians=outcome.written.gaussians,
         folder=folder,
@@ -261,6 +271,7 @@ def fit_images(
         interrupted=outcome.result.interrupted,
         diverged=outcome.result.diverged,
         advice=outcome.advice,
+        unwritten=outcome.unwritten,
         metrics=outcome.history,
         psnr=outcome.written.psnr,
         ssim=outcome.written.ssim,

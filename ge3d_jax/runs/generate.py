@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from ge3d_jax.core.caching import keep_compiled_code
+from ge3d_jax.core.files import locked
 from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder
 from ge3d_jax.runs.object_request import ObjectRequest
-from ge3d_jax.runs.observers import Observer
+from ge3d_jax.runs.observers import SAVE_SECONDS, Observer
+from ge3d_jax.runs.progress import told
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.iterations import HostNumbers
 
@@ -30,6 +32,7 @@ class Result:
         interrupted: whether Ctrl-C ended the run.
         diverged: whether it was ended since its gradients were not finite; the object is the last good one.
         advice: sentences on why the run ended early and on what other settings would do better; mostly none.
+        unwritten: sentences on what could not be written, as on a full disk; mostly none.
         metrics: the numbers of every iteration, as in metrics.jsonl.
         frames: the turntable, uint8 (T, H, W, 3), once around from the front.
     """
@@ -42,6 +45,7 @@ class Result:
     interrupted: bool
     diverged: bool
     advice: list[str]
+    unwritten: list[str]
     metrics: list[HostNumbers]
     frames: np.ndarray
 
@@ -63,7 +67,7 @@ def generate(
     reconstruct_from: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     preview_every: int = 25,
-    checkpoint_every: int = 250,
+    save_seconds: float | None = SAVE_SECONDS,
     resume: bool = False,
     progress: bool = True,
     dtype: str | None = None,
@@ -91,8 +95,10 @@ def generate(
             0.8; None for what `overrides` say of `reconstruction.start`, by default none.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
         preview_every: iterations between pictures in previews/; 0 for none.
-        checkpoint_every: iterations between saved states, which an interrupted run goes on from; 0 for none.
-        resume: go on with the interrupted run in the folder, which was asked for the same.
+        save_seconds: how often to save the state that an ended run goes on from, though never for more than
+            a fiftieth of the time; 0 saves after each iteration, None only at the end.
+        resume: go on with the run in the folder, which was asked for the same, from its last state. More
+            iterations may be asked for than before, even of a finished one. One that saved nothing begins.
         progress: whether to show a bar.
         dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
             made for it; None is "auto".
@@ -128,18 +134,18 @@ def generate(
     started = load_splats(asked.start) if asked.start is not None else None
     request = ObjectRequest.checked(asked, place, out=out, started=started)
     prepare_folder(request.folder)
-    if resume:
-        request.check_resumable()
-    diffusion = asked.model.load(place)
-    request.check_model(diffusion)
-    part = request.part(
-        request.context(diffusion),
-        resume=resume,
-        preview_every=preview_every,
-        observers=observers,
-        progress=progress,
-    )
-    outcome = part.perform(doing="generating", progress=progress, checkpoint_every=checkpoint_every)
+    with locked(request.folder):
+        goes_on = resume and request.check_resumable(say=told(progress))
+        diffusion = asked.model.load(place)
+        request.check_model(diffusion)
+        part = request.part(
+            request.context(diffusion),
+            resume=goes_on,
+            preview_every=preview_every,
+            observers=observers,
+            progress=progress,
+        )
+        outcome = part.perform(doing="generating", progress=progress, save_seconds=save_seconds)
     return Result(
         prompt=request.prompt,
         seed=request.seed,
@@ -149,6 +155,7 @@ def generate(
         interrupted=outcome.result.interrupted,
         diverged=outcome.result.diverged,
         advice=outcome.advice,
+        unwritten=outcome.unwritten,
         metrics=outcome.history,
         frames=outcome.written,
     )

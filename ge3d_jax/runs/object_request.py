@@ -1,7 +1,7 @@
 """An object that is asked for: its inputs checked and described, and the run that makes it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.runs.asked import Asked
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.folder import slug, versions
 from ge3d_jax.runs.model_choice import FilePath
 from ge3d_jax.runs.observers import Observer, Previews
@@ -112,9 +113,9 @@ class ObjectRequest:
         }
         return cls(prompt, asked.seed, settings, usual, started, folder, description)
 
-    def check_resumable(self) -> None:
-        """Refuse to go on with another run than this. Raises UserError naming the first difference."""
-        check_same_run(self.folder, self.description, {"settings": to_tree(self.usual)})
+    def check_resumable(self, *, say: Callable[[str], None]) -> bool:
+        """Whether there is a state to go on from; see `check_same_run`."""
+        return check_same_run(self.folder, self.description, {"settings": to_tree(self.usual)}, say=say)
 
     def check_model(self, diffusion: StableDiffusion) -> None:
         """Refuse settings that do not go with the model. Raises UserError."""
@@ -151,7 +152,7 @@ class ObjectRequest:
         state = begin(settings, context.model, jax.random.key(self.seed), start=self.started)
         history: list[HostNumbers] = []
         if resume:
-            state, history = resume_run(folder, state, settings.scene)
+            state, history = resume_run(folder, state, settings.scene, last=settings.distilled_iterations)
         run = Run(
             folder=folder,
             description=self.description,
@@ -171,8 +172,11 @@ class ObjectRequest:
             grown = dataclasses.replace(task, config=dataclasses.replace(settings, scene=result.task.scene))
             return reconstruct(folder, grown, context, result, progress=progress)
 
-        def write(result: RunResult) -> np.ndarray:
-            return write_object(folder, result.object, title=self.prompt, viewpoint=viewpoint)
+        def write(result: RunResult, attempts: Attempts) -> np.ndarray:
+            return write_object(
+                folder, result.object, title=self.prompt, viewpoint=viewpoint, attempts=attempts
+            )
 
-        previews = Previews(folder, settings.scene, viewpoint, every=preview_every)
-        return Part(run, state, [previews, *observers], _remove_old, write, then)
+        attempts = Attempts()
+        previews = Previews(folder, settings.scene, viewpoint, every=preview_every, attempts=attempts)
+        return Part(run, state, [previews, *observers], _remove_old, write, then, attempts)

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from rich.console import Console
@@ -18,6 +18,8 @@ from rich.progress import (
 
 from ge3d_jax.core.errors import RunDropped
 
+# Ctrl-C, and what schedulers and closed terminals send; Windows has no SIGHUP.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # How many lines a run prints where there is no terminal to draw a bar on.
 _LINES_WITHOUT_TERMINAL = 10
 
@@ -25,6 +27,11 @@ _LINES_WITHOUT_TERMINAL = 10
 def say(text: str) -> None:
     """Print a line on standard error, where there is no bar."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def told(progress: bool) -> Callable[[str], None]:
+    """`say` where progress is shown, else nothing."""
+    return say if progress else lambda text: None
 
 
 class RunProgress:
@@ -91,28 +98,32 @@ def gentle_interrupt(
     progress: RunProgress,
     message: str = "Stopping after this iteration, then writing the object; Ctrl-C again to drop it.",
 ) -> Iterator[StopRequest]:
-    """While the block runs, the first Ctrl-C only sets `requested`; the second raises RunDropped.
+    """While the block runs, the first signal to end only sets `requested`; the second ends it at once.
 
-    A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops.
-    Outside the main thread, where Python takes no signals, Ctrl-C stays what it was. `message` tells the
-    person what comes next.
+    A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops. The
+    signals are Ctrl-C, of which the second raises RunDropped, and those by which schedulers and closed
+    terminals end programs, SIGTERM and SIGHUP, of which the second ends the process. Outside the main thread,
+    where Python takes no signals, they stay what they were. `message` tells the person what comes next.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def drop(number: int, frame: FrameType | None) -> None:
         raise RunDropped
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    def on_first(number: int, frame: FrameType | None) -> None:
         request.requested = True
-        signal.signal(signal.SIGINT, drop)
+        for other in _SIGNALS:
+            signal.signal(other, drop if other == signal.SIGINT else signal.SIG_DFL)
         progress.say(message)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, on_first)
     try:
         yield request
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -7,6 +7,7 @@ import numpy as np
 from ge3d_jax.core.files import remove_files
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.video import save_gif, save_mp4
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.page import save_viewer
 from ge3d_jax.viewer.sheet import save_png
@@ -24,7 +25,9 @@ def remove_object(folder: Path) -> None:
     remove_files(folder / name for name in names)
 
 
-def write_object(folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint) -> np.ndarray:
+def write_object(
+    folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint, attempts: Attempts
+) -> np.ndarray:
     """Write the splats, the page, the sheet of views and the turntables.
 
     Args:
@@ -32,15 +35,23 @@ def write_object(folder: Path, gaussians: Gaussians, *, title: str, viewpoint: V
         gaussians: the splats.
         title: title of the page.
         viewpoint: the cameras of page, sheet and turntables.
+        attempts: what shows the splats is tried with these.
 
     Returns:
         The turntable's frames, uint8 (T, H, W, 3).
+
+    Raises:
+        OSError: the splats cannot be written.
     """
     save_ply(folder / "object.ply", gaussians)
-    save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
+    with attempts.at("viewer.html"):
+        save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
     azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
     frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
-    save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
-    save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
-    save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
+    with attempts.at("views.png"):
+        save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
+    with attempts.at("turntable.gif"):
+        save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
+    with attempts.at("turntable.mp4"):
+        save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
     return frames

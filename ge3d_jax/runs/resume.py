@@ -2,18 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.scenes.base import Scene
-from ge3d_jax.training.checkpoints import restore_state, save_state
+from ge3d_jax.training.checkpoints import has_tree, restore_state, save_state
 from ge3d_jax.training.state import TrainState
 
 _STATE = "state"
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
+_OBJECT = "object.ply"
 # What does not change what is computed: another version or another device's memory may go on with a run.
 _FREE_TO_CHANGE = (
     "versions",
@@ -34,24 +35,48 @@ def forget_run(folder: Path) -> None:
 
 
 def check_same_run(
-    folder: Path, description: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> None:
-    """Refuse to go on with a run that is not there, or was asked for something else.
+    folder: Path,
+    description: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether there is a run to go on with; one that has saved nothing begins instead, which is said.
 
-    See `check_described`.
+    See `check_described`; the number of iterations may be another than before.
+
+    Args:
+        folder, description, defaults: as there.
+        say: told that the run begins.
+
+    Raises:
+        UserError: the folder holds a run that was asked for something else, or an object without its state.
     """
-    if not has_state(folder) or not (folder / _CONFIG).is_file():
-        raise UserError(f"The folder {folder} holds no interrupted run; start it without resume.")
-    check_described(folder, description, defaults)
+    if has_state(folder):
+        if not (folder / _CONFIG).is_file():
+            raise UserError(f"{folder} holds a state without its {_CONFIG}; start without resume.")
+        check_described(folder, description, defaults, free=("settings.iterations",))
+        return True
+    if (folder / _OBJECT).exists():
+        raise UserError(
+            f"The folder {folder} holds an object, but no state to go on from; start without resume to make "
+            "it anew."
+        )
+    say(f"Nothing was saved in {folder}: the run begins.")
+    return False
 
 
 def has_state(folder: Path) -> bool:
     """Whether there is a state to go on from."""
-    return (folder / _STATE).is_dir()
+    return has_tree(folder / _STATE)
 
 
 def check_described(
-    folder: Path, description: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    folder: Path,
+    description: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    free: Collection[str] = (),
 ) -> None:
     """Refuse to go on with a run that was asked for something else.
 
@@ -62,6 +87,7 @@ def check_described(
         folder: of the run, with its config.json.
         description: what would be written to config.json.
         defaults: the same for the preset alone, without what the person asked for; None tells no defaults.
+        free: dotted names of what may differ, beside what never matters.
 
     Raises:
         UserError: names the first difference.
@@ -69,7 +95,7 @@ def check_described(
     saved = _read_description(folder / _CONFIG)
     # As JSON tells it: tuples are lists there.
     trees = (saved, description, defaults or {})
-    found, wanted, usual = (_leaves(json.loads(json.dumps(dict(tree)))) for tree in trees)
+    found, wanted, usual = (_leaves(json.loads(json.dumps(dict(tree))), free) for tree in trees)
     # What differs comes before what is missing: another kind of a section has other settings.
     for name, new in wanted.items():
         if name in found and found[name] != new:
@@ -103,14 +129,14 @@ def _read_description(file: Path) -> dict[str, Any]:
     return description
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _leaves(tree: Mapping[str, Any], free: Collection[str], prefix: str = "") -> dict[str, Any]:
     """Dotted name → value of all that a tree of dictionaries holds, less what is free to change."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         full_name = prefix + name
-        if full_name in _FREE_TO_CHANGE:
+        if full_name in _FREE_TO_CHANGE or full_name in free:
             continue
-        leaves |= _leaves(value, f"{full_name}.") if isinstance(value, dict) else {full_name: value}
+        leaves |= _leaves(value, free, f"{full_name}.") if isinstance(value, dict) else {full_name: value}
     return leaves
 
 
@@ -122,7 +148,7 @@ def _by_version(saved: Mapping[str, Any]) -> str:
 
 
 def resume_run(
-    folder: Path, template: TrainState, scene: Scene
+    folder: Path, template: TrainState, scene: Scene, *, last: int
 ) -> tuple[TrainState, list[dict[str, float | int]]]:
     """The saved state, and the metrics of the iterations that lead to it.
 
@@ -130,11 +156,27 @@ def resume_run(
         folder: of the interrupted run.
         template: the state that the same run begins with.
         scene: whose state it is.
+        last: iterations after which the run will be complete.
 
     Raises:
-        UserError: no state there, or one of another shape.
+        UserError: no state there, one of another shape, or one that has come farther than `last`.
     """
     state = restore_state(folder / _STATE, template, scene)
-    lines = (folder / _METRICS).read_text(encoding="utf-8").splitlines()
+    done = int(state.iteration)
+    if done > last:
+        raise UserError(
+            f"The run in {folder} has done {done} iterations already; ask for more, or start without resume."
+        )
     # An iteration after the last saved state will be done again.
-    return state, [json.loads(line) for line in lines[: int(state.iteration)]]
+    return state, [line for line in _read_metrics(folder / _METRICS) if line["iteration"] <= done]
+
+
+def _read_metrics(file: Path) -> list[dict[str, float | int]]:
+    """The lines of a file of metrics, as far as they are whole: a full disk may have cut it off."""
+    metrics: list[dict[str, float | int]] = []
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            metrics.append(json.loads(line))
+    except (FileNotFoundError, ValueError):
+        pass
+    return metrics

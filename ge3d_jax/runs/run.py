@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from jax.sharding import Mesh
 
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.attempts import Attempts, reason_of
 from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
 from ge3d_jax.runs.resume import forget_run, save_run
@@ -28,12 +30,14 @@ class Outcome(Generic[_Written]):
         history: the numbers of every iteration, as in metrics.jsonl.
         written: what `write` returned.
         advice: sentences for the person: why the run ended early, and what other settings would do better.
+        unwritten: sentences on what could not be written.
     """
 
     result: RunResult
     history: list[HostNumbers]
     written: _Written
     advice: list[str]
+    unwritten: list[str]
 
 
 def _advice(result: RunResult, history: Sequence[HostNumbers]) -> list[str]:
@@ -88,29 +92,34 @@ class Part(Generic[_Written]):
         observers: more to tell, in their order, before the bar.
         remove_old: removes what an earlier run left in the folder; called once the first iteration is
             compiled and fits the device.
-        write: writes the results.
+        write: writes the results; the splats come first, and what shows them is only attempted.
         then: a stage between the last iteration and the results, for a run that was not interrupted. It says
             how it ended itself; until it is through, the state at its beginning stays, and a resumed run
             begins it anew.
+        attempts: to write what the run can do without.
     """
 
     run: Run
     state: TrainState
     observers: Sequence[Observer]
     remove_old: Callable[[Path], None]
-    write: Callable[[RunResult], _Written]
+    write: Callable[[RunResult, Attempts], _Written]
     then: Callable[[RunResult], RunResult] | None = None
+    attempts: Attempts = dataclasses.field(default_factory=Attempts)
 
-    def perform(self, *, doing: str, progress: bool, checkpoint_every: int) -> Outcome[_Written]:
-        """Iterate, save the state, write the results, and drop the state of a finished run.
+    def perform(self, *, doing: str, progress: bool, save_seconds: float | None) -> Outcome[_Written]:
+        """Iterate, save the state, and write the results.
 
         Args:
             doing: what the bar says.
             progress: whether to show a bar.
-            checkpoint_every: iterations between saved states; 0 for none.
+            save_seconds: see `Checkpoints`.
+
+        Raises:
+            UserError: the results cannot be written.
         """
         with Bar(self.run.last, enabled=progress, doing=doing) as bar:
-            (ended,) = perform_together([self], checkpoint_every=checkpoint_every, of_all=[bar])
+            (ended,) = perform_together([self], save_seconds=save_seconds, of_all=[bar], say=bar.say)
         ended.save()
         return ended.conclude()
 
@@ -128,48 +137,66 @@ class Ended(Generic[_Written]):
     part: Part[_Written]
     result: RunResult
     history: list[HostNumbers]
+    attempts: Attempts
 
     def save(self) -> None:
-        """Save the state."""
-        save_run(self.part.run.folder, self.result.state)
+        """Save the state, from where the run may go on once more: to its end, or beyond."""
+        with self.attempts.at("The state for --resume"):
+            save_run(self.part.run.folder, self.result.state)
 
     def conclude(self) -> Outcome[_Written]:
-        """Go through the stage after it, write the results, and drop the state of a finished run."""
-        result, folder, then = self.result, self.part.run.folder, self.part.then
+        """Go through the stage after it and write the results.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        result, then = self.result, self.part.then
         if then is not None and not (result.interrupted or result.diverged):
             result = then(result)
-        written = self.part.write(result)
-        if not (result.interrupted or result.diverged):
-            forget_run(folder)
-        return Outcome(result, self.history, written, _advice(result, self.history))
+        try:
+            written = self.part.write(result, self.attempts)
+        except OSError as error:
+            also = " ".join(["", *self.attempts.failed])
+            raise UserError(
+                f"The object could not be written to {self.part.run.folder} ({reason_of(error)}); make room, "
+                f"and --resume writes it.{also}"
+            ) from error
+        return Outcome(result, self.history, written, _advice(result, self.history), self.attempts.failed)
 
 
 class _Watched:
     """A run under its own observers."""
 
-    def __init__(self, part: Part[Any], checkpoint_every: int) -> None:
+    def __init__(self, part: Part[Any], save_seconds: float | None, say: Callable[[str], None]) -> None:
         run = part.run
         self.part = part
-        self.metrics = Metrics(run.folder, run.history)
-        checkpoints = Checkpoints(run.folder, every=checkpoint_every, iterations=run.last)
+        self.metrics = Metrics(run.folder, run.history, part.attempts, say=say)
+        checkpoints = Checkpoints(run.folder, every_seconds=save_seconds, iterations=run.last, say=say)
         self.observers: list[Observer] = [self.metrics, *part.observers, checkpoints]
 
     def begin(self) -> None:
-        """The first iteration is compiled and fits the device."""
+        """The first iteration is compiled and fits. Raises UserError where nothing can be written."""
         run = self.part.run
-        if run.is_new:
-            self.part.remove_old(run.folder)
-            forget_run(run.folder)
-        for observer in self.observers:
-            observer.on_begin(is_new=run.is_new)
-        write_json(run.folder / "config.json", run.description)
+        try:
+            if run.is_new:
+                self.part.remove_old(run.folder)
+                forget_run(run.folder)
+            for observer in self.observers:
+                observer.on_begin(is_new=run.is_new)
+            write_json(run.folder / "config.json", run.description)
+        except OSError as error:
+            raise UserError(
+                f"The folder {run.folder} cannot be written to ({reason_of(error)}); make room, or choose "
+                "another."
+            ) from error
 
 
 def perform_together(
     parts: Sequence[Part[_Written]],
     *,
-    checkpoint_every: int,
+    save_seconds: float | None,
     of_all: Sequence[Observer],
+    say: Callable[[str], None],
     programs: Programs | None = None,
     mesh: Mesh | None = None,
 ) -> list[Ended[_Written]]:
@@ -177,11 +204,12 @@ def perform_together(
 
     Args:
         parts: runs with the same task, context, parts and end that have come equally far.
-        checkpoint_every: iterations between saved states; 0 for none.
+        save_seconds: see `Checkpoints`.
         of_all: observers of all of them, told of each run after its own; they are entered already.
+        say: told of what could not be written on the way.
         programs, mesh: see `iterate_together`.
     """
-    run, watched = parts[0].run, [_Watched(part, checkpoint_every) for part in parts]
+    run, watched = parts[0].run, [_Watched(part, save_seconds, say) for part in parts]
     has_begun = False
 
     def on_compiled(compilation: Compilation) -> None:
@@ -214,5 +242,6 @@ def perform_together(
             mesh=mesh,
         )
     return [
-        Ended(each.part, result, each.metrics.history) for each, result in zip(watched, results, strict=True)
+        Ended(each.part, result, each.metrics.history, each.part.attempts)
+        for each, result in zip(watched, results, strict=True)
     ]

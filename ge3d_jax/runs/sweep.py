@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.devices import mesh_of_all_processes
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import clear_leftovers
 from ge3d_jax.core.processes import Cluster, abandon, anywhere, check_same, join, leave
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.pipeline import StableDiffusion
@@ -22,8 +23,9 @@ from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.object_request import ObjectRequest
+from ge3d_jax.runs.observers import SAVE_SECONDS
 from ge3d_jax.runs.resume import check_described, has_state
-from ge3d_jax.runs.run import Part, perform_together
+from ge3d_jax.runs.run import Outcome, Part, perform_together
 from ge3d_jax.runs.sweep_bar import SweepBar
 from ge3d_jax.runs.sweep_folder import SweepFolder, SweepOutcome
 from ge3d_jax.runs.sweep_plan import Line, SweepObject, check_distinct, read_lines, share_of
@@ -73,7 +75,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     at_a_time: int | None = None,
     preview_every: int = 25,
-    checkpoint_every: int = 250,
+    save_seconds: float | None = SAVE_SECONDS,
     resume: bool = False,
     progress: bool = True,
     dtype: str | None = None,
@@ -97,7 +99,7 @@ def sweep(
         out: folder; None is outputs/sweep-<first prompt, or the file's name>. Each object has a folder in
             it, as `generate` writes it; `outcomes/` has what came of each.
         at_a_time: bounds how many seeds are computed together; None for what fits the memory.
-        preview_every, checkpoint_every: as for `generate`.
+        preview_every, save_seconds: as for `generate`.
         resume: go on with the sweep in the folder where there is one. Finished objects stay as they are;
             those that failed are tried again; there may be more prompts and seeds than before.
         progress: whether to show a bar.
@@ -164,7 +166,7 @@ def sweep(
             one.request.check_model(diffusion)
         if process == 0:
             folder.write_description()
-        maker = _Maker(folder, diffusion, at_a_time, preview_every, checkpoint_every, shares_views)
+        maker = _Maker(folder, diffusion, at_a_time, preview_every, save_seconds, shares_views)
         interrupted = maker.make(own, progress=progress and process == 0)
         if not interrupted:
             leave()
@@ -228,6 +230,13 @@ def _check_same_objects(objects: Sequence[SweepObject]) -> None:
             )
 
 
+def _status(outcome: Outcome[Any]) -> str:
+    """Of an object; what could not be written whole is tried again."""
+    if outcome.result.diverged:
+        return "diverged"
+    return "failed" if outcome.unwritten else "finished"
+
+
 class _Maker:
     """Makes objects, portion by portion, and records what comes of each."""
 
@@ -237,15 +246,16 @@ class _Maker:
         diffusion: StableDiffusion,
         at_a_time: int | None,
         preview_every: int,
-        checkpoint_every: int,
+        save_seconds: float | None,
         shares_views: bool,
     ) -> None:
         self._shares_views = shares_views
+        self._is_writer = not shares_views or jax.process_index() == 0
         self._folder = folder
         self._diffusion = diffusion
         self._at_a_time = at_a_time
         self._preview_every = preview_every
-        self._checkpoint_every = checkpoint_every
+        self._save_seconds = save_seconds
         self._programs: Programs = {}
 
     def make(self, objects: Sequence[SweepObject], *, progress: bool) -> bool:
@@ -298,6 +308,8 @@ class _Maker:
             part, failure = None, None
             try:
                 prepare_folder(one.request.folder)
+                if self._is_writer:
+                    clear_leftovers(one.request.folder)
                 part = one.request.part(
                     context, resume=has_state(one.request.folder), preview_every=self._preview_every
                 )
@@ -320,13 +332,14 @@ class _Maker:
         """Iterate runs that have come equally far, and write what they made."""
         bar.begin(len(parts))
         mesh = mesh_of_all_processes(parts[0][1].run.parts) if self._shares_views else None
-        if jax.process_index() > 0 and self._shares_views:
+        if not self._is_writer:
             self._take_part(parts[0][1], bar, mesh)
             return
         all_ended = perform_together(
             [part for _, part in parts],
-            checkpoint_every=self._checkpoint_every,
+            save_seconds=self._save_seconds,
             of_all=[bar],
+            say=bar.say,
             programs=self._programs,
             mesh=mesh,
         )
@@ -346,8 +359,8 @@ class _Maker:
             self._folder.record(
                 dataclasses.replace(
                     SweepFolder.pending(one),
-                    status="diverged" if outcome.result.diverged else "finished",
-                    reason=" ".join(outcome.advice),
+                    status=_status(outcome),
+                    reason=" ".join([*outcome.advice, *outcome.unwritten]),
                     iterations=outcome.result.iterations,
                     splats=int(outcome.result.object.mask.sum()),
                     loss=last.get("loss"),

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import flush
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState, shapes_by_path
 
@@ -30,27 +31,60 @@ def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
 
 
 def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
-    """Write a tree of arrays to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
+    """Write a tree of arrays to `folder`, replacing an earlier one; a broken-off save leaves that alone.
+
+    Saved trees are numbered, and the last one counts. It gets its number when all of it is on the disk, in
+    one step; only then the earlier ones go, with what broken-off saves left.
+    """
     target = Path(folder).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    number = max(_numbers(target), default=0) + 1
+    fresh = target / f".{number}.{os.getpid()}.part"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _write_tree(fresh, tree)
+        for path in (*fresh.rglob("*"), fresh):
+            flush(path)
+        fresh.rename(target / str(number))
+        flush(target)
+    except BaseException:
+        # Orbax's own, with a name that begins like this, too.
+        for leftover in target.glob(f"{fresh.name}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        raise
+    for other in target.iterdir():
+        if other.name != str(number):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def has_tree(folder: str | os.PathLike[str]) -> bool:
+    """Whether a tree was saved to `folder`."""
+    return bool(_numbers(Path(folder)))
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Of the trees that were saved to a folder."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+
+
+def _last(folder: str | os.PathLike[str]) -> Path:
+    """The last tree that was saved to a folder."""
+    target = Path(folder).absolute()
+    return target / str(max(_numbers(target), default=0))
+
+
+def _write_tree(folder: Path, tree: Any) -> None:
     if jax.process_count() > 1:
         # Orbax writes only what lies on the devices of all processes, and NumPy's arrays of the first one.
-        fresh.mkdir()
+        folder.mkdir()
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
         arrays: dict[str, Any] = {_path_name(path): np.asarray(leaf) for path, leaf in leaves}
-        np.savez(fresh / _ARRAYS, **arrays)
-    else:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(fresh, tree)
-    # A folder cannot be renamed onto a full one: the earlier state steps aside first.
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+        np.savez(folder / _ARRAYS, **arrays)
+        return
+    # Not the usual checkpointer, which saves in the background: its threads wait for each other where the
+    # disk is full.
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.StandardSave(tree))
 
 
 def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: Scene) -> TrainState:
@@ -88,7 +122,7 @@ def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: S
 
 
 def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    target = Path(folder).absolute()
+    target = _last(folder)
     if (target / _ARRAYS).is_file():
         with np.load(target / _ARRAYS) as arrays:
             return {name: (arrays[name].shape, str(arrays[name].dtype)) for name in arrays.files}
@@ -101,7 +135,8 @@ def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, 
 
 def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
     """Read what `save_tree` wrote, in the shapes, types and placement of `template`, which must fit it."""
-    file = Path(folder) / _ARRAYS
+    last = _last(folder)
+    file = last / _ARRAYS
     if file.is_file():
         with np.load(file) as arrays:
             return jax.tree_util.tree_map_with_path(
@@ -109,7 +144,7 @@ def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
             )
     with _checkpointer() as checkpointer:
         on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
-        restored = checkpointer.restore(Path(folder).absolute(), on_host)
+        restored = checkpointer.restore(last, on_host)
     return jax.tree.map(_placed_as, restored, template)
 
 

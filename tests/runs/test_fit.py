@@ -77,6 +77,8 @@ def test_a_fit_comes_closer_and_writes_everything(whole):
         "held_out.json",
         "config.json",
         "metrics.jsonl",
+        "state",
+        ".lock",
     }
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == whole.metrics and [line["iteration"] for line in lines] == list(range(1, 41))
@@ -117,8 +119,10 @@ def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path):
     assert 0 < sum(line.get("not_served", 0) for line in whole.metrics[:15]) < count
     (sentence,) = whole.advice
     assert again.advice == [sentence] and sentence.startswith(f"{count} splats ")
-    with pytest.raises(UserError, match="no interrupted run"):
-        fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False)
+    # Finished, there is nothing left to do but to write what is missing.
+    (tmp_path / "object.ply").unlink()
+    assert fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False).iterations == 40
+    assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
 
 
 def test_a_fixed_budget_grows_slowly(images):

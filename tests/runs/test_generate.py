@@ -31,6 +31,7 @@ from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red mushroom"
+needs_full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 # Three quick iterations.
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
 
@@ -52,7 +53,10 @@ def result(model, tmp_path_factory):
 
 def test_everything_is_written(result):
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
-    assert names == {
+    # From the state the run may go on with more iterations.
+    assert any(name.startswith("state/") for name in names)
+    assert {name for name in names if not name.startswith("state/")} == {
+        ".lock",
         "object.ply",
         "turntable.mp4",
         "turntable.gif",
@@ -164,7 +168,7 @@ def test_interrupt_keeps_the_object_as_it_stands(model, tmp_path):
 
 def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
     run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 2, "progress": False}
-    run |= {"overrides": SMALL, "checkpoint_every": 1}
+    run |= {"overrides": SMALL, "save_seconds": 0}
     with pytest.raises(RuntimeError):
         ge3d_jax.generate(PROMPT, **run, observers=[At(3, die)])
     with pytest.raises(UserError, match="started with settings.views = 1, not 2"):
@@ -175,9 +179,77 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
     assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
     for name in ("object.ply", "views.png"):
         assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
-    # Finished, there is nothing to go on from.
-    with pytest.raises(UserError, match="holds no interrupted run"):
+    # Finished, it writes what is missing, and goes on where more iterations are asked for.
+    (tmp_path / "object.ply").unlink()
+    assert ge3d_jax.generate(PROMPT, **run, resume=True).iterations == 3
+    assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
+    run |= {"overrides": SMALL | {"iterations": 4}}
+    more = ge3d_jax.generate(PROMPT, **run, resume=True)
+    assert [line["iteration"] for line in more.metrics] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["iterations"] == 4
+    run |= {"overrides": SMALL | {"iterations": 3}}
+    with pytest.raises(UserError, match="has done 4 iterations already; ask for more"):
         ge3d_jax.generate(PROMPT, **run, resume=True)
+
+
+def test_a_run_that_saved_nothing_begins_and_says_so(model, result, tmp_path, capfd):
+    run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 0, "overrides": SMALL}
+    with pytest.raises(RuntimeError):
+        ge3d_jax.generate(PROMPT, **run, progress=False, observers=[At(2, die)])
+    (tmp_path / ".views.1.part.png").write_text("left by one that was killed")
+    ge3d_jax.generate(PROMPT, **run, resume=True)
+    assert f"Nothing was saved in {tmp_path}: the run begins." in capfd.readouterr().err
+    assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
+    assert not (tmp_path / ".views.1.part.png").exists()
+
+
+def test_two_runs_do_not_write_to_one_folder(model, tmp_path):
+    def run(**options):
+        given = {"model": model, "out": tmp_path, "preview_every": 0, "progress": False, "overrides": SMALL}
+        return ge3d_jax.generate(PROMPT, **(given | options))
+
+    def run_beside():
+        with pytest.raises(UserError, match="Another run is writing to"):
+            run(resume=True)
+
+    assert run(observers=[At(1, run_beside)]).iterations == 3
+
+
+def full_disk(folder, name):
+    """What is written under this name finds a full disk."""
+    stem, _, suffix = name.rpartition(".")
+    (folder / f".{stem}.{os.getpid()}.part.{suffix}").symlink_to("/dev/full")
+
+
+@needs_full_disk
+def test_what_cannot_be_written_is_named_and_the_rest_is_there(model, result, tmp_path):
+    for name in ("views.png", "metrics.jsonl"):
+        full_disk(tmp_path, name)
+    run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 0, "overrides": SMALL}
+    half = ge3d_jax.generate(PROMPT, **run, progress=False)
+    assert half.unwritten == ["views.png could not be written (No space left on device)."]
+    # The lines of the metrics found room at the end.
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3] and len(half.metrics) == 3
+    assert not (tmp_path / "views.png").exists() and (tmp_path / "turntable.mp4").is_file()
+    whole = ge3d_jax.generate(PROMPT, **run, progress=False, resume=True)
+    assert whole.unwritten == []
+    for name in ("object.ply", "views.png"):
+        assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
+
+
+@needs_full_disk
+def test_a_full_disk_at_the_end_keeps_the_state(model, result, tmp_path):
+    full_disk(tmp_path, "object.ply")
+    run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 0, "overrides": SMALL}
+    with pytest.raises(
+        UserError, match=r"could not be written to .* \(No space left on device\).*--resume writes it"
+    ):
+        ge3d_jax.generate(PROMPT, **run, progress=False)
+    assert not list(tmp_path.glob(".*.part*"))
+    again = ge3d_jax.generate(PROMPT, **run, progress=False, resume=True)
+    assert again.iterations == 3 and again.unwritten == []
+    assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -317,13 +389,19 @@ def test_strengths_are_for_all_loras_or_for_each():
             pair_loras(files, strengths)
 
 
-def test_first_interrupt_asks_and_second_interrupts():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_first_signal_asks_and_second_ends(number):
+    before = signal.getsignal(number)
     with RunProgress(1, enabled=False) as progress, gentle_interrupt(progress) as stop:
-        signal.raise_signal(signal.SIGINT)
+        assert not stop.requested
+        signal.raise_signal(number)
         assert stop.requested
         # Another one than a plain Ctrl-C, after which a run gives what it has.
         with pytest.raises(RunDropped):
             signal.raise_signal(signal.SIGINT)
+        # The others end the process even within a program that takes long.
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("arguments", [["--prompt=a red dragon"], ["--prompt=a cat", "--no_such_flag=1"]])

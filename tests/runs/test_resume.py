@@ -1,18 +1,21 @@
 """Which differences stand in the way of going on with a run."""
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.runs.resume import check_same_run
+from ge3d_jax.runs import resume
 
 STARTED = {"prompt": "a cat", "settings": {"views": 4, "views_per_batch": None, "vae_rematerialize": False}}
+check_same_run = partial(resume.check_same_run, say=print)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "1").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(STARTED))
     return tmp_path
 
@@ -120,8 +123,32 @@ def test_a_strange_file_is_refused(folder, text, message):
         check_same_run(folder, STARTED)
 
 
-@pytest.mark.parametrize("missing", ["state", "config.json"])
-def test_a_folder_without_a_run_is_refused(folder, missing):
-    (folder / missing).rename(folder / "elsewhere")
-    with pytest.raises(UserError, match="holds no interrupted run; start it without resume"):
+def test_a_state_without_its_description_is_refused(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="a state without its config.json; start without resume"):
         check_same_run(folder, STARTED)
+
+
+def test_a_run_that_saved_nothing_begins_whatever_it_was_asked_for(folder):
+    shutil.rmtree(folder / "state" / "1")
+    told = []
+    assert not resume.check_same_run(folder, STARTED | {"prompt": "a dog"}, say=told.append)
+    assert told == [f"Nothing was saved in {folder}: the run begins."]
+    # An object is not thrown away for that.
+    (folder / "object.ply").write_text("")
+    with pytest.raises(UserError, match="holds an object, but no state to go on from; start without resume"):
+        check_same_run(folder, STARTED)
+
+
+def test_more_iterations_may_be_asked_for(folder):
+    save(folder, with_settings(iterations=3))
+    assert check_same_run(folder, with_settings(iterations=5))
+    with pytest.raises(UserError, match="settings.iterations = 3, not 5"):
+        resume.check_described(folder, with_settings(iterations=5))
+
+
+def test_metrics_count_as_far_as_they_are_whole(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert resume._read_metrics(file) == []
+    file.write_text('{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    assert resume._read_metrics(file) == [{"iteration": 1}, {"iteration": 2}]

@@ -31,7 +31,7 @@ from ge3d_jax.toybox.model.dataset import Views, paint_pictures, plan_pictures, 
 from ge3d_jax.toybox.model.training import TrainingState
 from ge3d_jax.toybox.world.captions import VOCABULARY, Sentence, caption
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from ge3d_jax.training.checkpoints import restore_tree, save_tree
+from ge3d_jax.training.checkpoints import has_tree, restore_tree, save_tree
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 _ENCODING_BATCH = 32
@@ -120,7 +120,7 @@ def _run_steps(
     bar: Progress,
 ) -> TrainingState:
     """Take steps from the last saved state (or `state`) up to `steps`, saving along the way."""
-    if folder.exists():
+    if has_tree(folder):
         state = restore_tree(folder, state)
     task = bar.add_task(name, total=steps, completed=int(state.step), loss="")
     losses: list[jax.Array] = []

@@ -1,0 +1,224 @@
+"""Ends a short run at its n-th file operation, or fills the disk there, for every n, and resumes it.
+
+    python -m tests.runs.endings fit killed
+    python -m tests.runs.endings generate full --every=3
+    python -m tests.runs.endings sweep killed
+
+A run is ended by an error at a file operation after which every other one fails as well: nothing more reaches
+the disk, whatever the code does about it, as if the process were gone. What is resumed must be the bytes of a
+run that nothing happened to. Some minutes each; the tests try a few n.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import app, flags
+
+import ge3d_jax
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.fit import fit_images
+from ge3d_jax.toybox.world.captions import Sentence
+from ge3d_jax.toybox.world.posed_images import write_posed_images
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+_EVERY = flags.DEFINE_integer("every", 1, "Try every so manieth file operation.", lower_bound=1)
+
+_CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate")
+# These need room on the disk.
+_GROWING = ("open", "os.mkdir")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Operations:
+    """Counts the file operations below a folder, and lets them fail from one on."""
+
+    def __init__(self) -> None:
+        self._folder: str | None = None
+        self._count = 0
+        self._from = 0
+        self._way = ""
+        sys.addaudithook(self._on_event)
+
+    def _on_event(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self._folder is None or not self._is_writing(event, arguments):
+            return
+        if not str(os.path.abspath(os.fsdecode(arguments[0]))).startswith(self._folder):  # type: ignore[arg-type]
+            return
+        self._count += 1
+        if not self._from or self._count < self._from:
+            return
+        if self._way == "killed":
+            raise Killed
+        if event in _GROWING:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @staticmethod
+    def _is_writing(event: str, arguments: tuple[object, ...]) -> bool:
+        if event != "open":
+            return event in _CHANGING and isinstance(arguments[0], (str, bytes, os.PathLike))
+        path, _, opening = arguments
+        writes = isinstance(opening, int) and opening & (os.O_WRONLY | os.O_RDWR)
+        return isinstance(path, (str, bytes)) and bool(writes)
+
+    @contextlib.contextmanager
+    def counted(self, folder: Path, *, from_number: int = 0, way: str = "") -> Iterator[Callable[[], int]]:
+        """Count those below `folder`; from a number on they fail: "killed", or "full", a full disk.
+
+        Args:
+            folder: where.
+            from_number: of the first one that fails, from 1; 0 for none.
+            way: how.
+
+        Yields:
+            tells how many there were.
+        """
+        self._folder, self._count = str(folder.resolve()), 0
+        self._from, self._way = from_number, way
+        try:
+            yield lambda: self._count
+        finally:
+            self._folder = None
+
+
+def whole_and_resumed(
+    run: Callable[..., object], folder: Path, operations: Operations, number: int, way: str
+) -> list[str]:
+    """End a run at a file operation, and resume it.
+
+    Args:
+        run: (folder, resume=) writes to a folder.
+        folder: to write to.
+        operations: to let fail.
+        number: of the operation.
+        way: see `Operations.counted`.
+
+    Returns:
+        sentences on what is not as it should be.
+    """
+    folder.mkdir()
+    wrong = []
+    try:
+        with operations.counted(folder, from_number=number, way=way):
+            run(folder, resume=False)
+    except Killed:
+        pass
+    except UserError as error:
+        if way == "killed":
+            wrong.append(f"killed: {error}")
+    except Exception as error:
+        wrong.append(f"{way}: {type(error).__name__}: {error}")
+    if way == "full":
+        wrong += [f"left: {path.name}" for path in folder.rglob(".*.part*")]
+    try:
+        run(folder, resume=True)
+    except Exception as error:
+        wrong.append(f"resumed: {type(error).__name__}: {error}")
+    wrong += [f"left after all: {path.name}" for path in folder.rglob(".*.part*")]
+    return wrong
+
+
+def differing(folder: Path, whole: Path) -> list[str]:
+    """Names of the results that differ from those of a run that nothing happened to, or are missing."""
+    names = ("object.ply", "views.png", "turntable.gif", "viewer.html", "config.json")
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.name in names]
+    return [
+        str(file)
+        for file in files
+        if not (folder / file).is_file() or (folder / file).read_bytes() != (whole / file).read_bytes()
+    ]
+
+
+def fitting(images: Path) -> Callable[..., object]:
+    """A fit of two iterations, of which each is saved."""
+    settings = {"iterations": 2, "views": 1, "start.count": 20, "scene.capacity": 20, "density.every": 0}
+    settings |= {"start.sh_degree": 0, "buffer_capacity": 4096}
+    write_posed_images(images, Sentence("mushroom", "red"), views=2, test_views=1, size=16, seed=0)
+
+    def run(folder: Path, *, resume: bool) -> object:
+        return fit_images(
+            images, out=folder, overrides=settings, progress=False, save_seconds=0, resume=resume
+        )
+
+    return run
+
+
+_SMALL = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "guidance.kind": "sds"}
+
+
+def generating(model: Path) -> Callable[..., object]:
+    """A run of two iterations on a tiny model, of which each is saved and shown."""
+    write_tiny_model(model)
+
+    def run(folder: Path, *, resume: bool) -> object:
+        return ge3d_jax.generate(
+            "a red mushroom",
+            model=model,
+            out=folder,
+            overrides=_SMALL,
+            preview_every=1,
+            progress=False,
+            save_seconds=0,
+            resume=resume,
+        )
+
+    return run
+
+
+def sweeping(model: Path) -> Callable[..., object]:
+    """A sweep of two prompts, likewise; each by itself, which makes it the bytes of its run."""
+    write_tiny_model(model)
+
+    def run(folder: Path, *, resume: bool) -> object:
+        result = ge3d_jax.sweep(
+            ["a red mushroom", "a blue cat"],
+            model=model,
+            out=folder,
+            overrides=_SMALL,
+            preview_every=0,
+            progress=False,
+            save_seconds=0,
+            resume=resume,
+        )
+        if resume and not result.is_complete:
+            raise AssertionError(f"not all are finished: {[one.reason for one in result.outcomes]}")
+        return result
+
+    return run
+
+
+KINDS = {"fit": fitting, "generate": generating, "sweep": sweeping}
+
+
+def main(arguments: list[str]) -> None:
+    """Try every n and say what went wrong."""
+    _, kind, way = arguments
+    operations = Operations()
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
+        run = KINDS[kind](base / "inputs")
+        whole = base / "whole"
+        whole.mkdir()
+        with operations.counted(whole) as count:
+            run(whole, resume=False)
+            total = count()
+        tried = range(1, total + 1, _EVERY.value)
+        bad = 0
+        for number in tried:
+            folder = base / f"ended-{number}"
+            wrong = whole_and_resumed(run, folder, operations, number, way)
+            wrong += [f"differs: {name}" for name in differing(folder, whole)]
+            bad += bool(wrong)
+            print(f"{number}/{total}", *wrong, sep="; ", flush=True)
+        print(f"{kind} {way}: {len(tried)} of {total} file operations tried, {bad} ended badly")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,83 @@
+"""When a state is saved, and what happens where it cannot be."""
+
+import pytest
+
+from ge3d_jax.runs.observers import Checkpoints
+from ge3d_jax.runs.resume import has_state
+from tests.training.toy_task import ToyTask, begin_toy
+
+ITERATIONS = 100
+
+
+class Clock:
+    """Stands still but for what it is told, and for what a save is said to take."""
+
+    def __init__(self, cost=0.0):
+        self.now, self.cost = 1000.0, cost
+
+    def __call__(self):
+        self.now += self.cost
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def state():
+    return begin_toy(ToyTask(), [0.0, 0.0, 0.0], 0)
+
+
+@pytest.fixture
+def saves(state, tmp_path):
+    """(observer, clock, seconds of an iteration, iterations) → after which of them the state was saved."""
+
+    def saves(checkpoints, clock, seconds, iterations):
+        saved = []
+        for done in range(1, iterations + 1):
+            clock.now += seconds
+            before = sorted((tmp_path / "state").glob("[0-9]*"))
+            assert not checkpoints.on_iteration(done, {}, state)
+            if sorted((tmp_path / "state").glob("[0-9]*")) != before:
+                saved.append(done)
+        return saved
+
+    return saves
+
+
+def begun(folder, clock, **options):
+    given = {"every_seconds": 30.0, "iterations": ITERATIONS, "say": print, "clock": clock}
+    checkpoints = Checkpoints(folder, **(given | options))
+    checkpoints.on_begin(is_new=True)
+    return checkpoints
+
+
+def test_a_state_is_saved_every_half_minute(saves, tmp_path):
+    clock = Clock()
+    assert saves(begun(tmp_path, clock), clock, 11.0, 10) == [3, 6, 9]
+
+
+def test_saving_takes_a_fiftieth_of_the_time_at_most(saves, tmp_path):
+    # A look at the clock takes two seconds, and so does a save: the next one waits for fifty times that.
+    clock = Clock(cost=2.0)
+    assert saves(begun(tmp_path, clock), clock, 8.0, 16) == [3, 13]
+
+
+def test_each_iteration_is_saved_but_the_last_which_is_by_itself(saves, tmp_path):
+    clock = Clock(cost=2.0)
+    assert saves(begun(tmp_path, clock, every_seconds=0.0, iterations=4), clock, 0.0, 4) == [1, 2, 3]
+
+
+def test_none_is_saved_where_none_is_wanted(saves, tmp_path):
+    clock = Clock()
+    assert saves(begun(tmp_path, clock, every_seconds=None), clock, 1e6, 3) == []
+    assert not has_state(tmp_path)
+
+
+def test_a_state_that_cannot_be_saved_is_said_once_and_tried_again(saves, tmp_path):
+    clock, told = Clock(), []
+    checkpoints = begun(tmp_path, clock, say=told.append)
+    (tmp_path / "state").write_text("in the way")
+    assert saves(checkpoints, clock, 31.0, 2) == []
+    (sentence,) = told
+    assert sentence.startswith("The state could not be saved (File exists); the run goes on")
+    (tmp_path / "state").unlink()
+    assert saves(checkpoints, clock, 31.0, 2) == [1, 2]
+    assert told[1:] == ["The state could be saved again."]
