@@ -1,0 +1,40 @@
+"""A run that was ended anywhere, or ran into a full disk, is resumed to the bytes of one that was not."""
+
+import pytest
+
+from tests.runs.endings import Operations, differing, fitting, whole_and_resumed
+
+
+@pytest.fixture(scope="module")
+def operations():
+    return Operations()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fitting(tmp_path_factory.mktemp("images") / "mushroom")
+
+
+@pytest.fixture(scope="module")
+def whole(run, operations, tmp_path_factory):
+    """A run that nothing happens to, and how many file operations it takes."""
+    folder = tmp_path_factory.mktemp("whole")
+    with operations.counted(folder) as count:
+        run(folder, resume=False)
+        return folder, count()
+
+
+# All of them are tried by `python -m tests.runs.endings`; these lie within saves and among the results.
+@pytest.mark.parametrize(("way", "share"), [("killed", 0.25), ("killed", 0.6), ("full", 0.35), ("full", 0.8)])
+def test_what_was_ended_comes_to_the_same(way, share, run, whole, operations, tmp_path):
+    folder, total = whole
+    ended = tmp_path / "ended"
+    assert whole_and_resumed(run, ended, operations, round(share * total), way) == []
+    assert differing(ended, folder) == []
+
+
+def test_what_differs_is_noticed(whole, tmp_path):
+    folder, _ = whole
+    (tmp_path / "object.ply").write_bytes(b"another")
+    missing = {"views.png", "turntable.gif", "viewer.html", "config.json"}
+    assert set(differing(tmp_path, folder)) == {"object.ply"} | missing
