@@ -1,6 +1,7 @@
 """Saving and restoring a run's state, or any tree of arrays, with orbax: whole or not at all."""
 
 import dataclasses
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,9 @@ from ge3d_jax.core.files import flush
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState, shapes_by_path
 
+# How much more room than its arrays' bytes a tree takes on the disk, and the bytes of its folders and names.
+_ROOM = 1.2
+_ROOM_FOR_NAMES = 2**16
 # In a state's folder, where it was not written by orbax.
 _ARRAYS = "arrays.npz"
 
@@ -35,9 +39,16 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
 
     Saved trees are numbered, and the last one counts. It gets its number when all of it is on the disk, in
     one step; only then the earlier ones go, with what broken-off saves left.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
     target = Path(folder).absolute()
     target.mkdir(parents=True, exist_ok=True)
+    # Asked first: where Orbax finds no room its threads print pages of traces.
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    if shutil.disk_usage(target).free < _ROOM * size + _ROOM_FOR_NAMES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     number = max(_numbers(target), default=0) + 1
     fresh = target / f".{number}.{os.getpid()}.part"
     shutil.rmtree(fresh, ignore_errors=True)

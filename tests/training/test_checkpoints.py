@@ -48,3 +48,10 @@ def test_a_save_that_fails_leaves_the_earlier_one_and_no_rest(tmp_path):
         save_tree(tmp_path, {"a": object()})
     assert names(tmp_path) == ["1"]
     np.testing.assert_array_equal(restore_tree(tmp_path, OTHER)["a"], np.arange(3.0))
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
+    save_tree(tmp_path, TREE)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tree(tmp_path, {"a": np.broadcast_to(np.float32(0.0), 2**45)})
+    assert names(tmp_path) == ["1"]
