@@ -25,6 +25,8 @@ def whole(run, operations, tmp_path_factory):
 
 
 # All of them are tried by `python -m tests.runs.endings`; these lie within saves and among the results.
+# Orbax's coroutines, which nobody waits for any more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
 @pytest.mark.parametrize(("way", "share"), [("killed", 0.25), ("killed", 0.6), ("full", 0.35), ("full", 0.8)])
 def test_what_was_ended_comes_to_the_same(way, share, run, whole, operations, tmp_path):
     folder, total = whole
