@@ -113,7 +113,7 @@ def main() -> int:
         for outcome in result.outcomes
         if outcome.status in ("failed", "diverged")
     ]
-    return script.conclude(failed, failed=bool(failed))
+    return script.conclude(failed, failed=bool(failed), unwritten=result.unwritten)
 
 
 if __name__ == "__main__":

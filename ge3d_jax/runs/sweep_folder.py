@@ -16,6 +16,7 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.runs.attempts import Attempts, reason_of
 from ge3d_jax.runs.folder import versions, write_json
 from ge3d_jax.runs.sweep_plan import SweepObject
 from ge3d_jax.viewer.gallery import save_gallery
@@ -74,10 +75,12 @@ class SweepFolder:
 
     Attributes:
         path: where it is.
+        attempts: to write there what came of the objects.
     """
 
     def __init__(self, path: Path, objects: Sequence[SweepObject]) -> None:
         self.path = path
+        self.attempts = Attempts()
         self._objects = objects
         self._finished: set[str] = set()
 
@@ -104,13 +107,20 @@ class SweepFolder:
             raise UserError(
                 f"Another sweep is writing to {self.path}; wait for it, or give another folder."
             ) from None
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             yield
         finally:
             lock.release()
 
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"The folder {self.path} cannot be written to ({reason_of(error)}); make room, or choose another."
+        )
+
     def write_description(self) -> None:
-        """Write sweep.json: the objects and the versions."""
+        """Write sweep.json: the objects and the versions. Raises UserError where that cannot be."""
         objects = [
             {
                 "prompt": one.request.prompt,
@@ -120,7 +130,10 @@ class SweepFolder:
             }
             for one in self._objects
         ]
-        write_json(self.path / _SWEEP_FILE, {"objects": objects, "versions": versions()})
+        try:
+            write_json(self.path / _SWEEP_FILE, {"objects": objects, "versions": versions()})
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     @staticmethod
     def pending(one: SweepObject) -> SweepOutcome:
@@ -129,7 +142,9 @@ class SweepFolder:
 
     def record(self, outcome: SweepOutcome) -> None:
         """Keep what came of an object."""
-        write_json(self.path / _OUTCOMES / f"{outcome.folder}.json", dataclasses.asdict(outcome))
+        name = f"{_OUTCOMES}/{outcome.folder}.json"
+        with self.attempts.at(name):
+            write_json(self.path / name, dataclasses.asdict(outcome))
 
     def outcome(self, one: SweepObject) -> SweepOutcome:
         """What came of an object so far."""

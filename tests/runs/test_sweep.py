@@ -272,6 +272,23 @@ def test_every_object_belongs_to_one_process():
         share_of(objects[:3], 0, 4)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_what_finds_no_room_is_named_and_written_later(made, sweep, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(made.folder, folder)
+    (folder / "outcomes" / f"{NAMES[0]}.json").unlink()
+    for name in (f"outcomes/.{NAMES[0]}.{os.getpid()}.part.json", f".contact_sheet.{os.getpid()}.part.png"):
+        (folder / name).symlink_to("/dev/full")
+    result = sweep(folder, resume=True)
+    assert result.unwritten == [
+        f"outcomes/{NAMES[0]}.json could not be written (No space left on device).",
+        "contact_sheet.png could not be written (No space left on device).",
+    ]
+    assert [one.status for one in result.outcomes] == ["pending", "finished"]
+    again = sweep(folder, resume=True)
+    assert again.is_complete and again.unwritten == []
+
+
 def test_an_outcome_whose_object_is_gone_is_pending(made, sweep, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(made.folder, folder)
