@@ -40,8 +40,9 @@ _FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
 _UP = flags.DEFINE_string("up", "z", "Up direction of the file: z, y or -y.")
 _ANTIALIASED = flags.DEFINE_bool(
     "antialiased",
-    False,
-    "Weaken splats thinner than a pixel: for splats that were trained with antialiasing (Mip-Splatting).",
+    None,
+    "Weaken splats thinner than a pixel, as for those trained with antialiasing (Mip-Splatting); by default "
+    "as the file says.",
 )
 _BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
 

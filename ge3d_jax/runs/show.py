@@ -14,7 +14,7 @@ from rich.progress import track
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.cameras import read_camera_path
-from ge3d_jax.formats.splats import check_splat_path, load_splats
+from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.viewer.framing import (
@@ -97,7 +97,7 @@ def render_splats(
     fov_degrees: float = 30.0,
     up: str = "z",
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    antialiased: bool = False,
+    antialiased: bool | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Render a splat file from all around, or along a camera path.
@@ -121,7 +121,7 @@ def render_splats(
         up: the up direction of the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
         antialiased: weaken splats thinner than a pixel, for splats trained with antialiasing
-            (Mip-Splatting); not supported by the page.
+            (Mip-Splatting); not supported by the page. None is as the file says.
         progress: whether to show a progress bar.
 
     Returns:
@@ -148,11 +148,12 @@ def render_splats(
     if up not in UPRIGHT:
         raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
     cameras = read_camera_path(camera_path, size=size) if camera_path is not None else None
-    gaussians = load_splats(path)
+    file = read_splats(path)
+    weakened = file.antialiased if antialiased is None else antialiased
     targets = _targets(path, out)
 
-    frame = find_frame(gaussians)
-    gaussians = framed(gaussians, frame)
+    frame = find_frame(file.gaussians)
+    gaussians = framed(file.gaussians, frame)
     fov, polar = math.radians(fov_degrees), math.radians(90.0 - elevation_degrees)
     distance = radius / frame.radius if radius is not None else fitting_distance(fov, size)
     is_still = azimuth_degrees is not None and camera_path is None
@@ -182,7 +183,7 @@ def render_splats(
 
     def render(indices: np.ndarray, description: str) -> Iterator[np.ndarray]:
         some = jax.tree.map(itemgetter(indices), cameras)
-        each = render_each(gaussians, some, background=background, antialiased=antialiased)
+        each = render_each(gaussians, some, background=background, antialiased=weakened)
         return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
     names = None if is_still else [labels[index] for index in chosen]
