@@ -1,4 +1,9 @@
-"""Exceptions caused by the user rather than by a bug."""
+"""Exceptions caused by the user rather than by a bug, and values in their messages."""
+
+from typing import Any
+
+# A value of a damaged file may be as long as the file.
+_LONGEST = 80
 
 
 class UserError(ValueError):
@@ -10,3 +15,12 @@ class UserError(ValueError):
 
 class RunDropped(KeyboardInterrupt):
     """The user wants to abort a run at once, without its result; not caught on the way up."""
+
+
+def shown(value: Any) -> str:
+    """A value from a file for a message: in one line, and cut short if it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

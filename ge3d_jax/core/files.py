@@ -1,9 +1,11 @@
-"""Writing files so that an interrupted run never leaves a half-written one."""
+"""Writing files so that an interrupted run leaves no half-written one, and reading JSON of any encoding."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -27,3 +29,16 @@ def remove_files(paths: Iterable[Path]) -> None:
     """Remove files that may be there."""
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def parse_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

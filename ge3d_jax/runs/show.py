@@ -13,7 +13,7 @@ from PIL import ImageColor
 from rich.progress import track
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.cameras import read_camera_path
+from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.runs.folder import prepare_folder, slug
@@ -107,7 +107,7 @@ def render_splats(
         out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or a single image if
             `azimuth_degrees` is given; .html, an interactive page. Or a folder for one of each. None is
             outputs/<folder of the splats>-<name of the splats>.
-        camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.cameras`.
+        camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.camera_paths`.
         frames: number of frames of the turntable; a path has one frame per camera.
         views: number of images on the sheet, evenly from the turntable or the path.
         fps: frames per second.
