@@ -65,8 +65,8 @@ def _tensor_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...
     return shape
 
 
-def _to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
-    """A parameter with the file's axes, contiguous as the writer requires."""
+def to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
+    """A parameter at `path` with the file's axes, contiguous as the writer requires."""
     if path[-1] == "kernel":
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return np.ascontiguousarray(value)
@@ -137,7 +137,7 @@ def read_parameters(
 def write_parameters(file: str | os.PathLike[str], parameters: Mapping[str, Any], prefix: str = "") -> None:
     """Write a parameter tree to a safetensors file as float32, with `prefix` before each name."""
     tensors = {
-        prefix + tensor_name(path): _to_tensor(path, np.asarray(value, np.float32))
+        prefix + tensor_name(path): to_tensor(path, np.asarray(value, np.float32))
         for path, value in flatten_dict(parameters).items()
     }
     with atomic_path(Path(file)) as temporary:
