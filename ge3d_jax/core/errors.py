@@ -4,6 +4,7 @@ from typing import Any
 
 # A value of a damaged file may be as long as the file.
 _LONGEST = 80
+_LONGEST_REASON = 200
 
 
 class UserError(ValueError):
@@ -24,3 +25,9 @@ def shown(value: Any) -> str:
     except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a damaged file, which it may quote at length: in one line, and cut short."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

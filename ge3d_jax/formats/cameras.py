@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ge3d_jax.core.errors import UserError, shown
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.core.files import parse_json
 
 # How far a matrix may deviate from a rotation; files round to six digits or more.
@@ -59,7 +59,9 @@ def read_json(file: Path) -> Any:
     try:
         return parse_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); fix it or export it again.") from error
+        raise UserError(
+            f"{file} is not readable JSON ({reason(error)}); fix it or export it again."
+        ) from error
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from ge3d_jax.core.errors import UserError, shown
+from ge3d_jax.core.errors import UserError, reason, shown
 
 # What a file_path without a suffix may stand for; NeRF's synthetic scenes mean the first.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
@@ -118,7 +118,9 @@ def read_picture(
         raise UserError(f"There is no image {path}; give the path of a PNG or JPEG file.") from error
     # Pillow's readers raise errors of every kind for damaged files.
     except Exception as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file.") from error
+        raise UserError(
+            f"{path} cannot be read as an image ({reason(error)}); give a PNG or JPEG file."
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

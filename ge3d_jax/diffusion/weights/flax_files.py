@@ -13,7 +13,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.diffusion.weights.parameters import tensor_name, to_tensor
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
@@ -63,9 +63,8 @@ def open_flax(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
             arrays[tensor_name(path)] = (path, value)
     # Decoding a damaged file fails in many ways.
     except Exception as error:
-        reason = str(error) or type(error).__name__
         raise UserError(
-            f"{file} is not a readable file of Flax weights ({reason[:200]}); copy or download it again."
+            f"{file} is not a readable file of Flax weights ({reason(error)}); copy or download it again."
         ) from error
     opened = _Arrays(arrays)
     return {name: StoredTensor(file, name, opened.get_tensor(name).shape, opened) for name in arrays}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ge3d_jax.core.errors import UserError, shown
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.networks.vae import VAEConfig
@@ -199,7 +199,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
     # The library raises bare exceptions for damaged files.
     except Exception as error:
         raise UserError(
-            f"The tokenizer in {folder} cannot be read ({_one_line(error)}); copy or download it again."
+            f"The tokenizer in {folder} cannot be read ({reason(error)}); copy or download it again."
         ) from error
 
 
@@ -213,10 +213,6 @@ def _check_added(file: Path, tokenizer: CLIPTokenizer) -> None:
                 f"{file} gives the token {shown(token)} the id {shown(number)}, but it would have "
                 f"{vocabulary.get(token)}; copy or download the tokenizer again."
             )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 _Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)

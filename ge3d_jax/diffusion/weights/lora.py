@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ge3d_jax.core.errors import UserError, shown
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX
 from ge3d_jax.diffusion.weights.hub import refuse_pickled
@@ -162,8 +162,8 @@ def _pattern(text: str, file: Path) -> re.Pattern[str]:
         return re.compile(rf"(.*\.)?({text})")
     except re.error as error:
         raise UserError(
-            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is no pattern ({error}); "
-            "save the file again."
+            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is no pattern "
+            f"({reason(error)}); save the file again."
         ) from error
 
 
@@ -178,7 +178,7 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
             raise ValueError("it is not an object")
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"The metadata {_HEADER_NOTES} of {file} is not JSON ({error}); save the file again."
+            f"The metadata {_HEADER_NOTES} of {file} is not JSON ({reason(error)}); save the file again."
         ) from error
     return {
         part: {key.removeprefix(f"{part}."): value for key, value in header.items() if key.startswith(part)}

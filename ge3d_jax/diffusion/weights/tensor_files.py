@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from ge3d_jax.core.errors import UserError, shown
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.core.files import parse_json
 
 
@@ -24,7 +24,7 @@ def _readable(file: Path) -> Iterator[None]:
     # Beside its own errors the library raises others, e.g. for types that NumPy does not have.
     except Exception as error:
         raise UserError(
-            f"{file} is not a readable safetensors file ({error}); copy or download it again."
+            f"{file} is not a readable safetensors file ({reason(error)}); copy or download it again."
         ) from error
 
 
@@ -144,7 +144,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(file)
     except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); copy or download it again.") from error
+        raise UserError(
+            f"{file} is not readable JSON ({reason(error)}); copy or download it again."
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold a JSON object; copy or download it again.")
     return content
