@@ -9,6 +9,7 @@ A hundred thousand take some minutes each, ten thousand models a quarter of an h
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import io
@@ -32,6 +33,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.tokenizer import build_tokenizer, prompt_ids
 from ge3d_jax.diffusion.weights.checkpoint import load_model
@@ -44,6 +46,7 @@ from ge3d_jax.diffusion.weights.textual_inversion import add_words
 from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.pictures import read_picture
 from ge3d_jax.formats.posed_images import read_posed_images
+from ge3d_jax.runs.asked import asked_by_file, asked_by_preset
 from tests.formats.fuzz import cut, double, edit_numbers, flip, splice
 from tests.single_files import FIRST, SECOND, original_tensors
 from tests.tiny_model import write_tiny_model
@@ -111,8 +114,10 @@ def damage_json(rng: Random, content: Any, keys: tuple[str, ...]) -> bytes:
                 continue
         elif isinstance(parent, list):
             parent[path[-1] : path[-1]] = [copy.deepcopy(parent[path[-1]])] * int(rng.integers(1, 30))
-        elif isinstance(parent[path[-1]], int | float) and not isinstance(parent[path[-1]], bool):
-            parent[path[-1]] = parent[path[-1]] * float(rng.choice([-1, 0, 2, 0.1, 1e3, 1e9]))
+        elif isinstance(parent[path[-1]], float) or type(parent[path[-1]]) is int:
+            factors = (-1, 0, 2, 0.1, 10**3, 10**9)
+            with contextlib.suppress(OverflowError):
+                parent[path[-1]] = parent[path[-1]] * factors[int(rng.integers(len(factors)))]
     text = json.dumps(content)
     if rng.random() < 0.01:
         text = text.replace(": ", ": " + "[" * 10**5, 1)
@@ -522,7 +527,35 @@ class SingleFiles(Target):
         open_single_file(self.file)
 
 
+class Runs(Target):
+    """The config.json of an earlier run."""
+
+    keys = ("start", "loras", "textual_inversions", "dtype", "kind", "density")
+
+    def prepare(self) -> None:
+        asked = asked_by_preset(None, guidance=None, density=None, overrides=None)
+        settings = to_tree(asked.settings)
+        self.content = {"prompt": "a red mushroom", "seed": 3, "preset": asked.preset, "settings": settings}
+        self.content |= {
+            "model": "bundled",
+            "dtype": "float32",
+            "loras": [["a.safetensors", 1.0]],
+            "start": None,
+        }
+
+    def damage(self, rng: Random) -> list[Path]:
+        data = damage_json(rng, self.content, self.keys)
+        if rng.random() < 0.1:
+            data = damage_bytes(rng, data, data)
+        (self.folder / "config.json").write_bytes(data)
+        return [self.folder / "config.json"]
+
+    def read(self) -> None:
+        asked_by_file(self.folder / "config.json", overrides=None)
+
+
 READERS: dict[str, type[Target]] = {
+    "run": Runs,
     "transforms": Transforms,
     "camera_path": CameraPaths,
     "picture": Pictures,
