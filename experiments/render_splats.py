@@ -23,7 +23,10 @@ _OUT = flags.DEFINE_string(
     "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<folder>-<name>.",
 )
 _CAMERAS = flags.DEFINE_string(
-    "cameras", None, "Instead of a turntable: a camera path, JSON like NeRF's transforms.json."
+    "cameras",
+    None,
+    "Instead of a turntable: a camera path, JSON like NeRF's transforms.json, nerfstudio's camera_path.json "
+    "or cameras.json of 3D Gaussian Splatting.",
 )
 _FRAMES = flags.DEFINE_integer("frames", 64, "Frames of the turntable.")
 _VIEWS = flags.DEFINE_integer("views", 8, "Views on the sheet (.png).")

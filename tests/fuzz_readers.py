@@ -151,7 +151,8 @@ class Outcome:
 
     Attributes:
         files: inputs tried. read: how many could be read all the same.
-        tracebacks, hangs, overallocations: faults; the first few are described in `examples`.
+        tracebacks, hangs, overallocations, messages: faults, the last ones messages of several lines or of
+            great length; the first few are described in `examples`.
         slowest_seconds: the largest processor time of an input.
         grown_bytes: growth of the process' resident memory.
     """
@@ -161,6 +162,7 @@ class Outcome:
     tracebacks: int = 0
     hangs: int = 0
     overallocations: int = 0
+    messages: int = 0
     slowest_seconds: float = 0.0
     grown_bytes: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
@@ -168,7 +170,7 @@ class Outcome:
     @property
     def faults(self) -> int:
         """All of them."""
-        return self.tracebacks + self.hangs + self.overallocations
+        return self.tracebacks + self.hangs + self.overallocations + self.messages
 
 
 class Target:
@@ -585,7 +587,7 @@ def attempt(read: Callable[[], None], outcome: Outcome, describe: Callable[[str]
         outcome.read += 1
     except UserError as error:
         if "\n" in str(error) or len(str(error)) > 1500:
-            outcome.tracebacks += 1
+            outcome.messages += 1
             fault = f"a message of {len(str(error))} characters: {str(error)[:300]!r}"
     except MemoryError:
         outcome.overallocations += 1

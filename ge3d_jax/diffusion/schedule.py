@@ -26,6 +26,8 @@ _ALMOST_NOTHING = 2.0**-24
 _LEAST_ALPHA = 1e-12
 # Settings of samplers that are ignored but would change a picture, and the values that would not.
 _NOT_APPLIED = {"thresholding": False}
+# Samplers of distilled models.
+_FEW_STEPS = ("LCM", "TCD")
 
 # The cosine schedule would let ᾱ reach 0 at its end; diffusers caps each beta at this value to prevent it.
 _MAXIMUM_COSINE_BETA = 0.999
@@ -116,9 +118,15 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
             f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of a picture after "
             f"{len(betas)} steps, which is too little to compute with; use the settings of a published model."
         )
+    # One place for all callers: a warning is shown once for each place.
     for name, off in _NOT_APPLIED.items():
         if config.get(name, off) != off:
-            warnings.warn(f"The scheduler's setting {name} is not applied.", stacklevel=2)
+            warnings.warn(f"The scheduler's setting {name} is not applied.", stacklevel=1)
+    if isinstance(kind, str) and kind.startswith(_FEW_STEPS):
+        warnings.warn(
+            f"The model is made for {kind}, with few steps and little guidance, but is sampled by DDIM here.",
+            stacklevel=1,
+        )
     return NoiseSchedule(
         alphas_cumprod=jnp.asarray(alphas, jnp.float32),
         prediction_type=prediction_type,

@@ -138,7 +138,7 @@ def read_posed_images(
             raise UserError(
                 f"The images of {other} have a different size than those of {file}; make them equal."
             )
-        images, held_out = scene.all_images(), second.all_images(scene.intrinsics[0])
+        images, held_out = scene.all_images(), second.all_images()
     else:
         if len(scene.names) < 2:
             raise UserError(
@@ -172,9 +172,9 @@ class _Scene:
     def size(self) -> tuple[int, int]:
         return self.pixels.shape[2], self.pixels.shape[1]
 
-    def all_images(self, shared: np.ndarray | None = None) -> PosedImages:
-        """The images as seen by cameras of shared intrinsics (4,); None is those of the first."""
-        shared = self.intrinsics[0] if shared is None else shared
+    def all_images(self) -> PosedImages:
+        """The images as seen by cameras with the intrinsics of the first."""
+        shared = self.intrinsics[0]
         transforms = [
             transform if np.array_equal(own, shared) else _as_seen_through(shared, own) @ transform
             for own, transform in zip(self.intrinsics, self.world_to_camera, strict=True)

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -186,6 +187,11 @@ def render_splats(
         each = render_each(gaussians, some, background=background, antialiased=weakened)
         return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
+    if weakened and ".html" in suffixes:
+        warnings.warn(
+            f"{path}: the page shows the splats without antialiasing, so that thin ones look too strong.",
+            stacklevel=2,
+        )
     names = None if is_still else [labels[index] for index in chosen]
     _write_pictures(targets, render, total=total, chosen=chosen, names=names, fps=fps)
     for target in targets:

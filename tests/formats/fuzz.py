@@ -92,7 +92,7 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def other_writer(path: Path, kind: int) -> bytes:
-    """An ascii file as other programs write it: renamed, flat, filtered, or with rows that cannot be drawn."""
+    """An ascii file as other programs write it: renamed, flat, filtered, with rows that cannot be drawn."""
     head, end, body = path.read_bytes().partition(b"end_header\n")
     if kind == 0:
         head = head.replace(b"float ", b"float scalar_").replace(b"scalar_x", b"x")
