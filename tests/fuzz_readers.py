@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import io
 import json
+import math
 import resource
 import shutil
 import signal
@@ -610,13 +611,16 @@ def attempt(read: Callable[[], None], outcome: Outcome, describe: Callable[[str]
         outcome.examples.append(describe(fault))
 
 
-def fuzz(reader: str, count: int, folder: Path, seed: int = 0) -> Outcome:
-    """Read `count` damaged inputs of a reader; faulty ones are kept in `folder`/faults."""
+def fuzz(reader: str, count: int, folder: Path, seed: int = 0, seconds: float = math.inf) -> Outcome:
+    """Read `count` damaged inputs of a reader, or what `seconds` allow; faults are kept in `folder`/faults."""
+    end = time.monotonic() + seconds
     rng, target, outcome = np.random.default_rng(seed), READERS[reader](folder), Outcome()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     handler = signal.signal(signal.SIGALRM, _on_alarm)
     try:
         for number in range(count):
+            if time.monotonic() > end:
+                break
             files = target.damage(rng)
 
             def describe(fault: str, number: int = number, files: list[Path] = files) -> str:
@@ -642,13 +646,14 @@ def main() -> None:
     parser.add_argument("--reader", choices=READERS, required=True)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after these")
     arguments = parser.parse_args()
     fuzz(arguments.reader, 3, Path(tempfile.mkdtemp(prefix="fuzz-")))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + FREE_BYTES, resource.RLIM_INFINITY))
     start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{arguments.reader}-"))
-    outcome = fuzz(arguments.reader, arguments.count, folder, arguments.seed)
+    outcome = fuzz(arguments.reader, arguments.count, folder, arguments.seed, arguments.seconds)
     examples, outcome.examples = outcome.examples, []
     print(f"{arguments.reader}: {outcome}, {time.monotonic() - start:.0f} s")
     print("\n".join(examples))
