@@ -612,7 +612,7 @@ def attempt(read: Callable[[], None], outcome: Outcome, describe: Callable[[str]
 
 
 def fuzz(reader: str, count: int, folder: Path, seed: int = 0, seconds: float = math.inf) -> Outcome:
-    """Read `count` damaged inputs of a reader, or what `seconds` allow, and keep faults in `folder`/faults."""
+    """Read `count` damaged inputs, or what `seconds` allow, and keep faulty ones in `folder`/faults."""
     end = time.monotonic() + seconds
     rng, target, outcome = np.random.default_rng(seed), READERS[reader](folder), Outcome()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -116,6 +116,8 @@ def test_other_spacings_of_sampling_times_are_diffusers():
     # 1000, 666.67 and 333.33, rounded, one less.
     assert times(1000, 3, "trailing").tolist() == [999, 666, 332, 0]
     assert times(1000, 1, "trailing").tolist() == [999, 0]
+    # 937.5 is rounded to 938 before one is taken off.
+    assert times(1000, 16, "trailing").tolist()[:3] == [999, 937, 874]
     assert times(1000, 5, "linspace").tolist() == [999, 749, 500, 250, 0, 0]
     for spacing in ("trailing", "linspace"):
         assert len(times(1000, 1000, spacing)) == 1001
