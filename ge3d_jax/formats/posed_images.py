@@ -45,8 +45,6 @@ _HELD_OUT_LISTS = ("test_filenames", "val_filenames")
 _UNUSED = ("ply_file_path", "depth_file_path", "normal_file_path")
 # How far the aspect of the images may be from the file's w and h, pixels: downscaling rounds.
 _SHAPE_TOLERANCE = 1.0
-# Rotations of files are rounded to six digits or more.
-_RIGID_TOLERANCE = 3e-3
 # Rows are converted to floats at most this many pixels at a time.
 _PIXELS_AT_A_TIME = 2**24
 # Without a test file or list every eighth image is held out, as is usual since LLFF.
@@ -65,12 +63,14 @@ class PosedImages:
         world_to_camera: (V, 4, 4) float32, OpenCV axes, world units; rigid where the cameras are equal.
         intrinsics: (4,) float32, fx, fy, cx, cy in pixels, shared by all images.
         names: names of the V files.
+        cameras_differ: whether some cameras have other intrinsics, so that their transforms are not rigid.
     """
 
     pixels: np.ndarray
     world_to_camera: np.ndarray
     intrinsics: np.ndarray
     names: tuple[str, ...]
+    cameras_differ: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,7 +86,7 @@ class PosedImages:
     def centers(self) -> np.ndarray:
         """Positions of the cameras, (V, 3) world units."""
         rotations, translations = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
-        if np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max() > _RIGID_TOLERANCE:
+        if self.cameras_differ:
             return -np.linalg.solve(rotations, translations[..., None])[..., 0]
         return -np.einsum("vji,vj->vi", rotations, translations)
 
@@ -184,6 +184,9 @@ class _Scene:
             world_to_camera=np.stack(transforms).astype(np.float32),
             intrinsics=shared.astype(np.float32),
             names=self.names,
+            cameras_differ=not np.array_equal(
+                self.intrinsics, np.broadcast_to(shared, self.intrinsics.shape)
+            ),
         )
 
 
@@ -203,18 +206,20 @@ def _split(file: Path, scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
         for name in (_TRAIN_LIST, *_HELD_OUT_LISTS)
         if isinstance(scene.content.get(name), list) and scene.content[name]
     }
-    chosen = next((name for name in _HELD_OUT_LISTS if name in listed), None)
+    chosen = next((name for name in (*_HELD_OUT_LISTS, _TRAIN_LIST) if name in listed), None)
     if chosen is None:
         every = np.arange(count) % _HOLD_OUT_EVERY == 0
         return ~every, every
     held_out = np.array([name in listed[chosen] for name in scene.names])
+    if chosen == _TRAIN_LIST:
+        held_out = ~held_out
     fitted = ~held_out
     if _TRAIN_LIST in listed:
         fitted &= np.array([name in listed[_TRAIN_LIST] for name in scene.names])
     if not held_out.any() or not fitted.any():
         raise UserError(
-            f"{file}: of its {count} frames {int(held_out.sum())} are in {chosen} and {int(fitted.sum())} to "
-            "fit, but one of each is needed; correct the lists."
+            f"{file}: by its {chosen} {int(held_out.sum())} of {count} frames are held out and "
+            f"{int(fitted.sum())} to fit, but one of each is needed; correct the lists."
         )
     unused = count - int(held_out.sum()) - int(fitted.sum())
     rest = f", and {unused} in neither list are left out" if unused else ""

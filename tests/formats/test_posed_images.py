@@ -165,7 +165,10 @@ AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
         (damage(file_path="train\0.png"), "no image"),
         (lambda c: c.update(fl_x=1e9), "at most 1e"),
         (damage(transform_matrix=[[1e300] * 4] * 4), "not a finite number up to"),
-        (lambda c: c.update(test_filenames=["elsewhere"]), "of its 3 frames 0 are in test_filenames"),
+        (
+            lambda c: c.update(test_filenames=["elsewhere"]),
+            "by its test_filenames 0 of 3 frames are held out",
+        ),
         (lambda c: c.update(fl_x=-3), "fl_x is -3"),
         (lambda c: c.update(w=48, h=36), "a different aspect"),
         (lambda c: c.update(camera_angle_y=7), "camera_angle_y is 7"),
@@ -248,6 +251,7 @@ def test_cameras_of_their_own_see_what_they_should(copied):
         expected = [camera["fl_x"] * x / z + camera["cx"], camera["fl_y"] * y / z + camera["cy"]]
         np.testing.assert_allclose(seen_at(images, index, points), np.transpose(expected), rtol=1e-5)
         np.testing.assert_allclose(images.centers[index], matrix[:3, 3], atol=1e-5)
+        assert images.cameras_differ == (images is train)
     np.testing.assert_allclose(train.intrinsics, [30, 28, 12, 11.5])
 
 
@@ -309,6 +313,7 @@ def test_masks_are_transparency(copied):
     [
         ({"test_filenames": [1]}, [0, 2], [1], "1 images are held out as test_filenames says"),
         ({"val_filenames": [0, 2]}, [1], [0, 2], "held out as val_filenames says"),
+        ({"train_filenames": [0, 2]}, [0, 2], [1], "1 images are held out as train_filenames says"),
         (
             {"train_filenames": [0], "test_filenames": [1], "val_filenames": [2]},
             [0],
