@@ -7,8 +7,10 @@
 .splat 32 bytes per splat, for web viewers: colors and rotations in 8 bits, no view-dependent color.
 .spz   about a fifth of a .ply: colors, opacities and scales in 8 bits, rotations in 10, positions in 24.
 
-A million splats take a few seconds. Coordinates are left unchanged: up in a .spz is what was up in its .ply,
-often -y, whereas the specification of .spz says y. A viewer that follows it shows such a file upside down.
+Files of other writers are read, too, e.g. SuperSplat's compressed .ply; a line says what was left out. The
+mark that splats were trained with antialiasing is kept. A million splats take a few seconds. Coordinates are
+left unchanged: up in a .spz is what was up in its .ply, often -y, whereas the specification of .spz says y. A
+viewer that follows it shows such a file upside down.
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@
 With 64 pictures of 128 pixels it takes four minutes of processor time, on two cores together. A bar shows how
 far it is. --images is a folder in the layout of NeRF's synthetic scenes, transforms_train.json and
 transforms_test.json, or of nerfstudio and instant-ngp, one transforms.json of which every eighth picture is
-held out. The pictures are undistorted and of one camera, the object stands around the origin. The folder
+held out. The pictures are undistorted and of one size, the object stands around the origin. The folder
 outputs/fit-mushroom-images/ then holds the splats (object.ply), a page to turn them in a browser
 (viewer.html), a turntable, a sheet of views (views.png), held-out pictures above their renders
 (comparison.png), PSNR and SSIM of these (held_out.json), and what was set and measured (config.json,

@@ -23,7 +23,10 @@ _OUT = flags.DEFINE_string(
     "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<folder>-<name>.",
 )
 _CAMERAS = flags.DEFINE_string(
-    "cameras", None, "Instead of a turntable: a camera path, JSON like NeRF's transforms.json."
+    "cameras",
+    None,
+    "Instead of a turntable: a camera path, JSON like NeRF's transforms.json, nerfstudio's camera_path.json "
+    "or cameras.json of 3D Gaussian Splatting.",
 )
 _FRAMES = flags.DEFINE_integer("frames", 64, "Frames of the turntable.")
 _VIEWS = flags.DEFINE_integer("views", 8, "Views on the sheet (.png).")
@@ -40,8 +43,9 @@ _FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
 _UP = flags.DEFINE_string("up", "z", "Up direction of the file: z, y or -y.")
 _ANTIALIASED = flags.DEFINE_bool(
     "antialiased",
-    False,
-    "Weaken splats thinner than a pixel: for splats that were trained with antialiasing (Mip-Splatting).",
+    None,
+    "Weaken splats thinner than a pixel, as for those trained with antialiasing (Mip-Splatting); by default "
+    "as the file says.",
 )
 _BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
 

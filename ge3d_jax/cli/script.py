@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag respond at 
 """
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -39,9 +40,26 @@ def _show_warning(
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
+def expand_home(argument: str) -> str:
+    """An argument whose path begins with ~ or ~user, with that home folder instead.
+
+    A shell expands it only where the argument begins with it, so not in --out=~/pictures.
+    """
+    name, equals, value = argument.partition("=")
+    if argument.startswith("-"):
+        return f"{name}={_in_home(value)}" if equals else argument
+    return _in_home(argument)
+
+
+def _in_home(text: str) -> str:
+    # A sentence may begin with ~, too.
+    first = text.partition("/")[0]
+    return os.path.expanduser(text) if first.startswith("~") and " " not in first else text
+
+
 def _parse_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     try:
-        positional = flags.FLAGS(list(arguments))
+        positional = flags.FLAGS([arguments[0], *map(expand_home, arguments[1:])])
     except flags.Error as error:
         sys.exit(_fail(f"{str(error).rstrip('.')}. See --help for the flags."))
     given = positional[1:]

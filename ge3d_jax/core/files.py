@@ -1,10 +1,12 @@
-"""Writing files so that an interrupted run never leaves a half-written one."""
+"""Writing files so that an interrupted run leaves no half-written one, and reading JSON of any encoding."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -82,3 +84,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def parse_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

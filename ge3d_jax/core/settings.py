@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -74,7 +74,7 @@ def _kind_of_class(name: str, cls: type, choices: Mapping[str, type]) -> str:
 def _class_of_kind(name: str, kind: Any, choices: Mapping[str, type]) -> type:
     """The class of the kind. Raises UserError where the section `name` has no such kind."""
     if not isinstance(kind, str) or kind not in choices:
-        raise UserError(f"The setting {name}.{_KIND} is {kind!r}; use one of {', '.join(choices)}.")
+        raise UserError(f"The setting {name}.{_KIND} is {shown(kind)}; use one of {', '.join(choices)}.")
     return choices[kind]
 
 
@@ -137,7 +137,7 @@ def _from_tree(default: Settings, tree: Any, prefix: str) -> Settings:
     """`from_tree` of the section whose settings' names begin with `prefix`."""
     if not isinstance(tree, Mapping):
         section = prefix.removesuffix(".") or "configuration"
-        raise UserError(f"The section {section} is {tree!r}; give its settings by name.")
+        raise UserError(f"The section {section} is {shown(tree)}; give its settings by name.")
     known = [field.name for field in dataclasses.fields(default)]
     for name in tree:
         if name not in known:
@@ -301,7 +301,7 @@ def _no_such_setting(given: str, names: list[str]) -> UserError:
     close += [name for name, leaf in leaves.items() if leaf in close_leaves]
     suggestions = list(dict.fromkeys(close))[:_MOST_SUGGESTIONS]
     remedy = f"did you mean {' or '.join(suggestions)}" if suggestions else "see the settings' list"
-    return UserError(f"The setting {given!r} does not exist; {remedy}?")
+    return UserError(f"The setting {shown(given)} does not exist; {remedy}?")
 
 
 def _without_none(annotated: Any) -> Any:
@@ -321,7 +321,7 @@ def _read(name: str, given: Any, annotated: Any) -> Any:
         return json.loads(given)
     except json.JSONDecodeError:
         raise UserError(
-            f"The setting {name} is {given!r}, which cannot be read; write 4, true or [1, 2]."
+            f"The setting {name} is {shown(given)}, which cannot be read; write 4, true or [1, 2]."
         ) from None
 
 
@@ -342,7 +342,7 @@ def _convert(name: str, value: Any, annotated: Any) -> Any:
     if inner in (bool, str) and isinstance(value, inner):
         return value
     expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[inner]
-    raise UserError(f"The setting {name} is {value!r}; give {expected}.")
+    raise UserError(f"The setting {name} is {shown(value)}; give {expected}.")
 
 
 def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -354,9 +354,9 @@ def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[A
             return tuple(_convert(name, v, kind) for v, kind in zip(value, inner, strict=True))
     plural = "numbers" if all(kind in (*_NUMBERS, Ellipsis) for kind in annotated) else "values"
     if of_any_length:
-        raise UserError(f"The setting {name} is {value!r}; give a list of {plural}, as […, …].")
+        raise UserError(f"The setting {name} is {shown(value)}; give a list of {plural}, as […, …].")
     places = ", ".join("…" for _ in annotated)
-    raise UserError(f"The setting {name} is {value!r}; give {len(annotated)} {plural}, as [{places}].")
+    raise UserError(f"The setting {name} is {shown(value)}; give {len(annotated)} {plural}, as [{places}].")
 
 
 def check_at_least(**bounds: tuple[float, float]) -> None:

@@ -29,9 +29,18 @@ from ge3d_jax.diffusion.schedule import (
     noise_schedule_from_config,
 )
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
+from ge3d_jax.diffusion.weights.config_files import SCHEDULER, read_settings
 
 # The settings that `noise_schedule_from_config` computes with.
-_SCHEDULE_SETTINGS = ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type")
+_SCHEDULE_SETTINGS = (
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "num_train_timesteps",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "trained_betas",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +111,14 @@ def make_model(
             f"{unet_config.in_channels} or out_channels {unet_config.out_channels}; "
             f"take a text-to-image model."
         )
-    if len(tokenizer) > text_config.vocab_size:
+    # An added token may have any id.
+    tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if tokens > text_config.vocab_size:
         raise UserError(
-            f"The tokenizer's {len(tokenizer)} tokens do not fit the text encoder's vocab_size "
+            f"The tokenizer's {tokens} tokens do not fit the text encoder's vocab_size "
             f"{text_config.vocab_size}; take both from the same model."
         )
+    settings = read_settings("scheduler", scheduler_config, used=SCHEDULER, ignored=None)
     return StableDiffusion(
         unet_params=unet_params,
         vae_params=vae_params,
@@ -117,9 +129,7 @@ def make_model(
         text_encoder=CLIPTextModel(text_config, dtype),
         scaling_factor=vae_config.scaling_factor,
         words=Words(tokenizer),
-        scheduler_config=tuple(
-            (name, scheduler_config[name]) for name in _SCHEDULE_SETTINGS if name in scheduler_config
-        ),
+        scheduler_config=tuple((name, settings[name]) for name in _SCHEDULE_SETTINGS if name in settings),
     )
 
 

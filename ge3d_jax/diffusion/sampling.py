@@ -12,19 +12,28 @@ from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.schedule import STEPS_OFFSET, ddim_step
 
 
-def sampling_times(schedule_steps: int, steps: int) -> np.ndarray:
+def sampling_times(schedule_steps: int, steps: int, spacing: str = "leading") -> np.ndarray:
     """The times at which DDIM evaluates the network, and 0 where it ends: (steps + 1,), falling.
 
-    Spaced as diffusers' DDIMScheduler does with `timestep_spacing` "leading": multiples of T // steps, plus
-    STEPS_OFFSET. It ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
+    Spaced as diffusers' DDIMScheduler does with `timestep_spacing`: "leading", multiples of T // steps, plus
+    STEPS_OFFSET; "trailing", T / steps apart, down from T − 1; "linspace", evenly from T − 1 to 0. It ends at
+    ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
 
     Raises:
         UserError: more steps than the schedule has room for.
     """
     ratio = schedule_steps // steps if steps > 0 else 0
-    if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
-        raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
-    times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
+    if spacing == "leading":
+        if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
+            raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
+        times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
+    else:
+        if ratio == 0:
+            raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps}.")
+        if spacing == "trailing":
+            times = np.round(schedule_steps - np.arange(steps) * (schedule_steps / steps)) - 1
+        else:
+            times = np.round(np.linspace(schedule_steps - 1, 0, steps))
     return np.append(times, 0).astype(np.int32)
 
 
@@ -37,7 +46,7 @@ def _denoise(
     guidance: jax.Array,
     steps: int,
 ) -> jax.Array:
-    times = jnp.asarray(sampling_times(model.schedule.steps, steps))
+    times = jnp.asarray(sampling_times(model.schedule.steps, steps, model.schedule.timestep_spacing))
     denoiser = Denoiser(model, model.schedule, text.shape[0])
 
     def one_step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:

@@ -6,6 +6,7 @@ Times outside 0 … T−1 are an error of the caller: under jit they are clamped
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,18 @@ import numpy as np
 from flax import struct
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.config_files import SCHEDULER, read_settings
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 # `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
 STEPS_OFFSET = 1
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# ᾱ at the end of a schedule of zero terminal SNR: 0 but for division by its root, as in diffusers.
+_ALMOST_NOTHING = 2.0**-24
+# The smallest ᾱ of any other schedule; published ones end at 2e-9 and above.
+_LEAST_ALPHA = 1e-12
+# Settings of samplers that are ignored but would change a picture, and the values that would not.
+_NOT_APPLIED = {"thresholding": False}
+# Samplers of distilled models.
+_FEW_STEPS = ("LCM", "TCD")
 
 # The cosine schedule would let ᾱ reach 0 at its end; diffusers caps each beta at this value to prevent it.
 _MAXIMUM_COSINE_BETA = 0.999
@@ -33,10 +41,12 @@ class NoiseSchedule:
     Attributes:
         alphas_cumprod: (T,) float32, ᾱ_t, decreasing in t, within (0, 1).
         prediction_type: "epsilon" or "v_prediction".
+        timestep_spacing: how the times of a sampler are chosen, "leading", "trailing" or "linspace".
     """
 
     alphas_cumprod: jax.Array
     prediction_type: str = struct.field(pytree_node=False, default="epsilon")
+    timestep_spacing: str = struct.field(pytree_node=False, default="leading")
 
     @property
     def steps(self) -> int:
@@ -49,13 +59,16 @@ def _betas(name: str, first: float, last: float, steps: int) -> np.ndarray:
         return np.linspace(first, last, steps, dtype=np.float64)
     if name == "scaled_linear":
         return np.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=np.float64) ** 2
-    if name == "squaredcos_cap_v2":
-        fractions = np.arange(steps + 1, dtype=np.float64) / steps
-        remaining = np.cos((fractions + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
-        return np.minimum(1 - remaining[1:] / remaining[:-1], _MAXIMUM_COSINE_BETA)
-    raise UserError(
-        f"The scheduler's beta_schedule {name!r} is not supported; use one of {', '.join(BETA_SCHEDULES)}."
-    )
+    fractions = np.arange(steps + 1, dtype=np.float64) / steps
+    remaining = np.cos((fractions + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
+    return np.minimum(1 - remaining[1:] / remaining[:-1], _MAXIMUM_COSINE_BETA)
+
+
+def _without_signal_at_the_end(alphas: np.ndarray) -> np.ndarray:
+    """ᾱ with √ᾱ shifted to end at 0, and scaled to begin as before (algorithm 1 of arXiv 2305.08891)."""
+    signal = np.sqrt(alphas)
+    shifted = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    return np.maximum(shifted**2, _ALMOST_NOTHING)
 
 
 def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
@@ -70,31 +83,54 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         The schedule.
 
     Raises:
-        UserError: the beta schedule or the prediction type is unknown, or a key would change the schedule in
-            an unsupported way.
+        UserError: a setting is unknown, of another type or out of bounds, or settings contradict each other.
+
+    Warns:
+        UserWarning: a setting that would change pictures is not applied.
     """
-    for key in ("trained_betas", "rescale_betas_zero_snr"):
-        value = config.get(key)
-        if value is not None and value is not False:
-            raise UserError(
-                f"The scheduler's {key} = {value!r} is not supported; "
-                "use a model whose scheduler leaves it unset."
-            )
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
+    kind = config.get("_class_name")
+    if isinstance(kind, str) and "FlowMatch" in kind:
         raise UserError(
-            f"The scheduler's prediction_type {prediction_type!r} is not supported; "
-            f"use a model with one of {', '.join(PREDICTION_TYPES)}."
+            f"The scheduler is {kind}, of models like Stable Diffusion 3 and FLUX; use a Stable Diffusion "
+            "1.x or 2.x model."
         )
-    betas = _betas(
-        config.get("beta_schedule", "linear"),
-        float(config.get("beta_start", 1e-4)),
-        float(config.get("beta_end", 0.02)),
-        int(config.get("num_train_timesteps", 1000)),
-    )
+    settings = read_settings("scheduler", config, used=SCHEDULER, ignored=None)
+    prediction_type = settings.get("prediction_type", "epsilon")
+    betas = np.array(settings.get("trained_betas", ()), np.float64)
+    if not len(betas):
+        betas = _betas(
+            settings.get("beta_schedule", "linear"),
+            settings.get("beta_start", 1e-4),
+            settings.get("beta_end", 0.02),
+            settings.get("num_train_timesteps", 1000),
+        )
     # The product is computed in float64: a thousand float32 factors would lose two digits.
+    alphas = np.cumprod(1.0 - betas)
+    if settings.get("rescale_betas_zero_snr", False):
+        if prediction_type != "v_prediction":
+            raise UserError(
+                f"scheduler config: rescale_betas_zero_snr = True is not supported with the prediction_type "
+                f"{prediction_type}: with nothing left of a picture, noise does not tell it; it must be v."
+            )
+        alphas = _without_signal_at_the_end(alphas)
+    elif alphas[-1] < _LEAST_ALPHA:
+        raise UserError(
+            f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of a picture after "
+            f"{len(betas)} steps, which is too little to compute with; use the settings of a published model."
+        )
+    # One place for all callers: a warning is shown once for each place.
+    for name, off in _NOT_APPLIED.items():
+        if config.get(name, off) != off:
+            warnings.warn(f"The scheduler's setting {name} is not applied.", stacklevel=1)
+    if isinstance(kind, str) and kind.startswith(_FEW_STEPS):
+        warnings.warn(
+            f"The model is made for {kind}, with few steps and little guidance, but is sampled by DDIM here.",
+            stacklevel=1,
+        )
     return NoiseSchedule(
-        alphas_cumprod=jnp.asarray(np.cumprod(1.0 - betas), jnp.float32), prediction_type=prediction_type
+        alphas_cumprod=jnp.asarray(alphas, jnp.float32),
+        prediction_type=prediction_type,
+        timestep_spacing=settings.get("timestep_spacing", "leading"),
     )
 
 

@@ -7,6 +7,7 @@ characters that represent bytes, the last one of a word marked by `</w>`, and th
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,14 @@ START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 # Stable Diffusion 2 pads with this character; it is the first of the byte alphabet, so its id is 0.
 PAD_TOKEN = "!"
+
+# Ways of other programs to weight words in a prompt, and to ask for LoRA files there.
+_WEIGHTS = re.compile(
+    r"\([^()]*:\s*-?[0-9.]+\s*\)"  # (red:1.3)
+    r"|\(\([^()]*\)\)|\[\[[^][]*\]\]"  # ((red)), [[red]]
+    r"|\)-?[0-9]+\.[0-9]+|\w\+\+"  # (red)1.3, red++
+    r"|<(?:lora|lyco|hypernet):[^>]*>"
+)
 
 # Bytes that are printable in Latin-1; the others are written as characters from 256 on.
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
@@ -159,8 +168,17 @@ def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) ->
         (B, L) int32.
 
     Warns:
-        UserWarning: a prompt has too many tokens; names the words that the model will not see.
+        UserWarning: a prompt has too many tokens; names the words that the model will not see. Or it weights
+            words as other programs do.
     """
+    for prompt in prompts:
+        weighted = _WEIGHTS.search(prompt)
+        if weighted:
+            warnings.warn(
+                f"The prompt has {weighted[0][:80]!r}, which other programs take for a weight or a file; "
+                "here it is read as any text.",
+                stacklevel=2,
+            )
     # `verbose` off: transformers would warn about indexing errors, which truncation prevents.
     rows = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
     for row in rows:

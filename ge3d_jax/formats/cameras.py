@@ -2,31 +2,66 @@
 
 A file holds `camera_angle_x` and optionally `camera_angle_y` (fields of view, radians), or, as nerfstudio and
 instant-ngp write it, `fl_x`, `w` and optionally `fl_y`, `cx`, `cy`, `h` (pixels); and `frames`, each with a
-`transform_matrix` (4 × 4, camera to world, OpenGL axes: x right, y up, z backward). The camera's fields may
-be given in each frame instead if they are equal in all frames.
+`transform_matrix` (3 or 4 × 4, camera to world, OpenGL axes: x right, y up, z backward). A frame may have
+fields of its own, which go before the file's. Other files of camera paths: `camera_paths.py`.
 """
 
-import json
+import dataclasses
 import math
-import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.errors import UserError
-from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.core.errors import UserError, reason, shown
+from ge3d_jax.core.files import parse_json
 
 # How far a matrix may deviate from a rotation; files round to six digits or more.
 _ROTATION_TOLERANCE = 1e-3
-# The camera's fields in a file: fields of view, pixels, and lens distortion.
+# Bounds on what a file may say: lengths in world units, and pixels. Beyond them float32 says nothing.
+_LARGEST_LENGTH = 1e9
+_LARGEST_PIXELS = 1e7
+_SMALLEST_SCALE = 1e-6
+# The camera's fields in a file: fields of view, pixels, lens distortion, and what is no pinhole camera.
 LENS_FIELDS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_OTHER_LENSES = ("is_fisheye", "latlong", "equirectangular", "ftheta_p0", "ftheta_p1", "rolling_shutter")
 CAMERA_FIELDS = (
     *("camera_angle_x", "camera_angle_y", "fl_x", "fl_y", "cx", "cy", "w", "h", "camera_model"),
     *LENS_FIELDS,
+    *_OTHER_LENSES,
 )
+# Names in nerfstudio and COLMAP of the camera models without distortion if the lens parameters are 0.
+_PLAIN_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """Where a camera is.
+
+    Attributes:
+        world_to_camera: (4, 4) float64, OpenCV axes, world units.
+        was_scaled: whether the file's matrix had a scale, which was taken out.
+    """
+
+    world_to_camera: np.ndarray
+    was_scaled: bool = False
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file in any Unicode encoding.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return parse_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} is not readable JSON ({reason(error)}); fix it or export it again."
+        ) from error
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -35,13 +70,27 @@ def read_json_object(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not JSON, or does not hold an object.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); fix it or export it again.") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object; give one with camera_angle_x and frames.")
     return content
+
+
+def frames_of(file: Path, content: dict[str, Any], what: str) -> list[dict[str, Any]]:
+    """The frames of a file's object; `what` each of them is, for messages.
+
+    Raises:
+        UserError: they are missing, or one is not an object.
+    """
+    frames = content.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{file}: frames is not a list of at least one {what}; add one.")
+    for index, frame in enumerate(frames):
+        if not isinstance(frame, dict):
+            raise UserError(
+                f"{file}: frames[{index}] is not a JSON object; give one with a transform_matrix."
+            )
+    return frames
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -52,108 +101,106 @@ def is_number(value: Any) -> TypeGuard[float]:
         return False
 
 
-def world_to_camera(rows: Any, place: str) -> np.ndarray:
-    """The world-to-camera matrix with OpenCV axes of a camera-to-world matrix with OpenGL axes.
+def _numbers(value: Any, name: str, place: str) -> np.ndarray:
+    """A matrix (4, 4) from 3 or 4 rows of 4 numbers, or from these numbers in one list."""
+    if isinstance(value, list) and len(value) in (12, 16) and not isinstance(value[0], list):
+        value = [value[start : start + 4] for start in range(0, len(value), 4)]
+    is_square = isinstance(value, list) and len(value) in (3, 4)
+    if not is_square or not all(isinstance(row, list) and len(row) == 4 for row in value):
+        raise UserError(f"{place}: {name} is not 4 rows of 4 numbers; give the camera-to-world matrix.")
+    if not all(is_number(number) and abs(number) <= _LARGEST_LENGTH for row in value for number in row):
+        raise UserError(
+            f"{place}: {name} holds a value that is not a finite number up to {_LARGEST_LENGTH:g}; fix it."
+        )
+    rows = value if len(value) == 4 else [*value, [0, 0, 0, 1]]
+    return np.array(rows, np.float64)
+
+
+def pose_of(value: Any, place: str, name: str = "transform_matrix", *, opengl: bool = True) -> Pose:
+    """The pose of a camera-to-world matrix.
 
     Args:
-        rows: the value of transform_matrix in the JSON file, 4 rows of 4 numbers.
+        value: from the JSON file, 3 or 4 rows of 4 numbers.
         place: file and frame, for messages.
+        name: name of the field, for messages.
+        opengl: whether its axes are OpenGL's rather than OpenCV's.
 
     Returns:
-        (4, 4) float64, world units.
+        The pose, without the scale that parents of a camera or renderers leave in its rotation.
 
     Raises:
-        UserError: `rows` is not a rotation and a translation.
+        UserError: `value` is not a rotation, with or without a scale of each axis, and a translation.
     """
-    is_square = isinstance(rows, list) and len(rows) == 4
-    if not is_square or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise UserError(
-            f"{place}: transform_matrix is not 4 rows of 4 numbers; give the camera-to-world matrix."
-        )
-    if not all(is_number(value) for row in rows for value in row):
-        raise UserError(f"{place}: transform_matrix holds a value that is not a finite number; fix it.")
-    matrix = np.array(rows, np.float64)
+    matrix = _numbers(value, name, place)
     rotation = matrix[:3, :3]
+    scales = np.linalg.norm(rotation, axis=0)
     is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ROTATION_TOLERANCE
+    was_scaled = not is_rotation and scales.min() > _SMALLEST_SCALE
+    if was_scaled:
+        rotation = rotation / scales
+        is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ROTATION_TOLERANCE
+        matrix = matrix.copy()
+        matrix[:3, :3] = rotation
     if not is_rotation or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
         raise UserError(
-            f"{place}: transform_matrix is not a rotation and a translation; remove scales and reflections."
+            f"{place}: {name} is not a rotation and a translation; remove shears and reflections."
         )
-    return np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)
+    return Pose(np.linalg.inv(matrix @ _OPENGL_TO_OPENCV if opengl else matrix), was_scaled)
 
 
-def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> Camera:
-    """Read the cameras of a file in the order of its frames.
-
-    Args:
-        path: a JSON file with frames, see the module's docstring.
-        size: (width, height) of the images to render, pixels; the horizontal field of view is the file's.
-            Lens distortion in the file is ignored.
-
-    Returns:
-        Cameras with a leading axis, as under `jax.vmap`.
-
-    Raises:
-        UserError: the file is missing or incomplete; names the file and the field.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no camera path {path}; give a JSON file with frames.")
-    content = read_json_object(path)
-    frames = content.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path}: frames is not a list of at least one camera; add one.")
-    matrices = []
-    for index, frame in enumerate(frames):
-        place = f"{path}: frames[{index}]"
-        if not isinstance(frame, dict):
-            raise UserError(f"{place} is not a JSON object; give one with a transform_matrix.")
-        matrices.append(world_to_camera(frame.get("transform_matrix"), place))
-    numbers = intrinsics(path, shared_camera(path, content, frames), size)
-    return Camera(
-        world_to_camera=jnp.asarray(np.stack(matrices), jnp.float32),
-        intrinsics=jnp.asarray(np.tile(numbers, (len(matrices), 1)), jnp.float32),
-        width=size[0],
-        height=size[1],
-    )
+def say_if_scaled(file: Path, poses: Sequence[Pose]) -> None:
+    """Say how many cameras had a scale that was taken out."""
+    scaled = sum(pose.was_scaled for pose in poses)
+    if scaled:
+        warnings.warn(
+            f"{file}: the matrices of {scaled} of {len(poses)} cameras have a scale, which was taken out.",
+            stacklevel=3,
+        )
 
 
-def shared_camera(file: Path, content: dict[str, Any], frames: list[dict[str, Any]]) -> dict[str, Any]:
-    """The camera's fields, from the top of the file or from its frames.
+def camera_fields(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a frame's camera, its own before those of the file; None is as if absent."""
+    both = {**content, **{name: value for name, value in frame.items() if value is not None}}
+    return {name: both[name] for name in CAMERA_FIELDS if both.get(name) is not None}
 
-    Args:
-        file: path of the file, for messages.
-        content: the file's JSON object.
-        frames: the file's frames.
 
-    Returns:
-        Values by the field names of the format, see CAMERA_FIELDS.
+def _is_on(value: Any) -> bool:
+    """Whether a switch or a parameter of a lens has an effect."""
+    if isinstance(value, list):
+        return any(_is_on(item) for item in value)
+    return value not in (0, None, False, "", "0", "false", "False")
+
+
+def bent_field(camera: dict[str, Any]) -> str | None:
+    """The first field that says that this is not a pinhole camera, None if it is one."""
+    model = camera.get("camera_model", _PLAIN_MODELS[0])
+    if not isinstance(model, str) or model.upper() not in _PLAIN_MODELS:
+        return "camera_model"
+    return next((name for name in (*_OTHER_LENSES, *LENS_FIELDS) if _is_on(camera.get(name))), None)
+
+
+def check_pinhole(place: str, camera: dict[str, Any]) -> None:
+    """Check that images of a camera can be compared with those of a pinhole camera.
 
     Raises:
-        UserError: frames differ, i.e. were taken with several cameras; names the frame and the field.
+        UserError: its lens bends lines, sees all around, or its rows are of several moments; names the field.
     """
-    own = {name for frame in frames for name in CAMERA_FIELDS if name in frame}
-    shared = {name: content[name] for name in CAMERA_FIELDS if name in content}
-    for name in sorted(own):
-        values = [frame.get(name, content.get(name)) for frame in frames]
-        for index, value in enumerate(values):
-            if value != values[0]:
-                raise UserError(
-                    f"{file}: frames[{index}] has {name} {value!r}, but frames[0] has {values[0]!r}; "
-                    "all frames must be of one camera, keep those of one."
-                )
-        shared[name] = values[0]
-    return shared
+    bent = bent_field(camera)
+    if bent is not None:
+        raise UserError(
+            f"{place}: {bent} is {shown(camera[bent])}, but only images without distortion can be fitted; "
+            "undistort them first, e.g. with nerfstudio or COLMAP."
+        )
 
 
 def intrinsics(
-    file: Path, camera: dict[str, Any], size: tuple[int, int], *, taken: tuple[int, int] | None = None
+    place: str, camera: dict[str, Any], size: tuple[int, int], *, taken: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """The intrinsics of the file's camera for images of a given size.
+    """The intrinsics of a camera for images of a given size.
 
     Args:
-        file: path of the file, for messages.
-        camera: fields from `shared_camera`; pixels are scaled from the file's size to `size` by the ratio of
+        place: file and frame, for messages.
+        camera: fields from `camera_fields`; pixels are scaled from the file's size to `size` by the ratio of
             the widths, and the image center stays the center.
         size: (width, height) of the images, pixels.
         taken: (width, height) of the original images, pixels, used if the file does not give it.
@@ -168,15 +215,18 @@ def intrinsics(
 
     def positive(name: str, default: float | None = None) -> float:
         value = camera.get(name, default)
-        if not is_number(value) or value <= 0:
-            raise UserError(f"{file}: {name} is {value!r}; give a number of pixels above 0.")
+        if not is_number(value) or not 0 < value <= _LARGEST_PIXELS:
+            raise UserError(
+                f"{place}: {name} is {shown(value)}; give a number of pixels above 0, at most "
+                f"{_LARGEST_PIXELS:g}."
+            )
         return float(value)
 
     def focal_of(name: str, side: float) -> float:
         angle = camera.get(name)
-        if not is_number(angle) or not 0 < angle < math.pi:
+        if not is_number(angle) or not 1 / _LARGEST_PIXELS < angle < math.pi:
             field = "horizontal" if name == "camera_angle_x" else "vertical"
-            raise UserError(f"{file}: {name} is {angle!r}; give the {field} field of view in radians.")
+            raise UserError(f"{place}: {name} is {shown(angle)}; give the {field} field of view in radians.")
         return 0.5 * side / math.tan(0.5 * angle)
 
     # Fields of view hold for any size.

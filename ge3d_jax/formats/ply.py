@@ -3,13 +3,16 @@
 One little-endian `float32` record per splat: position `x y z` (world units, z up), `nx ny nz` (zero, expected
 by viewers), color `f_dc_0..2` (spherical harmonic of degree 0: color = 0.5 + 0.2820948 f_dc), `f_rest_*` (the
 higher degrees, all of red, then green, then blue), `opacity` (logit), `scale_0..2` (log), `rot_0..3`
-(quaternion w, x, y, z). The reader also accepts ascii, big-endian, other number types and any order of
-properties; it ignores other properties and elements.
+(quaternion w, x, y, z). The reader also accepts ascii, big-endian, other number types, any order of
+properties and the names of other writers (`ply_columns.py`), and SuperSplat's compressed layout
+(`ply_compressed.py`); it ignores other properties and elements. A comment may say that the splats were
+trained with antialiasing.
 
 The reader is implemented here because files come from anywhere, and general .ply libraries trust the header:
 a few hundred bytes that claim long lists would cost minutes and hundreds of megabytes.
 """
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,46 +23,50 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.ply_columns import (
+    ANTIALIASED_COMMENT,
+    BASE_COLOR,
+    OPACITY,
+    POSITION,
+    ROTATION,
+    SCALE,
+    find_columns,
+    is_antialiased,
+    rest_names,
+    to_arrays,
+)
+from ge3d_jax.formats.ply_compressed import compressed_elements, is_compressed, unpack_splats
 from ge3d_jax.formats.ply_header import Element, Header, read_header
 from ge3d_jax.formats.splat_arrays import (
-    OPACITY_LIMIT,
-    SplatArrays,
-    check_finite,
+    SplatFile,
     check_holds_splats,
     live_arrays,
     normalized,
     open_splat_file,
+    sound_splats,
     to_gaussians,
-    without_infinity,
 )
-from ge3d_jax.splatting.gaussians import MIN_SCALE, Gaussians
+from ge3d_jax.splatting.gaussians import Gaussians
 
-_POSITION = ("x", "y", "z")
 _NORMAL = ("nx", "ny", "nz")
-_BASE_COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
-_OPACITY = ("opacity",)
-_SCALE = ("scale_0", "scale_1", "scale_2")
-_ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
-# Spherical harmonics of degree 0, 1, 2, 3 have this many coefficients per color channel beyond the first.
-_REST_PER_CHANNEL = (0, 3, 8, 15)
 # Records are converted to columns in chunks of about this size, which stay in the CPU's cache.
 _CHUNK_BYTES = 2**20
 _CHUNK_LINES = 2**16
 # Nine digits represent every float32 exactly.
 _ASCII_NUMBER = "%.9g"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def _rest_names(count: int) -> tuple[str, ...]:
-    return tuple(f"f_rest_{index}" for index in range(count))
-
-
-def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool = False) -> None:
+def save_ply(
+    path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool = False, antialiased: bool = False
+) -> None:
     """Write the splats in use (`mask`); the same splats give the same bytes.
 
     Args:
         path: file to write.
         gaussians: the splats; their quaternions are normalized.
         ascii: write numbers as text, for people and old tools; the file is four times as long.
+        antialiased: say in a comment that the splats were trained with antialiasing.
     """
     arrays = live_arrays(gaussians)
     count = len(arrays.positions)
@@ -77,8 +84,9 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool 
         axis=1,
         dtype="<f4",
     )
-    names = (*_POSITION, *_NORMAL, *_BASE_COLOR, *_rest_names(rest.shape[1]), *_OPACITY, *_SCALE, *_ROTATION)
-    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0", f"element vertex {count}"]
+    names = (*POSITION, *_NORMAL, *BASE_COLOR, *rest_names(rest.shape[1]), *OPACITY, *SCALE, *ROTATION)
+    header = ["ply", f"format {'ascii' if ascii else 'binary_little_endian'} 1.0"]
+    header += [*([f"comment {ANTIALIASED_COMMENT}"] if antialiased else []), f"element vertex {count}"]
     header += [*(f"property float {name}" for name in names), "end_header", ""]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join(header).encode())
@@ -89,53 +97,71 @@ def save_ply(path: str | os.PathLike[str], gaussians: Gaussians, *, ascii: bool 
 
 
 def load_ply(path: str | os.PathLike[str]) -> Gaussians:
-    """Read a splat file written by `save_ply` or any tool with the 3DGS layout, ascii or binary.
+    """The splats of `read_ply`."""
+    return read_ply(path).gaussians
+
+
+def read_ply(path: str | os.PathLike[str]) -> SplatFile:
+    """Read a splat file written by `save_ply` or any tool with the 3DGS layout, ascii, binary or compressed.
 
     Args:
         path: file to read; normals and unknown properties are ignored.
 
     Returns:
-        The splats without padding (`mask` all true).
+        The splats, those that cannot be drawn left out, and whether they were trained with antialiasing.
 
     Raises:
-        UserError: the file is missing, not a .ply, truncated, without splats, without a property that this
-            layout needs, or holds a value that is not a finite number; names the file and the property.
+        UserError: the file is missing, not a .ply, truncated, without splats that can be drawn, or without a
+            property that this layout needs; names the file and the property.
+
+    Warns:
+        UserWarning: something was left out or applied, see `sound_splats` and `to_arrays`.
     """
     path = Path(path)
-    with open_splat_file(path) as (file, length):
+    with open_splat_file(path) as (opened, size):
+        file, length = _as_text(path, opened, size)
         header = read_header(path, file)
+        if header.ascii:
+            file, length = _with_newlines(file, header, length)
         element, before = _find_splats(path, header)
-        rest_count = sum(name.startswith("f_rest_") for name in element.types)
-        if rest_count % 3 or rest_count // 3 not in _REST_PER_CHANNEL:
-            raise UserError(
-                f"{path} has {rest_count} f_rest_* properties; "
-                "spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45, so export it again."
-            )
-        names = (*_POSITION, *_OPACITY, *_SCALE, *_ROTATION, *_BASE_COLOR, *_rest_names(rest_count))
-        _check_properties(path, element, names)
-        read = _read_ascii if header.ascii else _read_binary
-        columns = read(path, file, length - header.size, element, before, names)
+        if is_compressed(element):
+            arrays = unpack_splats(path, _read_tables(path, file, length - header.size, header))
+        else:
+            columns = find_columns(path, element)
+            read = _read_ascii if header.ascii else _read_binary
+            table = read(path, file, length - header.size, element, before, columns.names)
+            arrays = to_arrays(path, columns, table)
+    return SplatFile(to_gaussians(sound_splats(path, arrays)), is_antialiased(header.comments))
 
-    # Some converters write an opacity of 0 or 1, or a scale of 0, as the infinite logit or logarithm.
-    columns[:, 3] = without_infinity(columns[:, 3], -OPACITY_LIMIT, OPACITY_LIMIT)
-    columns[:, 4:7] = without_infinity(columns[:, 4:7], np.log(MIN_SCALE), np.inf)
-    check_finite(path, columns, [f"property {name!r}" for name in names])
-    zero = ~columns[:, 7:11].any(axis=1)
-    if zero.any():
+
+def _as_text(path: Path, file: BinaryIO, length: int) -> tuple[BinaryIO, int]:
+    """The file with its length; one in UTF-16, as Windows' shell writes text, in UTF-8."""
+    start = file.read(2)
+    file.seek(0)
+    if start not in _UTF_16:
+        return file, length
+    try:
+        data = file.read(length).decode("utf-16").encode()
+    except UnicodeError as error:
         raise UserError(
-            f"{path}: rot_0..3 of splat {int(zero.argmax())} are all zero, which is not a rotation; "
-            "export it again."
-        )
-    rest = columns[:, 14:].reshape(len(columns), 3, rest_count // 3).transpose(0, 2, 1)
-    return to_gaussians(
-        SplatArrays(
-            positions=columns[:, :3],
-            log_scales=columns[:, 4:7],
-            quaternions=columns[:, 7:11],
-            opacity_logits=columns[:, 3],
-            sh=np.concatenate([columns[:, None, 11:14], rest], axis=1),
-        )
-    )
+            f"{path} is not a .ply file: it does not start with 'ply' but with the mark of text in UTF-16, "
+            "which it is not; get the file again."
+        ) from error
+    return io.BytesIO(data), len(data)
+
+
+def _with_newlines(file: BinaryIO, header: Header, length: int) -> tuple[BinaryIO, int]:
+    """A text whose lines end with carriage returns alone, with newlines instead; other files as they are."""
+    place = file.tell()
+    file.seek(place - 2)
+    end = file.read(2)
+    if end[1:] != b"\r":
+        return file, length
+    file.seek(0)
+    changed = io.BytesIO(file.read(length).replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+    size = changed.getbuffer().nbytes
+    changed.seek(place)
+    return changed, size
 
 
 def _find_splats(path: Path, header: Header) -> tuple[Element, list[Element]]:
@@ -154,33 +180,46 @@ def _find_splats(path: Path, header: Header) -> tuple[Element, list[Element]]:
     raise UserError(f"{path} has no 'vertex' element, so it holds no splats; export it as 3DGS .ply.")
 
 
-def _check_properties(path: Path, element: Element, names: Sequence[str]) -> None:
-    if "packed_position" in element.types:
-        raise UserError(
-            f"{path} is a compressed .ply of packed properties ('packed_position'), which is not supported; "
-            "export it uncompressed."
-        )
-    for name in names:
-        if name not in element.types:
-            raise UserError(
-                f"{path} has no property {name!r}, so it is not a splat file "
-                "(a mesh or point cloud, perhaps); export it as 3DGS .ply."
-            )
-        if element.types[name] is None:
-            raise UserError(f"{path}: property {name!r} is a list, not a number; export it again.")
-    for name, kind in element.types.items():
-        if kind is None:
-            raise UserError(
-                f"{path}: property {name!r} is a list, which splats do not have; export it again."
-            )
-
-
 def _check_length(path: Path, count: int, needed: int, there: int) -> None:
     if needed > there:
         raise UserError(
             f"{path} is truncated: its header claims {count} splats, which take {needed} bytes, "
             f"but only {there} are left; get the file again."
         )
+
+
+def _record(element: Element) -> np.dtype:
+    """The layout of a binary record without lists, packed."""
+    names, kinds = list(element.types), list(element.types.values())
+    offsets = np.cumsum([0, *(int(kind[-1]) for kind in kinds if kind is not None)])[:-1]
+    return np.dtype(
+        {"names": names, "formats": kinds, "offsets": offsets.tolist(), "itemsize": element.stride}
+    )
+
+
+def _read_tables(path: Path, file: BinaryIO, length: int, header: Header) -> dict[str, np.ndarray]:
+    """The records of a compressed file by element; `length` bytes of records follow in the file."""
+    wanted = {element.name for element in compressed_elements(path, header)}
+    tables: dict[str, np.ndarray] = {}
+    left = length
+    for element in header.elements:
+        if wanted <= tables.keys():
+            break
+        if element.has_list:
+            raise UserError(
+                f"{path} has lists in the element {element.name!r} before its splats, which is not "
+                "supported; export it as 3DGS .ply."
+            )
+        size = element.count * element.stride
+        _check_length(path, element.count, size, left)
+        left -= size
+        if element.name in wanted:
+            data = file.read(size)
+            _check_length(path, element.count, size, len(data))
+            tables[element.name] = np.frombuffer(data, _record(element), element.count)
+        else:
+            file.seek(size, os.SEEK_CUR)
+    return tables
 
 
 def _read_binary(
@@ -191,19 +230,7 @@ def _read_binary(
     stride = element.stride
     _check_length(path, element.count, skipped + element.count * stride, length)
     file.seek(skipped, os.SEEK_CUR)
-    offsets, offset = {}, 0
-    for name, kind in element.types.items():
-        assert kind is not None  # checked above: no lists
-        offsets[name] = offset
-        offset += int(kind[-1])
-    record = np.dtype(
-        {
-            "names": list(names),
-            "formats": [element.types[name] for name in names],
-            "offsets": [offsets[name] for name in names],
-            "itemsize": stride,
-        }
-    )
+    record = _record(element)[list(names)]
     columns = np.empty((element.count, len(names)), np.float32)
     rows = max(1, _CHUNK_BYTES // stride)
     # A double may be beyond float32; it is then reported as not finite.

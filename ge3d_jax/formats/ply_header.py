@@ -35,7 +35,9 @@ _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": "
 # A header with spherical harmonics takes two kilobytes; this leaves room for thousands of other properties.
 _LONGEST_HEADER = 2**20
 _LONGEST_COUNT = 18
-_END = re.compile(rb"(?:^|\n)end_header[ \t]*\r?\n")
+_START = re.compile(rb"ply[ \t]*(?:\r\n|\n|\r)")
+_END = re.compile(rb"[\r\n]end_header[ \t]*(\r\n|\n|\r)")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass
@@ -71,11 +73,13 @@ class Header:
         ascii: whether the records are text.
         elements: in the order of the file.
         size: length of the header in bytes.
+        comments: text of the comments, without surrounding space.
     """
 
     ascii: bool
     elements: list[Element]
     size: int
+    comments: list[str]
 
 
 def read_header(path: Path, file: BinaryIO) -> Header:
@@ -92,7 +96,8 @@ def read_header(path: Path, file: BinaryIO) -> Header:
         UserError: it is not a valid header; names the file and the line.
     """
     start = file.read(_LONGEST_HEADER)
-    if not re.match(rb"ply[ \t]*\r?\n", start):
+    first = len(_BYTE_ORDER_MARK) if start.startswith(_BYTE_ORDER_MARK) else 0
+    if not _START.match(start, first):
         raise UserError(f"{path} is not a .ply file: it does not start with 'ply'; give a splat file.")
     end = _END.search(start)
     if end is None:
@@ -100,12 +105,12 @@ def read_header(path: Path, file: BinaryIO) -> Header:
             f"{path} cannot be read as a .ply file: its header has no end_header; "
             "it is truncated, get the file again."
         )
-    try:
-        lines = start[: end.start()].decode("utf-8").splitlines()[1:]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} cannot be read as a .ply file: its header is not text; get the file again."
-        ) from error
+    size = end.end()
+    if end[1] == b"\r\n" and b"\n" not in start[: end.start()]:
+        # Lines end with a carriage return, so that the next byte is the first of the records.
+        size -= 1
+    # Keywords are ASCII; comments and names may be in any encoding, and Latin-1 takes every byte.
+    lines = re.split(r"\r\n|\n|\r", start[first : end.start()].decode("latin-1"))[1:]
 
     def wrong(line: str, reason: str) -> UserError:
         return UserError(
@@ -115,10 +120,14 @@ def read_header(path: Path, file: BinaryIO) -> Header:
 
     order: str | None = None
     elements: list[Element] = []
+    comments: list[str] = []
     for line in lines:
-        match line.split():
-            case [] | ["comment" | "obj_info", *_]:
+        # Not str.split: some bytes of other encodings are spaces in Latin-1.
+        match re.findall(r"[^ \t]+", line):
+            case [] | ["obj_info", *_]:
                 pass
+            case ["comment", *_]:
+                comments.append(line.strip().removeprefix("comment").strip())
             case ["format", name, "1.0"] if name in _BYTE_ORDERS and order is None:
                 order = _BYTE_ORDERS[name]
             case ["format", *_]:
@@ -143,5 +152,5 @@ def read_header(path: Path, file: BinaryIO) -> Header:
                 raise wrong(line, "is not understood")
     if order is None:
         raise UserError(f"{path} cannot be read as a .ply file: its header names no format; export it again.")
-    file.seek(end.end())
-    return Header(ascii=order == "", elements=elements, size=end.end())
+    file.seek(size)
+    return Header(ascii=order == "", elements=elements, size=size, comments=comments)

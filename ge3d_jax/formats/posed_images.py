@@ -2,35 +2,52 @@
 
 `transforms.json`, or `transforms_train.json` and `transforms_test.json`, hold the camera (`camera_angle_x`,
 or `fl_x` and others, see `ge3d_jax.formats.cameras`) and `frames`, each with a `file_path` (relative, `.png`
-if it has no suffix) and a `transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z
-backward). The object is at the origin with z up; all images are of one camera, without lens distortion.
+if it has no suffix), a `transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z backward)
+and optionally a `mask_path`, a picture that is black where the image is to be transparent. The lists
+`train_filenames`, `val_filenames` and `test_filenames` of one file say which images are held out. The object
+is at the origin with z up; the images are of one size, without lens distortion.
 """
 
 import dataclasses
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.cameras import (
-    LENS_FIELDS,
+    CAMERA_FIELDS,
+    camera_fields,
+    check_pinhole,
+    frames_of,
     intrinsics,
     is_number,
+    pose_of,
     read_json_object,
-    shared_camera,
-    world_to_camera,
+    say_if_scaled,
 )
+from ge3d_jax.formats.pictures import find_picture, read_picture
 from ge3d_jax.metrics.pictures import SSIM_WINDOW
 
-_TRAIN, _TEST, _ALL = "transforms_train.json", "transforms_test.json", "transforms.json"
-# Names in nerfstudio and COLMAP of the camera models without distortion if the lens parameters are 0.
-_PLAIN_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
+_TRAIN, _TEST, _VALIDATION, _ALL = (
+    "transforms_train.json",
+    "transforms_test.json",
+    "transforms_val.json",
+    "transforms.json",
+)
+# Lists in one file of the images to fit and, in the order of choice, of those to hold out.
+_TRAIN_LIST = "train_filenames"
+_HELD_OUT_LISTS = ("test_filenames", "val_filenames")
+# Further data of a scene that a fit has no use for.
+_UNUSED = ("ply_file_path", "depth_file_path", "normal_file_path")
 # How far the aspect of the images may be from the file's w and h, pixels: downscaling rounds.
 _SHAPE_TOLERANCE = 1.0
-# Without a test file every eighth image is held out, as is usual since LLFF.
+# Rows are converted to floats at most this many pixels at a time.
+_PIXELS_AT_A_TIME = 2**24
+# Without a test file or list every eighth image is held out, as is usual since LLFF.
 _HOLD_OUT_EVERY = 8
 
 
@@ -38,17 +55,22 @@ _HOLD_OUT_EVERY = 8
 class PosedImages:
     """V images of one size, and their cameras.
 
+    Cameras of other intrinsics than the shared ones see the same through them: their difference, a scale and
+    a shift of the image, is a linear map of camera space, which is multiplied onto the transform.
+
     Attributes:
         pixels: (V, H, W, 4) uint8, color times alpha, and alpha.
-        world_to_camera: (V, 4, 4) float32, OpenCV axes, world units.
+        world_to_camera: (V, 4, 4) float32, OpenCV axes, world units; rigid where the cameras are equal.
         intrinsics: (4,) float32, fx, fy, cx, cy in pixels, shared by all images.
         names: names of the V files.
+        cameras_differ: whether some cameras have other intrinsics, so that their transforms are not rigid.
     """
 
     pixels: np.ndarray
     world_to_camera: np.ndarray
     intrinsics: np.ndarray
     names: tuple[str, ...]
+    cameras_differ: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,6 +86,8 @@ class PosedImages:
     def centers(self) -> np.ndarray:
         """Positions of the cameras, (V, 3) world units."""
         rotations, translations = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
+        if self.cameras_differ:
+            return -np.linalg.solve(rotations, translations[..., None])[..., 0]
         return -np.einsum("vji,vj->vi", rotations, translations)
 
     def subset(self, chosen: np.ndarray) -> "PosedImages":
@@ -89,9 +113,12 @@ def read_posed_images(
         The images to fit and the held-out images.
 
     Raises:
-        UserError: a file is missing, unreadable or incomplete, the images differ in size or are too small, a
-            matrix is not a rotation and a translation, or the cameras do not see the origin; names the file
-            and the field.
+        UserError: a file is missing, unreadable or incomplete, the images differ in size, are too small or
+            have lens distortion, a matrix is not a rotation and a translation, or the cameras do not see the
+            origin; names the file and the field.
+
+    Warns:
+        UserWarning: something was turned, found under another name, masked, left out or not used.
     """
     folder = Path(folder)
     if downscale < 1:
@@ -103,23 +130,23 @@ def read_posed_images(
         raise UserError(
             f"The folder {folder} has neither {_ALL} nor {_TRAIN}; give one in the layout of NeRF's scenes."
         )
-    images = _read_file(file, downscale)
-    if (folder / _TEST).is_file():
-        held_out = _read_file(folder / _TEST, downscale)
-        if held_out.size != images.size or not np.allclose(held_out.intrinsics, images.intrinsics):
+    scene = _read_file(file, downscale)
+    other = next((folder / name for name in (_TEST, _VALIDATION) if (folder / name).is_file()), None)
+    if other is not None:
+        second = _read_file(other, downscale)
+        if second.size != scene.size:
             raise UserError(
-                f"The images of {folder / _TEST} have a different size or camera than those of {file}; "
-                "make them equal."
+                f"The images of {other} have a different size than those of {file}; make them equal."
             )
+        images, held_out = scene.all_images(), second.all_images()
     else:
-        if len(images.names) < 2:
+        if len(scene.names) < 2:
             raise UserError(
-                f"{file} has {len(images.names)} frame, but one to fit and one to hold out are needed; "
+                f"{file} has {len(scene.names)} frame, but one to fit and one to hold out are needed; "
                 "add images."
             )
-        index = np.arange(len(images.names))
-        held_out = images.subset(index[::_HOLD_OUT_EVERY])
-        images = images.subset(index[index % _HOLD_OUT_EVERY > 0])
+        everything = scene.all_images()
+        images, held_out = (everything.subset(np.flatnonzero(chosen)) for chosen in _split(file, scene))
     _check_aim(images, file)
     return images, held_out
 
@@ -131,65 +158,160 @@ def scene_radius(images: PosedImages) -> float:
     return min(distance * 0.5 * side / focal for side, focal in sides)
 
 
-def _read_file(file: Path, downscale: int) -> PosedImages:
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """What a file holds, with the cameras as they are: `intrinsics` (V, 4), `world_to_camera` (V, 4, 4)."""
+
+    pixels: np.ndarray
+    world_to_camera: np.ndarray
+    intrinsics: np.ndarray
+    names: tuple[str, ...]
+    content: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[2], self.pixels.shape[1]
+
+    def all_images(self) -> PosedImages:
+        """The images as seen by cameras with the intrinsics of the first."""
+        shared = self.intrinsics[0]
+        transforms = [
+            transform if np.array_equal(own, shared) else _as_seen_through(shared, own) @ transform
+            for own, transform in zip(self.intrinsics, self.world_to_camera, strict=True)
+        ]
+        return PosedImages(
+            pixels=self.pixels,
+            world_to_camera=np.stack(transforms).astype(np.float32),
+            intrinsics=shared.astype(np.float32),
+            names=self.names,
+            cameras_differ=not np.array_equal(
+                self.intrinsics, np.broadcast_to(shared, self.intrinsics.shape)
+            ),
+        )
+
+
+def _as_seen_through(shared: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The map (4, 4) of camera space after which the shared intrinsics show what a camera's own do."""
+    matrix = np.eye(4)
+    matrix[[0, 1], [0, 1]] = own[:2] / shared[:2]
+    matrix[:2, 2] = (own[2:] - shared[2:]) / shared[:2]
+    return matrix
+
+
+def _split(file: Path, scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Which images (V,) to fit and which to hold out: as the file's lists say, or every eighth."""
+    count = len(scene.names)
+    listed = {
+        name: {str(item) for item in scene.content[name]}
+        for name in (_TRAIN_LIST, *_HELD_OUT_LISTS)
+        if isinstance(scene.content.get(name), list) and scene.content[name]
+    }
+    chosen = next((name for name in (*_HELD_OUT_LISTS, _TRAIN_LIST) if name in listed), None)
+    if chosen is None:
+        every = np.arange(count) % _HOLD_OUT_EVERY == 0
+        return ~every, every
+    held_out = np.array([name in listed[chosen] for name in scene.names])
+    if chosen == _TRAIN_LIST:
+        held_out = ~held_out
+    fitted = ~held_out
+    if _TRAIN_LIST in listed:
+        fitted &= np.array([name in listed[_TRAIN_LIST] for name in scene.names])
+    if not held_out.any() or not fitted.any():
+        raise UserError(
+            f"{file}: by its {chosen} {int(held_out.sum())} of {count} frames are held out and "
+            f"{int(fitted.sum())} to fit, but one of each is needed; correct the lists."
+        )
+    unused = count - int(held_out.sum()) - int(fitted.sum())
+    rest = f", and {unused} in neither list are left out" if unused else ""
+    warnings.warn(f"{file}: {int(held_out.sum())} images are held out as {chosen} says{rest}.", stacklevel=3)
+    return fitted, held_out
+
+
+def _read_file(file: Path, downscale: int) -> _Scene:
     content = read_json_object(file)
-    frames = content.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{file}: frames is not a list of at least one image; add one.")
-    pixels, matrices, names = [], [], []
+    frames = frames_of(file, content, "image")
+    pixels, poses, cameras, names = [], [], [], []
+    said: dict[str, int] = {}
     for index, frame in enumerate(frames):
         place = f"{file}: frames[{index}]"
-        name = frame.get("file_path") if isinstance(frame, dict) else None
+        name = frame.get("file_path")
         if not isinstance(name, str) or not name:
             raise UserError(f"{place} has no file_path; give the path of its image.")
-        matrices.append(world_to_camera(frame.get("transform_matrix"), place))
-        picture = file.parent / name
-        picture = picture if picture.suffix else picture.with_name(picture.name + ".png")
-        pixels.append(_read_picture(picture, downscale))
+        camera = camera_fields(content, frame)
+        where = place if any(field in frame for field in CAMERA_FIELDS) else str(file)
+        check_pinhole(where, camera)
+        poses.append(pose_of(frame.get("transform_matrix"), place))
+        image, notes = _read_frame(file, place, frame, camera, downscale)
+        pixels.append(image)
         names.append(name)
-        if pixels[-1].shape != pixels[0].shape:
-            raise UserError(f"{picture} has a different size than {names[0]}; make all images of one size.")
-    height, width = pixels[0].shape[:2]
-    camera = shared_camera(file, content, frames)
-    taken = (width * downscale, height * downscale)
-    _check_camera(file, camera, taken)
-    return PosedImages(
+        if image.shape != pixels[0].shape:
+            raise UserError(
+                f"{file}: {name} has a different size than {names[0]}; make all images of one size."
+            )
+        height, width = image.shape[:2]
+        taken = (width * downscale, height * downscale)
+        _check_aspect(where, camera, taken)
+        cameras.append(intrinsics(where, camera, (width, height), taken=taken))
+        for note in notes:
+            said[note] = said.get(note, 0) + 1
+    for note, count in said.items():
+        warnings.warn(f"{file}: {count} of {len(frames)} images were {note}.", stacklevel=4)
+    say_if_scaled(file, poses)
+    unused = [name for name in _UNUSED if name in content or any(name in frame for frame in frames)]
+    if unused:
+        warnings.warn(f"{file}: {', '.join(unused)} are not used.", stacklevel=4)
+    return _Scene(
         pixels=np.stack(pixels),
-        world_to_camera=np.stack(matrices).astype(np.float32),
-        intrinsics=intrinsics(file, camera, (width, height), taken=taken).astype(np.float32),
+        world_to_camera=np.stack([pose.world_to_camera for pose in poses]),
+        intrinsics=np.stack(cameras),
         names=tuple(names),
+        content=content,
     )
 
 
-def _check_camera(file: Path, camera: dict[str, Any], taken: tuple[int, int]) -> None:
-    """Refuse lens distortion, and images with a different aspect than the file says."""
-    bent = [name for name in LENS_FIELDS if camera.get(name, 0) != 0]
-    if camera.get("camera_model", _PLAIN_MODELS[0]) not in _PLAIN_MODELS:
-        bent.append("camera_model")
-    if bent:
-        raise UserError(
-            f"{file}: {bent[0]} is {camera[bent[0]]!r}, but only images without distortion can be fitted; "
-            "undistort them first, e.g. with nerfstudio or COLMAP."
-        )
+def _check_aspect(place: str, camera: dict[str, Any], taken: tuple[int, int]) -> None:
+    """Refuse images with a different aspect than the file says."""
     width, height = (camera.get(name, side) for name, side in zip(("w", "h"), taken, strict=True))
     if is_number(width) and is_number(height) and width > 0:
-        if abs(taken[0] * height / width - taken[1]) > _SHAPE_TOLERANCE:
+        if abs(taken[0] * (height / width) - taken[1]) > _SHAPE_TOLERANCE:
             raise UserError(
-                f"{file}: w and h are {width} and {height}, but its images have {taken[0]} by {taken[1]} "
+                f"{place}: w and h are {width} and {height}, but its images have {taken[0]} by {taken[1]} "
                 "pixels, a different aspect; give the images that the cameras were estimated from."
             )
 
 
-def _read_picture(path: Path, downscale: int) -> np.ndarray:
-    """An image as uint8 (H, W, 4), color times alpha, and alpha."""
-    try:
-        with Image.open(path) as opened:
-            straight = np.asarray(opened.convert("RGBA"), np.float32)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {path}; put it there or remove its frame.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file.") from error
-    height, width = straight.shape[:2]
+def _read_frame(
+    file: Path, place: str, frame: dict[str, Any], camera: dict[str, Any], downscale: int
+) -> tuple[np.ndarray, Sequence[str]]:
+    """The image of a frame, see `_downscaled`, transparent where its mask is black; and what to say of it."""
+    notes: list[str] = []
+
+    def read(name: str) -> tuple[Path, np.ndarray]:
+        path, under_another_name = find_picture(file.parent, name)
+        if under_another_name:
+            notes.append("found under another name than file_path says, as other systems write paths")
+        sides = camera.get("w"), camera.get("h")
+        known = is_number(sides[0]) and is_number(sides[1])
+        picture, said = read_picture(path, camera_size=sides if known else None)  # type: ignore[arg-type]
+        notes.extend(said)
+        return path, picture
+
+    path, picture = read(frame["file_path"])
+    mask_name = frame.get("mask_path")
+    if mask_name is None:
+        return _downscaled(path, picture, None, downscale), notes
+    if not isinstance(mask_name, str) or not mask_name:
+        raise UserError(f"{place}: mask_path is not a path; give that of a picture, or remove it.")
+    mask_path, mask = read(mask_name)
+    if mask.shape != picture.shape:
+        raise UserError(f"{mask_path} has a different size than its image {path}; make them equal.")
+    notes.append("made transparent where mask_path is black")
+    return _downscaled(path, picture, mask[..., 0], downscale), notes
+
+
+def _downscaled(path: Path, picture: np.ndarray, mask: np.ndarray | None, downscale: int) -> np.ndarray:
+    """An image as uint8 (H, W, 4): color times alpha, and alpha times `mask` (H, W) uint8."""
+    height, width = picture.shape[:2]
     if height % downscale or width % downscale:
         raise UserError(
             f"{path} has {width} by {height} pixels, which is not divisible by {downscale}; "
@@ -201,11 +323,19 @@ def _read_picture(path: Path, downscale: int) -> np.ndarray:
             f"{path} has {width} by {height} pixels after downscaling, but {SSIM_WINDOW} are needed; "
             "give larger images."
         )
-    premultiplied = np.concatenate(
-        [straight[..., :3] * (straight[..., 3:] / 255.0), straight[..., 3:]], axis=-1
-    )
-    blocks = premultiplied.reshape(height, downscale, width, downscale, 4)
-    return np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
+    rows = max(1, _PIXELS_AT_A_TIME // (width * downscale**2))
+    parts = []
+    for first in range(0, height, rows):
+        chosen = slice(first * downscale, (first + rows) * downscale)
+        straight = picture[chosen].astype(np.float32)
+        if mask is not None:
+            straight[..., 3] *= mask[chosen].astype(np.float32) / 255.0
+        premultiplied = np.concatenate(
+            [straight[..., :3] * (straight[..., 3:] / 255.0), straight[..., 3:]], axis=-1
+        )
+        blocks = premultiplied.reshape(-1, downscale, width, downscale, 4)
+        parts.append(np.round(blocks.mean(axis=(1, 3))).astype(np.uint8))
+    return np.concatenate(parts)
 
 
 def _check_aim(images: PosedImages, file: Path) -> None:

@@ -15,13 +15,13 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
-    check_finite,
     check_holds_splats,
     live_finite_arrays,
     normalized,
     opacity_bytes,
     opacity_logits,
     open_splat_file,
+    sound_splats,
     to_gaussians,
     to_levels,
 )
@@ -86,11 +86,15 @@ def load_splat(path: str | os.PathLike[str]) -> Gaussians:
         path: file to read.
 
     Returns:
-        The splats without padding (`mask` all true), spherical harmonics of degree 0.
+        The splats without padding (`mask` all true), spherical harmonics of degree 0; those that cannot be
+        drawn are left out.
 
     Raises:
-        UserError: the file is missing, empty, truncated, or holds an invalid position, scale or rotation;
-            names the file and the field.
+        UserError: the file is missing, empty, truncated, or holds a negative scale or no splat that can be
+            drawn; names the file and the field.
+
+    Warns:
+        UserWarning: splats were left out, see `sound_splats`.
     """
     path = Path(path)
     with open_splat_file(path) as (file, length):
@@ -101,29 +105,19 @@ def load_splat(path: str | os.PathLike[str]) -> Gaussians:
                 "splat takes; it is truncated or not a .splat file, get the file again."
             )
         records = np.frombuffer(file.read(length), _RECORD)
-    check_finite(path, records["position"], ("position x", "position y", "position z"))
-    check_finite(path, records["scale"], ("scale x", "scale y", "scale z"))
     negative = (records["scale"] < 0).any(axis=1)
     if negative.any():
         raise UserError(
             f"{path}: the scale of splat {int(negative.argmax())} is negative; "
             "it is damaged or not a .splat file, get the file again."
         )
-    rotations = (records["rotation"].astype(np.float32) - 128.0) / 128.0
-    zero = ~rotations.any(axis=1)
-    if zero.any():
-        raise UserError(
-            f"{path}: the rotation of splat {int(zero.argmax())} is all zero, which is not a rotation; "
-            "export it again."
-        )
     # A flat splat has a scale of zero, whose logarithm is not finite.
     scales = np.maximum(records["scale"].astype(np.float64), MIN_SCALE)
-    return to_gaussians(
-        SplatArrays(
-            positions=records["position"],
-            log_scales=np.log(scales).astype(np.float32),
-            quaternions=rotations,
-            opacity_logits=opacity_logits(records["opacity"]),
-            sh=((records["color"][:, None] / 255.0 - 0.5) / SH_C0).astype(np.float32),
-        )
+    arrays = SplatArrays(
+        positions=records["position"],
+        log_scales=np.log(scales).astype(np.float32),
+        quaternions=(records["rotation"].astype(np.float32) - 128.0) / 128.0,
+        opacity_logits=opacity_logits(records["opacity"]),
+        sh=((records["color"][:, None] / 255.0 - 0.5) / SH_C0).astype(np.float32),
     )
+    return to_gaussians(sound_splats(path, arrays))

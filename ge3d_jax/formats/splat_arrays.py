@@ -5,7 +5,8 @@ Files hold only splats in use, so there is no mask here. Coordinates are the fil
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +42,20 @@ class SplatArrays:
     sh: np.ndarray
 
 
+@dataclass(frozen=True)
+class SplatFile:
+    """What a splat file holds.
+
+    Attributes:
+        gaussians: the splats without padding (`mask` all true), in the file's own coordinates.
+        antialiased: whether the file says that they were trained with antialiasing (Mip-Splatting), and
+            should be rendered with it.
+    """
+
+    gaussians: Gaussians
+    antialiased: bool = False
+
+
 @contextlib.contextmanager
 def open_splat_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Yield an open splat file and its length in bytes.
@@ -58,25 +73,53 @@ def open_splat_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise UserError(f"{path} cannot be read ({reason}); give a readable splat file.") from error
 
 
-def check_finite(path: Path, values: np.ndarray, names: Sequence[str]) -> None:
-    """Check that all values are finite.
+def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
+    """The splats that can be drawn: all numbers finite, and a rotation that is not zero.
+
+    Trainers and editors leave rows of NaN behind, and rows of zeros in tables longer than their splats.
 
     Args:
-        path: path of the file, for the message.
-        values: (N, C) one row per splat.
-        names: names of the C columns, for the message.
+        path: path of the file, for messages.
+        arrays: at least one splat.
+
+    Returns:
+        The splats that can be drawn, in order; `arrays` itself if all can.
 
     Raises:
-        UserError: a value is infinite or NaN; names the file, the column and the splat.
+        UserError: none can be drawn; names the first reason.
+
+    Warns:
+        UserWarning: some were left out; says how many and why.
     """
-    bad = ~np.isfinite(values)
-    if bad.any():
-        column = int(bad.any(axis=0).argmax())
-        splat = int(bad[:, column].argmax())
-        raise UserError(
-            f"{path}: {names[column]} of splat {splat} is not a finite number; "
-            "the run that wrote the file diverged or the file is damaged, so export it again."
+    count = len(arrays.positions)
+    finite = np.ones(count, bool)
+    for values in vars(arrays).values():
+        each = np.isfinite(values)
+        # To look at all at once is much faster than row by row, and nearly always enough.
+        if not each.all():
+            finite &= each.reshape(count, -1).all(axis=1)
+    turned = arrays.quaternions.any(axis=1)
+    sound = finite & turned
+    if sound.all():
+        return arrays
+    reasons = [
+        f"{int(bad.sum())} {reason}"
+        for bad, reason in (
+            (~finite, "with a number that is not finite"),
+            (finite & ~turned, "whose rotation is all zero"),
         )
+        if bad.any()
+    ]
+    if not sound.any():
+        raise UserError(
+            f"{path} has no splat that can be drawn, but {' and '.join(reasons)}; "
+            "the run that wrote it diverged or the file is damaged, so export it again."
+        )
+    warnings.warn(
+        f"{path}: of {count} splats {count - int(sound.sum())} were left out: {' and '.join(reasons)}.",
+        stacklevel=2,
+    )
+    return SplatArrays(**{name: values[sound] for name, values in vars(arrays).items()})
 
 
 def check_holds_splats(path: Path, count: int) -> None:

@@ -1,27 +1,29 @@
 """Splat files in the packed format of Niantic (.spz), about a fifth of the length of a .ply.
 
-Versions 2 and 3 (one gzip stream) and 4 (one zstd stream per field) can be read; version 3 is written, which
-every reader of the format supports. A header of four-byte numbers (magic "NGSP", version, count) and bytes
+Versions 1 to 3 (one gzip stream) and 4 (one zstd stream per field) can be read; version 3 is written, which
+every reader of the format supports. Servers and browsers unpack gzip on the way, so that versions 1 to 3 are
+also read without it. A header of four-byte numbers (magic "NGSP", version, count) and bytes
 (degree, fractional bits, flags, reserved) is followed by the fields, each for all splats:
 
-    positions   3 × 24-bit fixed point, `fractional bits` of them after the point
+    positions   3 × 24-bit fixed point, `fractional bits` of them after the point; version 1: 3 × float16
     alphas      opacity, 255 for 1
     colors      3 × 255·(0.5 + 0.15·f_dc): a wider range than [0, 1]
     scales      3 × 16·(log scale + 10)
-    rotations   version 2: 127.5·(1 + x, y, z), w ≥ 0. Later: the index of the largest of x, y, z, w in 2
-                bits, then the other three, each a sign and 9 bits of 511·√2·|q|
+    rotations   versions 1 and 2: 127.5·(1 + x, y, z), w ≥ 0. Later: the index of the largest of x, y, z, w in
+                2 bits, then the other three, each a sign and 9 bits of 511·√2·|q|
     sh          for each coefficient, for each channel, 128·(1 + f_rest)
 
-Vendor extensions are ignored. So is flag 1, which says that the splats were trained with antialiasing:
-`Gaussians` has no field for it, so it is written as 0, and such splats should be rendered with
-`antialiased=True`. Coordinates are kept as they are, as in most converters and viewers; by its specification
-the format has y up. The packing is implemented here, on zlib and zstd, because a stream may decompress to a
-thousand times its length: decompression stops at the length that the header claims.
+Flag 1 says that the splats were trained with antialiasing, flag 2 that vendor extensions follow, which are
+left out. Of degree 4, degrees 0 to 3 are kept. Coordinates are kept as they are, as in most converters and
+viewers; by its specification the format has y up. The packing is implemented here, on zlib and zstd, because
+a stream may decompress to a thousand times its length: decompression stops at the length that the header
+claims.
 """
 
 import os
 import struct
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -31,12 +33,14 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
+    SplatFile,
     check_holds_splats,
     live_finite_arrays,
     normalized,
     opacity_bytes,
     opacity_logits,
     open_splat_file,
+    sound_splats,
     to_gaussians,
     to_levels,
 )
@@ -67,7 +71,11 @@ _LONGEST_EXTENSIONS = 2**20
 _LEAST_WINDOW = 23
 _LARGEST_WINDOW = 27
 
-_REST_PER_CHANNEL = (0, 3, 8, 15)
+_ANTIALIASED, _EXTENDED = 1, 2
+
+# Coefficients per color channel beyond the first, of degrees 0 to 4, and how many of them can be drawn.
+_REST_PER_CHANNEL = (0, 3, 8, 15, 24)
+_MOST_REST = 15
 _MOST_FRACTIONAL_BITS = 24
 # 2^-16 is below the smallest scale of the format, e^-10; more bits would only be noise to compress.
 _WRITTEN_FRACTIONAL_BITS = 16
@@ -81,37 +89,53 @@ _ROTATION_STEPS = 511.0 * np.sqrt(2.0)
 
 def _field_sizes(count: int, version: int, degree: int) -> list[int]:
     """Bytes of positions, alphas, colors, scales, rotations and sh."""
-    rotation = 3 if version == 2 else 4
-    return [9 * count, count, 3 * count, 3 * count, rotation * count, 3 * _REST_PER_CHANNEL[degree] * count]
+    position, rotation = 6 if version == 1 else 9, 3 if version <= 2 else 4
+    return [
+        position * count,
+        count,
+        3 * count,
+        3 * count,
+        rotation * count,
+        3 * _REST_PER_CHANNEL[degree] * count,
+    ]
 
 
 def load_spz(path: str | os.PathLike[str]) -> Gaussians:
-    """Read a .spz file of version 2, 3 or 4.
+    """The splats of `read_spz`."""
+    return read_spz(path).gaussians
+
+
+def read_spz(path: str | os.PathLike[str]) -> SplatFile:
+    """Read a .spz file of version 1, 2, 3 or 4.
 
     Args:
         path: file to read.
 
     Returns:
-        The splats without padding (`mask` all true).
+        The splats, those that cannot be drawn left out, and whether they were trained with antialiasing.
 
     Raises:
-        UserError: the file is missing, empty, truncated, damaged, of another version or a degree above 3, or
+        UserError: the file is missing, empty, truncated, damaged, of another version or a degree above 4, or
             decompresses to far more than its length; names the file and the field.
+
+    Warns:
+        UserWarning: degree 4, an extension, an unknown flag or splats were left out.
     """
     path = Path(path)
     with open_splat_file(path) as (file, length):
         check_holds_splats(path, length)
         data = file.read(length)
     stream = zlib.decompressobj(_GZIP_WINDOW)
-    if data.startswith(_GZIP):
-        header = _inflate(path, stream, data, _HEADER.size)
-    else:
-        header = data[: _HEADER.size]
+    is_packed = data.startswith(_GZIP)
+    header = _inflate(path, stream, data, _HEADER.size) if is_packed else data[: _HEADER.size]
     if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
         raise UserError(f"{path} is not a .spz file: it does not start with 'NGSP'; give a splat file.")
-    _, version, count, degree, fractional_bits, _, streams = _HEADER.unpack(header)
-    if version not in ((2, 3) if data.startswith(_GZIP) else (4,)):
-        raise UserError(f"{path} is a .spz file of version {version}; export it as version 2, 3 or 4.")
+    _, version, count, degree, fractional_bits, flags, streams = _HEADER.unpack(header)
+    if version not in ((1, 2, 3) if is_packed else (1, 2, 3, 4)):
+        within = " within a gzip stream" if is_packed else ""
+        raise UserError(
+            f"{path} is a .spz file of version {version}{within}; export it as version 2, 3 or 4."
+        )
     if degree >= len(_REST_PER_CHANNEL):
         raise UserError(
             f"{path} has spherical harmonics of degree {degree}; export it with a degree of 0 to 3."
@@ -131,17 +155,35 @@ def load_spz(path: str | os.PathLike[str]) -> Gaussians:
     if version == 4:
         fields = _streams_of_version_4(path, data, streams, sizes)
     else:
-        body = _inflate(path, stream, stream.unconsumed_tail, sum(sizes))
+        if is_packed:
+            body = _inflate(path, stream, stream.unconsumed_tail, sum(sizes))
+        else:
+            body = data[_HEADER.size :][: sum(sizes)]
         if len(body) < sum(sizes):
             raise UserError(
-                f"{path} is truncated: it claims {count} splats, but holds fewer; get the file again."
+                f"{path} is truncated: its header claims {count} splats, which take {sum(sizes)} bytes, "
+                f"but only {len(body)} are there; get the file again."
             )
-        _finish(path, stream)
-        places = np.cumsum([0, *sizes])
-        fields = [body[start:end] for start, end in zip(places, places[1:], strict=False)]
-    return to_gaussians(
-        _unpack([np.frombuffer(field, np.uint8) for field in fields], version, fractional_bits)
-    )
+        if is_packed:
+            _finish(path, stream)
+        ends = np.cumsum(sizes).tolist()
+        fields = [body[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    _say_what_is_left_out(path, degree, flags)
+    arrays = _unpack([np.frombuffer(field, np.uint8) for field in fields], version, fractional_bits)
+    return SplatFile(to_gaussians(sound_splats(path, arrays)), antialiased=bool(flags & _ANTIALIASED))
+
+
+def _say_what_is_left_out(path: Path, degree: int, flags: int) -> None:
+    left_out = []
+    if _REST_PER_CHANNEL[degree] > _MOST_REST:
+        left_out.append("spherical harmonics of degree 4 (0 to 3 were kept)")
+    if flags & _EXTENDED:
+        left_out.append("vendor extensions")
+    unknown = flags & ~(_ANTIALIASED | _EXTENDED)
+    if unknown:
+        left_out.append(f"the unknown flags {unknown:#x}")
+    if left_out:
+        warnings.warn(f"{path}: left out {', '.join(left_out)}.", stacklevel=3)
 
 
 def _inflate(path: Path, stream: "zlib._Decompress", data: bytes, length: int) -> bytes:
@@ -206,23 +248,27 @@ def _streams_of_version_4(path: Path, data: bytes, streams: int, sizes: list[int
 def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> SplatArrays:
     positions, alphas, colors, scales, rotations, rest = fields
     count = len(alphas)
-    low, middle, high = np.moveaxis(positions.reshape(count, 3, 3).astype(np.int32), 2, 0)
-    fixed = low | middle << 8 | high << 16
-    # 24-bit two's complement: values beyond the largest are negative.
-    fixed -= (fixed > _LARGEST_FIXED).astype(np.int32) << 24
+    if version == 1:
+        places = positions.view("<f2").reshape(count, 3).astype(np.float32)
+    else:
+        low, middle, high = np.moveaxis(positions.reshape(count, 3, 3).astype(np.int32), 2, 0)
+        fixed = low | middle << 8 | high << 16
+        # 24-bit two's complement: values beyond the largest are negative.
+        fixed -= (fixed > _LARGEST_FIXED).astype(np.int32) << 24
+        places = np.ldexp(fixed.astype(np.float32), -fractional_bits)
     base = (colors.reshape(count, 1, 3) / 255.0 - 0.5) / _COLOR_FACTOR
-    harmonics = np.concatenate([base, rest.reshape(count, -1, 3) / 128.0 - 1.0], axis=1, dtype=np.float32)
+    higher = rest.reshape(count, -1, 3)[:, :_MOST_REST] / 128.0 - 1.0
     return SplatArrays(
-        positions=np.ldexp(fixed.astype(np.float32), -fractional_bits),
+        positions=places,
         log_scales=scales.reshape(count, 3) / np.float32(_SCALE_STEPS) + np.float32(_SMALLEST_LOG_SCALE),
-        quaternions=_first_three(rotations) if version == 2 else _smallest_three(rotations.view("<u4")),
+        quaternions=_first_three(rotations) if version <= 2 else _smallest_three(rotations.view("<u4")),
         opacity_logits=opacity_logits(alphas),
-        sh=harmonics,
+        sh=np.concatenate([base, higher], axis=1, dtype=np.float32),
     )
 
 
 def _first_three(rotations: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz from the bytes of version 2."""
+    """Quaternions (N, 4) wxyz from the bytes of versions 1 and 2."""
     imaginary = rotations.reshape(-1, 3) / 127.5 - 1.0
     real = np.sqrt(np.maximum(0.0, 1.0 - (imaginary**2).sum(axis=1, keepdims=True)))
     return np.concatenate([real, imaginary], axis=1, dtype=np.float32)
@@ -276,13 +322,14 @@ def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]
     raise UserError(f"{path} cannot hold positions beyond ±{_LARGEST_FIXED}; write a .ply file instead.")
 
 
-def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+def save_spz(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased: bool = False) -> None:
     """Write the splats in use (`mask`) as version 3; the same splats give the same bytes.
 
     Args:
         path: file to write.
         gaussians: the splats. All degrees of spherical harmonics are kept; scales below e^-10 and colors
             outside the format's range are clipped.
+        antialiased: whether the splats were trained with antialiasing, which a flag says.
 
     Raises:
         UserError: a splat is not finite, too far out for 24 bits, or has a scale above e^5.94.
@@ -308,7 +355,8 @@ def save_spz(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         to_levels(128.0 * (1.0 + arrays.sh[:, 1:].astype(np.float64))),
     ]
     degree = sh_degree_of(arrays.sh.shape[1])
-    header = _HEADER.pack(_MAGIC, _WRITTEN_VERSION, len(fixed), degree, fractional_bits, 0, 0)
+    flags = _ANTIALIASED if antialiased else 0
+    header = _HEADER.pack(_MAGIC, _WRITTEN_VERSION, len(fixed), degree, fractional_bits, flags, 0)
     packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(packer.compress(header))

@@ -1,13 +1,13 @@
 """What a run is asked for: by a preset or the config.json of an earlier run, and by what a caller gives."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason
+from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.training.config import Config
@@ -124,14 +124,16 @@ def refuse_beside_file(**given: str | None) -> None:
 def _read_run(file: Path) -> dict[str, Any]:
     """What config.json says of a run. Raises UserError where it does not."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = parse_json(file)
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"The configuration {file} cannot be read ({reason}); give the config.json of a run."
+            f"The configuration {file} cannot be read ({error.strerror or reason(error)}); "
+            "give the config.json of a run."
         ) from error
     except ValueError as error:
-        raise UserError(f"{file} is not readable JSON ({error}); give the config.json of a run.") from error
+        raise UserError(
+            f"{file} is not readable JSON ({reason(error)}); give the config.json of a run."
+        ) from error
     if not isinstance(saved, dict) or not _describes_run(saved):
         raise UserError(f"{file} does not describe a run of generate; give the config.json of one.")
     return saved

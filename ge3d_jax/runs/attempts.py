@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 
+from ge3d_jax.core.errors import reason
+
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be written, in a few words."""
-    told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return told.strip().splitlines()[0]
+    """Why something could not be written, in a few words: its path is told already."""
+    return isinstance(error, OSError) and error.strerror or reason(error)
 
 
 class Attempts:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import save_ply
-from ge3d_jax.formats.splats import check_splat_path, load_splats, save_splats
+from ge3d_jax.formats.splats import check_splat_path, read_splats, save_splats
 from ge3d_jax.runs.folder import prepare_folder
 from ge3d_jax.splatting.gaussians import Gaussians
 
@@ -33,10 +33,10 @@ def convert_splats(
             f"{os.fspath(target)} is not a .ply file, and only that can be text; leave ascii out."
         )
     check_splat_path(target)
-    gaussians = load_splats(source)
+    file = read_splats(source)
     prepare_folder(Path(target).parent)
     if ascii:
-        save_ply(target, gaussians, ascii=True)
+        save_ply(target, file.gaussians, ascii=True, antialiased=file.antialiased)
     else:
-        save_splats(target, gaussians)
-    return gaussians
+        save_splats(target, file.gaussians, antialiased=file.antialiased)
+    return file.gaussians

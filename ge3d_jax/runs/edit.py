@@ -22,6 +22,7 @@ from ge3d_jax.diffusion.pipeline import (
     encode_images,
     encode_text,
 )
+from ge3d_jax.formats.pictures import load_image
 from ge3d_jax.guidance.prompts import embed_prompt, perp_neg_embeddings
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
@@ -30,7 +31,7 @@ from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
-from ge3d_jax.viewer.sheet import enlarge, image_grid, load_image, save_png, to_uint8
+from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 # Smallest edge of the written pictures, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192

@@ -77,7 +77,7 @@ def sample_picture(
     edge = size // model.vae.config.downscale
     x = jax.random.normal(key, (1, edge, edge, model.unet.config.in_channels))
     texts, guidance = jnp.stack([negative_text, text]), jnp.float32(guidance_scale)
-    times = sampling_times(model.schedule.steps, steps)
+    times = sampling_times(model.schedule.steps, steps, model.schedule.timestep_spacing)
     for now, then in zip(times[:-1], times[1:], strict=True):
         x = _guided_step(model, x, texts, guidance, now, then)
         if on_step is not None:
@@ -136,7 +136,7 @@ def sample_to_folder(
     folder = prepare_folder(out if out is not None else Path("outputs") / f"sample-{slug(prompts[0])}")
     diffusion = choice.load(place)
     size = picture_size(diffusion, size)
-    sampling_times(diffusion.schedule.steps, steps)
+    sampling_times(diffusion.schedule.steps, steps, diffusion.schedule.timestep_spacing)
     embeddings = encode_text(diffusion, [*prompts, negative_prompt])
     seeds = range(seed, seed + count)
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -13,8 +14,8 @@ from PIL import ImageColor
 from rich.progress import track
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.cameras import read_camera_path
-from ge3d_jax.formats.splats import check_splat_path, load_splats
+from ge3d_jax.formats.camera_paths import read_camera_path
+from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.viewer.framing import (
@@ -97,7 +98,7 @@ def render_splats(
     fov_degrees: float = 30.0,
     up: str = "z",
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    antialiased: bool = False,
+    antialiased: bool | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Render a splat file from all around, or along a camera path.
@@ -107,7 +108,7 @@ def render_splats(
         out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or a single image if
             `azimuth_degrees` is given; .html, an interactive page. Or a folder for one of each. None is
             outputs/<folder of the splats>-<name of the splats>.
-        camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.cameras`.
+        camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.camera_paths`.
         frames: number of frames of the turntable; a path has one frame per camera.
         views: number of images on the sheet, evenly from the turntable or the path.
         fps: frames per second.
@@ -121,7 +122,7 @@ def render_splats(
         up: the up direction of the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
         antialiased: weaken splats thinner than a pixel, for splats trained with antialiasing
-            (Mip-Splatting); not supported by the page.
+            (Mip-Splatting); not supported by the page. None is as the file says.
         progress: whether to show a progress bar.
 
     Returns:
@@ -148,11 +149,12 @@ def render_splats(
     if up not in UPRIGHT:
         raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
     cameras = read_camera_path(camera_path, size=size) if camera_path is not None else None
-    gaussians = load_splats(path)
+    file = read_splats(path)
+    weakened = file.antialiased if antialiased is None else antialiased
     targets = _targets(path, out)
 
-    frame = find_frame(gaussians)
-    gaussians = framed(gaussians, frame)
+    frame = find_frame(file.gaussians)
+    gaussians = framed(file.gaussians, frame)
     fov, polar = math.radians(fov_degrees), math.radians(90.0 - elevation_degrees)
     distance = radius / frame.radius if radius is not None else fitting_distance(fov, size)
     is_still = azimuth_degrees is not None and camera_path is None
@@ -182,9 +184,14 @@ def render_splats(
 
     def render(indices: np.ndarray, description: str) -> Iterator[np.ndarray]:
         some = jax.tree.map(itemgetter(indices), cameras)
-        each = render_each(gaussians, some, background=background, antialiased=antialiased)
+        each = render_each(gaussians, some, background=background, antialiased=weakened)
         return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
+    if weakened and ".html" in suffixes:
+        warnings.warn(
+            f"{path}: the page shows the splats without antialiasing, so that thin ones look too strong.",
+            stacklevel=2,
+        )
     names = None if is_still else [labels[index] for index in chosen]
     _write_pictures(targets, render, total=total, chosen=chosen, names=names, fps=fps)
     for target in targets:

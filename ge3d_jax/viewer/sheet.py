@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 
 _PAPER = (255, 255, 255)
@@ -34,35 +33,6 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Write a uint8 image (H, W, 3); the same pixels give the same bytes."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", optimize=False)
-
-
-def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
-    """Read the central square of an image.
-
-    Args:
-        path: file to read, in any common image format.
-        size: edge of the result, pixels.
-
-    Returns:
-        float32 (size, size, 3) in [0, 1]; transparent parts are white.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGBA")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {path}; give the path of a PNG or JPEG file.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file.") from error
-    paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
-    paper.alpha_composite(picture)
-    side = min(paper.size)
-    left, top = (paper.width - side) // 2, (paper.height - side) // 2
-    square = paper.convert("RGB").crop((left, top, left + side, top + side))
-    resized = square.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(resized, np.float32) / 255.0
 
 
 def image_grid(

@@ -110,6 +110,21 @@ def test_sampling_times_are_spaced_as_in_diffusers():
     assert sampling.sampling_times(1000, 3).tolist() == [667, 334, 1, 0]
 
 
+def test_other_spacings_of_sampling_times_are_diffusers():
+    times = sampling.sampling_times
+    assert times(1000, 50, "trailing").tolist() == [*range(999, 0, -20), 0]
+    # 1000, 666.67 and 333.33, rounded, one less.
+    assert times(1000, 3, "trailing").tolist() == [999, 666, 332, 0]
+    assert times(1000, 1, "trailing").tolist() == [999, 0]
+    # 937.5 is rounded to 938 before one is taken off.
+    assert times(1000, 16, "trailing").tolist()[:3] == [999, 937, 874]
+    assert times(1000, 5, "linspace").tolist() == [999, 749, 500, 250, 0, 0]
+    for spacing in ("trailing", "linspace"):
+        assert len(times(1000, 1000, spacing)) == 1001
+        with pytest.raises(UserError, match="between 1 and 1000"):
+            times(1000, 1001, spacing)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(UserError, match="steps"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion import schedule as ddim
+from ge3d_jax.diffusion.weights.config_files import BETA_SCHEDULES
 
 STABLE_DIFFUSION = {
     "beta_start": 0.00085,
@@ -36,7 +37,7 @@ def test_alphas_follow_the_betas_of_stable_diffusion():
     assert SCHEDULE.steps == 1000
 
 
-@pytest.mark.parametrize("name", ddim.BETA_SCHEDULES)
+@pytest.mark.parametrize("name", BETA_SCHEDULES)
 def test_alphas_decrease_between_one_and_zero(name):
     alphas = np.asarray(ddim.noise_schedule_from_config({"beta_schedule": name}).alphas_cumprod)
     assert alphas[0] < 1 and alphas[-1] > 0 and np.all(np.diff(alphas) < 0)
@@ -48,12 +49,61 @@ def test_alphas_decrease_between_one_and_zero(name):
         ("beta_schedule", "sigmoid"),
         ("prediction_type", "sample"),
         ("rescale_betas_zero_snr", True),
-        ("trained_betas", [0.1]),
+        ("rescale_betas_zero_snr", 1),
+        ("trained_betas", []),
+        ("trained_betas", [0.1, 1.0]),
+        ("trained_betas", [0.1, "0.1"]),
+        ("trained_betas", 0.1),
+        ("beta_start", 0),
+        ("beta_start", float("nan")),
+        ("beta_end", 1.0),
+        ("beta_end", "0.012"),
+        ("num_train_timesteps", 10**9),
+        ("num_train_timesteps", 1),
+        ("num_train_timesteps", 1000.5),
+        ("num_train_timesteps", True),
+        ("num_train_timesteps", float("inf")),
+        ("beta_schedule", ["linear"]),
+        ("timestep_spacing", "trialing"),
     ],
 )
 def test_unsupported_settings_are_named(key, value):
     with pytest.raises(UserError, match=key):
         ddim.noise_schedule_from_config({**STABLE_DIFFUSION, key: value})
+
+
+def test_trained_betas_are_taken_as_they_are():
+    betas = [0.1, 0.2, 0.3]
+    schedule = ddim.noise_schedule_from_config({"trained_betas": betas, "num_train_timesteps": 1000})
+    np.testing.assert_allclose(schedule.alphas_cumprod, [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7], rtol=1e-6)
+
+
+def test_zero_terminal_snr():
+    """Algorithm 1 of arXiv 2305.08891, number by number; the last one stays above zero."""
+    config = {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    schedule = ddim.noise_schedule_from_config(config)
+    signal = np.sqrt(np.asarray(SCHEDULE.alphas_cumprod, np.float64))
+    expected = [((value - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2 for value in signal]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-4)
+    assert 0 < schedule.alphas_cumprod[-1] < 1e-6
+    # A step from pure noise keeps what the network says of the picture: x0 = −v where nothing is left of it.
+    x, v = _normal(0, 1, 4, 4, 1), _normal(1, 1, 4, 4, 1)
+    epsilon = ddim.epsilon_from_output(schedule, v, x, 999)
+    np.testing.assert_allclose(ddim.predict_x0(schedule, x, epsilon, 999), -v, atol=3e-3)
+
+
+def test_schedules_that_leave_nothing_of_a_picture_are_refused():
+    with pytest.raises(UserError, match="betas up to 0.5 leave .* of a picture after 1000 steps"):
+        ddim.noise_schedule_from_config({"beta_end": 0.5})
+
+
+def test_schedulers_of_other_models_and_switches_that_do_nothing_are_said():
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler, of models like Stable Diffusion 3"):
+        ddim.noise_schedule_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    with pytest.warns(UserWarning, match="thresholding is not applied"):
+        ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "thresholding": True})
+    with pytest.warns(UserWarning, match="made for LCMScheduler"):
+        ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "_class_name": "LCMScheduler"})
 
 
 @settings(max_examples=30, deadline=None)

@@ -108,3 +108,25 @@ def test_prompts_that_just_fit_raise_no_warning(tmp_path):
         warnings.simplefilter("error")
         assert prompt_ids(tokenizer, ["red robot", ""], 4).shape == (2, 4)
         assert prompt_ids(tokenizer, ["red " * 7], 9).shape == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weighted"),
+    [
+        ("a (red:1.3) mushroom", "(red:1.3)"),
+        ("a ((red)) mushroom", "((red))"),
+        ("a (red)1.3 mushroom", ")1.3"),
+        ("a red++ mushroom", "d++"),
+        ("a [[red]] mushroom", "[[red]]"),
+        ("a red mushroom <lora:style:0.8>", "<lora:style:0.8>"),
+        ("a red (big) mushroom: a [small] one, 1.3 m <cat>", None),
+        ("C+ or (a: b)", None),
+    ],
+)
+def test_weights_of_words_are_said_not_to_be_applied(tmp_path, prompt, weighted):
+    tokenizer = build_tokenizer(["red"], tmp_path, 40)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prompt_ids(tokenizer, [prompt], 40)
+    said = [str(one.message) for one in caught if "weight" in str(one.message)]
+    assert len(said) == (weighted is not None) and all(repr(weighted) in text for text in said)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,47 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
             found.append((ending, (folder / f"good{ending}").read_bytes()))
         payload = gzip.decompress(found[-1][1])
         found.append((".spz", version_4(payload)))
+        found.append((".spz", payload))
         save_ply(folder / "good.ply", gaussians, ascii=True)
         found.append((".ply", (folder / "good.ply").read_bytes()))
-    return found
+        found.append((".ply", other_writer(folder / "good.ply", degree)))
+        found.append((".ply", compressed(degree)))
+    half = struct.pack("<4sIIBBBB", b"NGSP", 1, 6, 0, 12, 1, 0) + bytes(range(6 * 16))
+    return [*found, (".spz", half), (".spz", gzip.compress(half, mtime=0))]
+
+
+def other_writer(path: Path, kind: int) -> bytes:
+    """An ascii file as other programs write it: renamed, flat, filtered, with rows that cannot be drawn."""
+    head, end, body = path.read_bytes().partition(b"end_header\n")
+    if kind == 0:
+        head = head.replace(b"float ", b"float scalar_").replace(b"scalar_x", b"x")
+    elif kind == 1:
+        head = head.replace(b"float scale_2", b"float unused")
+    elif kind == 2:
+        head = head.replace(b"float nx", b"float filter_3D").replace(b"\n", b"\r")
+        end, body = end.replace(b"\n", b"\r"), body.replace(b"\n", b"\r")
+    else:
+        head = head.replace(b"f_dc_0", b"red").replace(b"f_dc_1", b"green").replace(b"f_dc_2", b"blue")
+        body = body.replace(b"0", b"nan", 1)
+    return head + end + body
+
+
+def compressed(degree: int) -> bytes:
+    """A compressed .ply of six splats."""
+    names = [f"{end}_{kind}{axis}" for kind in ("", "scale_") for end in ("min", "max") for axis in "xyz"]
+    names += [f"{end}_{axis}" for end in ("min", "max") for axis in "rgb"] if degree else []
+    head = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "element chunk 1",
+        *(f"property float {n}" for n in names),
+    ]
+    head += ["element vertex 6"]
+    head += [f"property uint packed_{name}" for name in ("position", "rotation", "scale", "color")]
+    rest = 3 * ((degree + 1) ** 2 - 1)
+    head += ["element sh 6", *(f"property uchar f_rest_{index}" for index in range(rest))] if rest else []
+    chunk = np.arange(len(names), dtype="<f4").tobytes()
+    return "\n".join([*head, "end_header", ""]).encode() + chunk + bytes(range(96)) + bytes(6 * rest)
 
 
 def version_4(payload: bytes) -> bytes:
@@ -180,7 +219,9 @@ def fuzz(count: int, folder: Path, seed: int = 0) -> Outcome:
             tracemalloc.reset_peak()
             before, start = tracemalloc.get_traced_memory()[0], time.process_time()
             try:
-                load_splats(path)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    load_splats(path)
                 outcome.read += 1
             except UserError as error:
                 assert path.name in str(error) and "\n" not in str(error), f"{path}: {error}"

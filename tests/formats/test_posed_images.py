@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
 from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.splatting.projection import project
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import RADIUS, write_posed_images
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
+from tests.formats.splat_files import random_gaussians
 
 SENTENCE = Sentence("duck", "blue")
 SIZE = 24
@@ -129,7 +132,7 @@ def damage(**changes):
     return change
 
 
-SCALED = [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 4], [0, 0, 0, 1]]
+SHEARED = [[2, 0.5, 0, 0], [0, 2, 0, 0], [0, 0, 2, 4], [0, 0, 0, 1]]
 AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
 
 
@@ -141,17 +144,31 @@ AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
         (lambda c: c.update(camera_angle_x="0.5"), "camera_angle_x"),
         (lambda c: c.update(frames=[]), "frames is not a list"),
         (lambda c: c.update(frames=c["frames"][:1]), "has 1 frame"),
-        (lambda c: c["frames"].append(3), r"frames\[3\] has no file_path"),
+        (lambda c: c["frames"].append(3), r"frames\[3\] is not a JSON object"),
         (damage(file_path=7), r"frames\[1\] has no file_path"),
         (damage(file_path="train/none"), "no image .*none.png"),
         (damage(file_path="transforms.json"), "cannot be read as an image"),
         (damage(transform_matrix=[1, 2, 3]), r"frames\[1\]: transform_matrix is not 4 rows"),
         (damage(transform_matrix=[[float("nan")] * 4] * 4), "not a finite number"),
-        (damage(transform_matrix=SCALED), "not a rotation and a translation"),
+        (damage(transform_matrix=SHEARED), "not a rotation and a translation"),
         (lambda c: c.update(k1=0.01), "k1 is 0.01, .* undistort them first"),
-        (damage(p2=-1e-4), r"frames\[1\] has p2 -0.0001, but frames\[0\] has None"),
+        (damage(p2=-1e-4), r"frames\[1\]: p2 is -0.0001, .* undistort"),
         (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "camera_model is 'OPENCV_FISHEYE'"),
-        (damage(fl_x=30.0), r"frames\[1\] has fl_x 30.0, but frames\[0\] has None"),
+        (damage(fl_x=-30.0), r"frames\[1\]: fl_x is -30.0"),
+        (lambda c: c.update(is_fisheye=True, k1=0.0), "is_fisheye is True, .* undistort"),
+        (lambda c: c.update(latlong=True), "latlong is True"),
+        (lambda c: c.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR"),
+        (lambda c: c.update(camera_model=["PINHOLE"]), "camera_model"),
+        (lambda c: c.update(rolling_shutter=[0.0, 0.0, 0.033, 0.0]), "rolling_shutter"),
+        (damage(mask_path=3), r"frames\[1\]: mask_path is not a path"),
+        (damage(mask_path="train/none.png"), "no image .*none.png"),
+        (damage(file_path="train\0.png"), "no image"),
+        (lambda c: c.update(fl_x=1e9), "at most 1e"),
+        (damage(transform_matrix=[[1e300] * 4] * 4), "not a finite number up to"),
+        (
+            lambda c: c.update(test_filenames=["elsewhere"]),
+            "by its test_filenames 0 of 3 frames are held out",
+        ),
         (lambda c: c.update(fl_x=-3), "fl_x is -3"),
         (lambda c: c.update(w=48, h=36), "a different aspect"),
         (lambda c: c.update(camera_angle_y=7), "camera_angle_y is 7"),
@@ -182,8 +199,10 @@ def test_missing_or_mismatched_files_are_named(copied, tmp_path):
     for downscale, says in ((0, "downscale is 0"), (5, "not divisible by 5"), (3, "11 are needed")):
         with pytest.raises(UserError, match=says):
             read_posed_images(place, downscale=downscale)
-    write(place, content | {"camera_angle_x": 0.7}, "transforms_test.json")
-    with pytest.raises(UserError, match="a different size or camera"):
+    small = dict(content["frames"][0], file_path="small.png")
+    Image.new("RGB", (SIZE + 1, SIZE)).save(place / "small.png")
+    write(place, content | {"frames": [small]}, "transforms_test.json")
+    with pytest.raises(UserError, match="a different size than those"):
         read_posed_images(place)
     Image.new("RGB", (SIZE, SIZE + 1)).save(place / "train" / "r_2.png")
     with pytest.raises(UserError, match="a different size than"):
@@ -206,3 +225,130 @@ def test_opaque_images_of_other_modes(copied):
     write(place, content)
     train, _ = read_posed_images(place)
     assert train.is_opaque and (train.pixels[..., :3] == train.pixels[0, 0, 0, 0]).all()
+
+
+def seen_at(images, index, points):
+    """Where an image's camera sees points (N, 3), pixels (N, 2)."""
+    camera = images.world_to_camera[index] @ np.column_stack([points, np.ones(len(points))]).T
+    return (camera[:2] / camera[2] * images.intrinsics[:2, None] + images.intrinsics[2:, None]).T
+
+
+def test_cameras_of_their_own_see_what_they_should(copied):
+    place, content = copied
+    own = [{"fl_x": 30.0 + index, "fl_y": 28.0, "cx": 12.0 + 0.3 * index, "cy": 11.5} for index in range(3)]
+    for frame, camera in zip(content["frames"], own, strict=True):
+        frame.update(camera, w=SIZE, h=SIZE)
+    # What is held out has a camera of its own, too.
+    write(place, content | {"frames": content["frames"][:2]}, "transforms_train.json")
+    write(place, content | {"frames": content["frames"][2:]}, "transforms_test.json")
+    train, test = read_posed_images(place)
+    points = np.random.default_rng(0).normal(0, 0.3, (5, 3))
+    for images, index, which in ((train, 0, 0), (train, 1, 1), (test, 0, 2)):
+        matrix = np.array(content["frames"][which]["transform_matrix"])
+        local = np.linalg.inv(matrix) @ np.column_stack([points, np.ones(5)]).T
+        x, y, z = local[0], -local[1], -local[2]
+        camera = own[which]
+        expected = [camera["fl_x"] * x / z + camera["cx"], camera["fl_y"] * y / z + camera["cy"]]
+        np.testing.assert_allclose(seen_at(images, index, points), np.transpose(expected), rtol=1e-5)
+        np.testing.assert_allclose(images.centers[index], matrix[:3, 3], atol=1e-5)
+        assert images.cameras_differ == (images is train)
+    np.testing.assert_allclose(train.intrinsics, [30, 28, 12, 11.5])
+
+
+def test_splats_look_the_same_through_shared_intrinsics(copied):
+    place, content = copied
+    for index, frame in enumerate(content["frames"]):
+        frame.update(fl_x=30.0 + 5 * index, fl_y=28.0, cx=12.0 + 2 * index, cy=11.5, w=SIZE, h=SIZE)
+    write(place, content)
+    train, _ = read_posed_images(place)
+    rigid = np.linalg.inv(np.array(content["frames"][2]["transform_matrix"]) @ np.diag([1.0, -1, -1, 1]))
+    shared = Camera(jnp.asarray(train.world_to_camera[1]), jnp.asarray(train.intrinsics), SIZE, SIZE)
+    numbers = jnp.array([40.0, 28.0, 16.0, 11.5])
+    own = Camera(jnp.asarray(rigid, jnp.float32), numbers, SIZE, SIZE)
+    splats = random_gaussians(40, degree=1)
+    splats = splats.replace(positions=0.3 * splats.positions)
+    look = jax.jit(project)
+    through_shared, through_own = look(splats, shared), look(splats, own)
+    assert through_own.visible.sum() > 20
+    for name, values in vars(through_own).items():
+        np.testing.assert_allclose(getattr(through_shared, name), values, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_scales_in_matrices_are_taken_out_and_said(copied):
+    place, content = copied
+    write(place, content)
+    expected, _ = read_posed_images(place)
+    for frame, scales in zip(content["frames"], ((1, 1, 1), (2, 2, 2), (0.5, 3, 1)), strict=True):
+        matrix = np.array(frame["transform_matrix"])
+        matrix[:3, :3] *= scales
+        # 3 rows, or all 16 numbers, are matrices too.
+        frame["transform_matrix"] = matrix[:3].tolist() if scales[0] == 2 else matrix.ravel().tolist()
+    write(place, content)
+    with pytest.warns(UserWarning, match="the matrices of 2 of 3 cameras have a scale"):
+        read, _ = read_posed_images(place)
+    np.testing.assert_allclose(read.world_to_camera, expected.world_to_camera, atol=1e-6)
+
+
+def test_masks_are_transparency(copied):
+    place, content = copied
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:, :12] = 255
+    Image.fromarray(mask).save(place / "mask.png")
+    write(place, content)
+    whole, _ = read_posed_images(place)
+    for frame in content["frames"]:
+        frame["mask_path"] = "mask.png"
+    write(place, content)
+    with pytest.warns(UserWarning, match="3 of 3 images were made transparent where mask_path is black"):
+        read, _ = read_posed_images(place)
+    np.testing.assert_array_equal(read.pixels[:, :, :12], whole.pixels[:, :, :12])
+    assert whole.pixels[:, :, 12:].any() and not read.pixels[:, :, 12:].any()
+    Image.fromarray(mask[1:]).save(place / "mask.png")
+    with pytest.raises(UserError, match="mask.png has a different size"):
+        read_posed_images(place)
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "test", "says"),
+    [
+        ({"test_filenames": [1]}, [0, 2], [1], "1 images are held out as test_filenames says"),
+        ({"val_filenames": [0, 2]}, [1], [0, 2], "held out as val_filenames says"),
+        ({"train_filenames": [0, 2]}, [0, 2], [1], "1 images are held out as train_filenames says"),
+        (
+            {"train_filenames": [0], "test_filenames": [1], "val_filenames": [2]},
+            [0],
+            [1],
+            "1 in neither list",
+        ),
+    ],
+)
+def test_lists_say_what_is_held_out(copied, lists, train, test, says):
+    place, content = copied
+    names = [frame["file_path"] for frame in content["frames"]]
+    write(place, content | {name: [names[index] for index in chosen] for name, chosen in lists.items()})
+    with pytest.warns(UserWarning, match=says):
+        read = read_posed_images(place)
+    assert [list(images.names) for images in read] == [[names[i] for i in which] for which in (train, test)]
+
+
+def test_a_validation_file_stands_for_a_missing_test_file(copied):
+    place, content = copied
+    write(place, content, "transforms_train.json")
+    write(place, content | {"frames": content["frames"][:1]}, "transforms_val.json")
+    train, test = read_posed_images(place)
+    assert len(train.names) == 3 and len(test.names) == 1
+
+
+def test_what_is_not_used_is_said(copied):
+    place, content = copied
+    content["frames"][0]["depth_file_path"] = "depth.png"
+    write(place, content | {"ply_file_path": "sparse.ply"})
+    with pytest.warns(UserWarning, match="ply_file_path, depth_file_path are not used"):
+        read_posed_images(place)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_json_of_every_encoding_is_read(copied, encoding):
+    place, content = copied
+    (place / "transforms.json").write_text(json.dumps(content), encoding=encoding)
+    assert len(read_posed_images(place)[0].names) == 2

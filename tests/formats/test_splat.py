@@ -93,10 +93,8 @@ def test_flat_splats_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("place", "new", "says"),
     [
-        (32 + 4, struct.pack("<f", math.nan), "position y of splat 1 is not a finite"),
-        (64 + 20, struct.pack("<f", math.inf), "scale z of splat 2 is not a finite"),
         (12, struct.pack("<f", -1.0), "scale of splat 0 is negative"),
-        (32 + 28, bytes([128] * 4), "rotation of splat 1 is all zero"),
+        (0, struct.pack("<f", math.nan) * 8 * 4, "no splat that can be drawn, but 4 with a number"),
         (0, b"ply\n", None),
     ],
 )
@@ -111,6 +109,26 @@ def test_bad_values_are_named(tmp_path, place, new, says):
     ) as caught:
         load_splat(path)
     assert "bad.splat" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "says"),
+    [
+        (32 + 4, struct.pack("<f", math.nan), "1 with a number that is not finite"),
+        (32 + 20, struct.pack("<f", math.inf), "1 with a number"),
+        (32 + 28, bytes([128] * 4), "1 whose rotation is all zero"),
+    ],
+)
+def test_splats_that_cannot_be_drawn_are_left_out_and_counted(tmp_path, place, new, says):
+    path = tmp_path / "bad.splat"
+    save_splat(path, random_gaussians(4, degree=0))
+    good = np.asarray(load_splat(path).positions)
+    data = bytearray(path.read_bytes())
+    data[place : place + len(new)] = new
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=rf"bad.splat: of 4 splats 1 were left out: {says}"):
+        read = load_splat(path)
+    np.testing.assert_array_equal(read.positions, good[[0, 2, 3]])
 
 
 def test_empty_and_missing_files_are_named(tmp_path):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.splats import load_splats, save_splats
+from ge3d_jax.formats.splats import load_splats, read_splats, save_splats
 from ge3d_jax.formats.spz import load_spz, save_spz
+from ge3d_jax.runs.convert import convert_splats
 from tests.formats.splat_files import random_gaussians, with_values
 
 if sys.version_info >= (3, 14):
@@ -151,10 +152,71 @@ def test_version_2_is_read(tmp_path):
     assert_holds(load_spz(tmp_path / "a.spz"), payload)
 
 
-def test_extensions_are_ignored(tmp_path):
+def test_version_1_is_read(tmp_path):
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(5, 3)).astype("<f2")
+    rest = rng.integers(0, 256, 5 * 10, dtype=np.uint8).tobytes()
+    head = struct.pack("<4sIIBBBB", b"NGSP", 1, 5, 0, 12, 0, 0)
+    (tmp_path / "a.spz").write_bytes(packed(head + places.tobytes() + rest))
+    read = load_spz(tmp_path / "a.spz")
+    np.testing.assert_array_equal(read.positions, places.astype(np.float32))
+    # The rest is as in version 2, whose positions are as far as 9 bytes can be from these.
+    same = struct.pack("<4sIIBBBB", b"NGSP", 2, 5, 0, 12, 0, 0) + bytes(45) + rest
+    (tmp_path / "b.spz").write_bytes(packed(same))
+    second = load_spz(tmp_path / "b.spz")
+    for name in ("log_scales", "quaternions", "opacity_logits", "sh"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(second, name))
+
+
+@pytest.mark.parametrize("packing", [lambda data: packed(data), bytes], ids=["gzip", "raw"])
+def test_extensions_are_left_out(tmp_path, packing):
+    payload = bytearray(gzip.decompress(FROM_NIANTIC))
+    payload[14] = 2
+    (tmp_path / "a.spz").write_bytes(packing(bytes(payload) + b"extension" * 100))
+    with pytest.warns(UserWarning, match="left out vendor extensions"):
+        assert_holds(load_spz(tmp_path / "a.spz"), payload)
+
+
+def test_a_stream_without_its_gzip_layer_is_read(tmp_path):
     payload = gzip.decompress(FROM_NIANTIC)
-    (tmp_path / "a.spz").write_bytes(packed(payload + b"extension" * 100))
+    (tmp_path / "a.spz").write_bytes(payload)
     assert_holds(load_spz(tmp_path / "a.spz"), payload)
+
+
+def test_degree_4_keeps_the_degrees_that_can_be_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    body = rng.integers(0, 256, 20 * 3, dtype=np.uint8).tobytes()
+    rest = rng.integers(0, 256, (3, 24, 3), dtype=np.uint8)
+    head = struct.pack("<4sIIBBBB", b"NGSP", 3, 3, 4, 12, 0, 0)
+    (tmp_path / "a.spz").write_bytes(packed(head + body + rest.tobytes()))
+    with pytest.warns(UserWarning, match="left out spherical harmonics of degree 4"):
+        read = load_spz(tmp_path / "a.spz")
+    cut = struct.pack("<4sIIBBBB", b"NGSP", 3, 3, 3, 12, 0, 0)
+    assert_holds(read, cut + body + rest[:, :15].tobytes())
+
+
+def test_the_flag_of_antialiasing_is_read_kept_and_said(tmp_path):
+    (tmp_path / "a.spz").write_bytes(changed(14, b"\x01"))
+    file = read_splats(tmp_path / "a.spz")
+    assert file.antialiased and not read_splats_of(tmp_path, FROM_GSPLY).antialiased
+    for name in ("b.spz", "b.ply"):
+        convert_splats(tmp_path / "a.spz", tmp_path / name)
+        assert read_splats(tmp_path / name).antialiased
+    assert gzip.decompress((tmp_path / "b.spz").read_bytes())[14] == 1
+    with pytest.warns(UserWarning, match=r"b\.splat cannot say .* antialiasing"):
+        convert_splats(tmp_path / "a.spz", tmp_path / "b.splat")
+    with pytest.warns(UserWarning, match="not used here"):
+        load_splats(tmp_path / "a.spz")
+
+
+def test_unknown_flags_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="the unknown flags 0x84"):
+        read_splats_of(tmp_path, changed(14, b"\x85"))
+
+
+def read_splats_of(folder, data):
+    (folder / "some.spz").write_bytes(data)
+    return read_splats(folder / "some.spz")
 
 
 def packed(data):
@@ -198,11 +260,13 @@ FALSE_COUNT = packed(struct.pack("<4sIIBBBB", b"NGSP", 3, 1000, 0, 12, 0, 0))
         (FROM_NIANTIC[:-20], "truncated"),
         (FROM_NIANTIC[:-3], "truncated"),
         (FROM_NIANTIC[:-8] + b"\x00" * 8, "cannot be decompressed"),
-        (changed(4, b"\x01"), "version 1"),
-        (changed(4, b"\x04"), "version 4"),
+        (changed(4, b"\x00"), "version 0"),
+        (changed(4, b"\x04"), "version 4 within a gzip stream"),
+        (changed(4, b"\x05"), "version 5"),
+        (gzip.decompress(FROM_NIANTIC)[:-1], "truncated"),
         (changed(8, b"\x00"), "holds no splats"),
         (changed(8, b"\xff\xff\xff\xff"), "claims 4294967295 splats"),
-        (changed(12, b"\x04"), "degree 4"),
+        (changed(12, b"\x05"), "degree 5"),
         (changed(13, b"\x19"), "25 fractional bits"),
         (FALSE_COUNT, "truncated"),
         (packed(gzip.decompress(FROM_NIANTIC) + bytes(2**22)), "more than its splats"),

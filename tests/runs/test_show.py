@@ -12,7 +12,7 @@ from PIL import Image
 
 import tests.formats.splat_files as splat_files
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.cameras import read_camera_path
+from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.splats import load_splats, save_splats
 from ge3d_jax.runs import show
 from ge3d_jax.runs.show import parse_color, parse_size, render_splats
@@ -237,6 +237,7 @@ def test_camera_path_sees_what_its_cameras_see(tmp_path):
     ("content", "says"),
     [
         ("[]", "does not hold a JSON object"),
+        ("[3]", "does not hold a JSON object"),
         ("{", "not readable JSON"),
         ('{"camera_angle_x": 1, "frames": []}', "at least one camera"),
         ('{"camera_angle_x": 1, "frames": [7]}', r"frames\[0\] is not a JSON object"),

@@ -25,9 +25,9 @@ from ge3d_jax.diffusion.pipeline import decode_latents, encode_text
 from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from ge3d_jax.diffusion.weights.checkpoint import load_model
-from ge3d_jax.diffusion.weights.folder import plain_text_name
+from ge3d_jax.diffusion.weights.folder import open_weights, plain_text_name
 from ge3d_jax.diffusion.weights.parameters import parameter_shapes, read_parameters
-from ge3d_jax.diffusion.weights.tensor_files import open_weights, rename_tensors
+from ge3d_jax.diffusion.weights.tensor_files import rename_tensors
 from tests.reference_models import TINY_WORDS, TOLERANCE, random_array, random_tensor, relative_difference
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.video import save_gif, save_mp4
-from ge3d_jax.viewer.sheet import enlarge, image_grid, load_image, save_png, to_uint8
+from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 
 def moving_square(count=6, size=33):
@@ -106,24 +106,3 @@ def test_a_video_that_fails_leaves_nothing(tmp_path, monkeypatch):
             # More than the capacity of a pipe.
             save_mp4(tmp_path / "a.mp4", moving_square())
     assert not list(tmp_path.iterdir())
-
-
-def test_load_image_crops_the_center_and_makes_transparent_parts_white(tmp_path):
-    picture = np.zeros((40, 80, 4), np.uint8)
-    picture[:, 20:60] = (0, 255, 0, 255)
-    picture[:20, 20:60, 3] = 0
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png", size=20)
-    assert image.shape == (20, 20, 3) and image.dtype == np.float32
-    np.testing.assert_allclose(image[:4], 1.0)
-    np.testing.assert_allclose(image[16:], np.broadcast_to([0.0, 1.0, 0.0], (4, 20, 3)), atol=1e-6)
-
-
-def test_load_image_names_a_bad_file(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"a\.png"):
-        load_image(tmp_path / "a.png", size=8)
-    with pytest.raises(UserError, match="There is no image"):
-        load_image(tmp_path / "b.png", size=8)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_image(tmp_path, size=8)

@@ -1,7 +1,7 @@
 """The text encoder of Stable Diffusion: the text half of CLIP, equal to transformers' CLIPTextModel."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import attention
 from ge3d_jax.diffusion.networks.blocks import layer_norm
-from ge3d_jax.diffusion.weights.config_files import read_settings
+from ge3d_jax.diffusion.weights.config_files import TEXT, TEXT_ACTIVATIONS, read_settings
 
 
 def _quick_gelu(values: jax.Array) -> jax.Array:
@@ -21,11 +21,12 @@ def _quick_gelu(values: jax.Array) -> jax.Array:
     return values * jax.nn.sigmoid(1.702 * values)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": _quick_gelu,
-}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
+    zip(TEXT_ACTIVATIONS, (partial(jax.nn.gelu, approximate=False), _quick_gelu), strict=True)
+)
 
+# Tensors of a layer.
+_LAYER_TENSORS = 16
 _FIXED = {"model_type": ("clip_text_model",)}
 # Metadata of transformers, settings of training, of other heads and of text generation.
 _IGNORED = (
@@ -64,27 +65,26 @@ class CLIPTextConfig:
         Raises:
             UserError: a setting is not supported; names the key and its value.
         """
-        names = [field.name for field in fields(cls)]
         # The form of the outputs (return_dict, output_hidden_states, …) does not affect the arithmetic.
         notes = [
             name for name in config if name.startswith(("return_", "output_", "use_", "is_", "chunk_size_"))
         ]
         return cls(
-            **read_settings("text encoder", config, used=names, fixed=_FIXED, ignored=(*_IGNORED, *notes))
+            **read_settings("text encoder", config, used=TEXT, fixed=_FIXED, ignored=(*_IGNORED, *notes))
         )
 
     def __post_init__(self) -> None:
-        """Refuse dimensions that do not fit together and unknown activations."""
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"text encoder config: hidden_act = {self.hidden_act!r} is not supported; it must be "
-                f"{' or '.join(ACTIVATIONS)}."
-            )
+        """Refuse dimensions that do not fit together."""
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"text encoder config: hidden_size {self.hidden_size} must be a multiple of "
                 f"num_attention_heads {self.num_attention_heads}."
             )
+
+    @property
+    def least_tensors(self) -> int:
+        """A lower bound on the number of tensors of such a network, from its depth alone."""
+        return _LAYER_TENSORS * self.num_hidden_layers
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of the `config.json` that describes this model to transformers."""

@@ -1,7 +1,7 @@
 """The noise predictor of Stable Diffusion 1.x and 2.x, equal to diffusers' UNet2DConditionModel."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -21,10 +21,7 @@ from ge3d_jax.diffusion.networks.blocks import (
     timestep_embedding,
 )
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
-from ge3d_jax.diffusion.weights.config_files import read_settings
-
-DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+from ge3d_jax.diffusion.weights.config_files import UNET, read_settings
 
 # Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
 _FIXED = {
@@ -42,8 +39,10 @@ _FIXED = {
     # diffusers refuses it too: published configs keep the number of heads in attention_head_dim.
     "num_attention_heads": (None,),
 }
-# The size of a head in the addition embedding, which itself must be off.
-_IGNORED = ("addition_embed_type_num_heads",)
+# Tensors of a residual block and of a layer of a transformer.
+_RESIDUAL_TENSORS, _TRANSFORMER_TENSORS = 10, 20
+# The size of a head in the addition embedding, which itself must be off; what Flax computed in.
+_IGNORED = ("addition_embed_type_num_heads", "dtype")
 
 
 @dataclass(frozen=True)
@@ -79,32 +78,23 @@ class UNetConfig:
         Raises:
             UserError: a setting this code does not compute; names the key and its value.
         """
-        settings = read_settings(
-            "UNet", config, used=[field.name for field in fields(cls)], fixed=_FIXED, ignored=_IGNORED
-        )
-        return cls(**settings)
+        return cls(**read_settings("UNet", config, used=UNET, fixed=_FIXED, ignored=_IGNORED))
 
     def __post_init__(self) -> None:
         """Refuse dimensions that do not fit together."""
         blocks = len(self.block_out_channels)
-        for name in (
-            "layers_per_block",
-            "transformer_layers_per_block",
-            "cross_attention_dim",
-            "norm_num_groups",
-        ):
-            if not isinstance(getattr(self, name), int):
-                raise UserError(
-                    f"UNet config: {name} = {getattr(self, name)!r} is not supported; "
-                    f"it must be one whole number."
-                )
-        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        for name in ("down_block_types", "up_block_types"):
             types = getattr(self, name)
-            if len(types) != blocks or not set(types) <= set(known):
+            if len(types) != blocks:
                 raise UserError(
                     f"UNet config: {name} = {list(types)!r} is not supported; it must name {blocks} blocks, "
-                    f"one for each of block_out_channels, out of {' and '.join(known)}."
+                    "one for each of block_out_channels."
                 )
+        if 2 * self.freq_shift >= self.block_out_channels[0]:
+            raise UserError(
+                f"UNet config: freq_shift = {self.freq_shift} must be below half of the first of "
+                f"block_out_channels, {self.block_out_channels[0]}."
+            )
         if len(self.heads) != blocks:
             raise UserError(
                 f"UNet config: attention_head_dim = {self.attention_head_dim!r} must be one number "
@@ -123,6 +113,20 @@ class UNetConfig:
         if isinstance(self.attention_head_dim, int):
             return (self.attention_head_dim,) * len(self.block_out_channels)
         return self.attention_head_dim
+
+    @property
+    def least_tensors(self) -> int:
+        """A lower bound on the number of tensors of such a network, from its depth alone."""
+        down, up = (
+            sum(kind.startswith("CrossAttn") for kind in kinds)
+            for kinds in (self.down_block_types, self.up_block_types)
+        )
+        blocks, layers = len(self.block_out_channels), self.layers_per_block
+        residual = blocks * layers + blocks * (layers + 1) + 2
+        transformers = down * layers + up * (layers + 1) + 1
+        return _RESIDUAL_TENSORS * residual + _TRANSFORMER_TENSORS * transformers * (
+            self.transformer_layers_per_block
+        )
 
     @property
     def time_width(self) -> int:

@@ -1,7 +1,7 @@
 """The image autoencoder of Stable Diffusion: the subset of diffusers' AutoencoderKL that it uses."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
 from ge3d_jax.diffusion.networks.blocks import Downsample2D, ResnetBlock2D, Upsample2D, conv3x3
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
-from ge3d_jax.diffusion.weights.config_files import read_settings
+from ge3d_jax.diffusion.weights.config_files import VAE, VAE_BLOCKS, read_settings
 
 NORM_EPSILON = 1e-6
 # The range to which diffusers clips the posterior's log variance.
@@ -29,6 +29,10 @@ _FIXED = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+# What Flax computed in.
+_IGNORED = ("dtype",)
+# Tensors of a residual block.
+_RESIDUAL_TENSORS = 8
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,14 @@ class VAEConfig:
         Raises:
             UserError: a setting is not supported; names the key and its value.
         """
-        return cls(**read_settings("VAE", config, used=[field.name for field in fields(cls)], fixed=_FIXED))
+        return cls(**read_settings("VAE", config, used=VAE, fixed=_FIXED, ignored=_IGNORED))
 
     def __post_init__(self) -> None:
         """Refuse dimensions that do not fit together."""
         blocks = len(self.block_out_channels)
         for name, known in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
+            ("down_block_types", VAE_BLOCKS["down"]),
+            ("up_block_types", VAE_BLOCKS["up"]),
         ):
             if getattr(self, name) != (known,) * blocks:
                 raise UserError(
@@ -79,6 +83,12 @@ class VAEConfig:
                     f"VAE config: block_out_channels {channels} must be a multiple of norm_num_groups "
                     f"{self.norm_num_groups}."
                 )
+
+    @property
+    def least_tensors(self) -> int:
+        """A lower bound on the number of tensors of such a network, from its depth alone."""
+        blocks = len(self.block_out_channels)
+        return _RESIDUAL_TENSORS * (blocks * (2 * self.layers_per_block + 1) + 4)
 
     @property
     def downscale(self) -> int:

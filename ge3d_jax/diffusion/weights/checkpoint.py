@@ -175,7 +175,7 @@ def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": STEPS_OFFSET,
-        "timestep_spacing": "leading",
+        "timestep_spacing": model.schedule.timestep_spacing,
     }
     _write_json(folder / SCHEDULER_FILE, scheduler)
     index = {

@@ -4,14 +4,25 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.networks.vae import VAEConfig
+from ge3d_jax.diffusion.schedule import noise_schedule_from_config
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
-from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_weights, read_json, rename_tensors
+from ge3d_jax.diffusion.weights.config_files import naming
+from ge3d_jax.diffusion.weights.flax_files import SUFFIX as FLAX_SUFFIX
+from ge3d_jax.diffusion.weights.flax_files import open_flax
+from ge3d_jax.diffusion.weights.model_kinds import check_index, check_unet
+from ge3d_jax.diffusion.weights.tensor_files import (
+    StoredTensor,
+    open_tensors,
+    read_json,
+    rename_tensors,
+    shards,
+)
 
 INDEX_FILE = "model_index.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -21,11 +32,13 @@ TOKENIZER_FILES = (
     "tokenizer/tokenizer.json",
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
+    "tokenizer/added_tokens.json",
 )
 
-# The networks: the class that a model's index must name, and the name of the file of weights.
-_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+# The networks: the names of their files of weights, and of those for Flax.
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_FLAX_STEMS = {"unet": "diffusion_flax_model", "vae": "diffusion_flax_model", "text_encoder": "flax_model"}
+CONFIG_FILES = tuple(f"{part}/config.json" for part in _STEMS)
 
 # The VAE's attention in checkpoints written before diffusers 0.12.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -95,7 +108,8 @@ def _choose_weights(names: Collection[str], part: str, half: bool) -> str | None
     stem = f"{part}/{_STEMS[part]}"
     whole = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     halved = (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json")
-    order = (*halved, *whole) if half else (*whole, *halved)
+    flax = f"{part}/{_FLAX_STEMS[part]}{FLAX_SUFFIX}"
+    order = ((*halved, *whole) if half else (*whole, *halved)) + (flax, f"{flax}.index.json")
     return next((name for name in order if name in names), None)
 
 
@@ -114,7 +128,7 @@ def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str,
         UserError: files that every model needs are missing; names all of them.
     """
     chosen = {part: _choose_weights(names, part, half) for part in _STEMS}
-    needed = (INDEX_FILE, *(f"{part}/config.json" for part in _STEMS), SCHEDULER_FILE)
+    needed = (INDEX_FILE, *CONFIG_FILES, SCHEDULER_FILE)
     missing = [name for name in needed if name not in names]
     missing += [weights_file(part) for part, name in chosen.items() if name is None]
     if "tokenizer/tokenizer.json" not in names:
@@ -141,24 +155,23 @@ def convert_folder(place: str) -> str:
     )
 
 
-def check_index(index: Mapping[str, Any], place: str) -> None:
-    """Check that a `model_index.json` describes a Stable Diffusion 1.x or 2.x model.
-
-    Args:
-        index: contents of the file.
-        place: the file or hub id, for messages.
+def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """All tensors of a file of weights, or of all files that an index names.
 
     Raises:
-        UserError: it describes another model.
+        UserError: a file is missing or unreadable.
     """
-    for part, known in _CLASSES.items():
-        entry = index.get(part)
-        if not isinstance(entry, list) or entry[-1:] != [known]:
-            kind = index.get("_class_name", "no pipeline")
-            raise UserError(
-                f"{place} is {kind}, whose {part} is {entry!r} instead of {known}; use a "
-                f"Stable Diffusion 1.x or 2.x model."
-            )
+    file = Path(file)
+    if file.suffix == FLAX_SUFFIX:
+        return open_flax(file)
+    if file.suffix != ".json":
+        return open_tensors(file)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards(file):
+        if Path(shard).suffix == ".json":
+            raise UserError(f"{file}: its weight_map names the index {shard}; copy or download it again.")
+        tensors |= open_weights(file.parent / shard)
+    return tensors
 
 
 def file_names(folder: Path) -> set[str]:
@@ -173,12 +186,66 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
         UserError: it cannot be read.
     """
     try:
-        return CLIPTokenizer.from_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        # Some damage shows only in use.
+        tokenizer("a b", padding="max_length", max_length=8, truncation=True)
+        length = tokenizer.model_max_length
+        if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 2:
+            raise ValueError(f"model_max_length is {shown(length)}, which is no length of a text")
+        _check_added(Path(folder) / "added_tokens.json", tokenizer)
+        return tokenizer
+    except UserError:
+        raise
     # The library raises bare exceptions for damaged files.
     except Exception as error:
         raise UserError(
-            f"The tokenizer in {folder} cannot be read ({error}); copy or download it again."
+            f"The tokenizer in {folder} cannot be read ({reason(error)}); copy or download it again."
         ) from error
+
+
+def _check_added(file: Path, tokenizer: CLIPTokenizer) -> None:
+    """Check that added tokens have the ids that the text encoder knows: the library counts them anew."""
+    added = read_json(file) if file.is_file() else {}
+    vocabulary = tokenizer.get_vocab() if added else {}
+    for token, number in added.items():
+        if vocabulary.get(token) != number:
+            raise UserError(
+                f"{file} gives the token {shown(token)} the id {shown(number)}, but it would have "
+                f"{vocabulary.get(token)}; copy or download the tokenizer again."
+            )
+
+
+_Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)
+
+
+def _read_config(file: Path, kind: type[_Config], network: NetworkFiles) -> _Config:
+    """A network's settings, which its file of weights can hold."""
+    with naming(file):
+        config = kind.from_dict(read_json(file))
+    if config.least_tensors > len(network.tensors):
+        raise UserError(
+            f"{file} describes a network of at least {config.least_tensors} tensors, but {network.source} "
+            f"holds {len(network.tensors)}; take both from the same model."
+        )
+    return config
+
+
+def check_configs(folder: Path) -> None:
+    """Check what a model's small files say, which is enough to tell other kinds of models.
+
+    Args:
+        folder: holds all of `CONFIG_FILES` and `SCHEDULER_FILE`.
+
+    Raises:
+        UserError: a part is of an unsupported kind.
+    """
+    readers = (UNetConfig.from_dict, VAEConfig.from_dict, CLIPTextConfig.from_dict)
+    check_unet(read_json(folder / CONFIG_FILES[0]), str(folder / CONFIG_FILES[0]))
+    for file, read in zip(CONFIG_FILES, readers, strict=True):
+        with naming(folder / file):
+            read(read_json(folder / file))
+    with naming(folder / SCHEDULER_FILE):
+        noise_schedule_from_config(read_json(folder / SCHEDULER_FILE))
 
 
 def open_folder(folder: Path, *, half: bool) -> ModelFiles:
@@ -194,17 +261,20 @@ def open_folder(folder: Path, *, half: bool) -> ModelFiles:
     Raises:
         UserError: a part is missing or unreadable, or the model is of an unsupported kind.
     """
+    if (folder / INDEX_FILE).is_file():
+        check_index(read_json(folder / INDEX_FILE), str(folder / INDEX_FILE))
     chosen = choose_files(file_names(folder), str(folder), half=half)
-    check_index(read_json(folder / INDEX_FILE), str(folder / INDEX_FILE))
+    check_configs(folder)
     networks = {
         part: NetworkFiles(rename_tensors(open_weights(folder / name), _RENAMES[part]), folder / name)
         for part, name in chosen.items()
     }
+    unet, vae, text = (folder / file for file in CONFIG_FILES)
     return ModelFiles(
         **networks,
-        unet_config=UNetConfig.from_dict(read_json(folder / "unet/config.json")),
-        vae_config=VAEConfig.from_dict(read_json(folder / "vae/config.json")),
-        text_config=CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json")),
+        unet_config=_read_config(unet, UNetConfig, networks["unet"]),
+        vae_config=_read_config(vae, VAEConfig, networks["vae"]),
+        text_config=_read_config(text, CLIPTextConfig, networks["text_encoder"]),
         tokenizer=load_tokenizer(folder / "tokenizer"),
         scheduler_config=read_json(folder / SCHEDULER_FILE),
     )

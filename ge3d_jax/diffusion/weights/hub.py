@@ -12,15 +12,17 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.weights.folder import (
+    CONFIG_FILES,
     INDEX_FILE,
     SCHEDULER_FILE,
     TOKENIZER_FILES,
-    check_index,
+    check_configs,
     choose_files,
     file_names,
 )
+from ge3d_jax.diffusion.weights.model_kinds import check_index
 from ge3d_jax.diffusion.weights.tensor_files import read_json, shards
 
 # Mirrors of models that their publishers removed from the hub.
@@ -36,11 +38,18 @@ _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def convert_file(file: PurePath) -> str:
-    """The command that converts a pickled checkpoint to the safetensors format."""
+    """The command that converts a pickled checkpoint or embedding to the safetensors format.
+
+    Checkpoints of trainers have their tensors under `state_dict`; the AUTOMATIC1111 web UI has those of an
+    embedding under `string_to_param`, in a class of its own in old files.
+    """
     target = file.with_suffix(".safetensors")
     return (
-        f"python -c \"import torch, safetensors.torch as s; d = torch.load('{file}', map_location='cpu', "
-        f"weights_only=True); d = d.get('state_dict', d); s.save_file({{k: v.clone() for k, v in d.items() "
+        f'python -c "import torch, safetensors.torch as s; '
+        f"torch.serialization.add_safe_globals([torch.nn.ParameterDict]); "
+        f"d = torch.load('{file}', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+        f"w = d.get('string_to_param'); d = {{'emb_params': w['*']}} if w is not None else d; "
+        f"s.save_file({{k: v.detach().clone().contiguous() for k, v in d.items() "
         f"if isinstance(v, torch.Tensor)}}, '{target}', metadata={{'format': 'pt'}})\""
     )
 
@@ -66,6 +75,16 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1
 
 
+def _snapshot(folder: Path) -> Path | None:
+    """The model in a folder of the hub's cache, `models--owner--name`: the main branch's, or the only one."""
+    branch = folder / "refs/main"
+    found = [path.parent for path in sorted(folder.glob(f"snapshots/*/{INDEX_FILE}"))]
+    if branch.is_file():
+        wanted = branch.read_text(errors="replace").strip()
+        found = [path for path in found if path.name == wanted] or found
+    return found[0] if len(found) == 1 else None
+
+
 def local_model(model: str | os.PathLike[str]) -> Path | None:
     """The folder or .safetensors file that `model` names, or None if it is a hub id.
 
@@ -73,9 +92,16 @@ def local_model(model: str | os.PathLike[str]) -> Path | None:
         UserError: it is none of the three, a folder without a model, or a file of another format.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"The model {shown(os.fspath(model))} is not a path ({error}); give one.") from error
+    if is_folder:
         if (path / INDEX_FILE).is_file():
             return path
+        snapshot = _snapshot(path)
+        if snapshot is not None:
+            return snapshot
         single = sorted(file.name for file in path.glob("*.safetensors"))
         hint = f"; to use the single file, give {path / single[0]}" if single else ""
         raise UserError(
@@ -180,6 +206,11 @@ def download(model_id: str, *, half: bool) -> Path:
         cached = index.parent
         choose_files(file_names(cached), f"{model_id} (in the cache; not available on the hub)", half=half)
         return cached
+    choose_files(names, model_id, half=half)
+    # Small files first: what they say of the model is known before its weights are downloaded.
+    for name in (*CONFIG_FILES, SCHEDULER_FILE):
+        _fetch(model_id, name)
+    check_configs(index.parent)
     try:
         return Path(snapshot_download(model_id, allow_patterns=_needed(model_id, names, half)))
     except (HTTPError, OSError) as error:

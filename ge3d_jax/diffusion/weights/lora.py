@@ -3,20 +3,25 @@
 A module's weight W becomes W + strength · (alpha / rank) · up · down, with down (rank, in, …) and up
 (out, rank). There are three naming schemes: diffusers' and PEFT's (`unet.….to_q.lora_A.weight`, with older
 suffixes), kohya's (`lora_unet_down_blocks_0_…_to_q.lora_down.weight`), and kohya's with the UNet's original
-names (`lora_unet_input_blocks_1_1_…`).
+names (`lora_unet_input_blocks_1_1_…`). LyCORIS adds three forms: convolutions with a factor between the two
+(`lora_mid`, (rank, rank, height, width)), whole differences of weights and biases (`diff`, `diff_b`), and
+those of norms (`w_norm`, `b_norm`).
 """
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX
 from ge3d_jax.diffusion.weights.hub import refuse_pickled
@@ -28,10 +33,38 @@ from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors, 
 _SUFFIXES = re.compile(
     r"(?P<module>.+?)"
     r"(?:\.lora_(?P<peft>[AB])(?:\.default)?\.weight"
-    r"|\.lora_(?P<kohya>down|up)\.weight"
+    r"|\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|(?:\.lora|\.lora_linear_layer|_lora)\.(?P<old>down|up)\.weight"
+    r"|\.(?P<whole>diff|diff_b|w_norm|b_norm)"
     r"|\.(?P<alpha>alpha))"
 )
+# Other ways to change weights, by what their tensors' names contain; and models that are not 1.x or 2.x.
+_OTHER_METHODS = {
+    "hada_w": "LoHa",
+    "lokr_w": "LoKr",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "oft_": "OFT",
+    "on_input": "IA3",
+    "ia3_": "IA3",
+}
+_OTHER_MODELS = {
+    "lora_te2_": "SDXL",
+    "text_encoder_2.": "SDXL",
+    "label_emb": "SDXL",
+    "double_blocks": "FLUX",
+    "single_blocks": "FLUX",
+    "single_transformer_blocks": "FLUX",
+    "joint_blocks": "Stable Diffusion 3",
+    "lora_transformer_": "Stable Diffusion 3 or FLUX",
+    "transformer.transformer_blocks": "Stable Diffusion 3 or FLUX",
+}
+# Words that some trainers put into the file of a LoRA.
+_BUNDLED = "bundle_emb."
+# A pattern of a file may not take forever: so many repetitions in each alternative, none of a group.
+_MOST_REPETITIONS = 2
+_LONGEST_PATTERN = 2000
+_LARGEST_ALPHA = 1e9
 _PEFT_PREFIX = "base_model.model."
 # Metadata with ranks and alphas: diffusers' in the header of a file, and PEFT's in a file next to it.
 _HEADER_NOTES = "lora_adapter_metadata"
@@ -44,7 +77,10 @@ class _Change:
 
     down: StoredTensor | None = None
     up: StoredTensor | None = None
+    mid: StoredTensor | None = None
     alpha: StoredTensor | None = None
+    weight: StoredTensor | None = None
+    bias: StoredTensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +106,8 @@ def _aliases(targets: Targets) -> dict[str, _Place]:
     """All names that files use for the modules of both networks."""
     aliases: dict[str, _Place] = {}
     for part, tensors in (("text_encoder", targets.text_encoder), ("unet", targets.unet)):
-        for name, tensor in tensors.items():
-            if len(tensor.shape) < 2 or "embedding." in name or not name.endswith(".weight"):
+        for name in tensors:
+            if name.startswith("embeddings.") or not name.endswith(".weight"):
                 continue
             module, place = name.removesuffix(".weight"), (part, name)
             if part == "unet":
@@ -81,7 +117,7 @@ def _aliases(targets: Targets) -> dict[str, _Place]:
                 ]
                 dotted = [module, f"unet.{module}"]
             else:
-                kohya = [f"lora_te_{TEXT_PREFIX}{module}"]
+                kohya = [f"{prefix}{TEXT_PREFIX}{module}" for prefix in ("lora_te_", "lora_te1_")]
                 dotted = [
                     f"{TEXT_PREFIX}{module}",
                     f"text_encoder.{module}",
@@ -98,13 +134,37 @@ def _module(key: str) -> str:
     return f"{name}.0" if name.endswith(".to_out") else name
 
 
-def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int) -> float:
+def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int, file: Path) -> float:
     """PEFT's alpha of a module, such that the scale is alpha / rank."""
-    alpha = notes.get("lora_alpha", rank)
-    for pattern, value in (notes.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+    alpha = notes.get("lora_alpha")
+    patterns = notes.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"The LoRA file {file} has the alpha_pattern {shown(patterns)}; save the file again.")
+    for pattern, value in patterns.items():
+        if _pattern(pattern, file).fullmatch(module):
             alpha = value
+    if alpha is None:
+        alpha = rank
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
+        raise UserError(f"The LoRA file {file} has the lora_alpha {shown(alpha)}; save the file again.")
     return alpha * rank**0.5 if notes.get("use_rslora") else alpha
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(text: str, file: Path) -> re.Pattern[str]:
+    """A pattern of names of modules, which comes from a file and must not take long to match."""
+    most = max(len(re.findall(r"[*+?{]", alternative)) for alternative in text.split("|"))
+    if len(text) > _LONGEST_PATTERN or most > _MOST_REPETITIONS or re.search(r"\)\s*[*+?{]", text):
+        raise UserError(
+            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is too complicated."
+        )
+    try:
+        return re.compile(rf"(.*\.)?({text})")
+    except re.error as error:
+        raise UserError(
+            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is no pattern "
+            f"({reason(error)}); save the file again."
+        ) from error
 
 
 def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
@@ -114,9 +174,11 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
         return {"unet": notes, "text_encoder": notes}
     try:
         header = json.loads(read_metadata(file).get(_HEADER_NOTES, "{}"))
-    except ValueError as error:
+        if not isinstance(header, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"The metadata {_HEADER_NOTES} of {file} is not JSON ({error}); save the file again."
+            f"The metadata {_HEADER_NOTES} of {file} is not JSON ({reason(error)}); save the file again."
         ) from error
     return {
         part: {key.removeprefix(f"{part}."): value for key, value in header.items() if key.startswith(part)}
@@ -128,8 +190,11 @@ def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Plac
     """A file's tensors grouped by the weight they change, and whether PEFT wrote them."""
     refuse_pickled(file)
     changes: dict[_Place, _Change] = {}
-    unknown, peft = [], False
+    unknown, peft, bundled = [], False, 0
     for key, tensor in open_tensors(file).items():
+        if key.startswith(_BUNDLED):
+            bundled += 1
+            continue
         found = _SUFFIXES.fullmatch(key)
         place = aliases.get(_module(found["module"])) if found else None
         if found is None or place is None:
@@ -137,18 +202,47 @@ def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Plac
             continue
         peft = peft or key.startswith(_PEFT_PREFIX)
         change = changes.setdefault(place, _Change())
+        factor = found["peft"] or found["kohya"] or found["old"]
         if found["alpha"]:
             change.alpha = tensor
-        elif (found["peft"] or found["kohya"] or found["old"]) in ("A", "down"):
+        elif found["whole"] in ("diff", "w_norm"):
+            change.weight = tensor
+        elif found["whole"]:
+            change.bias = tensor
+        elif factor == "mid":
+            change.mid = tensor
+        elif factor in ("A", "down"):
             change.down = tensor
         else:
             change.up = tensor
-    if unknown:
-        raise UserError(
-            f"The LoRA file {file} has {some_names(unknown)}, which this model does not have; use a LoRA "
-            f"(not LoHa, LoKr or DoRA) for this kind of model."
+    _explain_unknown(file, unknown)
+    if bundled:
+        warnings.warn(
+            f"The LoRA file {file} also holds {bundled} tensors of new words ({_BUNDLED}*); "
+            "they are left out.",
+            stacklevel=5,
         )
     return changes, peft
+
+
+def _explain_unknown(file: Path, unknown: Sequence[str]) -> None:
+    """Refuse tensors that have no place in the model."""
+    if not unknown:
+        return
+    for parts, what in (
+        (_OTHER_MODELS, "is for {}"),
+        (_OTHER_METHODS, "is no LoRA but {}, which is not supported"),
+    ):
+        kind = next((kind for part, kind in parts.items() if any(part in key for key in unknown)), None)
+        if kind is not None:
+            raise UserError(
+                f"The LoRA file {file} {what.format(kind)} (it has {some_names(unknown)}); "
+                "use a LoRA for this kind of model."
+            )
+    raise UserError(
+        f"The LoRA file {file} has {some_names(unknown)}, which this model does not have; use a LoRA "
+        f"(not LoHa, LoKr or DoRA) for this kind of model."
+    )
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -156,14 +250,60 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def _edit(tensor: StoredTensor, up: StoredTensor, down: StoredTensor, scale: float) -> Edit:
+def _product(up: np.ndarray, down: np.ndarray, mid: np.ndarray | None) -> np.ndarray:
+    """The change of a weight, of its size, from factors (out, rank, …) and (rank, in, …)."""
+    left, right = up.astype(np.float32), down.astype(np.float32)
+    if mid is None:
+        rank = right.shape[0]
+        return left.reshape(-1, rank) @ right.reshape(rank, -1)
+    left, right = left.reshape(left.shape[:2]), right.reshape(right.shape[:2])
+    return np.einsum("nmhw,on,mi->oihw", mid.astype(np.float32), left, right)
+
+
+def _factors_edit(up: StoredTensor, down: StoredTensor, mid: StoredTensor | None, scale: float) -> Edit:
     def add(weight: np.ndarray) -> np.ndarray:
-        rank = down.shape[0]
-        left = up.read().astype(np.float32).reshape(-1, rank)
-        right = down.read().astype(np.float32).reshape(rank, -1)
-        return weight + scale * (left @ right).reshape(weight.shape)
+        change = _product(up.read(), down.read(), None if mid is None else mid.read())
+        return weight + scale * change.reshape(weight.shape)
 
     return add
+
+
+def _whole_edit(difference: StoredTensor, scale: float) -> Edit:
+    return lambda weight: weight + scale * difference.read().astype(np.float32).reshape(weight.shape)
+
+
+def _check_factors(file: Path, name: str, shape: tuple[int, ...], change: _Change) -> None:
+    """Check that the factors of a change give the shape of its weight."""
+    up, down, mid = change.up, change.down, change.mid
+    if up is None or down is None:
+        raise UserError(
+            f"The LoRA file {file} has only one of the two factors of {name}; copy or download it again."
+        )
+    fits = len(up.shape) >= 2 and len(down.shape) >= 2 and down.shape[0] >= 1
+    if fits and mid is None:
+        product = (up.shape[0], *down.shape[1:])
+        fits = _matrix_shape(up.shape)[1:] == down.shape[:1] and _matrix_shape(product) == _matrix_shape(
+            shape
+        )
+    elif fits and mid is not None:
+        between = (up.shape[1], down.shape[0])
+        small = [axis for factor in (up, down) for axis in factor.shape[2:]]
+        fits = len(shape) == 4 and mid.shape == (*between, *shape[2:]) and set(small) <= {1}
+        fits = fits and (up.shape[0], down.shape[1]) == shape[:2]
+    if not fits:
+        raise UserError(
+            f"The LoRA file {file} changes {name} of {shape} by {up.shape} times {down.shape}; "
+            f"use a LoRA that was made for this model."
+        )
+
+
+def _read_alpha(file: Path, name: str, alpha: StoredTensor) -> float:
+    value = alpha.read() if math.prod(alpha.shape) == 1 else None
+    if value is None or not abs(float(value.reshape(()))) < _LARGEST_ALPHA:
+        raise UserError(
+            f"The LoRA file {file} has an alpha of {name} that is not one finite number; download it again."
+        )
+    return value.item()
 
 
 def _one_file(
@@ -173,28 +313,28 @@ def _one_file(
     changes, peft = _read_changes(file, aliases)
     notes = _read_notes(file, peft)
     for (part, name), change in changes.items():
-        tensor = getattr(targets, part)[name]
-        up, down = change.up, change.down
-        if up is None or down is None:
-            raise UserError(
-                f"The LoRA file {file} has only one of the two factors of {name}; copy or download it again."
-            )
-        shape = (up.shape[0], *down.shape[1:])
-        fits = _matrix_shape(up.shape)[1:] == down.shape[:1] and _matrix_shape(shape) == _matrix_shape(
-            tensor.shape
-        )
-        if not fits:
-            raise UserError(
-                f"The LoRA file {file} changes {name} of {tensor.shape} by {up.shape} times {down.shape}; "
-                f"use a LoRA that was made for this model."
-            )
-        rank = down.shape[0]
-        alpha = (
-            change.alpha.read().item()
-            if change.alpha is not None
-            else _alpha_from_notes(notes[part], name.removesuffix(".weight"), rank)
-        )
-        yield part, name, _edit(tensor, up, down, strength * alpha / rank)
+        tensors = getattr(targets, part)
+        bias = name.removesuffix("weight") + "bias"
+        for target, difference in ((name, change.weight), (bias, change.bias)):
+            if difference is None:
+                continue
+            here = tensors[target].shape if target in tensors else None
+            if here is None or _matrix_shape(difference.shape) != _matrix_shape(here):
+                raise UserError(
+                    f"The LoRA file {file} changes {target} of {here} by {difference.shape}; "
+                    "use a LoRA that was made for this model."
+                )
+            yield part, target, _whole_edit(difference, strength)
+        if change.up is None and change.down is None and change.mid is None:
+            continue
+        _check_factors(file, name, tensors[name].shape, change)
+        assert change.up is not None and change.down is not None  # checked above
+        rank = change.down.shape[0]
+        if change.alpha is not None:
+            alpha = _read_alpha(file, name, change.alpha)
+        else:
+            alpha = _alpha_from_notes(notes[part], name.removesuffix(".weight"), rank, file)
+        yield part, name, _factors_edit(change.up, change.down, change.mid, strength * alpha / rank)
 
 
 def lora_edits(
@@ -215,6 +355,8 @@ def lora_edits(
     aliases = _aliases(targets)
     edits: dict[str, dict[str, list[Edit]]] = {"unet": {}, "text_encoder": {}}
     for file, strength in loras:
+        if not math.isfinite(strength):
+            raise UserError(f"The strength of the LoRA file {file} is {strength}; give a finite number.")
         for part, name, edit in _one_file(Path(file), strength, targets, aliases):
             edits[part].setdefault(name, []).append(edit)
     return edits

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
@@ -34,6 +34,7 @@ _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bi
 
 # How many names an error message lists; the rest are counted.
 _LISTED = 3
+_LONGEST_NAME = 200
 
 ParameterPath = tuple[str, ...]
 # A modification of a tensor while it is read: float32 with the file's axes in and out.
@@ -54,8 +55,12 @@ def tensor_names(expected: Mapping[str, Any]) -> list[str]:
 def some_names(names: Collection[str]) -> str:
     """The first few names, and the number of the others, for messages."""
     ordered = sorted(names)
-    shown = ", ".join(ordered[:_LISTED])
-    return shown if len(ordered) <= _LISTED else f"{shown} and {len(ordered) - _LISTED} more"
+    listed = ", ".join(_in_one_line(name) for name in ordered[:_LISTED])
+    return listed if len(ordered) <= _LISTED else f"{listed} and {len(ordered) - _LISTED} more"
+
+
+def _in_one_line(name: str) -> str:
+    return name if name.isprintable() and len(name) <= _LONGEST_NAME else shown(name)
 
 
 def _tensor_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,8 +70,8 @@ def _tensor_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...
     return shape
 
 
-def _to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
-    """A parameter with the file's axes, contiguous as the writer requires."""
+def to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
+    """A parameter at `path` with the file's axes, contiguous as the writer requires."""
     if path[-1] == "kernel":
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return np.ascontiguousarray(value)
@@ -137,7 +142,7 @@ def read_parameters(
 def write_parameters(file: str | os.PathLike[str], parameters: Mapping[str, Any], prefix: str = "") -> None:
     """Write a parameter tree to a safetensors file as float32, with `prefix` before each name."""
     tensors = {
-        prefix + tensor_name(path): _to_tensor(path, np.asarray(value, np.float32))
+        prefix + tensor_name(path): to_tensor(path, np.asarray(value, np.float32))
         for path, value in flatten_dict(parameters).items()
     }
     with atomic_path(Path(file)) as temporary:

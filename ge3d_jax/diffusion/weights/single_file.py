@@ -3,15 +3,17 @@
 Such a file (`v2-1_512-ema-pruned.safetensors`, and most that circulate) holds the tensors of the three
 networks and nothing else. The configuration is inferred from the shapes of the tensors; the rest is known of
 the two families: 1.x has 8 heads in all layers and CLIP's text encoder, 2.x has heads of 64 channels and
-OpenCLIP's, whose last layer is not used. Whether a 2.x model predicts noise or v is decided by "512" or "768"
-in the file's name, or by a `scheduler/scheduler_config.json` next to it; the tokenizer comes from a folder
-`tokenizer/` next to it, or from the hub.
+OpenCLIP's, whose last layer is not used. Whether a model predicts noise or v is said by a
+`scheduler/scheduler_config.json` next to it, by the trainer's .yaml next to it (`parameterization: "v"`), by
+the metadata `modelspec.prediction_type`, by marks among the tensors (`v_pred`; `ztsnr` for zero terminal
+SNR), and for 2.x by "512" or "768" in the file's name, in this order; 1.x predicts noise if nothing says
+otherwise. The tokenizer comes from a folder `tokenizer/` next to it, or from the hub.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import linen as nn
 
@@ -19,6 +21,8 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
+from ge3d_jax.diffusion.schedule import noise_schedule_from_config
+from ge3d_jax.diffusion.weights.config_files import naming
 from ge3d_jax.diffusion.weights.folder import (
     SCHEDULER_FILE,
     ModelFiles,
@@ -27,8 +31,15 @@ from ge3d_jax.diffusion.weights.folder import (
     plain_text_name,
 )
 from ge3d_jax.diffusion.weights.hub import BASE_MIRROR, SD1_MIRROR, download_tokenizer
+from ge3d_jax.diffusion.weights.model_kinds import USE, check_unet, foreign_checkpoint
 from ge3d_jax.diffusion.weights.parameters import parameter_shapes, some_names, tensor_names
-from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors, read_json, rename_tensors
+from ge3d_jax.diffusion.weights.tensor_files import (
+    StoredTensor,
+    open_tensors,
+    read_json,
+    read_metadata,
+    rename_tensors,
+)
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -40,8 +51,14 @@ _OPEN_CLIP_PREFIX = "cond_stage_model.model."
 # Channels per head in the UNet of 2.x and in both text encoders; number of heads in the UNet of 1.x.
 _HEAD_SIZE = 64
 _SD1_HEADS = 8
-# Edge of the latents of models trained on 512 and 768 pixels.
+# Edge of the latents of models trained on 512 and 768 pixels, which of 2.x predict noise and v.
 _SIZES = {"epsilon": 64, "v_prediction": 96}
+# Marks of fine-tunes among a file's tensors, and metadata of some trainers.
+_PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
+_METADATA = "modelspec.prediction_type"
+_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)\b", re.MULTILINE)
+# A trainer's configuration takes a few kilobytes.
+_LONGEST_YAML = 2**20
 _SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -142,8 +159,16 @@ def _count(tensors: Tensors, pattern: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _shape(tensors: Tensors, name: str, file: Path) -> tuple[int, ...]:
-    if name not in tensors:
+_Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)
+
+
+def _typed(kind: type[_Config], **settings: Any) -> _Config:
+    """A config of settings that were inferred from shapes, which may be anything."""
+    return kind.from_dict(settings)
+
+
+def _shape(tensors: Tensors, name: str, file: Path, least_axes: int = 1) -> tuple[int, ...]:
+    if name not in tensors or len(tensors[name].shape) < least_axes:
         raise UserError(
             f"{file} lacks the tensor {name}; use a complete Stable Diffusion 1.x or 2.x checkpoint."
         )
@@ -170,15 +195,18 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
         first = index
     transformer = "middle_block.1"
     linear = len(_shape(tensors, f"{transformer}.proj_in.weight", file)) == 2
-    return UNetConfig(
+    return _typed(
+        UNetConfig,
         sample_size=sample_size,
-        in_channels=_shape(tensors, "input_blocks.0.0.weight", file)[1],
+        in_channels=_shape(tensors, "input_blocks.0.0.weight", file, 2)[1],
         out_channels=_shape(tensors, "out.2.weight", file)[0],
         down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
         block_out_channels=tuple(channels),
         layers_per_block=layers,
-        cross_attention_dim=_shape(tensors, f"{transformer}.transformer_blocks.0.attn2.to_k.weight", file)[1],
+        cross_attention_dim=_shape(tensors, f"{transformer}.transformer_blocks.0.attn2.to_k.weight", file, 2)[
+            1
+        ],
         attention_head_dim=tuple(width // _HEAD_SIZE for width in channels) if linear else _SD1_HEADS,
         use_linear_projection=linear,
         upcast_attention=sample_size == _SIZES["v_prediction"],
@@ -187,7 +215,8 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
 
 def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
-    return VAEConfig(
+    return _typed(
+        VAEConfig,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(
@@ -200,8 +229,9 @@ def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
 
 
 def _text_config(tensors: Tensors, file: Path, layers: int, activation: str) -> CLIPTextConfig:
-    vocabulary, width = _shape(tensors, "embeddings.token_embedding.weight", file)
-    return CLIPTextConfig(
+    vocabulary, width = _shape(tensors, "embeddings.token_embedding.weight", file, 2)
+    return _typed(
+        CLIPTextConfig,
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=_shape(tensors, "encoder.layers.0.mlp.fc1.bias", file)[0],
@@ -251,7 +281,7 @@ def _under_new_names(
     return NetworkFiles({name: stored[old] for name, old in names.items()}, file)
 
 
-def _prediction_type(file: Path) -> str:
+def _size_in_name(file: Path) -> str:
     """What a 2.x model predicts, according to its file's name."""
     sizes = set(re.findall(r"(?<!\d)(?:512|768)(?!\d)", file.stem))
     if len(sizes) != 1:
@@ -262,11 +292,33 @@ def _prediction_type(file: Path) -> str:
     return "epsilon" if sizes == {"512"} else "v_prediction"
 
 
-def _scheduler(file: Path, *, second: bool) -> Mapping[str, Any]:
+def _said_prediction(file: Path, stored: Tensors) -> str | None:
+    """What the trainer's notes say that the model predicts; None without any."""
+    for suffix in (".yaml", ".yml"):
+        notes = file.with_suffix(suffix)
+        if notes.is_file():
+            try:
+                with notes.open(encoding="utf-8", errors="replace") as opened:
+                    found = _YAML.search(opened.read(_LONGEST_YAML))
+            except OSError as error:
+                raise UserError(f"{notes} cannot be read ({error.strerror}); make it readable.") from error
+            if found:
+                return "v_prediction" if found[1] == "v" else "epsilon"
+    said = read_metadata(file).get(_METADATA, "").lower()
+    if said in ("v", "v_prediction", "v-prediction"):
+        return "v_prediction"
+    if _PREDICTS_V in stored:
+        return "v_prediction"
+    return "epsilon" if said in ("epsilon", "eps") else None
+
+
+def _scheduler(file: Path, stored: Tensors, *, second: bool) -> Mapping[str, Any]:
     config = file.parent / SCHEDULER_FILE
     if config.is_file():
         return read_json(config)
-    return {**_SCHEDULE, "prediction_type": _prediction_type(file) if second else "epsilon"}
+    predicts = _said_prediction(file, stored) or (_size_in_name(file) if second else "epsilon")
+    zero = {"rescale_betas_zero_snr": True} if _ZERO_SNR in stored else {}
+    return {**_SCHEDULE, "prediction_type": predicts, **zero}
 
 
 def open_single_file(file: Path) -> ModelFiles:
@@ -286,22 +338,30 @@ def open_single_file(file: Path) -> ModelFiles:
     unet, vae = _part(stored, _UNET_PREFIX), _part(stored, _VAE_PREFIX)
     open_clip, clip = _part(stored, _OPEN_CLIP_PREFIX), _part(stored, _CLIP_PREFIX)
     second = bool(open_clip)
+    kind = foreign_checkpoint(stored)
+    if kind is not None:
+        raise UserError(f"{file} is {kind}; {USE}.")
     if not (unet and vae and (open_clip or clip)):
         raise UserError(
             f"{file} is not a Stable Diffusion 1.x or 2.x checkpoint (it lacks {_UNET_PREFIX}*, "
             f"{_VAE_PREFIX}*, or both {_CLIP_PREFIX}* and {_OPEN_CLIP_PREFIX}*); use one that holds the "
             "whole model."
         )
-    scheduler = _scheduler(file, second=second)
+    scheduler = _scheduler(file, stored, second=second)
     if second:
         text, layers = _open_clip_tensors(open_clip)
         activation = "gelu"
     else:
         text = rename_tensors(clip, plain_text_name)
         layers, activation = _count(text, r"encoder\.layers\.(\d+)\."), "quick_gelu"
-    size = _SIZES["v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"]
-    unet_config = _unet_config(unet, file, size)
-    vae_config = _vae_config(vae, file, size)
+    is_large = second and scheduler.get("prediction_type") == "v_prediction"
+    size = _SIZES["v_prediction" if is_large else "epsilon"]
+    with naming(file):
+        unet_config = _unet_config(unet, file, size)
+        vae_config = _vae_config(vae, file, size)
+        text_config = _text_config(text, file, layers, activation)
+        noise_schedule_from_config(scheduler)
+    check_unet(unet_config.to_dict(), str(file))
     own_folder = file.parent / "tokenizer"
     folder = own_folder if own_folder.is_dir() else download_tokenizer(BASE_MIRROR if second else SD1_MIRROR)
     return ModelFiles(
@@ -322,7 +382,7 @@ def open_single_file(file: Path) -> ModelFiles:
         text_encoder=NetworkFiles(text, file),
         unet_config=unet_config,
         vae_config=vae_config,
-        text_config=_text_config(text, file, layers, activation),
+        text_config=text_config,
         tokenizer=load_tokenizer(folder),
         scheduler_config=scheduler,
     )

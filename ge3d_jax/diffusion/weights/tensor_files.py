@@ -5,25 +5,26 @@ Files are memory-mapped, never read as a whole: besides the network itself only 
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason, shown
+from ge3d_jax.core.files import parse_json
 
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    # Beside its own errors the library raises others, e.g. for types that NumPy does not have.
+    except Exception as error:
         raise UserError(
-            f"{file} is not a readable safetensors file ({error}); copy or download it again."
+            f"{file} is not a readable safetensors file ({reason(error)}); copy or download it again."
         ) from error
 
 
@@ -93,22 +94,14 @@ def shards(index: str | os.PathLike[str]) -> list[str]:
     weight_map = read_json(Path(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map; copy or download it again.")
+    for name in weight_map.values():
+        # A path could lead anywhere.
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+            raise UserError(
+                f"{index}: its weight_map names {shown(name)}, which is not a file next to it; "
+                "copy or download it again."
+            )
     return sorted(set(weight_map.values()))
-
-
-def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file, or of all files that an index names.
-
-    Raises:
-        UserError: a file is missing or unreadable.
-    """
-    file = Path(file)
-    if file.suffix != ".json":
-        return open_tensors(file)
-    tensors: dict[str, StoredTensor] = {}
-    for shard in shards(file):
-        tensors |= open_tensors(file.parent / shard)
-    return tensors
 
 
 def rename_tensors(
@@ -149,9 +142,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} is missing; the model is incomplete, copy or download it again.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file)
     except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); copy or download it again.") from error
+        raise UserError(
+            f"{file} is not readable JSON ({reason(error)}); copy or download it again."
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold a JSON object; copy or download it again.")
     return content

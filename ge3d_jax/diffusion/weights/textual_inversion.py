@@ -16,11 +16,14 @@ from tokenizers import AddedToken, Regex, normalizers
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
 from ge3d_jax.diffusion.weights.hub import refuse_pickled
-from ge3d_jax.diffusion.weights.parameters import Edit
+from ge3d_jax.diffusion.weights.parameters import Edit, some_names
 from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 
-# The tensor in a file of the web UI, whose word is the file's name.
-_WEB_UI_NAME = "emb_params"
+# The tensor in a file of the web UI, of its converters and of others, whose word is the file's name.
+_WEB_UI_NAMES = ("emb_params", "string_to_param.*", "clip_l")
+# Tensors for the other text encoders of newer models.
+_OTHER_MODELS = {"clip_g": "SDXL", "t5xxl": "Stable Diffusion 3 or FLUX"}
+_LONGEST_WORD = 200
 # The tokens are characters of Unicode's private use area: prompts do not contain them, and they have no case.
 _FIRST_TOKEN = 0xE000
 _LAST_TOKEN = 0xF8FF
@@ -43,20 +46,27 @@ def read_embedding(file: str | os.PathLike[str], width: int) -> tuple[str, np.nd
     refuse_pickled(file)
     tensors = open_tensors(file)
     if len(tensors) != 1:
+        kind = next((kind for name, kind in _OTHER_MODELS.items() if name in tensors), None)
+        made_for = f" and is for {kind}" if kind else ""
         raise UserError(
-            f"The textual inversion {file} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}); use "
-            f"one for Stable Diffusion 1.x or 2.x, which holds one."
+            f"The textual inversion {file} holds {len(tensors)} tensors ({some_names(tensors)}){made_for}; "
+            f"use one for Stable Diffusion 1.x or 2.x, which holds one."
         )
     [(name, tensor)] = tensors.items()
-    word = file.stem if name == _WEB_UI_NAME else name
+    word = file.stem if name in _WEB_UI_NAMES else name
     if tensor.shape[-1:] != (width,) or len(tensor.shape) > 2:
         raise UserError(
             f"The textual inversion {file} has vectors of shape {tensor.shape}, but this model's text "
             f"encoder takes {width} numbers each; use one that was made for this model."
         )
-    if not word.strip():
+    if not word.strip() or len(word) > _LONGEST_WORD:
         raise UserError(f"The textual inversion {file} names no word; save it again with a name.")
-    return word, tensor.read().astype(np.float32).reshape(-1, width)
+    vectors = tensor.read().astype(np.float32).reshape(-1, width)
+    if not len(vectors) or not np.isfinite(vectors).all():
+        raise UserError(
+            f"The textual inversion {file} holds no vectors of finite numbers; copy or download it again."
+        )
+    return word, vectors
 
 
 def _pattern(word: str) -> Regex:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from ge3d_jax.core.errors import UserError
@@ -298,4 +301,141 @@ def test_parts_of_different_models_are_refused(folder):
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({**config, "beta_schedule": "wild"}))
     with pytest.raises(UserError, match="wild"):
+        load_model(folder)
+
+
+def _edit(folder, name, **changes):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"_class_name": "StableDiffusionXLPipeline"}, "is StableDiffusionXLPipeline: SDXL"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "an inpainting model"),
+        ({"_class_name": "LatentConsistencyModelPipeline"}, "LCM"),
+        ({"_class_name": ["x"], "unet": None}, "whose unet is None"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "a part more .*text_encoder_2"),
+        ({"vae": {"class": "AutoencoderKL"}}, "whose vae is"),
+    ],
+)
+def test_other_models_are_named(folder, changes, says):
+    _edit(folder, "model_index.json", **changes)
+    with pytest.raises(UserError, match=says):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("unet/config.json", {"layers_per_block": 3}, "unet/config.json describes a network of at least"),
+        ("vae/config.json", {"layers_per_block": 3}, "vae/config.json describes"),
+        ("text_encoder/config.json", {"num_hidden_layers": 4}, "text_encoder/config.json describes"),
+        ("unet/config.json", {"norm_eps": "small"}, "unet/config.json: UNet config: norm_eps"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 1e9},
+            "scheduler_config.json: .*timesteps",
+        ),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": -3}, "tokenizer .*model_max_length is -3"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "12"}, "tokenizer in"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_with_their_file(folder, name, changes, says):
+    _edit(folder, name, **changes)
+    with pytest.raises(UserError, match=says):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../unet/x.safetensors", 3, "", "more.json"])
+def test_an_index_of_shards_leads_nowhere_else(folder, name):
+    (folder / UNET_WEIGHTS).unlink()
+    index = {"weight_map": {"conv_in.weight": name}}
+    (folder / f"{UNET_WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="its weight_map names"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"<frida>": 5000}', "the token '<frida>' the id 5000, but it would have 543"),
+        ('{"<frida>": 543}', "The tokenizer's 544 tokens do not fit"),
+        ('{"<frida>": "x"}', "'<frida>' the id 'x'"),
+        ("[3]", "tokenizer in .* cannot be read"),
+    ],
+)
+def test_added_tokens_that_do_not_fit_are_refused(folder, content, says):
+    (folder / "tokenizer/added_tokens.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        load_model(folder)
+
+
+def test_spacing_and_zero_snr_are_read_and_written(folder, tmp_path):
+    _edit(folder, "scheduler/scheduler_config.json", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    model = load_model(folder)
+    assert model.schedule.timestep_spacing == "trailing" and model.schedule.alphas_cumprod[-1] < 1e-6
+    save_model(tmp_path / "again", model)
+    chex.assert_trees_all_equal(load_model(tmp_path / "again").schedule, model.schedule)
+
+
+def _flax_tree(parameters, lists):
+    """A tree as Flax's libraries wrote it; `lists`: whether its layers are in a tree of their own."""
+    tree = {}
+    for path, value in flatten_dict(parameters).items():
+        names = [
+            part
+            for name in path[:-1]
+            for part in (name.split("_") if name[:7] == "layers_" and lists else [name])
+        ]
+        place = tree
+        for name in names:
+            place = place.setdefault(name, {})
+        place[path[-1]] = np.asarray(value)
+    return tree
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_flax_weights_are_read(folder, saved, sharded):
+    model = saved[0]
+    trees = {
+        "unet/diffusion_flax_model": _flax_tree(model.unet_params, False),
+        "vae/diffusion_flax_model": _flax_tree(model.vae_params, False),
+        "text_encoder/flax_model": {"text_model": _flax_tree(model.text_params, True)},
+    }
+    for old in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        (folder / old).unlink()
+    for name, tree in trees.items():
+        if not sharded:
+            (folder / f"{name}.msgpack").write_bytes(msgpack_serialize(tree))
+            continue
+        # As transformers divided them: flat, with slashes.
+        flat = {"/".join(path): value for path, value in flatten_dict(tree).items()}
+        names = sorted(flat)
+        parts = {f"{Path(name).name}-{part}.msgpack": names[part::2] for part in range(2)}
+        for file, chosen in parts.items():
+            (folder / Path(name).parent / file).write_bytes(
+                msgpack_serialize({key: flat[key] for key in chosen})
+            )
+        index = {"weight_map": {key: file for file, chosen in parts.items() for key in chosen}}
+        (folder / f"{name}.msgpack.index.json").write_text(json.dumps(index))
+    classes = {
+        "unet": "FlaxUNet2DConditionModel",
+        "vae": "FlaxAutoencoderKL",
+        "text_encoder": "FlaxCLIPTextModel",
+    }
+    _edit(folder, "model_index.json", **{part: ["diffusers", kind] for part, kind in classes.items()})
+    _edit(folder, "unet/config.json", dtype="float32", split_head_dim=False)
+    _assert_same_parameters(load_model(folder), model)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\x93abc", b"\xc7\x05\x01abcde", b"\x81\xa1a\x01"])
+def test_damaged_flax_weights_are_named(folder, content):
+    (folder / UNET_WEIGHTS).unlink()
+    (folder / "unet/diffusion_flax_model.msgpack").write_bytes(content)
+    with pytest.raises(
+        UserError, match="diffusion_flax_model.msgpack is not a readable file of Flax weights"
+    ):
         load_model(folder)

@@ -215,13 +215,43 @@ def test_another_kind_of_model_is_refused_before_its_weights(hub, saved, tmp_pat
     index |= {"_class_name": "FluxPipeline", "transformer": index.pop("unet")}
     (folder / "model_index.json").write_text(json.dumps(index))
     hub.models[MODEL] = folder
-    with pytest.raises(UserError, match=f"{MODEL} is FluxPipeline, whose unet is None"):
+    with pytest.raises(UserError, match=f"{MODEL} is FluxPipeline: FLUX; use a text-to-image model"):
         find_model(MODEL)
     assert _downloaded(hub) == {"model_index.json"}
     (folder / "model_index.json").unlink()
     hub.models["someone/other"] = folder
     with pytest.raises(UserError, match="someone/other on the hub is not a model in diffusers' layout"):
         find_model("someone/other")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"in_channels": 9}, "it is an inpainting model"),
+        ({"addition_embed_type": "text_time"}, "it is of SDXL"),
+        ({"time_cond_proj_dim": 256}, "it is of LCM"),
+        ({"layers_per_block": 10**30}, "layers_per_block"),
+    ],
+)
+def test_configs_are_checked_before_weights_are_downloaded(hub, saved, tmp_path, change, says):
+    folder = shutil.copytree(saved[1], tmp_path / "model")
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | change))
+    hub.models[MODEL] = folder
+    with pytest.raises(UserError, match=says):
+        load_model(MODEL)
+    assert _downloaded(hub) <= SMALL_FILES
+
+
+def test_added_tokens_are_downloaded_and_a_folder_of_the_cache_is_a_model(hub, saved, tmp_path):
+    folder = shutil.copytree(saved[1], tmp_path / "model")
+    known = saved[0].tokenizer.get_vocab()["red</w>"]
+    (folder / "tokenizer/added_tokens.json").write_text(json.dumps({"red</w>": known}))
+    hub.models[MODEL] = folder
+    assert load_model(MODEL).tokenizer.get_vocab()["red</w>"] == known
+    assert "tokenizer/added_tokens.json" in _downloaded(hub)
+    cached = tmp_path / "cache" / f"models--{MODEL.replace('/', '--')}"
+    assert load_model(cached).unet.config == saved[0].unet.config
 
 
 def test_the_error_for_a_model_without_safetensors_names_the_converting_command(hub, saved, tmp_path):

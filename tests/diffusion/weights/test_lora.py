@@ -202,8 +202,10 @@ def test_half_precision_is_rounded_once_after_merging(saved, tmp_path):
     [
         ("lora_unet_down_blocks_9_resnets_0_conv1.alpha", "lora_unet_down_blocks_9_resnets_0_conv1"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_te2_"),
-        ("unet.conv_in.hada_w1_a", "unet.conv_in.hada_w1_a"),
-        ("unet.conv_in.lora_magnitude_vector", "not LoHa, LoKr or DoRA"),
+        ("unet.conv_in.hada_w1_a", "LoHa, which is not supported .it has unet.conv_in.hada_w1_a"),
+        ("lora_unet_double_blocks_0_img_mlp_0.lora_up.weight", "is for FLUX"),
+        ("lora_unet_label_emb_0_0.alpha", "is for SDXL"),
+        ("unet.conv_in.lora_magnitude_vector", "is no LoRA but DoRA"),
         ("text_encoder.embeddings.token_embedding.lora_A.weight", "token_embedding"),
     ],
 )
@@ -236,3 +238,122 @@ def test_missing_and_pickled_files_are_refused(saved, tmp_path):
         load_model(saved[1], loras=[(tmp_path / "nowhere.safetensors", 1.0)])
     with pytest.raises(UserError, match="python -c .*lora.safetensors"):
         load_model(saved[1], loras=[(tmp_path / "lora.pt", 1.0)])
+
+
+def test_embedded_times_and_ends_are_changed_too(saved, tmp_path):
+    """LyCORIS' preset "full" trains all linear layers and convolutions."""
+    model, folder = saved
+    modules = {
+        "time_embedding.linear_1": (64, 16),
+        "time_embedding.linear_2": (64, 64),
+        "conv_in": (16, 4, 3, 3),
+        "conv_out": (4, 16, 3, 3),
+    }
+    tensors = {}
+    for module, shape in modules.items():
+        name = f"lora_unet_{module.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = _factors(module, shape)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 1.0)])
+    _assert_merged(loaded, model, 1.0, modules, {})
+
+
+def test_the_text_encoder_of_newer_trainers(saved, tmp_path):
+    model, folder = saved
+    tensors = {name.replace("lora_te_", "lora_te1_"): value for name, value in _tensors("kohya").items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    _assert_merged(load_model(folder, loras=[(tmp_path / "lora.safetensors", 0.5)]), model, 0.5)
+
+
+def _difference(loaded, model, path):
+    """The change of a parameter, with the file's axes."""
+    change = np.asarray(loaded, np.float64) - np.asarray(model, np.float64)
+    return change.transpose(3, 2, 0, 1) if change.ndim == 4 else change.T
+
+
+def test_a_factor_between_the_two(saved, tmp_path):
+    """Of a convolution: W += Σ_n Σ_m up[o, n] · mid[n, m, h, w] · down[m, i], number by number."""
+    model, folder = saved
+    up, down = random_array("up", (16, 2, 1, 1)), random_array("down", (3, 16, 1, 1))
+    mid = random_array("mid", (2, 3, 3, 3))
+    name = "lora_unet_down_blocks_0_resnets_0_conv1"
+    factors = {"lora_up.weight": up, "lora_down.weight": down, "lora_mid.weight": mid, "alpha": np.array(6.0)}
+    save_file({f"{name}.{key}": value for key, value in factors.items()}, tmp_path / "lora.safetensors")
+    loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 1.0)])
+    expected = np.zeros((16, 16, 3, 3))
+    for n in range(2):
+        for m in range(3):
+            outer = up[:, n, 0, 0].astype(float)[:, None] * down[m, :, 0, 0]
+            expected += outer[:, :, None, None] * mid[n, m]
+    conv = [tree.unet_params["down_blocks_0"]["resnets_0"]["conv1"]["kernel"] for tree in (loaded, model)]
+    np.testing.assert_allclose(_difference(*conv, None), 2.0 * expected, atol=1e-4)
+    factors["lora_mid.weight"] = mid[:, :, :2]
+    save_file({f"{name}.{key}": value for key, value in factors.items()}, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match="made for this model"):
+        load_model(folder, loras=[(tmp_path / "bad.safetensors", 1.0)])
+
+
+def test_whole_differences_of_weights_biases_and_norms(saved, tmp_path):
+    model, folder = saved
+    changes = {
+        "lora_unet_conv_in.diff": random_array("a", (16, 4, 3, 3)),
+        "lora_unet_conv_in.diff_b": random_array("b", (16,)),
+        "lora_unet_conv_norm_out.w_norm": random_array("c", (16,)),
+        "lora_unet_conv_norm_out.b_norm": random_array("d", (16,)),
+        "lora_te_text_model_final_layer_norm.w_norm": random_array("e", (12,)),
+    }
+    save_file(changes, tmp_path / "lora.safetensors")
+    loaded = load_model(folder, loras=[(tmp_path / "lora.safetensors", 0.5)])
+    found = [
+        _difference(*(tree.unet_params["conv_in"]["kernel"] for tree in (loaded, model)), None),
+        loaded.unet_params["conv_in"]["bias"] - model.unet_params["conv_in"]["bias"],
+        loaded.unet_params["conv_norm_out"]["scale"] - model.unet_params["conv_norm_out"]["scale"],
+        loaded.unet_params["conv_norm_out"]["bias"] - model.unet_params["conv_norm_out"]["bias"],
+        loaded.text_params["final_layer_norm"]["scale"] - model.text_params["final_layer_norm"]["scale"],
+    ]
+    for change, expected in zip(found, changes.values(), strict=True):
+        np.testing.assert_allclose(change, 0.5 * expected, atol=1e-6)
+
+
+def test_words_in_a_lora_are_left_out_and_said(saved, tmp_path):
+    tensors = _tensors("kohya") | {"bundle_emb.cat.string_to_param.*": np.zeros((2, 12), np.float32)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.warns(UserWarning, match="1 tensors of new words .* are left out"):
+        _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)]), saved[0], 1.0)
+
+
+DOWN, UP = (f"lora_unet_conv_in.lora_{side}.weight" for side in ("down", "up"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "says"),
+    [
+        ({DOWN: (0, 4, 3, 3), UP: (16, 0, 1, 1)}, None, "made for this model"),
+        ({DOWN: (), UP: ()}, None, "made for this model"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1), "lora_unet_conv_in.alpha": (2,)}, None, "not one finite"),
+        ({"lora_unet_conv_in.diff": (16, 4)}, None, "changes conv_in.weight of"),
+        ({"lora_unet_conv_norm_out.lora_down.weight": (1, 1)}, None, "only one of the two factors"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, "[]", "is not JSON"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, "[" * 10**5, "is not JSON"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.lora_alpha": "8"}', "lora_alpha '8'"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.lora_alpha": 1e400}', "lora_alpha inf"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": [1]}', "alpha_pattern"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": {"(a+)+b": 1}}', "too complicated"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": {"(": 1}}', "no pattern"),
+    ],
+)
+def test_damaged_files_are_named(saved, tmp_path, tensors, metadata, says):
+    notes = {"lora_adapter_metadata": metadata} if metadata else None
+    save_file(
+        {name: np.ones(shape, np.float32) for name, shape in tensors.items()},
+        tmp_path / "a.safetensors",
+        notes,
+    )
+    with pytest.raises(UserError, match=says):
+        load_model(saved[1], loras=[(tmp_path / "a.safetensors", 1.0)])
+
+
+def test_a_strength_is_a_finite_number(saved, tmp_path):
+    save_file(_tensors("kohya"), tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="strength of the LoRA file .* is nan"):
+        load_model(saved[1], loras=[(tmp_path / "lora.safetensors", float("nan"))])

@@ -12,7 +12,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.networks.vae import VAEConfig
 from ge3d_jax.diffusion.weights.checkpoint import load_model
-from ge3d_jax.diffusion.weights.single_file import original_unet_name, original_vae_name
+from ge3d_jax.diffusion.weights.single_file import open_single_file, original_unet_name, original_vae_name
 from tests.single_files import FIRST, SECOND, original_tensors, write_single_file
 
 SD2_UNET = UNetConfig(
@@ -195,3 +195,57 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x05")
     with pytest.raises(UserError, match="model.safetensors is not a readable"):
         load_model(tmp_path / "model.safetensors")
+
+
+NOTES = "model:\n  params:\n    parameterization: {}\n    linear_start: 0.00085\n"
+
+
+@pytest.mark.parametrize(
+    ("notes", "metadata", "marks", "predicts"),
+    [
+        (None, None, (), "epsilon"),
+        ('"v"', None, (), "v_prediction"),
+        ("v", None, (), "v_prediction"),
+        ("'eps'", {"modelspec.prediction_type": "v"}, ("v_pred",), "epsilon"),
+        (None, {"modelspec.prediction_type": "v"}, (), "v_prediction"),
+        (None, {"modelspec.prediction_type": "epsilon"}, ("v_pred",), "v_prediction"),
+        (None, None, ("v_pred", "ztsnr"), "v_prediction"),
+    ],
+)
+def test_what_a_1_x_file_predicts_is_said_beside_it_or_in_it(tmp_path, notes, metadata, marks, predicts):
+    file = tmp_path / "fluff.safetensors"
+    write_single_file(file, FIRST)
+    tensors = original_tensors(FIRST) | {mark: np.zeros(0, np.float32) for mark in marks}
+    save_file(tensors, file, metadata)
+    if notes is not None:
+        (tmp_path / "fluff.yaml").write_text(NOTES.format(notes))
+    files = open_single_file(file)
+    assert files.scheduler_config["prediction_type"] == predicts
+    assert files.unet_config.sample_size == 64 and not files.unet_config.upcast_attention
+    assert ("rescale_betas_zero_snr" in files.scheduler_config) == ("ztsnr" in marks)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["conditioner.embedders.0.transformer.x", "model.diffusion_model.out.2.weight"], "is SDXL"),
+        (["model.diffusion_model.joint_blocks.0.x"], "is Stable Diffusion 3"),
+        (["double_blocks.0.img_attn.qkv.weight"], "is FLUX"),
+        (["model.diffusion_model.time_embed.cond_proj.weight"], "is LCM"),
+        (["lora_unet_x.lora_up.weight"], "is a LoRA .give it as one"),
+        (["unet.x.to_q.lora_A.weight"], "is a LoRA"),
+        (["emb_params"], "is a textual inversion"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "one network in diffusers' layout"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, names, says):
+    save_file({name: np.zeros((2, 2), np.float32) for name in names}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=says):
+        open_single_file(tmp_path / "other.safetensors")
+
+
+def test_shapes_that_no_model_has_are_named(tensors, tmp_path):
+    tensors["cond_stage_model.model.token_embedding.weight"] = np.zeros((5, 3), np.float32)
+    save_file(tensors, tmp_path / "odd_512.safetensors")
+    with pytest.raises(UserError, match=r"odd_512.safetensors: text encoder config: num_attention_heads = 0"):
+        open_single_file(tmp_path / "odd_512.safetensors")

@@ -1,7 +1,11 @@
 """Words learned by textual inversion: their tokens, their vectors, and what does not change."""
 
 import json
+import shlex
 import shutil
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import encode_text
 from ge3d_jax.diffusion.weights.checkpoint import load_model, save_model
+from ge3d_jax.diffusion.weights.hub import convert_file
 from tests.reference_models import random_array, tiny_model
 
 WIDTH = 12
@@ -107,6 +112,11 @@ def test_a_model_with_learned_words_is_not_saved(taught, tmp_path):
         ({"<cat>": np.zeros((2, 2, WIDTH), np.float32)}, "shape .2, 2, 12."),
         ({"clip_l": ONE, "clip_g": ONE}, "2 tensors .clip_g, clip_l."),
         ({" ": ONE}, "names no word"),
+        ({"x" * 300: ONE}, "names no word"),
+        ({"clip_l": ONE, "clip_g": ONE}, "is for SDXL"),
+        ({"clip_l": ONE, "t5xxl": ONE}, "is for Stable Diffusion 3 or FLUX"),
+        ({"<cat>": np.zeros((0, WIDTH), np.float32)}, "no vectors"),
+        ({"<cat>": np.full((1, WIDTH), np.nan, np.float32)}, "no vectors of finite numbers"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(saved, tmp_path, tensors, says):
@@ -119,6 +129,37 @@ def test_two_files_for_one_word_are_refused(saved, files, tmp_path):
     save_file({"<CAT-toy>": ONE}, tmp_path / "again.safetensors")
     with pytest.raises(UserError, match="Two textual inversions have the word '<CAT-toy>'"):
         load_model(saved[1], textual_inversions=[*files, tmp_path / "again.safetensors"])
+
+
+@pytest.mark.parametrize("name", ["emb_params", "string_to_param.*", "clip_l"])
+def test_a_file_without_a_word_is_named_after_its_file(saved, tmp_path, name):
+    save_file({name: THREE}, tmp_path / "Hat.safetensors")
+    model = load_model(saved[1], textual_inversions=[tmp_path / "Hat.safetensors"])
+    np.testing.assert_array_equal(_vectors(model, "a hat"), np.concatenate([_vectors(model, "a"), THREE]))
+
+
+def test_the_printed_command_converts_what_the_web_ui_nests(tmp_path, monkeypatch):
+    """Its Python runs, with a stand-in for torch's two modules."""
+    tensor = type("Tensor", (), {name: lambda self: self for name in ("detach", "clone", "contiguous")})
+    content = {"string_to_token": {"*": 265}, "string_to_param": {"*": tensor()}, "name": "x", "step": 3}
+    torch = types.ModuleType("torch")
+    torch.Tensor, torch.nn = tensor, types.SimpleNamespace(ParameterDict=dict)
+    torch.serialization = types.SimpleNamespace(add_safe_globals=lambda classes: None)
+    torch.load = lambda file, map_location, weights_only: content
+    written = {}
+    writer = types.ModuleType("safetensors.torch")
+    writer.save_file = lambda tensors, file, metadata: written.update({file: tensors})
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", writer)
+    monkeypatch.setattr("safetensors.torch", writer, raising=False)
+    command = convert_file(tmp_path / "hat.pt")
+    exec(shlex.split(command)[2], {})
+    content = {"state_dict": {"a": tensor(), "epoch": 3}}
+    exec(shlex.split(convert_file(tmp_path / "model.ckpt"))[2], {})
+    assert {Path(file).name: list(tensors) for file, tensors in written.items()} == {
+        "hat.safetensors": ["emb_params"],
+        "model.safetensors": ["a"],
+    }
 
 
 def test_pickled_files_are_refused(saved, tmp_path):

@@ -1,0 +1,203 @@
+"""Pictures in any common format: upright, in eight bits, with transparency, and found where a file says.
+
+Cameras store how they were held beside the pixels (EXIF orientation 1 to 8), and most programs show a picture
+turned accordingly. Scans and renders may be grey in 16 bits, prints CMYK, drawings of a palette.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
+
+import numpy as np
+from PIL import Image
+
+from ge3d_jax.core.errors import UserError, reason, shown
+
+# What a file_path without a suffix may stand for; NeRF's synthetic scenes mean the first.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
+# Pixels are kept in four bytes each; this is far more than any view for a model or a fit.
+_MOST_PIXELS = 10**8
+_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Orientations that exchange width and height.
+_ON_ITS_SIDE = (5, 6, 7, 8)
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+# From 16 to 8 bits: 65535 becomes 255.
+_STEPS_16 = 257
+# Several pictures in a file are views of one, e.g. with a gain map, in this format.
+_SEVERAL_OF_ONE = "MPO"
+_PAPER = (255, 255, 255)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held; upright if the note on it is damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, _UPRIGHT)
+    except Exception:  # Pillow raises errors of every kind for damaged notes
+        return _UPRIGHT
+
+
+def _fits_stored(stored: tuple[int, int], wanted: tuple[float, float]) -> bool:
+    """Whether a camera's (width, height) have the aspect of the pixels as stored rather than turned."""
+    width, height = stored
+    as_stored, turned = (abs(wanted[0] * b - wanted[1] * a) for a, b in ((width, height), (height, width)))
+    return as_stored < turned
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """A grey picture of 16 bits scaled to 8; others as they are."""
+    if image.mode not in (*_GREY_16, "I", "F"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or (image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF)):
+        raise UserError(
+            f"{path} holds 32-bit numbers, whose black and white are not known; save it with 8 or 16 bits."
+        )
+    grey = np.round(values / _STEPS_16).astype(np.uint8)
+    clear = image.info.get("transparency")
+    alpha = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
+    return Image.fromarray(grey) if alpha is None else Image.fromarray(np.stack([grey, alpha], axis=-1))
+
+
+def read_picture(
+    path: str | os.PathLike[str], *, camera_size: tuple[float, float] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Read a picture of any mode, upright.
+
+    Args:
+        path: file to read.
+        camera_size: (width, height) that a camera file gives. Programs that estimate cameras may have looked
+            at the pixels as they are stored: if these sides are theirs, the picture is not turned.
+
+    Returns:
+        uint8 (H, W, 4), color not multiplied by alpha; and what was done or left out, in words for a message
+        that names the file.
+
+    Raises:
+        UserError: the file is missing, too large or not a picture.
+    """
+    path = Path(path)
+    said = []
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise UserError(
+                    f"{path} has {opened.width} by {opened.height} pixels, which are too many; "
+                    "make it smaller."
+                )
+            if getattr(opened, "is_animated", False) and opened.format != _SEVERAL_OF_ONE:
+                said.append("cut to the first of its frames")
+            noted = _orientation(opened)
+            # The reader of TIFF turns by itself.
+            opened.load()
+            turn = _orientation(opened)
+            image = _eight_bits(opened, path)
+            image = image if image.mode in ("RGBA", "RGB", "L", "LA", "P", "PA", "1") else _to_rgb(image)
+            image = image.convert("RGBA")
+            if turn in _ON_ITS_SIDE and camera_size is not None and _fits_stored(image.size, camera_size):
+                turn = noted = _UPRIGHT
+            if turn in _TURNS:
+                image = image.transpose(_TURNS[turn])
+            if noted in _TURNS:
+                said.append("turned upright as its EXIF orientation says")
+            return np.asarray(image), said
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"There is no image {path}; give the path of a PNG or JPEG file.") from error
+    # Pillow's readers raise errors of every kind for damaged files.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as an image ({reason(error)}); give a PNG or JPEG file."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of another color space or with premultiplied alpha in RGB or RGBA."""
+    return image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB"))
+
+
+def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
+    """Read the central square of an image.
+
+    Args:
+        path: file to read, in any common image format.
+        size: edge of the result, pixels.
+
+    Returns:
+        float32 (size, size, 3) in [0, 1]; transparent parts are white.
+
+    Raises:
+        UserError: the file is missing or not an image.
+
+    Warns:
+        UserWarning: it was turned upright, or has several frames.
+    """
+    pixels, said = read_picture(path)
+    for what in said:
+        warnings.warn(f"{os.fspath(path)} was {what}.", stacklevel=2)
+    picture = Image.fromarray(pixels)
+    paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
+    paper.alpha_composite(picture)
+    side = min(paper.size)
+    left, top = (paper.width - side) // 2, (paper.height - side) // 2
+    square = paper.convert("RGB").crop((left, top, left + side, top + side))
+    resized = square.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(resized, np.float32) / 255.0
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """A path as it stands, and as other systems and programs write it."""
+    yield name
+    plain = name.strip().removeprefix("file://")
+    # A Windows path, unless it is a POSIX one that starts with a slash.
+    slashed = plain if plain.startswith("/") else PureWindowsPath(plain).as_posix()
+    for spelling in (plain, slashed, unquote(slashed)):
+        yield spelling
+        # A path of another machine ends as it does here.
+        parts = [part for part in spelling.split("/") if part not in ("", ".", "..")]
+        for first in range(1, len(parts)):
+            yield "/".join(parts[first:])
+
+
+def find_picture(folder: Path, name: str) -> tuple[Path, bool]:
+    """The file that a camera file calls `name`.
+
+    Args:
+        folder: where the camera file is.
+        name: its file_path: relative or absolute, with slashes or backslashes, with or without a suffix.
+
+    Returns:
+        The file, and whether another name than `name` led to it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for spelling in dict.fromkeys(_spellings(name)):
+        try:
+            base = folder / spelling
+            for path in (base, *(base.with_name(base.name + suffix) for suffix in _SUFFIXES)):
+                if path.is_file():
+                    return path, spelling != name
+            # Suffixes in the other case, as cameras and Windows write them.
+            for suffix in {base.suffix.lower(), base.suffix.upper()} - {base.suffix, ""}:
+                if base.with_suffix(suffix).is_file():
+                    return base.with_suffix(suffix), True
+        # No file can have this name.
+        except (OSError, ValueError):
+            continue
+    suffix = "" if "." in name.rpartition("/")[2] else _SUFFIXES[0]
+    # The folder is the person's own and told in full; the name may be as long as a damaged file.
+    wanted = shown(f"{name}{suffix}").strip("'")
+    raise UserError(f"There is no image {folder}/{wanted}; put it there or remove its frame.")

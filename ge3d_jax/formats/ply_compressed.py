@@ -1,0 +1,160 @@
+"""SuperSplat's compressed .ply: 16 bytes for a splat, in chunks of 256 that share their bounds.
+
+The element `chunk` holds bounds as floats: `min_x … max_z`, `min_scale_x … max_scale_z` (logarithms) and, in
+newer files, `min_r … max_b` (colors, about [0, 1]). The element `vertex` holds four words of 32 bits:
+
+    packed_position   x, y, z in 11, 10, 11 bits, the first one highest, as fractions of the chunk's bounds
+    packed_scale      the same of the scales
+    packed_rotation   the index of the largest of w, x, y, z in 2 bits, then the other three in order,
+                      10 bits each, of 0.5 + q/√2
+    packed_color      red, green, blue, opacity, 8 bits each; colors of the bounds, or without them of [0, 1]
+
+The element `sh`, if there is one, holds bytes `f_rest_*` in the order of the standard layout, steps of 1/32
+from −4 to 4.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.ply_columns import rest_names
+from ge3d_jax.formats.ply_header import Element, Header
+from ge3d_jax.formats.splat_arrays import SplatArrays, check_holds_splats, opacity_logits
+from ge3d_jax.splatting.gaussians import SH_C0
+
+PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+_CHUNK = 256
+_PLACE_BOUNDS = ("min_x", "min_y", "min_z", "max_x", "max_y", "max_z")
+_SCALE_BOUNDS = ("min_scale_x", "min_scale_y", "min_scale_z", "max_scale_x", "max_scale_y", "max_scale_z")
+_COLOR_BOUNDS = ("min_r", "min_g", "min_b", "max_r", "max_g", "max_b")
+_PLACE_BITS = (11, 10, 11)
+_COLOR_BITS = (8, 8, 8, 8)
+# Degrees 1 to 3.
+_REST_COUNTS = (0, 9, 24, 45)
+
+
+def is_compressed(element: Element) -> bool:
+    """Whether the element of the splats is packed."""
+    return PACKED[0] in element.types
+
+
+def _fields(path: Path, element: Element, names: tuple[str, ...], kind: str) -> None:
+    """Check that an element has fields of a type."""
+    for name in names:
+        found = element.types.get(name)
+        if found is None or found[-2:] != kind:
+            raise UserError(
+                f"{path} is a compressed .ply whose element {element.name!r} has no property {name!r} of the "
+                "type that it should have; export it again, or uncompressed."
+            )
+
+
+def compressed_elements(path: Path, header: Header) -> list[Element]:
+    """The elements to read of a compressed file: chunks, splats and, if there are, coefficients.
+
+    Args:
+        path: path of the file, for messages.
+        header: its header.
+
+    Returns:
+        Two or three elements, in the order of the file.
+
+    Raises:
+        UserError: an element or a property is missing, or their counts do not agree.
+    """
+    found = {element.name: element for element in header.elements}
+    splats, chunks, rest = found["vertex"], found.get("chunk"), found.get("sh")
+    if header.ascii or chunks is None:
+        raise UserError(
+            f"{path} is a compressed .ply of packed properties without its element 'chunk', or as text; "
+            "export it again, or uncompressed."
+        )
+    _fields(path, splats, PACKED, "u4")
+    _fields(path, chunks, (*_PLACE_BOUNDS, *_SCALE_BOUNDS), "f4")
+    if any(name in chunks.types for name in _COLOR_BOUNDS):
+        _fields(path, chunks, _COLOR_BOUNDS, "f4")
+    check_holds_splats(path, splats.count)
+    if chunks.count != -(-splats.count // _CHUNK) or (rest is not None and rest.count != splats.count):
+        raise UserError(
+            f"{path} is a compressed .ply whose counts of chunks or coefficients do not fit "
+            f"{splats.count} splats; export it again, or uncompressed."
+        )
+    if rest is not None:
+        if len(rest.types) not in _REST_COUNTS:
+            raise UserError(
+                f"{path} is a compressed .ply with {len(rest.types)} coefficients in its element 'sh'; "
+                "spherical harmonics of degree 1 to 3 have 9, 24 or 45, so export it again."
+            )
+        _fields(path, rest, rest_names(len(rest.types)), "u1")
+    return [element for element in header.elements if element.name in ("vertex", "chunk", "sh")]
+
+
+def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+    """Fractions (N, len(bits)) of 32-bit words, the first one highest."""
+    shifts = np.cumsum((0, *bits[:0:-1]))[::-1]
+    parts = [
+        (words >> np.uint32(shift) & np.uint32(2**count - 1)) / (2**count - 1)
+        for shift, count in zip(shifts, bits, strict=True)
+    ]
+    return np.stack(parts, axis=1)
+
+
+def _between(fractions: np.ndarray, chunks: np.ndarray, bounds: tuple[str, ...]) -> np.ndarray:
+    """Values (N, 3) of fractions of their chunks' bounds."""
+    table = np.stack([chunks[name].astype(np.float64) for name in bounds], axis=1)
+    table = np.repeat(table, _CHUNK, axis=0)[: len(fractions)]
+    # Bounds may be anything; what is not finite is left out later.
+    with np.errstate(all="ignore"):
+        return table[:, :3] * (1.0 - fractions) + table[:, 3:] * fractions
+
+
+def _quaternions(words: np.ndarray) -> np.ndarray:
+    """Quaternions (N, 4) wxyz of packed rotations."""
+    rest = (_unpack(words & np.uint32(2**30 - 1), (2, 10, 10, 10))[:, 1:] - 0.5) * np.sqrt(2.0)
+    largest = (words >> np.uint32(30)).astype(np.int64)
+    quaternions = np.empty((len(words), 4))
+    # The components come in the order of rot_0 … rot_3.
+    for axis in range(4):
+        here = largest == axis
+        places = [other for other in range(4) if other != axis]
+        quaternions[np.ix_(here, places)] = rest[here]
+        quaternions[here, axis] = np.sqrt(np.maximum(0.0, 1.0 - np.square(rest[here]).sum(axis=1)))
+    return quaternions
+
+
+def unpack_splats(path: Path, tables: dict[str, np.ndarray]) -> SplatArrays:
+    """The splats of a compressed file.
+
+    Args:
+        path: path of the file, for messages.
+        tables: the records of the elements of `compressed_elements` by name.
+
+    Returns:
+        The splats, those that cannot be drawn among them.
+    """
+    splats, chunks = tables["vertex"], tables["chunk"]
+    count = len(splats)
+    place, size = (_unpack(splats[name], _PLACE_BITS) for name in ("packed_position", "packed_scale"))
+    color = _unpack(splats["packed_color"], _COLOR_BITS)
+    tint = color[:, :3]
+    if _COLOR_BOUNDS[0] in (chunks.dtype.names or ()):
+        tint = _between(tint, chunks, _COLOR_BOUNDS)
+    rest = np.zeros((count, 0))
+    if "sh" in tables:
+        names = rest_names(len(tables["sh"].dtype.names or ()))
+        levels = np.stack([tables["sh"][name] for name in names], axis=1) if names else rest
+        # The outermost levels are the ends of the range, the others the middles of their steps.
+        rest = 8.0 * (np.where(levels == 0, 0.0, np.where(levels == 255, 256.0, levels + 0.5)) / 256.0 - 0.5)
+    with np.errstate(over="ignore"):
+        return SplatArrays(
+            positions=_between(place, chunks, _PLACE_BOUNDS).astype(np.float32),
+            log_scales=_between(size, chunks, _SCALE_BOUNDS).astype(np.float32),
+            quaternions=_quaternions(splats["packed_rotation"]).astype(np.float32),
+            opacity_logits=opacity_logits(color[:, 3] * 255.0),
+            sh=np.concatenate(
+                [(tint[:, None] - 0.5) / SH_C0, rest.reshape(count, 3, -1).transpose(0, 2, 1)],
+                axis=1,
+                dtype=np.float32,
+            ),
+        )

@@ -1,0 +1,30 @@
+"""A small sample of the damaged inputs of fuzz_readers.py, which says how to run them all."""
+
+import pytest
+
+from tests.fuzz_readers import READERS, fuzz
+
+COUNTS = {
+    "transforms": 120,
+    "camera_path": 120,
+    "picture": 150,
+    "run": 60,
+    "model": 12,
+    "tokenizer": 30,
+    "lora": 200,
+    "embedding": 100,
+    "flax": 200,
+}
+
+
+def test_every_reader_is_tried_here_but_one():
+    """The weights of single files take ten seconds to make."""
+    assert READERS.keys() - COUNTS.keys() == {"single_file"}
+
+
+@pytest.mark.parametrize("reader", COUNTS)
+def test_damaged_inputs_end_in_one_sentence(tmp_path, reader):
+    outcome = fuzz(reader, COUNTS[reader], tmp_path, seed=3)
+    assert not outcome.faults, "\n".join(outcome.examples)
+    # Some damage leaves a valid input, but most must not.
+    assert outcome.files == COUNTS[reader] and outcome.read < 0.6 * outcome.files
