@@ -5,14 +5,14 @@ import pytest
 from tests.fuzz_readers import READERS, fuzz
 
 COUNTS = {
-    "transforms": 120,
-    "camera_path": 120,
-    "picture": 150,
+    "transforms": 300,
+    "camera_path": 200,
+    "picture": 300,
     "run": 60,
-    "model": 12,
+    "model": 25,
     "tokenizer": 30,
-    "lora": 200,
-    "embedding": 100,
+    "lora": 300,
+    "embedding": 200,
     "flax": 200,
 }
 

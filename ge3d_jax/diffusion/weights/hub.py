@@ -60,7 +60,7 @@ def refuse_pickled(file: PurePath) -> None:
     Raises:
         UserError: it is such a file; says how to convert it.
     """
-    if file.suffix in _PICKLED:
+    if file.suffix.lower() in _PICKLED:
         raise UserError(
             f"{file} has an old format, which can run code when opened; convert it where PyTorch and "
             f"safetensors are installed: {convert_file(file)}"
@@ -110,7 +110,7 @@ def local_model(model: str | os.PathLike[str]) -> Path | None:
         )
     refuse_pickled(path)
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             raise UserError(f"The model {path} is not a .safetensors file; give one, or a folder or hub id.")
         return path
     if _is_hub_id(os.fspath(model)) and path.suffix != ".safetensors":

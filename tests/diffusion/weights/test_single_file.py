@@ -181,7 +181,7 @@ def test_an_inpainting_model_is_refused(tensors, tmp_path):
         load_model(tmp_path / "inpainting_512.safetensors")
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".CKPT"])
 def test_a_pickled_file_is_refused_with_the_command_that_converts_it(tmp_path, suffix):
     (tmp_path / f"v1-5{suffix}").write_bytes(b"\x80")
     with pytest.raises(UserError, match="python -c .*v1-5.safetensors"):
@@ -192,9 +192,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="model.gguf is not a .safetensors file"):
         load_model(tmp_path / "model.gguf")
-    (tmp_path / "model.safetensors").write_bytes(b"\x05")
-    with pytest.raises(UserError, match="model.safetensors is not a readable"):
-        load_model(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "model.SafeTensors"):
+        (tmp_path / name).write_bytes(b"\x05")
+        with pytest.raises(UserError, match=f"{name} is not a readable"):
+            load_model(tmp_path / name)
 
 
 NOTES = "model:\n  params:\n    parameterization: {}\n    linear_start: 0.00085\n"
