@@ -19,7 +19,7 @@ from ge3d_jax.core.errors import UserError, reason, shown
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
 # Pixels are kept in four bytes each; this is far more than any view for a model or a fit.
 _MOST_PIXELS = 10**8
-# A few bytes may claim as many: beyond 4096 × 4096 a file must have a byte for so many, as flat pictures have.
+# A few bytes may claim as many: beyond 4096 × 4096 a file must have a byte for so many, as flat ones have.
 _ALWAYS_ALLOWED = 2**24
 _MOST_PIXELS_PER_BYTE = 2**12
 _ORIENTATION = 0x0112
@@ -129,8 +129,8 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise UserError(f"{path} has {width} by {height} pixels, which are too many; make it smaller.")
     if width * height > max(_ALWAYS_ALLOWED, _MOST_PIXELS_PER_BYTE * length):
         raise UserError(
-            f"{path} claims {width} by {height} pixels, but is only {length} bytes long; if it is not damaged, "
-            "make it smaller."
+            f"{path} claims {width} by {height} pixels, but is only {length} bytes long; "
+            "if it is not damaged, make it smaller."
         )
 
 
