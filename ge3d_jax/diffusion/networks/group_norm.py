@@ -13,11 +13,13 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from ge3d_jax.core.devices import target_platform
+
 
 def _of_groups(values: jax.Array, groups: int) -> jax.Array:
     """Mean over each group's channels (B, C), repeated for each channel."""
     members = values.shape[1] // groups
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         belongs = np.repeat(np.eye(groups, dtype=np.float32), members, axis=0)
         return (values @ belongs / members) @ belongs.T
     # A GPU would launch a kernel for each of the products, and rounds their factors.
