@@ -9,11 +9,11 @@ below: nothing is measured. It takes some minutes, and as JSON it goes to --out.
 
 Or, in the environment that make has made:
 
-    .venv-gpu-plan/bin/python experiments/plan_gpu.py --gpu=rtx4090 --guidance=sds --dtype=float32 --splats=400000
+    .venv-gpu-plan/bin/python experiments/plan_gpu.py --gpu=rtx4090 --guidance=sds --splats=400000
 
 --gpu names one of h100, a100, a6000, rtx4090, rtx3060, or a .txtpb file that describes another card as those
 in experiments/gpu_plan/cards do. --tables makes the rows of docs/benchmarks/gpu_plan that are not there yet,
-two minutes each; it may be stopped at any time, and the same command goes on.
+some minutes each; it may be stopped at any time, and the same command goes on.
 """
 
 from absl import flags

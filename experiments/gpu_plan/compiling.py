@@ -5,7 +5,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,16 +38,19 @@ _FRAMES = 40
 _ANY_SCALE = 0.01
 
 
-def prepare() -> None:
+def prepare(find: Callable[[str], Any] = importlib.util.find_spec) -> None:
     """Have JAX compile for cards without one; call before it is first used.
+
+    Args:
+        find: finds a package by name, None where it is not installed.
 
     Raises:
         UserError: the packages that do so are not installed.
     """
-    if not any(importlib.util.find_spec(name) for name in _PLUGINS):
+    if not any(find(name) for name in _PLUGINS):
         raise UserError(
-            "Compiling for a card needs JAX's CUDA packages, which this Python does not have; run make plan-gpu "
-            "GPU=h100, which makes an environment with them (3 GB)."
+            "Compiling for a card needs JAX's CUDA packages, which this Python does not have; run make "
+            "plan-gpu GPU=h100, which makes an environment with them (3 GB)."
         )
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     jax.config.update("jax_platforms", "cpu")

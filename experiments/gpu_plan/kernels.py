@@ -1,4 +1,4 @@
-"""Registers, shared memory and spills of our own kernels, as the assembler of NVIDIA's toolkit reports them."""
+"""Registers, shared memory and spills of our own kernels, as NVIDIA's assembler reports them."""
 
 import dataclasses
 import importlib.util

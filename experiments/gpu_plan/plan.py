@@ -5,7 +5,7 @@ allow, kernel by kernel the longer of both; what launches cost comes on top and 
 """
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ge3d_jax.runs.folder import versions
@@ -13,7 +13,7 @@ from gpu_plan.cards import Card
 from gpu_plan.compiling import Compiled
 from gpu_plan.costs import Cost
 from gpu_plan.program import read_program
-from gpu_plan.walk import Launch, Loop, Walk, by_part, walk
+from gpu_plan.walk import Launch, Walk, by_part, walk
 
 # What JAX takes of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, and what it may be told to.
 USUAL_SHARE = 0.75
@@ -67,8 +67,7 @@ def plan(
     card: Card,
     *,
     asked: Mapping[str, Any],
-    turns: Callable[[float], Mapping[str, int]],
-    fovs: Sequence[float],
+    scenes: Mapping[float, Mapping[str, int]],
 ) -> dict[str, Any]:
     """The content of a row's JSON file.
 
@@ -76,19 +75,13 @@ def plan(
         compiled: the iteration.
         card: what it was compiled for.
         asked: what of, from `Row`.
-        turns: of the renderer's loops, by `loop_key`, for cameras of a field of view in radians.
-        fovs: fields of view to tell of.
+        scenes: turns of the renderer's loops, by `loop_key`, for cameras of each field of view in radians.
     """
     program, memory = read_program(compiled.text), compiled.compilation
     needed = memory.total + compiled.outside
 
-    def of_scene(fov: float) -> dict[str, Any]:
-        known = turns(fov)
-
-        def of_loop(loop: Loop) -> float | None:
-            return known.get(loop.key)
-
-        return _scene(walk(program, of_loop), card, fov)
+    def of_scene(fov: float, turns: Mapping[str, int]) -> dict[str, Any]:
+        return _scene(walk(program, lambda loop: turns.get(loop.key)), card, fov)
 
     return {
         **asked,
@@ -106,7 +99,7 @@ def plan(
             "remedies": compiled.remedies,
         },
         "rates": {"bandwidth": card.bandwidth, "bfloat16": card.bfloat16_rate, "float32": card.float32_rate},
-        "scenes": [of_scene(fov) for fov in fovs],
+        "scenes": [of_scene(fov, turns) for fov, turns in scenes.items()],
         "kernels": [vars(kernel) for kernel in compiled.kernels],
         "versions": versions(),
     }

@@ -32,6 +32,22 @@ _LOSS_COLUMNS = ("loss", *_SUMMARY_COLUMNS[3:])
 _KERNEL_COLUMNS = ("card", "kernel", "registers", "shared memory", "spilled")
 _NETWORKS = ("UNet", "VAE")
 
+_HEAD = """\
+# What a run takes on a card
+
+Written by `experiments/plan_gpu.py`; do not edit. **Nothing here was measured**: it is read from the
+program that XLA compiles for each card, on a machine without one.
+
+*Memory* is XLA's plan of an iteration, with the text encoder and the decoder, which it does not use. A card
+is said to fit it if that is at most the 75 % that JAX takes of a card by itself. *Launches* are kernels
+started in an iteration, with loops as often as they turn: the network's for all nodes, the renderer's as
+counted for a ball of gray splats. *GB moved* counts every kernel's operands and results once; what caches
+save is not in it. *TFLOP* are those of products, convolutions and attention. *At least* is an estimate from
+below: kernel by kernel the longer of its bytes at the card's bandwidth and its products at the card's
+published rate. Launches come on top, at some microseconds each, and so does what a kernel falls short of
+both rates. Several numbers are for several fields of view.
+"""
+
 
 def _sum(parts: Mapping[str, Mapping[str, float]], field: str) -> float:
     return sum(part[field] for part in parts.values())
@@ -88,7 +104,7 @@ def memory_sentence(content: Mapping[str, Any]) -> str:
     sentence = (
         f"{memory['needed'] / 1e9:.2f} GB: {memory['arguments'] / 1e9:.2f} for the model and the splats, "
         f"{memory['results'] / 1e9:.2f} for results, {memory['between'] / 1e9:.2f} between, "
-        f"{memory['outside'] / 1e9:.2f} for the text encoder and the decoder, which an iteration does not use. "
+        f"{memory['outside'] / 1e9:.2f} for the text encoder and the decoder, which it does not use. "
         f"Fits the card's {memory['card'] / 1e9:.1f} GB: {memory['fits']}."
     )
     if memory["fits"] == FITS:
@@ -151,22 +167,7 @@ def _markdown(folder: Path) -> str:
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     # The fastest card first.
     contents.sort(key=lambda row: (-row["rates"]["bandwidth"], row["dtype"], row["splats"]))
-    lines = [
-        "# What a run takes on a card",
-        "",
-        "Written by `experiments/plan_gpu.py`; do not edit. **Nothing here was measured**: it is read from the",
-        "program that XLA compiles for each card, on a machine without one.",
-        "",
-        "*Memory* is XLA's plan of an iteration, with the text encoder and the decoder, which it does not use.",
-        "A card is said to fit it if that is at most the 75 % that JAX takes of a card by itself. *Launches* are",
-        "kernels started in an iteration, with loops as often as they turn: the network's for all nodes, the",
-        "renderer's as counted for a ball of gray splats. *GB moved* counts every kernel's operands and results",
-        "once; what caches save is not in it. *TFLOP* are those of products, convolutions and attention. *At",
-        "least* is an estimate from below: kernel by kernel the longer of its bytes at the card's bandwidth and",
-        "its products at the card's published rate. Launches come on top, at some microseconds each, and so",
-        "does what a kernel falls short of both rates. Several numbers are for several fields of view.",
-        "",
-    ]
+    lines = [_HEAD]
     usual = [row for row in contents if row["guidance"] == "ge3d" and not row["settings"]]
     if usual:
         lines += [f"## Cards, GE3D, fields of view {_fovs(usual[0])}", ""]

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from benchmarks.iteration import splats_of
 from jax.extend import core
 
+from ge3d_jax.core.devices import Target, compiling_for
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.scenes.base import Renders, Scene
+from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.training.cameras import sample_cameras
 from ge3d_jax.training.config import CameraConfig, Config
 from gpu_plan.walk import loop_key
@@ -37,7 +39,7 @@ def _name(equation: Any, within: str) -> str:
 
 
 def _around(equation: Any, within: str) -> str:
-    """The operation that what an equation calls is within: calls are named in the stacks of what they call."""
+    """The operation that surrounds what an equation calls."""
     return "/".join(part for part in (within, str(equation.source_info.name_stack)) if part)
 
 
@@ -80,19 +82,11 @@ def _evaluate(
             around = _around(equation, within)
             outputs, turns = _evaluate(*called, inputs, turns, numbers, around)
         else:
-            outputs = _alone(equation, inputs)
+            primitive = equation.primitive
+            outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+            outputs = outputs if primitive.multiple_results else [outputs]
         values |= dict(zip(equation.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars], turns
-
-
-def _alone(equation: Any, inputs: list[Any]) -> list[Any]:
-    """What a single equation computes."""
-    # Constants that are written into the equation are no inputs of a program.
-    taken = [not isinstance(atom, core.Literal) for atom in equation.invars]
-    names = [atom for atom, is_taken in zip(equation.invars, taken, strict=True) if is_taken]
-    given = dict(zip(names, (value for value, is_taken in zip(inputs, taken, strict=True) if is_taken)))
-    jaxpr = core.Jaxpr((), list(given), equation.outvars, [equation])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*given.values())
 
 
 def _counted_while(
@@ -115,28 +109,30 @@ def _counted_while(
     return jax.lax.while_loop(goes_on, turn, (inputs[of_both:], turns))
 
 
-def count_turns(function: Any, *arguments: Any) -> dict[str, int]:
-    """Turns of each `while` of a function, in all.
+def turn_counter(function: Any, *arguments: Any) -> Callable[..., dict[str, int]]:
+    """A function of the same arguments that counts the turns of each `while` of a function, in all.
 
     Args:
-        function: traced, and run once.
-        *arguments: arrays.
+        function: is traced, and run by what is returned.
+        *arguments: arrays, or their shapes.
 
     Returns:
-        turns by the loop's place, "jit(f)/while/body/while". Of several at one place the most.
+        a function to turns by the loop's place, "jit(f)/while/body/while"; those of several at one place are
+        added up.
     """
     closed = jax.make_jaxpr(function)(*arguments)
-    loops = _loops(closed.jaxpr)
-    numbers = {name: index for index, name in enumerate(dict.fromkeys(loops))}
-    if not numbers:
-        return {}
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(_loops(closed.jaxpr)))}
 
+    @jax.jit
     def run(leaves: list[Any]) -> jax.Array:
         start = jnp.zeros(len(numbers), jnp.int32)
         return _evaluate(closed.jaxpr, closed.consts, leaves, start, numbers, "")[1]
 
-    counts = jax.jit(run)(jax.tree.leaves(arguments)).tolist()
-    return {name: counts[index] for name, index in numbers.items()}
+    def count(*arguments: Any) -> dict[str, int]:
+        counts = run(jax.tree.leaves(arguments)).tolist() if numbers else []
+        return {name: counts[index] for name, index in numbers.items()}
+
+    return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +159,9 @@ class Start:
         together = config.guidance.views_together
         return cls(config.scene, config.cameras, config.views, config.image_size, together)
 
-    def renders(self, fov: float) -> tuple[Callable[..., Renders], tuple[Any, Any]]:
-        """A function that renders all views at a field of view in radians, and what to give it."""
-        scene, ranges = self.scene, {"fov_radians_begin": (fov, fov), "fov_radians_end": (fov, fov)}
-        state = scene.begin(jax.random.key(0))
+    def cameras_at(self, fov: float) -> Camera:
+        """Cameras of a field of view in radians."""
+        ranges = {"fov_radians_begin": (fov, fov), "fov_radians_end": (fov, fov)}
         cameras, _ = sample_cameras(
             jax.random.key(0),
             with_overrides(self.cameras, ranges),
@@ -175,33 +170,45 @@ class Start:
             size=self.image_size,
             together=self.together,
         )
-        backgrounds = jnp.ones((self.views, 3))
+        return cameras
 
-        def render(parameters: Any, perturbations: Any) -> Renders:
+    def renderer(self) -> tuple[Callable[..., Renders], Any]:
+        """A function of parameters, perturbations and cameras, and the first two of them."""
+        scene, views = self.scene, self.views
+        state = scene.begin(jax.random.key(0))
+
+        def render(parameters: Any, perturbations: Any, cameras: Camera) -> Renders:
             changed = scene.with_parameters(state, parameters)
-            return scene.render(changed, 0, cameras, backgrounds, None, perturbations)
+            return scene.render(changed, 0, cameras, jnp.ones((views, 3)), None, perturbations)
 
-        return render, (scene.parameters(state), scene.perturbations(state, self.views))
-
-
-@functools.cache
-def needed_buffer(start: Start, fov: float) -> int:
-    """How long the intersection buffer must be for the fullest of the views."""
-    render, arguments = start.renders(fov)
-    return int(jnp.max(jax.jit(lambda *given: render(*given).needed)(*arguments)))
+        return render, (scene.parameters(state), scene.perturbations(state, views))
 
 
 def with_buffer(config: Config, fovs: Sequence[float]) -> Config:
-    """The settings with a buffer that holds all of these views, as it grows in a run."""
-    needed = max(needed_buffer(Start.of(config), fov) for fov in fovs)
+    """The settings with a buffer that holds the start at each field of view, as it grows in a run."""
+    start = Start.of(config)
+    render, given = start.renderer()
+    needs = jax.jit(lambda cameras: render(*given, cameras).needed)
+    needed = max(int(jnp.max(needs(start.cameras_at(fov)))) for fov in fovs)
     if needed <= splats_of(config).buffer_capacity:
         return config
     return dataclasses.replace(config, scene=config.scene.grown(needed))
 
 
 @functools.cache
-def scene_turns(start: Start, fov: float) -> dict[str, int]:
-    """Turns of the renderer's loops, forward and back, for all views, by `loop_key`."""
-    render, arguments = start.renders(fov)
+def scene_turns(start: Start, target: Target, fovs: tuple[float, ...]) -> list[dict[str, int]]:
+    """Turns of the renderer's loops, forward and back, for all views of each field of view, by `loop_key`.
+
+    Args:
+        start: what is rendered.
+        target: the kind of device that the renderer is traced for.
+        fovs: radians.
+    """
+    render, given = start.renderer()
     gradients = jax.grad(lambda *given: jnp.sum(render(*given).rgb), argnums=(0, 1))
-    return {loop_key(f"/{name}"): count for name, count in count_turns(gradients, *arguments).items()}
+    with compiling_for(target):
+        count = turn_counter(gradients, *given, start.cameras_at(fovs[0]))
+    return [
+        {loop_key(f"/{name}"): turns for name, turns in count(*given, start.cameras_at(fov)).items()}
+        for fov in fovs
+    ]

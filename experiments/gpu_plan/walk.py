@@ -73,7 +73,7 @@ class Walk:
 
 
 def loop_key(operation: str) -> str:
-    """What names a loop in the iteration and in the renderer by itself: the place after its first derivative."""
+    """What names a loop in the iteration and in the renderer by itself: the place from its derivative on."""
     found = re.search(r"/((?:transpose|jvp)\(.*)", operation.replace("jit(main)/", ""))
     return found[1] if found else operation
 
