@@ -1,4 +1,4 @@
-"""Launches, bytes and operations of programs: of a small text, and of what XLA compiles for this processor."""
+"""Launches, bytes and operations of a small program, and of what XLA compiles for this processor."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gpu_plan.costs import Costs
 from gpu_plan.program import arrays_of, read_program
-from gpu_plan.turns import count_turns
+from gpu_plan.turns import turn_counter
 from gpu_plan.walk import REST, TILES, VAE_BACK, by_part, walk
 
 from ge3d_jax.core.errors import UserError
@@ -123,6 +123,9 @@ def test_turns_are_counted_loop_by_loop():
             n = 1 if n == 1 else 3 * n + 1
         return outer, inner
 
-    counts = count_turns(collatz, jnp.int32(27))
-    assert counts == dict(zip(("while", "while/body/while"), by_hand(27), strict=True))
-    assert count_turns(jnp.sin, jnp.float32(1.0)) == {}
+    count = turn_counter(collatz, jnp.int32(1))
+    for number in (27, 8, 1):
+        assert count(jnp.int32(number)) == dict(
+            zip(("while", "while/body/while"), by_hand(number), strict=True)
+        )
+    assert turn_counter(jnp.sin, jnp.float32(1.0))(jnp.float32(2.0)) == {}
