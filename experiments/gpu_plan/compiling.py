@@ -5,8 +5,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,8 @@ def prepare(find: Callable[[str], Any] = importlib.util.find_spec) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-@contextmanager
-def devices_of(card: Card) -> Iterator[Mesh]:
-    """A mesh of one such card; what is traced within the block is traced for it.
+def mesh_of(card: Card) -> Mesh:
+    """A mesh of one such card.
 
     Raises:
         UserError: the compiler does not take the card's specification.
@@ -76,8 +74,7 @@ def devices_of(card: Card) -> Iterator[Mesh]:
             f"The compiler does not take the specification of {card.name} ({reason}); compare it with the "
             "files in experiments/gpu_plan/cards."
         ) from None
-    with compiling_for(card.target):
-        yield Mesh(np.asarray(topology.devices[:1]), (BATCH_AXIS,))
+    return Mesh(np.asarray(topology.devices[:1]), (BATCH_AXIS,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +108,7 @@ def size_of(config: Config, preset: str) -> Size:
 
 
 def _texts(size: Size, dtype: Any) -> PromptEmbeddings:
-    row = jax.ShapeDtypeStruct((size.tokens, size.unet.cross_attention_dim), dtype)
+    row: Any = jax.ShapeDtypeStruct((size.tokens, size.unet.cross_attention_dim), dtype)
     return PromptEmbeddings(*[row] * len(dataclasses.fields(PromptEmbeddings)))
 
 
@@ -119,16 +116,19 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, mesh: Mesh) -> Compiled:
-    """Compile the iteration of a run for the devices of a mesh, from shapes.
+def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, card: Card) -> Compiled:
+    """Compile the iteration of a run for a card, from shapes.
 
     Args:
         config: settings of the run.
         size: of the model.
         dtype: what the networks are stored and computed in.
-        mesh: from `devices_of`, within whose block this is called.
+        card: what to compile for.
+
+    Raises:
+        UserError: the compiler does not take the card's specification.
     """
-    model = shaped_model(size, dtype)
+    mesh, model = mesh_of(card), shaped_model(size, dtype)
     # Splats that are sized by their neighbors need numbers; shapes do not depend on the size.
     sized = with_overrides(config, {"scene.start.scale": _ANY_SCALE})
     state = jax.eval_shape(partial(begin, sized), model, jax.random.key(0))
@@ -138,7 +138,9 @@ def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, mesh: Mesh) 
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), (state, context)
     )
     task = Distillation(config)
-    return _compiled(lower_step(state, context, task=task, mesh=mesh), model, task)
+    with compiling_for(card.target):
+        lowered = lower_step(state, context, task=task, mesh=mesh)
+    return _compiled(lowered, model, task)
 
 
 def _compiled(lowered: jax.stages.Lowered, model: StableDiffusion, task: Distillation) -> Compiled:
@@ -147,7 +149,7 @@ def _compiled(lowered: jax.stages.Lowered, model: StableDiffusion, task: Distill
     with tempfile.TemporaryDirectory() as folder:
         # For the registers of kernels of our own; XLA's many files are not needed otherwise.
         program = lowered.compile(compiler_options={"xla_dump_to": folder} if is_ours else None)
-        seconds, text = time.monotonic() - begun, program.as_text()
+        seconds, text = time.monotonic() - begun, program.as_text() or ""
         kernels = assembled(Path(folder), our_kernels(read_program(text))) if is_ours else []
     decoder = {name: model.vae_params[name] for name in ("decoder", "post_quant_conv")}
     return Compiled(

@@ -79,7 +79,7 @@ def assembled(folder: Path, names: Iterable[str]) -> list[Kernel]:
         target = _TARGET.search(code)
         if target is None or wanted.isdisjoint(_ENTRY.findall(code)):
             continue
-        command = [_assembler(), "-v", f"--gpu-name={target[1]}", "--output-file=/dev/null", path]
+        command = [str(_assembler()), "-v", f"--gpu-name={target[1]}", "--output-file=/dev/null", str(path)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
         kernels += [kernel for kernel in parse_assembler(told.stderr) if kernel.name in wanted]
     return kernels

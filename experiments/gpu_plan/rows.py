@@ -12,7 +12,7 @@ from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured
 from gpu_plan.cards import card
-from gpu_plan.compiling import compile_iteration, devices_of, size_of
+from gpu_plan.compiling import compile_iteration, mesh_of, size_of
 from gpu_plan.plan import plan
 from gpu_plan.turns import Start, scene_turns, with_buffer
 
@@ -73,10 +73,11 @@ class Row:
         """
         chosen, config = card(self.card), self.config
         size, dtype = size_of(config, self.preset), jnp.dtype(self.dtype)
+        # Before minutes of work: the compiler must take the specification.
+        mesh_of(chosen)
         config = with_buffer(config, fovs)
         turns = scene_turns(Start.of(config), chosen.target, tuple(fovs))
-        with devices_of(chosen) as mesh:
-            compiled = compile_iteration(config, size, dtype, mesh)
+        compiled = compile_iteration(config, size, dtype, chosen)
         seen = {
             "views": config.views,
             "image_size": config.image_size,

@@ -1,20 +1,19 @@
 """Programs for cards that are not here."""
 
 import dataclasses
-import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 from gpu_plan import cards, kernels, report
-from gpu_plan.compiling import devices_of
+from gpu_plan.compiling import mesh_of
 from gpu_plan.program import read_program
 from gpu_plan.rows import Row
 from gpu_plan.walk import walk
 from jax.experimental import pallas
 from jax.experimental.pallas import triton
 
-from ge3d_jax.core.devices import replicated
+from ge3d_jax.core.devices import compiling_for, replicated
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import attention
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
@@ -28,10 +27,10 @@ SMALL = Row(
 
 
 def compiled_for(name, function, *shapes, **options):
-    with devices_of(cards.card(name)) as mesh:
-        arguments = [
-            jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=replicated(mesh)) for each in shapes
-        ]
+    card = cards.card(name)
+    placed = replicated(mesh_of(card))
+    arguments = [jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=placed) for each in shapes]
+    with compiling_for(card.target):
         return jax.jit(function).lower(*arguments).compile(**options)
 
 
@@ -102,8 +101,6 @@ def test_a_whole_iteration_is_planned_from_shapes_alone(tmp_path):
 
 def test_a_specification_that_the_compiler_does_not_take_is_one_sentence(tmp_path):
     broken = tmp_path / "broken.txtpb"
-    shutil.copy(cards._FOLDER / "h100.txtpb", broken)
-    with broken.open("a") as file:
-        file.write("what: 7\n")
+    broken.write_text(f"{cards.card('h100').specification}\nwhat: 7\n")
     with pytest.raises(UserError, match="does not take the specification"):
         dataclasses.replace(SMALL, card=str(broken)).made((0.5,))
