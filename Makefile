@@ -14,6 +14,7 @@ PYTHON ?= $(shell for name in python3.12 python3.13 python3.11 python3 python; d
 VENV ?= .venv
 PROMPT ?= a red mushroom
 SEED ?= 0
+GPU ?= h100
 WORKERS ?= 2
 # A file's tests stay with one worker, which compiles once what they share. Files are taken in the order of
 # tests/conftest.py, the longest first.
@@ -28,7 +29,10 @@ PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 # These compile whole iterations and trainings; the rest is the fast half.
 SLOW_TESTS := tests/guidance tests/runs tests/scenes tests/toybox tests/training
 
-.PHONY: help demo test check-format lint types pytest test-fast test-torch format update clean
+# These have environments of their own.
+OTHER_TESTS := tests/torch tests/gpu_plan
+
+.PHONY: help demo test check-format lint types pytest test-fast test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,13 +52,19 @@ types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 pytest: $(VENV)/.dev
-	$(PYTEST) --ignore=tests/torch
+	$(PYTEST) $(addprefix --ignore=,$(OTHER_TESTS))
 
 test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in some minutes
-	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) tests/torch)
+	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) $(OTHER_TESTS))
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch
+
+plan-gpu: .venv-gpu-plan/.gpu-plan  ## What a run takes on a card, without the card: make plan-gpu GPU=rtx4090
+	@.venv-gpu-plan/bin/python experiments/plan_gpu.py --gpu="$(GPU)"
+
+test-gpu-plan: .venv-gpu-plan/.gpu-plan  ## Compile for five cards that are not here (3 GB of packages)
+	.venv-gpu-plan/bin/python -m pytest tests/gpu_plan
 
 format: $(VENV)/.dev  ## Rewrite the sources in the project's style
 	$(VENV)/bin/ruff check --fix-only --quiet .
@@ -88,4 +98,10 @@ TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -torch.txt)
 	@echo "Installing the PyTorch reference (once; some minutes)"
 	@$(PIP_INSTALL) --constraint constraints-torch.txt -r requirements-torch.txt
 	@$(PIP_INSTALL) --constraint constraints-torch.txt -e .[dev]
+	@touch $@
+
+GPU_PLAN_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -gpu-plan.txt) $(CONSTRAINTS)
+.venv-gpu-plan/.gpu-plan: $(GPU_PLAN_NEEDS) | .venv-gpu-plan/bin/python
+	@echo "Installing JAX with the compiler for NVIDIA cards (once; some minutes, 3 GB)"
+	@$(PIP_INSTALL) -r requirements-gpu-plan.txt -e .[dev]
 	@touch $@

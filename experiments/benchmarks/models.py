@@ -31,6 +31,7 @@ class Size:
     Attributes:
         unet: configuration of the UNet.
         vae: configuration of the VAE.
+        text: configuration of the text encoder.
         image_size: edge of the images, pixels.
         tokens: tokens per text.
         preset: preset of the run to time.
@@ -38,6 +39,7 @@ class Size:
 
     unet: UNetConfig
     vae: VAEConfig
+    text: CLIPTextConfig
     image_size: int
     tokens: int
     preset: str
@@ -48,10 +50,15 @@ class Size:
         return self.image_size // self.vae.downscale
 
 
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")
+
+
 SIZES = {
     "toybox": Size(
         unet=training.unet_config(),
         vae=training.vae_config(),
+        text=training.text_config(len(_tokenizer())),
         image_size=training.IMAGE_SIZE,
         tokens=training.TEXT_LENGTH,
         preset="toybox",
@@ -69,6 +76,13 @@ SIZES = {
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
             sample_size=512,
+        ),
+        text=CLIPTextConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=23,
+            num_attention_heads=16,
+            hidden_act="gelu",
         ),
         image_size=512,
         tokens=77,
@@ -109,9 +123,9 @@ def _model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
         schedule=noise_schedule(),
         unet=UNet2DConditionModel(size.unet, dtype),
         vae=AutoencoderKL(size.vae, dtype),
-        text_encoder=CLIPTextModel(CLIPTextConfig(), dtype),
+        text_encoder=CLIPTextModel(size.text, dtype),
         scaling_factor=size.vae.scaling_factor,
-        words=Words(CLIPTokenizer.from_pretrained(model_folder() / "tokenizer")),
+        words=Words(_tokenizer()),
         scheduler_config=(),
     )
 
@@ -123,6 +137,16 @@ def random_model(size: Size, dtype: jnp.dtype, *, has_unet: bool, has_vae: bool)
         model,
         unet_params=random_parameters(model.unet, dtype) if has_unet else {},
         vae_params=random_parameters(model.vae, dtype) if has_vae else {},
+    )
+
+
+def shaped_model(size: Size, dtype: jnp.dtype) -> StableDiffusion:
+    """A model with shapes of type `dtype` instead of weights, in all three networks."""
+    model = _model(size, dtype)
+    networks = {"unet_params": model.unet, "vae_params": model.vae, "text_params": model.text_encoder}
+    shapes = {name: parameter_shapes(network) for name, network in networks.items()}
+    return dataclasses.replace(
+        model, **jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
     )
 
 

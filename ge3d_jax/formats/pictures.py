@@ -19,6 +19,9 @@ from ge3d_jax.core.errors import UserError, reason, shown
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
 # Pixels are kept in four bytes each; this is far more than any view for a model or a fit.
 _MOST_PIXELS = 10**8
+# A few bytes may claim as many: beyond 4096 × 4096 a file must have a byte for so many, as flat ones have.
+_ALWAYS_ALLOWED = 2**24
+_MOST_PIXELS_PER_BYTE = 2**12
 _ORIENTATION = 0x0112
 _UPRIGHT = 1
 _TURNS = {
@@ -91,11 +94,7 @@ def read_picture(
     said = []
     try:
         with Image.open(path) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                raise UserError(
-                    f"{path} has {opened.width} by {opened.height} pixels, which are too many; "
-                    "make it smaller."
-                )
+            _check_size(path, *opened.size)
             if getattr(opened, "is_animated", False) and opened.format != _SEVERAL_OF_ONE:
                 said.append("cut to the first of its frames")
             noted = _orientation(opened)
@@ -121,6 +120,18 @@ def read_picture(
         raise UserError(
             f"{path} cannot be read as an image ({reason(error)}); give a PNG or JPEG file."
         ) from error
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Refuse a picture that is too large, before its pixels are decoded."""
+    length = path.stat().st_size
+    if width * height > _MOST_PIXELS:
+        raise UserError(f"{path} has {width} by {height} pixels, which are too many; make it smaller.")
+    if width * height > max(_ALWAYS_ALLOWED, _MOST_PIXELS_PER_BYTE * length):
+        raise UserError(
+            f"{path} claims {width} by {height} pixels, but is only {length} bytes long; "
+            "if it is not damaged, make it smaller."
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -305,6 +305,15 @@ def _step_together(
     return jax.lax.with_sharding_constraint((apart, numbers), replicated(mesh))
 
 
+def lower_step(state: Any, *others: Any, task: Task, mesh: Mesh | None, runs: int = 1) -> jax.stages.Lowered:
+    """One iteration, traced and not yet compiled; the arguments are those of `make_step`'s function.
+
+    Shapes with shardings serve as arrays, and the mesh may be of devices that are not at hand.
+    """
+    function = _step if runs == 1 else _step_together
+    return function.lower(state, *others, task=task, mesh=mesh)
+
+
 def make_step(
     task: Task,
     mesh: Mesh | None = None,
@@ -328,7 +337,6 @@ def make_step(
         (state, context) → (state, numbers); for several runs (states, is_running (S,) bool, context) →
         (states, numbers (S,)), with tuples of as many states, of the same shapes and iteration.
     """
-    function = _step if runs == 1 else _step_together
     kept: Programs = {} if programs is None else programs
     told: set[Any] = set()
 
@@ -337,7 +345,7 @@ def make_step(
         key = (task, mesh, runs, tuple(leaf.shape for leaf in jax.tree.leaves(scenes)))
         if key not in kept:
             begun = time.monotonic()
-            lowered = function.lower(state, *others, task=task, mesh=mesh)
+            lowered = lower_step(state, *others, task=task, mesh=mesh, runs=runs)
             if programs is None:
                 # Scenes grow and never shrink: a program for a smaller one is done with.
                 kept.clear()

@@ -95,6 +95,9 @@ def test_pictures_of_unknown_range_and_of_too_many_pixels_are_refused(tmp_path):
     Image.new("1", (20_000, 6_000)).save(tmp_path / "b.png")
     with pytest.raises(UserError, match="20000 by 6000 pixels, which are too many"):
         read_picture(tmp_path / "b.png")
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match="claims 9000 by 9000 pixels, but is only .* bytes long"):
+        read_picture(tmp_path / "c.png")
 
 
 def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path):

@@ -63,10 +63,10 @@ class ResnetBlock2D(nn.Module):
         residual = hidden
         hidden = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(hidden))
         hidden = conv3x3(self.channels, self.dtype, "conv1")(hidden)
+        shift = None
         if time is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))
-            hidden = hidden + shift[:, None, None, :]
-        hidden = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(hidden))
+        hidden = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(hidden, shift))
         hidden = conv3x3(self.channels, self.dtype, "conv2", zero=True)(hidden)
         if residual.shape[-1] != self.channels:
             residual = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(residual)

@@ -3,8 +3,12 @@
 A reduction over pixels and a group's few channels at once has loops too short for vector instructions, and
 XLA fuses what follows into it, which is then recomputed for every pixel. Therefore the pixels are summed
 channel by channel, and on CPUs the channels of a group by a product with zeros and ones, which XLA does not
-fuse.
+fuse. For GPUs it is arranged so that XLA makes three kernels of it, with what comes before and after: sums
+over the pixels, the groups' numbers, and the result.
 """
+
+import functools
+import operator
 
 import flax.linen as nn
 import jax
@@ -13,22 +17,44 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from ge3d_jax.core.devices import target_platform
 
-def _of_groups(values: jax.Array, groups: int) -> jax.Array:
-    """Mean over each group's channels (B, C), repeated for each channel."""
-    members = values.shape[1] // groups
-    if jax.default_backend() == "cpu":
-        belongs = np.repeat(np.eye(groups, dtype=np.float32), members, axis=0)
-        return (values @ belongs / members) @ belongs.T
-    # A GPU would launch a kernel for each of the products, and rounds their factors.
-    of_groups = jnp.mean(values.reshape(-1, groups, members), axis=-1)
-    return jnp.repeat(of_groups, members, axis=-1)
+# XLA for GPUs makes a kernel of its own of a sum over a warp's width or more of neighbors.
+_WARP = 32
+
+
+def _group_means(values: jax.Array, groups: int) -> jax.Array:
+    """Mean over each sample's pixels and each group's channels, (B, groups), of values (B, N, C)."""
+    batch, _, channels = values.shape
+    members = channels // groups
+    means = jnp.mean(values, axis=1)
+    if target_platform() == "cpu":
+        return means @ _belongs(groups, channels) / members
+    parts = next(
+        number for number in range(1, members + 1) if members % number == 0 and members < number * _WARP
+    )
+    split = means.reshape(batch, groups, parts, members // parts)
+    return jnp.sum(functools.reduce(operator.add, jnp.moveaxis(split, 2, 0)), axis=-1) / members
+
+
+def _of_channels(values: jax.Array, channels: int) -> jax.Array:
+    """(B, groups) → (B, 1, C), each group's for its channels."""
+    groups = values.shape[1]
+    if target_platform() == "cpu":
+        return (values @ _belongs(groups, channels).T)[:, None]
+    return jnp.repeat(values, channels // groups, axis=1)[:, None]
+
+
+def _belongs(groups: int, channels: int) -> np.ndarray:
+    """(C, groups), 1 where a channel belongs to a group."""
+    return np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
 
 
 class GroupNorm(nn.Module):
     """(x − mean) / √(variance + ε) · scale + bias, over each sample's pixels and each group's channels.
 
-    Statistics are float32, the variance is computed in two passes. `groups` must divide the channels.
+    Statistics are float32. The variance is computed in two passes, but on a GPU in half precision in one.
+    `groups` must divide the channels.
 
     Attributes:
         groups: number of groups.
@@ -41,18 +67,24 @@ class GroupNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """(B, ..., C) → (B, ..., C) of `dtype`."""
-        channels = hidden.shape[-1]
+    def __call__(self, hidden: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """(B, ..., C) → (B, ..., C) of `dtype`; `shift` (B, C), if given, is added to every pixel before."""
+        shape, channels = hidden.shape, hidden.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        pixels = tuple(range(1, hidden.ndim - 1))
-
-        def mean(values: jax.Array) -> jax.Array:
-            """Mean of each channel's group, (B, 1, ..., 1, C)."""
-            return jnp.expand_dims(_of_groups(jnp.mean(values, axis=pixels), self.groups), pixels)
-
-        centered = hidden.astype(jnp.float32)
-        centered = centered - mean(centered)
-        factor = lax.rsqrt(mean(centered * centered) + self.epsilon) * scale
-        return (centered * factor + bias).astype(self.dtype)
+        values = hidden.reshape(shape[0], -1, channels).astype(jnp.float32)
+        if shift is not None:
+            values = values + shift.astype(jnp.float32)[:, None]
+        mean = _group_means(values, self.groups)
+        if target_platform() == "cpu" or hidden.dtype == jnp.float32:
+            centered = values - _of_channels(mean, channels)
+            factor = lax.rsqrt(_group_means(centered * centered, self.groups) + self.epsilon)
+        else:
+            # Both sums in one kernel. Squares far from 0 lose digits of the variance, but fewer than half
+            # precision lacks anyway.
+            variance = jnp.maximum(_group_means(values * values, self.groups) - mean * mean, 0.0)
+            # A few numbers, which XLA would otherwise compute again with the factor of each channel.
+            mean, factor = lax.optimization_barrier((mean, lax.rsqrt(variance + self.epsilon)))
+            centered = values - _of_channels(mean, channels)
+        factor = _of_channels(factor, channels) * scale
+        return (centered * factor + bias).astype(self.dtype).reshape(shape)

@@ -18,7 +18,7 @@ MOST_LAYERS = 64
 MOST_CHANNELS = 2**15
 MOST_TOKENS = 2**24
 MOST_TIMES = 10**5
-_LARGEST_SIDE = 2**14
+_LARGEST_LATENTS, _LARGEST_PICTURE = 2**10, 2**14
 
 # Turns a value from JSON into the typed one; a ValueError says in words what it must be.
 Kind = Callable[[Any], Any]
@@ -102,7 +102,6 @@ def same_for_all(kind: Kind, most: int) -> Kind:
 
 _CHANNELS = whole(1, MOST_CHANNELS)
 _LAYERS = whole(1, MOST_LAYERS)
-_SIDE = same_for_all(whole(1, _LARGEST_SIDE), 2)
 _EPSILON = number(0.0, 1.0)
 
 UNET_BLOCKS = {
@@ -110,7 +109,7 @@ UNET_BLOCKS = {
     "up": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 UNET: Mapping[str, Kind] = {
-    "sample_size": _SIDE,
+    "sample_size": same_for_all(whole(1, _LARGEST_LATENTS), 2),
     "in_channels": _CHANNELS,
     "out_channels": _CHANNELS,
     "flip_sin_to_cos": switch,
@@ -139,7 +138,7 @@ VAE: Mapping[str, Kind] = {
     "layers_per_block": same_for_all(_LAYERS, MOST_BLOCKS),
     "latent_channels": _CHANNELS,
     "norm_num_groups": _CHANNELS,
-    "sample_size": _SIDE,
+    "sample_size": same_for_all(whole(1, _LARGEST_PICTURE), 2),
     "scaling_factor": number(1e-6, 1e6),
     "force_upcast": switch,
 }

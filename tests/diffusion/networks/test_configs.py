@@ -126,6 +126,7 @@ def test_unsupported_settings_are_named(kind, base, change):
         (UNetConfig, UNET_CONFIGS["sd2"], {"freq_shift": 4}),
         (UNetConfig, UNET_CONFIGS["sd2"], {"flip_sin_to_cos": 1}),
         (UNetConfig, UNET_CONFIGS["sd2"], {"sample_size": [64, 32]}),
+        (UNetConfig, UNET_CONFIGS["sd2"], {"sample_size": 10**4}),
         (VAEConfig, VAE_CONFIGS["sd2"], {"scaling_factor": 0}),
         (VAEConfig, VAE_CONFIGS["sd2"], {"scaling_factor": "0.18215"}),
         (VAEConfig, VAE_CONFIGS["sd2"], {"in_channels": 4}),
