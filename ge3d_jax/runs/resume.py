@@ -21,6 +21,7 @@ _FREE_TO_CHANGE = (
     "settings.views_per_batch",
     "settings.attention_chunk",
     "settings.vae_rematerialize",
+    "settings.scene.rasterizer",
 )
 
 

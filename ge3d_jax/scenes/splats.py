@@ -18,6 +18,7 @@ from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
 from ge3d_jax.splatting.rasterize import Rendered, render
+from ge3d_jax.splatting.techniques import AUTO, check_rasterizer
 
 # The fields that are trained, and the name of each one's learning rate among the settings.
 LEARNING_RATE_OF = {
@@ -80,6 +81,7 @@ class Splats:
         start: what a run begins with.
         learning_rates: of the splats' fields.
         density: how their number changes.
+        rasterizer: what renders them, see `splatting.techniques`; it changes speed, and results by rounding.
     """
 
     capacity: int = 400_000
@@ -90,9 +92,11 @@ class Splats:
     start: Ball = Ball()
     learning_rates: SplatRates = SplatRates()
     density: Strategy = choice(lambda: STRATEGIES, CloneAndSplit())
+    rasterizer: str = AUTO
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
+        check_rasterizer(self.rasterizer)
         check_at_least(
             **{
                 "buffer_capacity": (self.buffer_capacity, 1),
@@ -167,6 +171,7 @@ class Splats:
                 buffer_capacity=self.buffer_capacity,
                 screen_offsets=offsets,
                 scale_multiplier=factors,
+                rasterizer=self.rasterizer,
             )
 
         factors = None if drawn is None else jnp.maximum(1.0 + drawn.per_view["scale_noise"], 0.0)

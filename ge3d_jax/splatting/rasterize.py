@@ -22,9 +22,11 @@ from flax import struct
 from ge3d_jax.core.devices import memory_limit
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.cameras import Camera
-from ge3d_jax.splatting.compositing import Splats2D, composite
+from ge3d_jax.splatting.compositing import composite
 from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.splatting.lists import Splats2D, Technique
 from ge3d_jax.splatting.projection import MIN_ALPHA, NEAR_PLANE, project
+from ge3d_jax.splatting.techniques import AUTO, technique_of
 from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
 # Divisor of the depth where no splat is hit; a pixel with any splat has an alpha of at least MIN_ALPHA.
@@ -77,6 +79,7 @@ def render(
     near: float = NEAR_PLANE,
     far: float = math.inf,
     antialiased: bool = False,
+    rasterizer: str | Technique = AUTO,
 ) -> Rendered:
     """Render the splats from one camera.
 
@@ -95,12 +98,13 @@ def render(
         far: splats whose center has a camera-space z of this or more, world units, are not drawn.
         antialiased: weaken splats thinner than a pixel as Mip-Splatting does (Yu et al. 2024), which widening
             them to a pixel would otherwise make too strong. Static.
+        rasterizer: one of `techniques.RASTERIZERS`, or a technique; they differ in speed and rounding.
 
     Returns:
         The image and what else is known of the view.
 
     Raises:
-        UserError: `buffer_capacity` is less than 1.
+        UserError: `buffer_capacity` is less than 1, or there is no such rasterizer.
     """
     if buffer_capacity < 1:
         raise UserError(f"buffer_capacity is {buffer_capacity}, but the list needs room; make it 1 or more.")
@@ -119,7 +123,8 @@ def render(
     features = jnp.concatenate([projected.colors, projected.depths[:, None]], axis=-1)
     splats = Splats2D(projected.means, projected.whitening, projected.opacities, features)
     columns, rows = tile_grid(width, height)
-    sums, light = composite(columns, rows, splats, lists)
+    technique = technique_of(rasterizer) if isinstance(rasterizer, str) else rasterizer
+    sums, light = composite(columns, rows, splats, lists, technique)
 
     def image(values: jax.Array) -> jax.Array:
         """(tiles, channels, pixels) to (H, W, channels); tiles may extend beyond the image."""

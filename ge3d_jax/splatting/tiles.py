@@ -75,7 +75,7 @@ def _saturating_sum(counts: jax.Array) -> jax.Array:
     return jnp.where(wraps, largest, jnp.sum(counts)).astype(jnp.int32)
 
 
-def _owners(ends: jax.Array, length: int) -> jax.Array:
+def owners(ends: jax.Array, length: int) -> jax.Array:
     """For each of `length` positions the index of the run that contains it; runs are contiguous.
 
     Positions beyond the last run get its index.
@@ -142,7 +142,7 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     pair_begins = pair_ends - row_counts
     pairs = _saturating_sum(row_counts)
     pair = jnp.arange(buffer_capacity, dtype=jnp.int32)
-    pair_ranks = _owners(pair_ends, buffer_capacity)
+    pair_ranks = owners(pair_ends, buffer_capacity)
     pair_rows = first_rows[pair_ranks] + pair - pair_begins[pair_ranks]
     first_columns, column_counts = _row_spans(projected, order[pair_ranks], pair_rows, width, height)
     column_counts = jnp.where(pair < pairs, column_counts, 0)
@@ -152,7 +152,7 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     entry_begins = entry_ends - column_counts
     entries = _saturating_sum(column_counts)
     slot = jnp.arange(buffer_capacity, dtype=jnp.int32)
-    owner = _owners(entry_ends, buffer_capacity)
+    owner = owners(entry_ends, buffer_capacity)
     tile = pair_rows[owner] * columns + first_columns[owner] + slot - entry_begins[owner]
     tile, ranks, starts = _sort_by_tile(
         jnp.where(slot < entries, tile, tile_count), pair_ranks[owner], tile_count, splat_count
@@ -178,6 +178,14 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
     )
 
 
+def _first_at_least(values: jax.Array, bounds: jax.Array) -> jax.Array:
+    """For each bound the first position in sorted `values` that is not below it.
+
+    The steps of the binary search are written out: as a loop each takes an accelerator several launches.
+    """
+    return jnp.searchsorted(values, bounds, method="scan_unrolled")
+
+
 def _sort_by_tile(
     tile: jax.Array, ranks: jax.Array, tile_count: int, splat_count: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -187,9 +195,9 @@ def _sort_by_tile(
         keys = tile.astype(jnp.uint32) * jnp.uint32(splat_count) + ranks.astype(jnp.uint32)
         keys = lax.sort(keys, is_stable=False)
         bounds = jnp.arange(tile_count + 1, dtype=jnp.uint32) * jnp.uint32(splat_count)
-        starts = jnp.searchsorted(keys, bounds).astype(jnp.int32)
+        starts = _first_at_least(keys, bounds).astype(jnp.int32)
         tile, ranks = (keys // splat_count).astype(jnp.int32), (keys % splat_count).astype(jnp.int32)
     else:
         tile, ranks = lax.sort((tile, ranks), num_keys=2, is_stable=False)
-        starts = jnp.searchsorted(tile, jnp.arange(tile_count + 1, dtype=tile.dtype)).astype(jnp.int32)
+        starts = _first_at_least(tile, jnp.arange(tile_count + 1, dtype=tile.dtype)).astype(jnp.int32)
     return tile, ranks, starts

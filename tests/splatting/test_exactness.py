@@ -99,12 +99,13 @@ def scene_loss(parameters: dict, mask: np.ndarray, limits: np.ndarray, gradients
 
 
 @functools.cache
-def compiled(is_reference: bool, is_double: bool):
-    renderer = render_reference if is_reference else functools.partial(render, buffer_capacity=CAPACITY)
+def compiled(is_reference: bool, is_double: bool, rasterizer):
+    fast = functools.partial(render, buffer_capacity=CAPACITY, rasterizer=rasterizer)
+    renderer = render_reference if is_reference else fast
     return jax.jit(jax.value_and_grad(functools.partial(scene_loss, renderer=renderer), has_aux=True))
 
 
-def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool):
+def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool, rasterizer="auto"):
     with jax.enable_x64(is_double):
         dtype = np.float64 if is_double else np.float32
         scene = dict(scene)
@@ -114,7 +115,7 @@ def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool):
         # The mask is not differentiable: it is passed separately, with a placeholder in its place.
         scene["gaussians"] = dataclasses.replace(scene["gaussians"], mask=np.zeros(0))
         scene = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), scene)
-        (_, images), gradients = compiled(is_reference, is_double)(scene, mask, limits, gradients)
+        (_, images), gradients = compiled(is_reference, is_double, rasterizer)(scene, mask, limits, gradients)
         return jax.tree.map(np.asarray, (images, gradients))
 
 

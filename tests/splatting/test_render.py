@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.splatting import compositing, rasterize
+from ge3d_jax.splatting import groups, rasterize
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
+from ge3d_jax.splatting.lists import Splats2D, make_work
 from ge3d_jax.splatting.projection import project
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.reference import render_reference
@@ -250,23 +251,22 @@ def test_tiles_that_are_dark_are_finished_early(monkeypatch):
     def composite():
         projected = project(scene, camera)
         lists = bin_splats(projected, width=16, height=16, buffer_capacity=3000)
-        splats = compositing.Splats2D(
-            projected.means, projected.whitening, projected.opacities, projected.colors
-        )
-        sums, light, _, chunks = compositing._forward(*compositing._work(2, 2, splats, lists))
-        return sums[:, :3] + light[:, None], jnp.sum(chunks)
+        splats = Splats2D(projected.means, projected.whitening, projected.opacities, projected.colors)
+        work, stored = make_work(2, 2, splats, lists, groups.CHUNK)
+        sums, light, _, done = groups.GROUPS.forward(work, stored)
+        return sums[:, :3] + light[:, None], jnp.sum(done)
 
     results = {}
-    for threshold in (-1.0, compositing.MIN_TRANSMITTANCE, 1e-4):
-        monkeypatch.setattr(compositing, "MIN_TRANSMITTANCE", threshold)
+    for threshold in (-1.0, groups.MIN_TRANSMITTANCE, 1e-4):
+        monkeypatch.setattr(groups, "MIN_TRANSMITTANCE", threshold)
         # Newer JAX caches what it traced with the last value.
         jax.clear_caches()
         results[threshold] = jax.jit(lambda: composite())()
-    full, full_chunks = results.pop(-1.0)
-    for threshold, (image, chunks) in results.items():
+    full, full_count = results.pop(-1.0)
+    for threshold, (image, count) in results.items():
         # What is left out sums to at most the remaining light, times colors of at most 1.
         assert np.max(np.abs(image - full)) <= 2 * threshold + 1e-6
-        assert int(chunks) < 0.7 * int(full_chunks)
+        assert int(count) < 0.7 * int(full_count)
 
 
 def test_the_same_input_gives_the_same_bits():
