@@ -18,7 +18,9 @@ in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downsc
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.cli import rasterizer_flag, script
+
+flags.adopt_module_key_flags(rasterizer_flag)
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder with the pictures and their cameras.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same splats.")
@@ -37,7 +39,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 
 def main() -> int:
     """Run `fit_images` with the flags and say where the files are."""
-    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value)
+    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value) | rasterizer_flag.given()
 
     from ge3d_jax.runs.fit import fit_images
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import model_flags, script
+from ge3d_jax.cli import model_flags, rasterizer_flag, script
 
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(rasterizer_flag)
 
 _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What to make, as "a red mushroom"; by default the preset\'s, where it has one.'
@@ -70,6 +71,7 @@ _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may b
 def main() -> int:
     """Run `ge3d_jax.generate` with the flags and say where the files are."""
     overrides: dict[str, Any] = dict(script.parse_settings(_SET.value, iterations=_ITERATIONS.value))
+    overrides |= rasterizer_flag.given()
     if _SHARED_NODES.value:
         overrides["shared_nodes"] = True
 

@@ -28,9 +28,10 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import model_flags, script
+from ge3d_jax.cli import model_flags, rasterizer_flag, script
 
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(rasterizer_flag)
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "What to make; may be given many times.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts instead, one a line, settings after a tab.")
@@ -75,7 +76,7 @@ def main() -> int:
     from ge3d_jax.runs.sweep import sweep
     from ge3d_jax.runs.sweep_plan import parse_seeds
 
-    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value)
+    overrides = script.parse_settings(_SET.value, iterations=_ITERATIONS.value) | rasterizer_flag.given()
     told: dict[str, Any] = {
         "coordinator": _COORDINATOR.value,
         "processes": _PROCESSES.value,

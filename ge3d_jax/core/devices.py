@@ -32,7 +32,7 @@ SEEDS_AXIS = "seeds"
 _LARGEST_CPU_COUNT = 2
 # Largest share of a machine's memory to spend on copies of a model.
 _LARGEST_SHARE_OF_COPIES = 0.2
-# Compute capability of the first NVIDIA GPUs with bfloat16 and cuDNN's flash attention.
+# Compute capability of the first NVIDIA GPUs with bfloat16, cuDNN's flash attention and Triton.
 _AMPERE = (8, 0)
 
 
@@ -184,6 +184,11 @@ def _compute_capability() -> tuple[int, int] | None:
 
 def has_flash_attention() -> bool:
     """Whether JAX runs on a GPU that cuDNN's flash attention supports: NVIDIA Ampere or newer."""
+    return (_compute_capability() or (0, 0)) >= _AMPERE
+
+
+def runs_triton() -> bool:
+    """Whether JAX runs on a GPU that Triton compiles for: NVIDIA Ampere or newer."""
     return (_compute_capability() or (0, 0)) >= _AMPERE
 
 

@@ -227,6 +227,7 @@ def fit_images(
     if density is not None:
         usual = with_density(usual, density, _PRESET, overrides or {})
     config = with_overrides(usual, overrides or {})
+    config.scene.check_devices()
     train, test = read_posed_images(images, downscale=downscale)
     if train.is_opaque:
         # There is nothing behind opaque pictures: another background would only ask for walls.

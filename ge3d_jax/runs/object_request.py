@@ -99,6 +99,7 @@ class ObjectRequest:
         check_prompt(prompt, place)
         check_seed(asked.seed)
         check_image_size(settings, place)
+        settings.scene.check_devices()
         if started is not None:
             settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
         folder = Path(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")

@@ -39,6 +39,9 @@ class Renders:
 class Scene(Protocol):
     """Settings of a scene, and what it does; frozen, so that compiled functions may depend on it."""
 
+    def check_devices(self) -> None:
+        """Refuse, before a run begins, what the devices in use cannot do. Raises UserError."""
+
     def begin(self, key: jax.Array, start: Any = None) -> Any:
         """The state before the first iteration, from `start` or what the settings say."""
 

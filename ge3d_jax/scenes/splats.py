@@ -18,7 +18,7 @@ from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
 from ge3d_jax.splatting.rasterize import Rendered, render
-from ge3d_jax.splatting.techniques import AUTO, check_rasterizer
+from ge3d_jax.splatting.techniques import AUTO, check_device, check_rasterizer
 
 # The fields that are trained, and the name of each one's learning rate among the settings.
 LEARNING_RATE_OF = {
@@ -104,6 +104,10 @@ class Splats:
                 "scene.capacity": (self.capacity, self.start.count),
             }
         )
+
+    def check_devices(self) -> None:
+        """Refuse a rasterizer that needs another device. Raises UserError."""
+        check_device(self.rasterizer)
 
     def begin(self, key: jax.Array, start: Gaussians | None = None) -> SplatState:
         """The splats before the first iteration, from `start` or the ball of the settings.

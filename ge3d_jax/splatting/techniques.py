@@ -6,15 +6,23 @@ from collections.abc import Callable
 
 import jax
 
+from ge3d_jax.core.devices import runs_triton
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.groups import GROUPS
+from ge3d_jax.splatting.kernel import kernel
+from ge3d_jax.splatting.kernel_proof import is_proven
 from ge3d_jax.splatting.lists import Technique
 from ge3d_jax.splatting.segments import segments
 
 AUTO = "auto"
 XLA = "xla"
+KERNEL = "kernel"
 # Whatever the device; so that a program for another one can be compiled, and each compared with the others.
-TECHNIQUES: dict[str, Callable[[], Technique]] = {"groups": lambda: GROUPS, "segments": segments}
+TECHNIQUES: dict[str, Callable[[], Technique]] = {
+    KERNEL: kernel,
+    "groups": lambda: GROUPS,
+    "segments": segments,
+}
 RASTERIZERS = (AUTO, XLA, *TECHNIQUES)
 
 
@@ -28,16 +36,32 @@ def check_rasterizer(name: str) -> None:
         raise UserError(f"The rasterizer {name!r} does not exist; use one of {', '.join(RASTERIZERS)}.")
 
 
+def check_device(rasterizer: str) -> None:
+    """Check that the devices in use run a rasterizer.
+
+    Raises:
+        UserError: they do not.
+    """
+    if rasterizer == KERNEL and not runs_triton():
+        raise UserError(
+            'The rasterizer "kernel" needs an NVIDIA GPU, Ampere or newer, and JAX finds none here; use '
+            '"auto", which takes what there is.'
+        )
+
+
 def technique_of(rasterizer: str) -> Technique:
     """How to composite on the devices in use.
 
     Args:
-        rasterizer: one of RASTERIZERS: "xla" is "groups" on a processor and "segments" elsewhere.
+        rasterizer: one of RASTERIZERS: "xla" is "groups" on a processor and "segments" elsewhere; "auto" is
+            "kernel" where it runs and has proved itself, else "xla".
 
     Raises:
         UserError: there is none of that name.
     """
     check_rasterizer(rasterizer)
-    if rasterizer in (AUTO, XLA):
+    if rasterizer == AUTO:
+        rasterizer = KERNEL if runs_triton() and is_proven(kernel(), segments()) else XLA
+    if rasterizer == XLA:
         rasterizer = "groups" if jax.local_devices()[0].platform == "cpu" else "segments"
     return TECHNIQUES[rasterizer]()

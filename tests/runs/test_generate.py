@@ -265,6 +265,7 @@ def test_a_full_disk_at_the_end_keeps_the_state(model, result, tmp_path):
         ({"config": "missing.json", "guidance": "ge3d"}, "Both config and guidance are given"),
         ({"config": "missing.json", "density": "mcmc"}, "Both config and density are given"),
         ({"guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
+        ({"overrides": {"scene.rasterizer": "kernel"}}, '"kernel" needs an NVIDIA GPU'),
         ({"density": "magic"}, "use one of clone_split, mcmc"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**40}, "seed is"),

@@ -57,7 +57,7 @@ def test_tuples_are_the_lists_of_json(folder):
 
 def test_another_version_goes_on_where_its_new_settings_have_their_defaults(folder):
     save(folder, STARTED | VERSIONS)
-    new = {"kind": "splats", "density": {"every": 0, "tags": ()}}
+    new = {"kind": "splats", "rasterizer": "xla", "density": {"every": 0, "tags": ()}}
     description = with_settings(scene=new, attention_chunk=3) | {"versions": {"ge3d_jax": "0.2.0"}}
     check_same_run(folder, description, with_settings(scene=new, views=2))
 

@@ -16,6 +16,7 @@ from ge3d_jax.splatting.alphas import PIXELS
 from ge3d_jax.splatting.compositing import composite
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.groups import GROUPS
+from ge3d_jax.splatting.kernel import kernel
 from ge3d_jax.splatting.lists import Splats2D
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.segments import segments
@@ -26,7 +27,7 @@ from tests.splatting.test_exactness import KINDS, assert_close, random_scene, va
 from tests.splatting.test_render import camera_at, deep_scene, simple_scene
 
 # Pieces so short and so few at a time that tiles go on from step to step.
-TECHNIQUES = {"segments": segments(length=8, pieces=5)}
+TECHNIQUES = {"segments": segments(length=8, pieces=5), "kernel": kernel(interpret=True)}
 BACKGROUND = jnp.array([0.2, 0.5, 0.9])
 
 

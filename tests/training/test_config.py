@@ -56,6 +56,7 @@ def test_settings_have_long_and_short_names():
         ("attention_chunk", 0, "attention_chunk"),
         ("learning_rates.color", [0, 1], "learning_rates.color"),
         ("scene.capacity", 3, "capacity is 3"),
+        ("scene.rasterizer", "fast", "'fast' does not exist; use one of auto, xla, kernel"),
         ("start.count", 0, "start.count is 0"),
         ("start.opacity", 1, "start.opacity is 1"),
         ("start.sh_degree", 4, "start.sh_degree is 4"),
