@@ -9,7 +9,6 @@ import jax
 from ge3d_jax.core.devices import runs_triton
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.groups import GROUPS
-from ge3d_jax.splatting.kernel import kernel
 from ge3d_jax.splatting.kernel_proof import is_proven
 from ge3d_jax.splatting.lists import Technique
 from ge3d_jax.splatting.segments import segments
@@ -17,9 +16,18 @@ from ge3d_jax.splatting.segments import segments
 AUTO = "auto"
 XLA = "xla"
 KERNEL = "kernel"
+
+
+def _kernel() -> Technique:
+    # Imported where it is asked for: not every build of JAX has Triton.
+    from ge3d_jax.splatting.kernel import kernel
+
+    return kernel()
+
+
 # Whatever the device; so that a program for another one can be compiled, and each compared with the others.
 TECHNIQUES: dict[str, Callable[[], Technique]] = {
-    KERNEL: kernel,
+    KERNEL: _kernel,
     "groups": lambda: GROUPS,
     "segments": segments,
 }
@@ -61,7 +69,7 @@ def technique_of(rasterizer: str) -> Technique:
     """
     check_rasterizer(rasterizer)
     if rasterizer == AUTO:
-        rasterizer = KERNEL if runs_triton() and is_proven(kernel(), segments()) else XLA
+        rasterizer = KERNEL if runs_triton() and is_proven(_kernel(), segments()) else XLA
     if rasterizer == XLA:
         rasterizer = "groups" if jax.local_devices()[0].platform == "cpu" else "segments"
     return TECHNIQUES[rasterizer]()
