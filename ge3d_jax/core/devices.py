@@ -173,6 +173,11 @@ def target_platform() -> str:
     return jax.default_backend() if target is None else target.platform
 
 
+def is_target_here() -> bool:
+    """Whether what is traced is to run here."""
+    return _TARGET.get() is None
+
+
 def _compute_capability() -> tuple[int, int] | None:
     """Compute capability of the first device if it is an NVIDIA GPU, e.g. (8, 0) for Ampere; else None."""
     target = _TARGET.get()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
-
-from ge3d_jax.core.devices import runs_triton
+from ge3d_jax.core.devices import is_target_here, runs_triton, target_platform
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.groups import GROUPS
 from ge3d_jax.splatting.kernel_proof import is_proven
@@ -69,7 +67,9 @@ def technique_of(rasterizer: str) -> Technique:
     """
     check_rasterizer(rasterizer)
     if rasterizer == AUTO:
-        rasterizer = KERNEL if runs_triton() and is_proven(_kernel(), segments()) else XLA
+        # What is compiled for a card that is elsewhere cannot prove itself here.
+        runs_kernel = is_target_here() and runs_triton()
+        rasterizer = KERNEL if runs_kernel and is_proven(_kernel(), segments()) else XLA
     if rasterizer == XLA:
-        rasterizer = "groups" if jax.local_devices()[0].platform == "cpu" else "segments"
+        rasterizer = "groups" if target_platform() == "cpu" else "segments"
     return TECHNIQUES[rasterizer]()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ge3d_jax.core.devices import Target, compiling_for
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.alphas import PIXELS
 from ge3d_jax.splatting.compositing import composite
@@ -159,3 +160,11 @@ def test_a_processor_keeps_its_groups_and_settings_choose():
     assert technique_of("segments") is segments()
     with pytest.raises(UserError, match="'fast' does not exist; use one of auto, "):
         technique_of("fast")
+
+
+@pytest.mark.parametrize("rasterizer", ["auto", "xla"])
+def test_what_is_compiled_for_a_card_elsewhere_takes_the_accelerator_s_path(rasterizer):
+    assert technique_of(rasterizer) is GROUPS
+    with compiling_for(Target("gpu", (9, 0))):
+        # The kernel has to prove itself on the card, which is not here.
+        assert technique_of(rasterizer) == segments()
