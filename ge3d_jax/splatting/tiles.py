@@ -12,6 +12,8 @@ then depth, then (for equal depths) index in the buffer. Nothing here has a grad
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -181,9 +183,14 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
 def _first_at_least(values: jax.Array, bounds: jax.Array) -> jax.Array:
     """For each bound the first position in sorted `values` that is not below it.
 
-    The steps of the binary search are written out: as a loop each takes an accelerator several launches.
+    The steps of the binary search are written out on an accelerator: as a loop each takes several launches.
     """
-    return jnp.searchsorted(values, bounds, method="scan_unrolled")
+    return lax.platform_dependent(
+        values,
+        bounds,
+        cpu=functools.partial(jnp.searchsorted, method="scan"),
+        default=functools.partial(jnp.searchsorted, method="scan_unrolled"),
+    )
 
 
 def _sort_by_tile(

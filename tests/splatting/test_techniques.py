@@ -88,6 +88,39 @@ def test_joined_pieces_have_the_gradient_of_finite_differences():
         assert float(loss(step) - loss(-step)) / (2 * step) == pytest.approx(float(slope), rel=1e-8)
 
 
+def test_a_dark_pixel_among_bright_ones_keeps_its_gradient():
+    """Its light is less than a float32 can hold, and the tile goes on for the others."""
+    count = 40
+    splats = Splats2D(
+        means=jnp.full((count, 2), 3.5),
+        whitening=jnp.tile(jnp.array([1.5, 1.5, 0.0]), (count, 1)),
+        opacities=jnp.ones(count),
+        features=jnp.asarray(np.random.default_rng(0).normal(size=(count, 1)), jnp.float32),
+    )
+    each = np.arange(count + 1, dtype=np.int32)
+    lists = TileLists(
+        splats=each[:-1],
+        slots=each[:-1],
+        starts=np.array([0, count], np.int32),
+        slot_begins=each[:-1],
+        slot_ends=each[1:],
+        intersections=np.int32(count),
+        overflow=np.int32(0),
+        touched=np.ones(count, bool),
+    )
+
+    def loss(splats, technique):
+        sums, _ = composite(1, 1, splats, lists, technique)
+        return jnp.sum(sums[0] * jnp.arange(1.0, PIXELS + 1))
+
+    gradients, expected = (
+        jax.jit(jax.grad(functools.partial(loss, technique=technique)))(splats)
+        for technique in (TECHNIQUES["kernel"], GROUPS)
+    )
+    for value, other in zip(gradients, expected, strict=True):
+        assert relative_error(value, other, floor=1e-3) <= 1e-4
+
+
 # Enough for all scenes but the deep one, whose lists are composited as far as they go.
 CAPACITY = 220
 
