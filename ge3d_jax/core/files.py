@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, reason
 
 _LOCK = ".lock"
 
@@ -50,6 +50,14 @@ def remove_files(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """That nothing can be written to a folder, for the person."""
+    return UserError(
+        f"The folder {folder} cannot be written to ({error.strerror or reason(error)}); make room, or choose "
+        "another."
+    )
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove what other processes left half-written in a folder, where none of them writes now."""
     for leftover in folder.glob(".*.part*"):
@@ -76,9 +84,7 @@ def locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise UserError(f"Another run is writing to {folder}; wait for it, or give another folder.") from None
     except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be written to ({error.strerror}); make room, or choose another."
-        ) from error
+        raise unwritable(folder, error) from error
     try:
         clear_leftovers(folder)
         yield

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from jax.sharding import Mesh
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import unwritable
 from ge3d_jax.runs.attempts import Attempts, reason_of
 from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
@@ -137,11 +138,10 @@ class Ended(Generic[_Written]):
     part: Part[_Written]
     result: RunResult
     history: list[HostNumbers]
-    attempts: Attempts
 
     def save(self) -> None:
         """Save the state, from where the run may go on once more: to its end, or beyond."""
-        with self.attempts.at("The state for --resume"):
+        with self.part.attempts.at("The state for --resume"):
             save_run(self.part.run.folder, self.result.state)
 
     def conclude(self) -> Outcome[_Written]:
@@ -150,18 +150,18 @@ class Ended(Generic[_Written]):
         Raises:
             UserError: they cannot be written.
         """
-        result, then = self.result, self.part.then
+        result, then, attempts = self.result, self.part.then, self.part.attempts
         if then is not None and not (result.interrupted or result.diverged):
             result = then(result)
         try:
-            written = self.part.write(result, self.attempts)
+            written = self.part.write(result, attempts)
         except OSError as error:
-            also = " ".join(["", *self.attempts.failed])
+            also = " ".join(["", *attempts.failed])
             raise UserError(
                 f"The object could not be written to {self.part.run.folder} ({reason_of(error)}); make room, "
                 f"and --resume writes it.{also}"
             ) from error
-        return Outcome(result, self.history, written, _advice(result, self.history), self.attempts.failed)
+        return Outcome(result, self.history, written, _advice(result, self.history), attempts.failed)
 
 
 class _Watched:
@@ -185,10 +185,7 @@ class _Watched:
                 observer.on_begin(is_new=run.is_new)
             write_json(run.folder / "config.json", run.description)
         except OSError as error:
-            raise UserError(
-                f"The folder {run.folder} cannot be written to ({reason_of(error)}); make room, or choose "
-                "another."
-            ) from error
+            raise unwritable(run.folder, error) from error
 
 
 def perform_together(
@@ -242,6 +239,5 @@ def perform_together(
             mesh=mesh,
         )
     return [
-        Ended(each.part, result, each.metrics.history, each.part.attempts)
-        for each, result in zip(watched, results, strict=True)
+        Ended(each.part, result, each.metrics.history) for each, result in zip(watched, results, strict=True)
     ]

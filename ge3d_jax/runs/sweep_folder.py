@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.files import atomic_path
-from ge3d_jax.runs.attempts import Attempts, reason_of
+from ge3d_jax.core.files import atomic_path, unwritable
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.folder import versions, write_json
 from ge3d_jax.runs.sweep_plan import SweepObject
 from ge3d_jax.viewer.gallery import save_gallery
@@ -108,16 +108,11 @@ class SweepFolder:
                 f"Another sweep is writing to {self.path}; wait for it, or give another folder."
             ) from None
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.path, error) from error
         try:
             yield
         finally:
             lock.release()
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"The folder {self.path} cannot be written to ({reason_of(error)}); make room, or choose another."
-        )
 
     def write_description(self) -> None:
         """Write sweep.json: the objects and the versions. Raises UserError where that cannot be."""
@@ -133,7 +128,7 @@ class SweepFolder:
         try:
             write_json(self.path / _SWEEP_FILE, {"objects": objects, "versions": versions()})
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.path, error) from error
 
     @staticmethod
     def pending(one: SweepObject) -> SweepOutcome:
