@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
@@ -93,8 +94,8 @@ def sh_matrix(turn: Quaternion, degree: int) -> np.ndarray:
     """
     directions = np.random.default_rng(0).normal(size=(256, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    before = np.asarray(sh_basis(directions @ turn_matrix(turn), degree), np.float64)
-    after = np.asarray(sh_basis(directions, degree), np.float64)
+    before = np.asarray(sh_basis(jnp.asarray(directions @ turn_matrix(turn)), degree), np.float64)
+    after = np.asarray(sh_basis(jnp.asarray(directions), degree), np.float64)
     matrix = np.zeros((before.shape[1],) * 2)
     for band in range(degree + 1):
         own = slice(band**2, (band + 1) ** 2)
@@ -137,7 +138,7 @@ def scaled(arrays: SplatArrays, factor: float) -> SplatArrays:
 def inside(positions: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """Which positions (N, 3) are in the box of (x, y, z) at least and (x, y, z) at most: (N,) bool."""
     low, high = np.reshape(np.asarray(box, np.float64), (2, 3))
-    return ((positions >= low) & (positions <= high)).all(axis=1)
+    return np.all((positions >= low) & (positions <= high), axis=1)
 
 
 def parse_up(text: str) -> Quaternion:

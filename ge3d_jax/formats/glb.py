@@ -29,6 +29,7 @@ from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
     SplatFile,
     check_holds_splats,
+    concatenated,
     live_finite_arrays,
     logits_of,
     normalized,
@@ -184,19 +185,10 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
             "(a mesh for surfaces, perhaps); give a splat file."
         )
     bands = max(part.sh.shape[1] for part in found)
-    widened = [
-        SplatArrays(
-            **{
-                **vars(part),
-                "sh": np.pad(part.sh, ((0, 0), (0, bands - part.sh.shape[1]), (0, 0))),
-            }
-        )
-        for part in found
-    ]
-    names = vars(widened[0])
-    arrays = SplatArrays(
-        **{name: np.concatenate([getattr(part, name) for part in widened]) for name in names}
-    )
+    for number, part in enumerate(found):
+        missing = ((0, 0), (0, bands - part.sh.shape[1]), (0, 0))
+        found[number] = dataclasses.replace(part, sh=np.pad(part.sh, missing))
+    arrays = concatenated(found)
     check_holds_splats(path, len(arrays.positions))
     return SplatFile(to_gaussians(sound_splats(path, arrays)))
 
@@ -208,7 +200,8 @@ def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
     _, version, _ = _HEADER.unpack_from(data)
     if version != _VERSION:
         raise UserError(f"{path} is a .glb file of version {version}; export it as glTF 2.0.")
-    place, found = _HEADER.size, {}
+    place = _HEADER.size
+    found: dict[int, bytes] = {}
     while place + _CHUNK.size <= len(data):
         size, kind = _CHUNK.unpack_from(data, place)
         place += _CHUNK.size

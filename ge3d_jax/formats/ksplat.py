@@ -1,8 +1,8 @@
 """Splat files of the three.js viewer GaussianSplats3D (.ksplat), read only.
 
-A header of 4096 bytes: version (two bytes, 0 and 1), at 4 the number of sections that there is room for, at 8
-of sections, at 16 of splats, at 20 the level of compression, at 36 and 40 the bounds of the color coefficients
-in bytes. Then a header of 1024 bytes for each section, then the sections: sizes of buckets that are not full,
+A header of 4096 bytes: version (two bytes, 0 and 1), at 4 the number of sections that there is room for, at
+8 of sections, at 16 of splats, at 20 the level of compression, at 36 and 40 the bounds of the color
+coefficients in bytes. Then a header of 1024 bytes for each section, then the sections: sizes of buckets that are not full,
 centers of buckets, splats.
 
 A splat is position × 3, scale × 3 (standard deviations), rotation × 4 (w, x, y, z), red, green, blue and
@@ -24,6 +24,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
     check_holds_splats,
+    concatenated,
     opacity_logits,
     open_splat_file,
     sound_splats,
@@ -99,7 +100,8 @@ def load_ksplat(path: str | os.PathLike[str]) -> Gaussians:
         data = file.read(length)
     if len(data) < _HEADER_SIZE or data[0] != 0 or data[1] < 1:
         raise UserError(
-            f"{path} is not a .ksplat file of version 0.1, or it is truncated; export it again as a .ply file."
+            f"{path} is not a .ksplat file of version 0.1, or it is truncated; "
+            "export it again as a .ply file."
         )
     room, sections, _, count = struct.unpack_from("<IIII", data, 4)
     (level,) = struct.unpack_from("<H", data, 20)
@@ -122,14 +124,9 @@ def load_ksplat(path: str | os.PathLike[str]) -> Gaussians:
             "it is damaged, get the file again."
         )
     bands = (max(section.degree for section in found) + 1) ** 2
-    parts = [
-        _splats(path, data, section, level, bands, (low or -_COLOR_BOUND, high or _COLOR_BOUND))
-        for section in found
-    ]
-    arrays = SplatArrays(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    )
-    return to_gaussians(sound_splats(path, arrays))
+    bounds = (low or -_COLOR_BOUND, high or _COLOR_BOUND)
+    parts = [_splats(path, data, section, level, bands, bounds) for section in found]
+    return to_gaussians(sound_splats(path, concatenated(parts)))
 
 
 def _sections(path: Path, data: bytes, room: int, level: int) -> list[_Section]:
@@ -137,7 +134,7 @@ def _sections(path: Path, data: bytes, room: int, level: int) -> list[_Section]:
     start, found = _HEADER_SIZE + room * _SECTION_SIZE, []
     for number in range(room):
         header = _SECTION.unpack_from(data, _HEADER_SIZE + number * _SECTION_SIZE)
-        section = _Section(*header, start)
+        section = _Section(*header, start=start)
         if section.degree > MAX_SH_DEGREE:
             raise UserError(
                 f"{path} has a color of degree {section.degree}; it is damaged, get the file again."

@@ -230,9 +230,8 @@ def _fractions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     high = np.maximum.reduceat(values, starts).astype(np.float32)
     each = np.arange(len(values)) // _CHUNK
     extent = np.maximum(high.astype(np.float64) - low, 1e-30)[each]
-    return np.clip((values - low.astype(np.float64)[each]) / extent, 0.0, 1.0), np.concatenate(
-        [low, high], axis=1
-    )
+    fractions = np.clip((values - low.astype(np.float64)[each]) / extent, 0.0, 1.0)
+    return fractions, np.concatenate([low, high], axis=1)
 
 
 def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:

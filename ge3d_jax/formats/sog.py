@@ -3,8 +3,8 @@
 A `.sog` file is a zip archive of them; unpacked, `meta.json` is the file to read. All pictures are lossless
 WebP; the splats follow each other row by row.
 
-    means_l, means_u   low and high bytes of x, y, z in 16 bits, between the bounds of `means`; of a coordinate
-                       v that is sign(v)·ln(1 + |v|)
+    means_l, means_u   low and high bytes of x, y, z in 16 bits, between the bounds of `means`, which
+                       are of sign(v)·ln(1 + |v|)
     quats              three components, 127.5·(1 + √2·q), and 252 + the index of the largest of w, x, y, z
     scales             for each axis the index of its logarithm in a codebook of 256
     sh0                the same for the color coefficients of degree 0, and the opacity, 255 for 1
@@ -58,7 +58,7 @@ _LARGEST_PLACE = 65535
 _FIRST_LARGEST = 252
 # WebP's largest side.
 _LARGEST_SIDE = 16383
-# A file's pictures may unpack to this many times its length, as a .spz may, or to a size that is always allowed.
+# Pictures may unpack to this many times the length of the file, as a .spz may, or to what is always allowed.
 _LARGEST_RATIO = 32
 _ALWAYS_ALLOWED = 2**20
 # Bytes of a splat in all pictures but the palette.
@@ -76,6 +76,9 @@ _DAMAGED = (
     RuntimeError,
     ValueError,
 )
+
+# What every zip program knows.
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 # Gives a file of the set by its name.
 _Open = Callable[[str], bytes]
@@ -120,10 +123,7 @@ def _archive(path: Path, data: bytes) -> Iterator[_Open]:
     def unpack(name: str) -> bytes:
         try:
             entry = archive.getinfo(name)
-            if entry.file_size > allowed or entry.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-            ):
+            if entry.file_size > allowed or entry.compress_type not in _PACKINGS:
                 raise zipfile.BadZipFile
             with archive.open(entry) as file:
                 return file.read(allowed)
@@ -166,7 +166,7 @@ def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFi
     parts = {name: meta.child(name) for name in ("means", "scales", "quats", "sh0")}
     images = {name: part.texts("files", 2 if name == "means" else 1) for name, part in parts.items()}
     if length is None:
-        # Where the pictures are files of their own, they are looked at in turn: the first one's length is known.
+        # The pictures are files of their own; one of them says how long they may be.
         length = len(unpack(images["means"][0])) * len(parts)
     if _UNPACKED_BYTES * count > max(_ALWAYS_ALLOWED, _LARGEST_RATIO * length):
         raise UserError(
@@ -234,7 +234,8 @@ def _higher_degrees(
     label = records(labels)[:, :2].astype(np.int64) @ [1, 256]
     if label.max() >= rows:
         raise UserError(
-            f"{path}: a splat has row {label.max()} of a palette of {rows}; it is damaged, get the file again."
+            f"{path}: a splat has row {label.max()} of a palette of {rows}; it is damaged, "
+            "get the file again."
         )
     return degree, _book(part)[table][label]
 

@@ -122,6 +122,13 @@ def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
     return SplatArrays(**{name: values[sound] for name, values in vars(arrays).items()})
 
 
+def concatenated(parts: list[SplatArrays]) -> SplatArrays:
+    """The splats of several parts, at least one, all of one degree."""
+    return SplatArrays(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    )
+
+
 def check_holds_splats(path: Path, count: int) -> None:
     """Check that a file holds splats.
 
@@ -211,7 +218,7 @@ def to_levels(values: np.ndarray) -> np.ndarray:
 
 
 def morton_order(positions: np.ndarray) -> np.ndarray:
-    """The order (N,) of positions (N, 3) along Morton's curve, so that neighbors in space are neighbors in it."""
+    """The order (N,) of positions (N, 3) along Morton's curve, which keeps neighbors in space together."""
     low = positions.min(axis=0, initial=np.inf).astype(np.float64)
     extent = float((positions.max(axis=0, initial=-np.inf) - low).max(initial=0.0))
     cells = ((positions - low) * (1023.0 / max(extent, 1e-30))).astype(np.uint32)
