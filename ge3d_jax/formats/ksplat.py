@@ -2,8 +2,8 @@
 
 A header of 4096 bytes: version (two bytes, 0 and 1), at 4 the number of sections that there is room for, at
 8 of sections, at 16 of splats, at 20 the level of compression, at 36 and 40 the bounds of the color
-coefficients in bytes. Then a header of 1024 bytes for each section, then the sections: sizes of buckets that are not full,
-centers of buckets, splats.
+coefficients in bytes. Then a header of 1024 bytes for each section, then the sections: sizes of buckets that
+are not full, centers of buckets, splats.
 
 A splat is position × 3, scale × 3 (standard deviations), rotation × 4 (w, x, y, z), red, green, blue and
 opacity as bytes, and the coefficients: of each degree all of red, then green, then blue.

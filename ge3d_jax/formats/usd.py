@@ -1,8 +1,8 @@
 """Splats as a prim of OpenUSD 26.03's `ParticleField3DGaussianSplat` (.usd, .usda, .usdc), write only.
 
 Needs the package usd-core, an extra. The arrays are float32: `positions`, `orientations`, `scales` (standard
-deviations), `opacities` in [0, 1], and `radiance:sphericalHarmonicsCoefficients`, for each splat all of them, each red,
-green and blue. The stage has y up.
+deviations), `opacities` in [0, 1], and for each splat all `radiance:sphericalHarmonicsCoefficients`, each
+red, green and blue. The stage has y up.
 """
 
 import importlib
