@@ -49,11 +49,12 @@ class Tolerance:
 
 
 EXTENT = 8.0
-# 11 bits of a chunk's extent; 10 bits of √2 for each of three components; steps of 1/32.
+# 10 or 11 bits of the extent; 10 bits of √2 for each of three components; steps of 1/32.
 COMPRESSED = Tolerance(EXTENT / 1023 / 2, EXTENT / 1023 / 2, 2e-3, 2.1e-3, 6e-3, 0.0172)
-# Fixed point with 12 bits after the point (theirs) or 16 (ours), steps of 1/16, 9 bits, 8 bits; coefficients of
-# theirs in 5 and 4 bits of [-1, 1], of ours in 8.
-SPZ = Tolerance(1.3e-4, 0.032, 4e-3, 2.1e-3, 4e-3, 1 / 16 + 1e-6)
+# Fixed point with 12 bits after the point (theirs) or 16 (ours), steps of 1/16, 9 bits, 8 bits; coefficients
+# in 4 bits of 8 (theirs, rounded twice) or 8.
+SPZ = Tolerance(1.3e-4, 0.032, 4e-3, 2.1e-3, 4e-3, (8 + 0.5) / 128)
+OUR_SPZ = Tolerance(8e-6, 0.032, 4e-3, 2.1e-3, 4e-3, 0.5 / 128 + 1e-6)
 # 16 bits of the logarithms, a codebook of 256, 8 bits for each of three components; the program rounds down.
 SOG = Tolerance(3e-4, 0.25, 1.5e-2, 4.1e-3, 0.05, None)
 OUR_SOG = Tolerance(1.6e-4, 0.035, 8e-3, 2.1e-3, 8e-3, 0.03)
@@ -126,7 +127,7 @@ def _is_installed():
 
 CASES = [
     (".compressed.ply", COMPRESSED, COMPRESSED),
-    (".spz", SPZ, SPZ),
+    (".spz", SPZ, OUR_SPZ),
     (".sog", SOG, OUR_SOG),
 ]
 
