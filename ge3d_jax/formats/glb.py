@@ -11,6 +11,7 @@ COLOR_0 is for programs that draw the points. glTF has y up, z forward and x lef
 also in files that come from other writers as normalized integers.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -63,6 +64,8 @@ _LONGEST_JSON = 2**24
 _DEEPEST = 64
 # Positions alone are six bytes a splat at least, so that a shared mesh cannot make far more of a file.
 _LEAST_BYTES = 6
+# A scene has one part, or one for each object in it.
+_MOST_PARTS = 2**12
 # How far a node's matrix may be from a turn with one scale for all axes.
 _SKEW = 1e-3
 
@@ -175,9 +178,11 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
     with open_splat_file(path) as (file, length):
         check_holds_splats(path, length)
         content, data = _chunks(path, file.read(length))
+    lists = (content.objects(name) for name in ("accessors", "bufferViews", "buffers"))
+    numbers = _Numbers(path, *lists, data=data)
     found = [
-        _moved(path, _splats(path, content, data, primitive), matrix)
-        for primitive, matrix in _shown(path, content, length)
+        _moved(path, _splats(path, numbers, primitive), matrix)
+        for primitive, matrix in _shown(path, content, numbers.accessors, length)
     ]
     if not found:
         raise UserError(
@@ -218,19 +223,20 @@ def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
     return JsonReader.parse(path, found[_JSON]), found.get(_BINARY, b"")
 
 
-def _shown(path: Path, content: JsonReader, length: int) -> Iterator[tuple[JsonReader, np.ndarray]]:
+def _shown(
+    path: Path, content: JsonReader, accessors: list[JsonReader], length: int
+) -> Iterator[tuple[JsonReader, np.ndarray]]:
     """The primitives of splats that the scene shows, with the matrix (4, 4) that moves each."""
     nodes, meshes = content.objects("nodes"), content.objects("meshes")
     scenes = content.objects("scenes")
     first: list[int] = list(range(len(nodes)))
     if scenes:
         first = scenes[content.index("scene", len(scenes), default=0)].indices("nodes", len(nodes))
-    left = [(node, np.eye(4), 0) for node in first]
+    left = collections.deque((node, np.eye(4), 0) for node in first)
     visited: set[int] = set()
-    count = 0
-    accessors = content.objects("accessors")
+    count, parts = 0, 0
     while left:
-        number, outer, depth = left.pop(0)
+        number, outer, depth = left.popleft()
         if number in visited:
             # Without scenes the children come up again.
             if scenes:
@@ -252,10 +258,11 @@ def _shown(path: Path, content: JsonReader, length: int) -> Iterator[tuple[JsonR
                 continue
             place = primitive.child("attributes").index("POSITION", len(accessors))
             count += accessors[place].integer("count", 0, length)
-            if count * _LEAST_BYTES > length:
+            parts += 1
+            if parts > _MOST_PARTS or count * _LEAST_BYTES > length:
                 raise UserError(
-                    f"{path} shows {count} splats, more than fit into its {length} bytes; "
-                    "it is damaged or repeats a mesh many times, export it again."
+                    f"{path} shows {count} splats in {parts} parts, more than fit into its {length} bytes; "
+                    "it is damaged or repeats a mesh many times, export it as one."
                 )
             yield primitive, matrix
 
@@ -272,12 +279,12 @@ def _matrix(node: JsonReader) -> np.ndarray:
     return matrix
 
 
-def _splats(path: Path, content: JsonReader, data: bytes, primitive: JsonReader) -> SplatArrays:
+def _splats(path: Path, numbers: "_Numbers", primitive: JsonReader) -> SplatArrays:
     """The splats of a primitive."""
     attributes = primitive.child("attributes")
 
     def read(name: str, width: int) -> np.ndarray:
-        return _accessor(path, content, data, attributes, name, width)
+        return numbers.read(attributes, name, width)
 
     positions = read("POSITION", 3)
     count = len(positions)
@@ -306,50 +313,56 @@ def _splats(path: Path, content: JsonReader, data: bytes, primitive: JsonReader)
     )
 
 
-def _accessor(
-    path: Path, content: JsonReader, data: bytes, attributes: JsonReader, name: str, width: int
-) -> np.ndarray:
-    """The numbers (N, width) float32 of an attribute."""
-    accessors, views = content.objects("accessors"), content.objects("bufferViews")
-    accessor = accessors[attributes.index(name, len(accessors))]
-    component = accessor.integer("componentType", 0, 2**16)
-    kind = accessor.content.get("type")
-    if component not in _COMPONENTS or _WIDTHS.get(str(kind)) != width:
-        raise UserError(
-            f"{path}: its {name} is {kind!r} of component type {component}, not {width} numbers; "
-            "it is damaged or of another extension, export it again."
-        )
-    if "sparse" in accessor.content or "bufferView" not in accessor.content:
-        raise UserError(f"{path}: its {name} is sparse, which is not supported; export it again without.")
-    view = views[accessor.index("bufferView", len(views))]
-    buffers = content.objects("buffers")
-    buffer = buffers[view.index("buffer", len(buffers))]
-    if "uri" in buffer.content or view.content.get("extensions"):
-        raise UserError(
-            f"{path}: its {name} is in another file or compressed, which is not supported; "
-            "export it as one uncompressed .glb."
-        )
-    kind_name, full = _COMPONENTS[component]
-    item = np.dtype((kind_name, (width,)))
-    size = len(data)
-    start = view.integer("byteOffset", 0, size, default=0)
-    stop = start + view.integer("byteLength", 0, size)
-    start += accessor.integer("byteOffset", 0, size, default=0)
-    stride = view.integer("byteStride", item.itemsize, size, default=item.itemsize)
-    count = accessor.integer("count", 1, max(1, size))
-    if start + (count - 1) * stride + item.itemsize > min(stop, size):
-        raise UserError(
-            f"{path}: its {name} claims {count} records, which are more than there are; "
-            "it is damaged or truncated, get the file again."
-        )
-    single = np.dtype(kind_name)
-    strides = (stride, single.itemsize)
-    values = np.ndarray((count, width), single, data, start, strides).astype(np.float32)
-    if full is None:
-        return values
-    if accessor.content.get("normalized") is not True:
-        return values
-    return np.maximum(values / np.float32(full), np.float32(-1.0))
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+    """The numbers of a file, and where they are: lists of glTF's own names."""
+
+    path: Path
+    accessors: list[JsonReader]
+    views: list[JsonReader]
+    buffers: list[JsonReader]
+    data: bytes
+
+    def read(self, attributes: JsonReader, name: str, width: int) -> np.ndarray:
+        """The numbers (N, width) float32 of an attribute."""
+        accessor = self.accessors[attributes.index(name, len(self.accessors))]
+        component = accessor.integer("componentType", 0, 2**16)
+        kind = accessor.content.get("type")
+        if component not in _COMPONENTS or _WIDTHS.get(str(kind)) != width:
+            raise UserError(
+                f"{self.path}: its {name} is {str(kind)[:20]!r} of component type {component}, not {width} numbers; "
+                "it is damaged or of another extension, export it again."
+            )
+        if "sparse" in accessor.content or "bufferView" not in accessor.content:
+            raise UserError(
+                f"{self.path}: its {name} is sparse, which is not supported; export it again without."
+            )
+        view = self.views[accessor.index("bufferView", len(self.views))]
+        buffer = self.buffers[view.index("buffer", len(self.buffers))]
+        if "uri" in buffer.content or view.content.get("extensions"):
+            raise UserError(
+                f"{self.path}: its {name} is in another file or compressed, which is not supported; "
+                "export it as one uncompressed .glb."
+            )
+        kind_name, full = _COMPONENTS[component]
+        item = np.dtype((kind_name, (width,)))
+        size = len(self.data)
+        start = view.integer("byteOffset", 0, size, default=0)
+        stop = start + view.integer("byteLength", 0, size)
+        start += accessor.integer("byteOffset", 0, size, default=0)
+        stride = view.integer("byteStride", item.itemsize, size, default=item.itemsize)
+        count = accessor.integer("count", 1, max(1, size))
+        if start + (count - 1) * stride + item.itemsize > min(stop, size):
+            raise UserError(
+                f"{self.path}: its {name} claims {count} records, which are more than there are; "
+                "it is damaged or truncated, get the file again."
+            )
+        single = np.dtype(kind_name)
+        strides = (stride, single.itemsize)
+        values = np.ndarray((count, width), single, self.data, start, strides).astype(np.float32)
+        if full is None or accessor.content.get("normalized") is not True:
+            return values
+        return np.maximum(values / np.float32(full), np.float32(-1.0))
 
 
 def _moved(path: Path, arrays: SplatArrays, matrix: np.ndarray) -> SplatArrays:
