@@ -330,8 +330,8 @@ class _Numbers:
         kind = accessor.content.get("type")
         if component not in _COMPONENTS or _WIDTHS.get(str(kind)) != width:
             raise UserError(
-                f"{self.path}: its {name} is {str(kind)[:20]!r} of component type {component}, not {width} numbers; "
-                "it is damaged or of another extension, export it again."
+                f"{self.path}: its {name} is {str(kind)[:20]!r} of component type {component}, not {width} "
+                "numbers; it is damaged or of another extension, export it again."
             )
         if "sparse" in accessor.content or "bufferView" not in accessor.content:
             raise UserError(

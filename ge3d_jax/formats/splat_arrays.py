@@ -164,7 +164,7 @@ def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
     """
     arrays = live_arrays(gaussians)
     for name, values in vars(arrays).items():
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if bad.any():
             raise UserError(
                 f"{path} cannot hold splat {int(bad.argmax())}, whose {name} are not finite; "
