@@ -360,8 +360,8 @@ def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
 
 
 def _written(book: np.ndarray) -> list[float]:
-    """A codebook as numbers that are float32 exactly."""
-    return book.astype(np.float32).astype(float).tolist()
+    """A codebook in as few digits as float32 has, which is a third of the text."""
+    return [float(f"{number:.7g}") for number in book.tolist()]
 
 
 def _packed(quaternions: np.ndarray) -> np.ndarray:

@@ -213,11 +213,13 @@ def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 def edit_json(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """Numbers, texts or brackets of JSON replaced."""
     places = list(re.finditer(rb"-?[0-9.]+(?:e-?[0-9]+)?|\"[^\"]{0,60}\"|\[[^\[\]{}]*\]|true", data[: 2**16]))
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         if not places:
             break
         place = places[int(rng.integers(len(places)))]
-        choices = (*NUMBERS, *VALUES, place[0] + b"0", b"-" + place[0])
+        # Most of them leave JSON that can be parsed, so that what follows is reached.
+        choices = (b"0", b"1", b"2", b"5", b"-0.5", b"5121", place[0] + b"0", places[0][0], places[-1][0])
+        choices = choices if rng.random() < 0.6 else (*NUMBERS, *VALUES, b"-" + place[0])
         data = data[: place.start()] + choices[int(rng.integers(len(choices)))] + data[place.end() :]
     return data
 
