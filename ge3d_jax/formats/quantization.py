@@ -7,6 +7,9 @@ values.
 import numpy as np
 
 _BINS = 4096
+# Of the power method, which finds the direction; more of them changed the errors by less than a percent.
+_POWER_STEPS = 3
+_TINY = 1e-20
 
 
 def codebook(values: np.ndarray, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +42,8 @@ def codebook(values: np.ndarray, size: int = 256) -> tuple[np.ndarray, np.ndarra
 def palette(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The vectors that stand for many, and which one stands for each.
 
-    Cells are halved again and again at the median of the direction in which they are widest (a balanced tree
-    of k dimensions); the mean of each cell stands for it.
+    Cells are divided in two again and again, at their mean and across the direction in which they vary most;
+    the mean of each cell stands for it.
 
     Args:
         rows: (N, D) finite, at least one.
@@ -52,18 +55,24 @@ def palette(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     count = len(rows)
     if count <= size:
         return rows.astype(np.float64), np.arange(count)
+    # Rows in the order of their cells; each cell begins at one of `starts`.
     order, cells = np.arange(count), np.zeros(count, np.int64)
     for _ in range(size.bit_length() - 1):
         starts = np.flatnonzero(np.diff(cells, prepend=-1))
         sizes = np.diff(starts, append=count)
-        ordered = rows[order].astype(np.float64)
-        means = np.add.reduceat(ordered, starts) / sizes[:, None]
-        spread = np.add.reduceat(ordered**2, starts) / sizes[:, None] - means**2
-        widest = np.repeat(spread.argmax(axis=1), sizes)
-        along = ordered[np.arange(count), widest]
-        order = order[np.lexsort((along, cells))]
-        rank = np.arange(count) - np.repeat(starts, sizes)
-        cells = 2 * cells + (2 * rank >= np.repeat(sizes, sizes))
+        cell = np.repeat(np.arange(len(starts)), sizes)
+        apart = rows[order].astype(np.float32)
+        apart -= (np.add.reduceat(apart, starts) / sizes[:, None].astype(np.float32))[cell]
+        directions = np.eye(rows.shape[1], dtype=np.float32)
+        directions = directions[np.add.reduceat(apart * apart, starts).argmax(axis=1)]
+        for _ in range(_POWER_STEPS):
+            along = np.einsum("nd,nd->n", apart, directions[cell])
+            directions = np.add.reduceat(apart * along[:, None], starts)
+            lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+            directions /= np.maximum(lengths, _TINY)
+        cells = 2 * cells + (np.einsum("nd,nd->n", apart, directions[cell]) > 0)
+        sorted_cells = np.argsort(cells, kind="stable")
+        order, cells = order[sorted_cells], cells[sorted_cells]
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     sizes = np.diff(starts, append=count)
     labels = np.empty(count, np.int64)
