@@ -58,7 +58,7 @@ test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iterati
 	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) $(OTHER_TESTS))
 
 test-formats: $(VENV)/.dev .node/.splat-transform  ## Compare splat files with another program's (Node.js 20)
-	$(VENV)/bin/python -m pytest tests/splat_transform
+	$(VENV)/bin/python -m pytest tests/splat_transform tests/formats/test_usd.py
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch

@@ -5,10 +5,11 @@
     python experiments/render_splats.py --splats=garden.ply --cameras=transforms.json --out=flight.mp4
     python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
---splats is a file that convert_splats.py reads, from any tool. By default the folder outputs/<folder>-<name>/
-holds turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes
-only that one. The cameras are placed so that nearly all of the splats are visible. Captures commonly have y down:
---up=-y. So do .spz and .glb files of other tools, which are turned to the axes of .ply.
+--splats is a file that convert_splats.py reads, from any tool. By default the folder
+outputs/<folder>-<name>/ holds turntable.mp4, turntable.gif, views.png and viewer.html, a page that works
+offline; --out=FILE writes only that one. The cameras are placed so that nearly all of the splats are visible.
+Captures commonly have y down: --up=-y. So do .spz and .glb files of other tools, which are turned to the axes
+of .ply.
 """
 
 from absl import flags

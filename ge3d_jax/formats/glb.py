@@ -179,7 +179,7 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
         check_holds_splats(path, length)
         content, data = _chunks(path, file.read(length))
     lists = (content.objects(name) for name in ("accessors", "bufferViews", "buffers"))
-    numbers = _Numbers(path, *lists, data=data)
+    numbers = _Numbers(path, data, *lists)
     found = [
         _moved(path, _splats(path, numbers, primitive), matrix)
         for primitive, matrix in _shown(path, content, numbers.accessors, length)
@@ -318,10 +318,10 @@ class _Numbers:
     """The numbers of a file, and where they are: lists of glTF's own names."""
 
     path: Path
+    data: bytes
     accessors: list[JsonReader]
     views: list[JsonReader]
     buffers: list[JsonReader]
-    data: bytes
 
     def read(self, attributes: JsonReader, name: str, width: int) -> np.ndarray:
         """The numbers (N, width) float32 of an attribute."""

@@ -47,6 +47,7 @@ _COLOR_BOUND = 1.5
 class _Section:
     """The header of a section, and where its data is in the file."""
 
+    start: int
     splats: int
     room: int
     capacity: int
@@ -57,7 +58,6 @@ class _Section:
     full: int
     partial: int
     degree: int
-    start: int
 
     def record(self, level: int) -> np.dtype:
         """The layout of a splat."""
@@ -134,7 +134,7 @@ def _sections(path: Path, data: bytes, room: int, level: int) -> list[_Section]:
     start, found = _HEADER_SIZE + room * _SECTION_SIZE, []
     for number in range(room):
         header = _SECTION.unpack_from(data, _HEADER_SIZE + number * _SECTION_SIZE)
-        section = _Section(*header, start=start)
+        section = _Section(start, *header)
         if section.degree > MAX_SH_DEGREE:
             raise UserError(
                 f"{path} has a color of degree {section.degree}; it is damaged, get the file again."

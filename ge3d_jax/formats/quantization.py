@@ -7,7 +7,7 @@ values.
 import numpy as np
 
 _BINS = 4096
-# Of the power method, which finds the direction; more of them changed the errors by less than a percent.
+# Of the power method, which comes near the direction of the largest variance.
 _POWER_STEPS = 3
 _TINY = 1e-20
 
