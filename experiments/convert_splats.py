@@ -9,9 +9,9 @@
 .compressed.ply  SuperSplat's: 16 bytes per splat and one for each coefficient of view-dependent color.
 .splat 32 bytes per splat, for web viewers: colors and rotations in 8 bits, no view-dependent color.
 .spz   about a fifth of a .ply: colors, opacities and scales in 8 bits, rotations in 10, positions in 24.
-.sog   PlayCanvas', about a tenth of a .ply: positions in 16 bits, the rest in 8.
+.sog   PlayCanvas', a third to a tenth of a .ply: positions in 16 bits, the rest in 8.
 .glb   glTF with KHR_gaussian_splatting: float32 throughout.
-.usd   OpenUSD (.usda, .usdc), float32 throughout; needs pip install 'ge3d_jax[usd]'. Written only.
+.usd   OpenUSD (.usda, .usdc), float32 throughout; needs pip install usd-core. Written only.
 .ksplat, and the meta.json of an unpacked .sog, are read only.
 
 Lines say what was left out and by how much values were rounded; the mark that splats were trained with

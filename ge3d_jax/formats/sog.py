@@ -190,9 +190,9 @@ def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFi
     least, most = (parts["means"].numbers(name, 3) for name in ("mins", "maxs"))
     places = least + (most - least) * ((low + 256.0 * high) / _LARGEST_PLACE)
     base = records(images["sh0"][0])
-    degree, rest = 0, np.zeros((count, 0, 3), np.float32)
+    rest = np.zeros((count, 0, 3), np.float32)
     if "shN" in meta.content:
-        degree, rest = _higher_degrees(path, meta.child("shN"), count, pixels, records)
+        rest = _higher_degrees(path, meta.child("shN"), count, pixels, records)
     with np.errstate(over="ignore"):
         arrays = SplatArrays(
             positions=(np.sign(places) * np.expm1(np.abs(places))).astype(np.float32),
@@ -201,7 +201,6 @@ def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFi
             opacity_logits=opacity_logits(base[:, 3]),
             sh=np.concatenate([_book(parts["sh0"])[base[:, None, :3]], rest], axis=1, dtype=np.float32),
         )
-    assert arrays.sh.shape[1] == (degree + 1) ** 2
     antialiased = meta.content.get("antialias") is True
     return SplatFile(to_gaussians(sound_splats(path, arrays)), antialiased=antialiased)
 
@@ -218,8 +217,8 @@ def _higher_degrees(
     count: int,
     pixels: Callable[[str, int], np.ndarray],
     records: Callable[[str], np.ndarray],
-) -> tuple[int, np.ndarray]:
-    """The highest degree, and the coefficients (N, K, 3) beyond the first."""
+) -> np.ndarray:
+    """The coefficients (N, K, 3) beyond the first."""
     degree = part.integer("bands", 1, MAX_SH_DEGREE)
     rows = part.integer("count", 1, _MOST_ROWS)
     centroids, labels = part.texts("files", 2)[:2]
@@ -237,11 +236,11 @@ def _higher_degrees(
             f"{path}: a splat has row {label.max()} of a palette of {rows}; it is damaged, "
             "get the file again."
         )
-    return degree, _book(part)[table][label]
+    return _book(part)[table][label]
 
 
 def _pixels(path: Path, name: str, data: bytes, most: int) -> np.ndarray:
-    """The RGBA of a picture (H, W, 4) uint8 with about `most` pixels at most."""
+    """The RGBA of a picture (H, W, 4) uint8 that has no more pixels than `most` need."""
     size = _webp_size(data)
     if size is None or size[0] * size[1] > 2 * most + _SPARE_PIXELS:
         claims = "is not a WebP picture" if size is None else f"claims {size[0]} × {size[1]} pixels"
