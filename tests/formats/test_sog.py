@@ -169,6 +169,7 @@ CHANGES = {
     "'scales.codebook' is not a list of finite": meta_with(scales__codebook=[float("nan")]),
     "'shN.bands' is not a whole number from 1 to 3": meta_with(shN__bands=4),
     "of a palette of 10;": meta_with(shN__count=10),
+    "has row 389 of a palette of 389;": meta_with(shN__count=389),
     "palette has .* pixels for 65536 rows": meta_with(shN__count=65536),
     "'means.files' is not a list of 2": meta_with(means__files=["means_l.webp"]),
 }
