@@ -30,9 +30,9 @@ PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 SLOW_TESTS := tests/guidance tests/runs tests/scenes tests/toybox tests/training
 
 # These have environments of their own.
-OTHER_TESTS := tests/torch tests/gpu_plan
+OTHER_TESTS := tests/torch tests/gpu_plan tests/splat_transform
 
-.PHONY: help demo test check-format lint types pytest test-fast test-torch plan-gpu test-gpu-plan format update clean
+.PHONY: help demo test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ pytest: $(VENV)/.dev
 test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in some minutes
 	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) $(OTHER_TESTS))
 
+test-formats: $(VENV)/.dev .node/.splat-transform  ## Compare splat files with another program's (Node.js 20)
+	$(VENV)/bin/python -m pytest tests/splat_transform tests/formats/test_usd.py
+
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch
 
@@ -74,7 +77,7 @@ update:  ## Renew constraints-*.txt: the newest versions that the requirements a
 	@.ci/update-constraints
 
 clean:  ## Remove the virtual environments and the tools' caches; outputs/ stays
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-* .node .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 %/bin/python:
@@ -91,6 +94,16 @@ $(VENV)/.runtime: requirements.txt pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/p
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+# usd-core is here, too, to read what was written.
+.node/.splat-transform: tests/splat_transform/package.json | $(VENV)/.dev
+	@command -v npm >/dev/null || { echo "npm was not found. Install Node.js 20 or newer." >&2; exit 1; }
+	@echo "Installing splat-transform (once; 200 MB)"
+	@mkdir -p .node
+	@cp $< .node/
+	@npm install --prefix .node --no-audit --no-fund --silent
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-usd.txt
 	@touch $@
 
 TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt

@@ -44,7 +44,7 @@ _GUIDANCE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
-    "start", None, "A splat file (.ply, .splat, .spz) to begin with instead of a gray ball."
+    "start", None, "A splat file (.ply, .spz, .glb, …) to begin with instead of a gray ball."
 )
 _RECONSTRUCT_FROM = flags.DEFINE_float(
     "reconstruct_from", None, "After this share of the iterations, as 0.8, fit the object to edited views."

@@ -5,18 +5,18 @@
     python experiments/render_splats.py --splats=garden.ply --cameras=transforms.json --out=flight.mp4
     python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
---splats is a .ply, .splat or .spz file from any tool. By default the folder outputs/<folder>-<name>/ holds
-turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes only
-that one. The cameras are placed so that nearly all of the splats are visible. Captures commonly have y down:
---up=-y. A .spz has y up by its specification, --up=y, unless it was converted from a .ply without rotation,
-as convert_splats.py does; then up is as in the .ply.
+--splats is a file that convert_splats.py reads, from any tool. By default the folder
+outputs/<folder>-<name>/ holds turntable.mp4, turntable.gif, views.png and viewer.html, a page that works
+offline; --out=FILE writes only that one. The cameras are placed so that nearly all of the splats are visible.
+Captures commonly have y down: --up=-y. So do .spz and .glb files of other tools, which are turned to the axes
+of .ply.
 """
 
 from absl import flags
 
 from ge3d_jax.cli import script
 
-_SPLATS = flags.DEFINE_string("splats", None, "A .ply, .splat or .spz file.", required=True)
+_SPLATS = flags.DEFINE_string("splats", None, "A splat file: .ply, .splat, .spz, .sog, …", required=True)
 _OUT = flags.DEFINE_string(
     "out",
     None,

@@ -11,17 +11,29 @@ newer files, `min_r … max_b` (colors, about [0, 1]). The element `vertex` hold
 
 The element `sh`, if there is one, holds bytes `f_rest_*` in the order of the standard layout, steps of 1/32
 from −4 to 4.
+
+Splats are written along a curve through space, so that those of a chunk are near each other.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.ply_columns import rest_names
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.ply_columns import ANTIALIASED_COMMENT, rest_names
 from ge3d_jax.formats.ply_header import Element, Header
-from ge3d_jax.formats.splat_arrays import SplatArrays, check_holds_splats, opacity_logits
-from ge3d_jax.splatting.gaussians import SH_C0
+from ge3d_jax.formats.splat_arrays import (
+    SplatArrays,
+    check_holds_splats,
+    live_finite_arrays,
+    morton_order,
+    normalized,
+    opacities,
+    opacity_logits,
+)
+from ge3d_jax.splatting.gaussians import SH_C0, Gaussians
 
 PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 _CHUNK = 256
@@ -158,3 +170,85 @@ def unpack_splats(path: Path, tables: dict[str, np.ndarray]) -> SplatArrays:
                 dtype=np.float32,
             ),
         )
+
+
+def save_compressed_ply(
+    path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased: bool = False
+) -> np.ndarray:
+    """Write the splats in use (`mask`) in the compressed layout; the same splats give the same bytes.
+
+    Args:
+        path: file to write.
+        gaussians: the splats; coordinates are written as they are, coefficients beyond ±4 are clipped.
+        antialiased: say in a comment that the splats were trained with antialiasing.
+
+    Returns:
+        (N,) which of them is where in the file.
+
+    Raises:
+        UserError: a splat is not finite.
+    """
+    arrays = live_finite_arrays(Path(path), gaussians)
+    order = morton_order(arrays.positions)
+    count = len(order)
+    place, place_bounds = _fractions(arrays.positions[order])
+    size, size_bounds = _fractions(arrays.log_scales[order])
+    tint, tint_bounds = _fractions(0.5 + SH_C0 * arrays.sh[order, 0].astype(np.float64))
+    color = np.concatenate([tint, opacities(arrays.opacity_logits[order])[:, None]], axis=1)
+    words = np.stack(
+        [
+            _pack(place, _PLACE_BITS),
+            _pack_quaternions(normalized(arrays.quaternions[order])),
+            _pack(size, _PLACE_BITS),
+            _pack(color, _COLOR_BITS),
+        ],
+        axis=1,
+    )
+    rest = arrays.sh[order, 1:].transpose(0, 2, 1).reshape(count, -1)
+    bounds = (*_PLACE_BOUNDS, *_SCALE_BOUNDS, *_COLOR_BOUNDS)
+    header = ["ply", "format binary_little_endian 1.0"]
+    header += [f"comment {ANTIALIASED_COMMENT}"] if antialiased else []
+    header += [f"element chunk {len(place_bounds)}", *(f"property float {name}" for name in bounds)]
+    header += [f"element vertex {count}", *(f"property uint {name}" for name in PACKED)]
+    if rest.shape[1]:
+        header += [f"element sh {count}", *(f"property uchar {name}" for name in rest_names(rest.shape[1]))]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write("\n".join([*header, "end_header", ""]).encode())
+        file.write(np.concatenate([place_bounds, size_bounds, tint_bounds], axis=1).astype("<f4").tobytes())
+        file.write(words.astype("<u4").tobytes())
+        # The inverse of `unpack_splats`: each step of 1/32 stands for its middle.
+        file.write(np.clip(np.floor((rest / 8.0 + 0.5) * 256.0), 0, 255).astype(np.uint8).tobytes())
+    return order
+
+
+def _fractions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N, 3) as fractions of the bounds of their chunks, and the bounds (C, 6) float32."""
+    if not len(values):
+        return np.zeros((0, 3)), np.zeros((0, 6), np.float32)
+    starts = np.arange(0, len(values), _CHUNK)
+    low = np.minimum.reduceat(values, starts).astype(np.float32)
+    high = np.maximum.reduceat(values, starts).astype(np.float32)
+    each = np.arange(len(values)) // _CHUNK
+    extent = np.maximum(high.astype(np.float64) - low, 1e-30)[each]
+    fractions = np.clip((values - low.astype(np.float64)[each]) / extent, 0.0, 1.0)
+    return fractions, np.concatenate([low, high], axis=1)
+
+
+def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_unpack`."""
+    words = np.zeros(len(fractions), np.uint32)
+    for column, count in enumerate(bits):
+        levels = np.rint(fractions[:, column] * (2**count - 1)).astype(np.uint32)
+        words = words << np.uint32(count) | levels
+    return words
+
+
+def _pack_quaternions(quaternions: np.ndarray) -> np.ndarray:
+    """The inverse of `_quaternions`, of unit quaternions (N, 4)."""
+    exact = quaternions.astype(np.float64)
+    largest = np.abs(exact).argmax(axis=1)
+    each = np.arange(len(exact))
+    exact *= np.where(exact[each, largest] < 0, -1.0, 1.0)[:, None]
+    others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest]
+    rest = _pack(0.5 + np.sqrt(0.5) * exact[each[:, None], others], (10, 10, 10))
+    return largest.astype(np.uint32) << np.uint32(30) | rest

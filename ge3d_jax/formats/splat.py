@@ -48,12 +48,15 @@ def _rotation_bytes(quaternions: np.ndarray) -> np.ndarray:
     return to_levels(128.0 + np.where(was_rounded[:, None], steps, 128.0 * normalized(quaternions)))
 
 
-def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> np.ndarray:
     """Write the splats in use (`mask`), largest and most opaque first; same splats give the same bytes.
 
     Args:
         path: file to write.
         gaussians: the splats; spherical harmonics of degrees 1 to 3 are left out.
+
+    Returns:
+        (N,) which of them is where in the file.
 
     Raises:
         UserError: a splat is not finite, or its scale overflows float32.
@@ -74,9 +77,10 @@ def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     records["rotation"] = _rotation_bytes(arrays.quaternions)
     # Computed from the rounded values, and stable, so that a file that is read and written keeps its order.
     importance = records["scale"].astype(np.float64).prod(axis=1) * records["opacity"]
-    records = records[np.argsort(-importance, kind="stable")]
+    order = np.argsort(-importance, kind="stable")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(records.tobytes())
+        temporary.write_bytes(records[order].tobytes())
+    return order
 
 
 def load_splat(path: str | os.PathLike[str]) -> Gaussians:

@@ -122,6 +122,13 @@ def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
     return SplatArrays(**{name: values[sound] for name, values in vars(arrays).items()})
 
 
+def concatenated(parts: list[SplatArrays]) -> SplatArrays:
+    """The splats of several parts, at least one, all of one degree."""
+    return SplatArrays(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    )
+
+
 def check_holds_splats(path: Path, count: int) -> None:
     """Check that a file holds splats.
 
@@ -157,7 +164,7 @@ def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
     """
     arrays = live_arrays(gaussians)
     for name, values in vars(arrays).items():
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if bad.any():
             raise UserError(
                 f"{path} cannot hold splat {int(bad.argmax())}, whose {name} are not finite; "
@@ -182,20 +189,41 @@ def normalized(quaternions: np.ndarray) -> np.ndarray:
     return np.where(lengths > 1e-12, unit, [1.0, 0.0, 0.0, 0.0]).astype(np.float32)
 
 
-def opacity_bytes(logits: np.ndarray) -> np.ndarray:
-    """Opacities of logits as uint8, 255 for 1."""
+def opacities(logits: np.ndarray) -> np.ndarray:
+    """Opacities of logits, float64 in [0, 1]."""
     # exp(-|x|) cannot overflow.
     small = np.exp(-np.abs(logits.astype(np.float64)))
-    opacities = np.where(logits >= 0, 1.0, small) / (1.0 + small)
-    return np.rint(255.0 * opacities).astype(np.uint8)
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
+
+
+def opacity_bytes(logits: np.ndarray) -> np.ndarray:
+    """Opacities of logits as uint8, 255 for 1."""
+    return np.rint(255.0 * opacities(logits)).astype(np.uint8)
 
 
 def opacity_logits(levels: np.ndarray) -> np.ndarray:
     """The inverse of `opacity_bytes`, float32; finite for 0 and 255 too."""
-    opacities = np.clip(levels / 255.0, OPACITY_MARGIN, 1.0 - OPACITY_MARGIN)
-    return (np.log(opacities) - np.log1p(-opacities)).astype(np.float32)
+    return logits_of(levels / 255.0)
+
+
+def logits_of(fractions: np.ndarray) -> np.ndarray:
+    """The inverse of `opacities`, float32; finite for 0 and 1 too."""
+    within = np.clip(fractions, OPACITY_MARGIN, 1.0 - OPACITY_MARGIN)
+    return (np.log(within) - np.log1p(-within)).astype(np.float32)
 
 
 def to_levels(values: np.ndarray) -> np.ndarray:
     """Values rounded and clipped to 0 … 255, uint8."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def morton_order(positions: np.ndarray) -> np.ndarray:
+    """The order (N,) of positions (N, 3) along Morton's curve, which keeps neighbors in space together."""
+    low = positions.min(axis=0, initial=np.inf).astype(np.float64)
+    extent = float((positions.max(axis=0, initial=-np.inf) - low).max(initial=0.0))
+    cells = ((positions - low) * (1023.0 / max(extent, 1e-30))).astype(np.uint32)
+    codes = np.zeros(len(positions), np.uint32)
+    for bit in range(10):
+        for axis in range(3):
+            codes |= (cells[:, axis] >> np.uint32(bit) & np.uint32(1)) << np.uint32(3 * bit + axis)
+    return np.argsort(codes, kind="stable")

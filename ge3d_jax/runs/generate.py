@@ -90,7 +90,7 @@ def generate(
         model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
-        start: a splat file (.ply, .splat or .spz) to begin with instead of a gray ball.
+        start: a splat file of any format that is read to begin with instead of a gray ball.
         reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
             0.8; None for what `overrides` say of `reconstruction.start`, by default none.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.

@@ -104,7 +104,7 @@ def render_splats(
     """Render a splat file from all around, or along a camera path.
 
     Args:
-        splats: a .ply, .splat or .spz file.
+        splats: a splat file of any format that is read.
         out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or a single image if
             `azimuth_degrees` is given; .html, an interactive page. Or a folder for one of each. None is
             outputs/<folder of the splats>-<name of the splats>.

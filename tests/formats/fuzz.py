@@ -1,6 +1,7 @@
 """Damaged splat files by the thousand: each must end in a UserError, without hanging or using much memory.
 
     python -m tests.formats.fuzz --count=12000
+    python -m tests.formats.fuzz --count=12000 --only=.glb
 
 Every file starts as a valid one of some format and degree and is then damaged: bytes flipped, cut, repeated
 or spliced in from another file, numbers and words of the header replaced, a compressed stream decompressed,
@@ -10,12 +11,15 @@ changed and compressed again. It takes a few minutes; the tests run a few hundre
 import argparse
 import dataclasses
 import gzip
+import io
+import re
 import struct
 import sys
 import tempfile
 import time
 import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.splats import load_splats, save_splats
+from tests.formats.ksplat_files import ksplat
 from tests.formats.splat_files import random_gaussians
 
 if sys.version_info >= (3, 14):
@@ -30,6 +35,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+ENDINGS = (".ply", ".splat", ".spz", ".ksplat", ".glb", ".sog")
 # Numbers that readers trip over.
 NUMBERS = (
     b"0",
@@ -54,6 +60,8 @@ WORDS = (
     b"\n",
     b" ",
 )
+# Values of JSON that readers trip over.
+VALUES = (b'"a"', b'"../a"', b'""', b"[]", b"{}", b"[1,2,3]", b"null", b"true", b"1.5", b"1e400", b"[" * 2000)
 # Memory that reading may take for an empty file, and per byte of a file: a stream may decompress to 32 times
 # its length (spz.py), and 20 packed bytes are a splat of 60 bytes, in float64 on the way there.
 FREE_BYTES = 2**25
@@ -77,7 +85,7 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
     found = []
     for degree in range(4):
         gaussians = random_gaussians(6, degree)
-        for ending in (".ply", ".splat", ".spz"):
+        for ending in (".ply", ".splat", ".compressed.ply", ".glb", ".sog", ".spz"):
             save_splats(folder / f"good{ending}", gaussians)
             found.append((ending, (folder / f"good{ending}").read_bytes()))
         payload = gzip.decompress(found[-1][1])
@@ -87,6 +95,12 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
         found.append((".ply", (folder / "good.ply").read_bytes()))
         found.append((".ply", other_writer(folder / "good.ply", degree)))
         found.append((".ply", compressed(degree)))
+        found.append((".ksplat", ksplat(gaussians, degree % 3, (degree, 0))))
+    found += 3 * [(".glb", nested_glb(data)) for ending, data in found if ending == ".glb"]
+    # The pictures of an unpacked .sog lie beside its description.
+    with zipfile.ZipFile(io.BytesIO(next(data for ending, data in found if ending == ".sog"))) as archive:
+        archive.extractall(folder)
+        found += 3 * [("meta.json", archive.read("meta.json"))]
     half = struct.pack("<4sIIBBBB", b"NGSP", 1, 6, 0, 12, 1, 0) + bytes(range(6 * 16))
     return [*found, (".spz", half), (".spz", gzip.compress(half, mtime=0))]
 
@@ -123,6 +137,17 @@ def compressed(degree: int) -> bytes:
     head += ["element sh 6", *(f"property uchar f_rest_{index}" for index in range(rest))] if rest else []
     chunk = np.arange(len(names), dtype="<f4").tobytes()
     return "\n".join([*head, "end_header", ""]).encode() + chunk + bytes(range(96)) + bytes(6 * rest)
+
+
+def nested_glb(data: bytes) -> bytes:
+    """The same .glb whose mesh is moved by a node within a node."""
+    (size,) = struct.unpack_from("<I", data, 12)
+    nodes = b'{"matrix":[0,0,2,0,0,2,0,0,-2,0,0,0,1,2,3,1],"children":[1]},'
+    nodes += b'{"rotation":[0,0.6,0,0.8],"translation":[1,0,0],"scale":[2,2,2],"mesh":0}'
+    text = data[20 : 20 + size].strip().replace(b'{"mesh":0}', nodes)
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIIII", b"glTF", 2, len(data) + len(text) - size, len(text), 0x4E4F534A)
+    return head + text + data[20 + size :]
 
 
 def version_4(payload: bytes) -> bytes:
@@ -185,6 +210,46 @@ def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     return data[:place] + new + data[place + len(new) :]
 
 
+def edit_json(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """Numbers, texts or brackets of JSON replaced."""
+    places = list(re.finditer(rb"-?[0-9.]+(?:e-?[0-9]+)?|\"[^\"]{0,60}\"|\[[^\[\]{}]*\]|true", data[: 2**16]))
+    for _ in range(int(rng.integers(1, 3))):
+        if not places:
+            break
+        place = places[int(rng.integers(len(places)))]
+        # Most of them leave JSON that can be parsed, so that what follows is reached.
+        choices = (b"0", b"1", b"2", b"5", b"-0.5", b"5121", place[0] + b"0", places[0][0], places[-1][0])
+        choices = choices if rng.random() < 0.6 else (*NUMBERS, *VALUES, b"-" + place[0])
+        data = data[: place.start()] + choices[int(rng.integers(len(choices)))] + data[place.end() :]
+    return data
+
+
+def edit_archive(rng: np.random.Generator, data: bytes) -> bytes:
+    """A zip archive with a damaged file in it, or without one, packed again."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = list(files)[int(rng.integers(len(files)))] if rng.random() < 0.6 else "meta.json"
+    if rng.random() < 0.05:
+        del files[name]
+    elif rng.random() < 0.03:
+        files[name] = bytes(2**24)
+    elif name == "meta.json" and rng.random() < 0.8:
+        files[name] = edit_json(rng, files[name], files[name])
+    elif rng.random() < 0.5:
+        # The size of a picture, in the bytes after its mark.
+        place = 21 + int(rng.integers(4))
+        files[name] = files[name][:place] + rng.bytes(1) + files[name][place + 1 :]
+    else:
+        other = files[list(files)[int(rng.integers(len(files)))]]
+        files[name] = MUTATIONS[int(rng.integers(len(MUTATIONS)))](rng, files[name], other)
+    kind = zipfile.ZIP_DEFLATED if rng.random() < 0.5 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(packed, "w", kind) as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+    return packed.getvalue()
+
+
 MUTATIONS = (flip, cut, double, splice, edit_words, edit_numbers)
 
 
@@ -192,6 +257,10 @@ def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str
     """One damaged file: its suffix and its content."""
     ending, data = good[int(rng.integers(len(good)))]
     _, other = good[int(rng.integers(len(good)))]
+    if ending == ".sog" and rng.random() < 0.8:
+        return ending, edit_archive(rng, data)
+    if ending in (".glb", "meta.json") and rng.random() < 0.7:
+        return ending, edit_json(rng, data, other)
     inside = data.startswith(b"\x1f\x8b") and rng.random() < 0.7
     if inside:
         data = gzip.decompress(data)
@@ -200,21 +269,21 @@ def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str
     if inside:
         data = gzip.compress(data, int(rng.choice([1, 9])), mtime=0)
     if rng.random() < 0.02:
-        ending = (".ply", ".splat", ".spz")[int(rng.integers(3))]
+        ending = ENDINGS[int(rng.integers(len(ENDINGS)))]
     return ending, data
 
 
-def fuzz(count: int, folder: Path, seed: int = 0) -> Outcome:
+def fuzz(count: int, folder: Path, seed: int = 0, only: str = "") -> Outcome:
     """Read `count` damaged files; raises AssertionError at the first wrong answer, and keeps that file."""
     rng = np.random.default_rng(seed)
-    good = seeds(folder)
+    good = [(ending, data) for ending, data in seeds(folder) if ending.endswith(only)]
     outcome = Outcome()
     load_splats(folder / "good.ply")
     tracemalloc.start()
     try:
         for number in range(count):
             ending, data = mutate(rng, good)
-            path = folder / f"damaged-{number}{ending}"
+            path = folder / f"damaged-{number}-{ending}"
             path.write_bytes(data)
             tracemalloc.reset_peak()
             before, start = tracemalloc.get_traced_memory()[0], time.process_time()
@@ -246,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="the end of the names of files to damage, e.g. .glb")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     fuzz(1, folder)
@@ -253,7 +323,7 @@ def main() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, resource.RLIM_INFINITY))
     start = time.monotonic()
-    outcome = fuzz(arguments.count, folder, arguments.seed)
+    outcome = fuzz(arguments.count, folder, arguments.seed, arguments.only)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{outcome}, {time.monotonic() - start:.0f} s, resident memory grew by {grown:.1f} MiB")
 

@@ -1,0 +1,100 @@
+"""JSON of which nothing is trusted: every value is asked for with its type and its bounds."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+
+_LARGEST = 1e30
+
+
+@dataclass(frozen=True)
+class JsonReader:
+    """An object within a JSON text.
+
+    Attributes:
+        path: path of the file, for messages.
+        place: where in the text the object is, for messages; "" for the outermost.
+        content: the object.
+    """
+
+    path: Path
+    place: str
+    content: dict[str, Any]
+
+    @classmethod
+    def parse(cls, path: Path, text: bytes) -> "JsonReader":
+        """The outermost object of a text.
+
+        Raises:
+            UserError: it is not JSON or not an object.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: its description is not JSON; it is damaged, get the file again."
+            ) from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: its description is not an object; it is damaged, get the file again.")
+        return cls(path, "", content)
+
+    def _wrong(self, name: str, wanted: str) -> UserError:
+        place = f"{self.place}.{name}" if self.place else name
+        return UserError(f"{self.path}: {place[:80]!r} is not {wanted}; it is damaged, export it again.")
+
+    def integer(self, name: str, least: int, most: int, default: int | None = None) -> int:
+        """A whole number within bounds."""
+        value = self.content.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._wrong(name, f"a whole number from {least} to {most}")
+        return value
+
+    def index(self, name: str, count: int, default: int | None = None) -> int:
+        """A number that counts one of `count` things from 0."""
+        return self.integer(name, 0, count - 1, default)
+
+    def indices(self, name: str, count: int) -> list[int]:
+        """A list of such numbers, empty if it is missing."""
+        values = self.content.get(name, [])
+        if not isinstance(values, list) or not all(type(v) is int and 0 <= v < count for v in values):
+            raise self._wrong(name, f"a list of whole numbers below {count}")
+        return values
+
+    def numbers(self, name: str, count: int | None, default: tuple[float, ...] | None = None) -> np.ndarray:
+        """A list of finite numbers, `count` of them or any number: float64."""
+        values = self.content.get(name, default)
+        if (
+            not isinstance(values, (list, tuple))
+            or (count is not None and len(values) != count)
+            or not all(type(value) in (int, float) and -_LARGEST < value < _LARGEST for value in values)
+        ):
+            many = "" if count is None else f"{count} "
+            raise self._wrong(name, f"a list of {many}finite numbers")
+        return np.array([float(value) for value in values if math.isfinite(value)], np.float64)
+
+    def texts(self, name: str, count: int) -> list[str]:
+        """A list of `count` texts or more."""
+        values = self.content.get(name)
+        if not isinstance(values, list) or len(values) < count or not all(isinstance(v, str) for v in values):
+            raise self._wrong(name, f"a list of {count} texts")
+        return values
+
+    def child(self, name: str) -> "JsonReader":
+        """An object within this one."""
+        value = self.content.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return JsonReader(self.path, f"{self.place}.{name}" if self.place else name, value)
+
+    def objects(self, name: str) -> "list[JsonReader]":
+        """A list of objects within this one, empty if it is missing."""
+        values = self.content.get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise self._wrong(name, "a list of objects")
+        return [JsonReader(self.path, f"{name}[{number}]", value) for number, value in enumerate(values)]
