@@ -64,7 +64,9 @@ def _fuse(views: Views, grid: Grid) -> jax.Array:
         columns, rows = jnp.floor(pixels).astype(jnp.int32).T
         is_inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
         seen = view.depths[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
-        distance = jnp.clip((seen - depths) / truncation, -1.0, 1.0)
+        gap = view.gaps[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
+        beside = gap * depths / view.cameras.intrinsics[0]
+        distance = jnp.clip(jnp.where(gap > 0.0, beside, seen - depths) / truncation, -1.0, 1.0)
         weight = jnp.where(distance > -1.0, 1.0, _BEHIND) * is_inside
         return (sums[0] + weight * distance, sums[1] + weight), None
 

@@ -10,6 +10,10 @@ from scipy.sparse.csgraph import connected_components
 
 # A part of the surface with less than this share of the largest part's volume is a speck.
 _SPECK = 0.01
+# How often sides are paired anew where sheets touch along an edge.
+_MOST_PAIRINGS = 8
+# How far a vertex moves toward the middle of its triangles where sheets are taken apart, as a share of the way.
+_PULL = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +78,98 @@ def clean(surface: Surface) -> Surface:
     return compact(surface, (volume > _SPECK * volume.max(initial=0.0))[part_of])
 
 
+def _edges(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each side of each triangle, 3·T in all: its edge, numbered, and whether it runs from the lower vertex."""
+    tails, heads = triangles.reshape(-1), np.roll(triangles, -1, axis=1).reshape(-1)
+    both = np.stack([np.minimum(tails, heads), np.maximum(tails, heads)], axis=-1)
+    _, edge = np.unique(both, axis=0, return_inverse=True)
+    return edge.reshape(-1), tails < heads
+
+
+def is_closed(surface: Surface) -> bool:
+    """Whether each edge belongs to exactly two triangles, which run along it in opposite directions."""
+    if not len(surface.triangles):
+        return False
+    edge, is_forward = _edges(surface.triangles)
+    return bool((np.bincount(edge) == 2).all() and (np.bincount(edge, weights=is_forward) == 1).all())
+
+
+def without_flaps(surface: Surface) -> Surface:
+    """The surface without pairs of triangles that lie on each other, back to back."""
+    # The rotation that has the lowest vertex first tells one side from the other.
+    turned = surface.triangles[
+        np.arange(len(surface.triangles))[:, None],
+        (np.argmin(surface.triangles, axis=1)[:, None] + np.arange(3)) % 3,
+    ]
+    _, which = np.unique(np.sort(turned, axis=1), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    is_positive = turned[:, 1] < turned[:, 2]
+    sides = np.bincount(which, weights=is_positive), np.bincount(which, weights=~is_positive)
+    return compact(surface, ((sides[0] == 0) | (sides[1] == 0))[which])
+
+
+def separated(surface: Surface) -> Surface:
+    """The surface with a vertex of its own for each sheet, where sheets touch in a vertex or an edge.
+
+    The sides along an edge are taken in pairs of opposite directions; corners that are joined by pairs share a
+    vertex, others get a copy of it. Of the ways to pair four sides one separates the sheets, where the other
+    would have them pass through each other.
+    """
+    edge, is_forward = _edges(surface.triangles)
+    if (np.bincount(edge, weights=is_forward) != np.bincount(edge, weights=~is_forward)).any():
+        return surface  # It has a hole.
+    # A side's number is that of the corner it begins at; it ends at the triangle's next one.
+    sides = np.arange(len(edge))
+    following = np.roll(sides.reshape(-1, 3), -1, axis=1).reshape(-1)
+    is_turned = np.zeros(edge.max(initial=-1) + 1, bool)
+    apart = surface
+    for _ in range(_MOST_PAIRINGS):
+        order = np.lexsort((np.where(is_turned[edge] & is_forward, -sides, sides), edge))
+        forward, backward = order[is_forward[order]], order[~is_forward[order]]
+        first = np.concatenate([forward, following[forward]])
+        second = np.concatenate([following[backward], backward])
+        count, vertex_of = connected_components(
+            coo_array((np.ones(len(first)), (first, second)), shape=(len(edge), len(edge))), directed=False
+        )
+        vertices = np.empty((count, 3))
+        vertices[vertex_of] = surface.vertices[surface.triangles.reshape(-1)]
+        apart = Surface(vertices, vertex_of.reshape(-1, 3).astype(np.int64))
+        new_edge, _ = _edges(apart.triangles)
+        still = np.unique(edge[(np.bincount(new_edge) != 2)[new_edge]])
+        if not len(still):
+            break
+        is_turned[still] = ~is_turned[still]
+    return _pulled_apart(apart, surface.triangles)
+
+
+def _pulled_apart(apart: Surface, before: np.ndarray) -> Surface:
+    """Vertices that have become several, a little nearer to their own triangles' middle.
+
+    Readers merge vertices at one place, which would glue the sheets together again.
+    """
+    corners, count = apart.triangles.reshape(-1), len(apart.vertices)
+    original = np.empty(count, np.int64)
+    original[corners] = before.reshape(-1)
+    is_copy = np.bincount(original)[original] > 1
+    middles = np.repeat(apart.vertices[apart.triangles].mean(axis=1), 3, axis=0)
+    sums = np.stack([np.bincount(corners, weights=axis, minlength=count) for axis in middles.T], axis=-1)
+    nearer = (1.0 - _PULL) * apart.vertices + _PULL * sums / np.bincount(corners)[:, None]
+    return Surface(np.where(is_copy[:, None], nearer, apart.vertices), apart.triangles)
+
+
 def decimate(surface: Surface, most: int) -> Surface:
-    """The surface with at most about `most` triangles: edges collapse where the shape changes least (Garland and Heckbert 1997)."""
-    if len(surface.triangles) <= most:
-        return surface
-    vertices, triangles = fast_simplification.simplify(
-        surface.vertices.astype(np.float32), surface.triangles.astype(np.int32), target_count=most
-    )
-    return Surface(np.asarray(vertices, np.float64), np.asarray(triangles, np.int64))
+    """The surface with at most about `most` triangles, closed where it was.
+
+    Edges collapse where the shape changes least (Garland and Heckbert 1997). Where that glues sheets to each
+    other so that they cannot be told apart, more triangles are kept.
+    """
+    while most < len(surface.triangles):
+        vertices, triangles = fast_simplification.simplify(
+            surface.vertices.astype(np.float32), surface.triangles.astype(np.int32), target_count=most
+        )
+        simple = Surface(np.asarray(vertices, np.float64), np.asarray(triangles, np.int64))
+        simple = clean(separated(without_flaps(simple)))
+        if is_closed(simple) or not is_closed(surface):
+            return simple
+        most *= 2
+    return surface

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from scipy.ndimage import distance_transform_edt
 
 from ge3d_jax.splatting.cameras import Camera, camera_center, look_at
 from ge3d_jax.splatting.compositing import composite
@@ -38,6 +39,7 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
 # The light that must be stopped before something is a surface.
 HALF = 0.5
+STOP = 0.35
 # Cameras look at a ball of this radius around the origin.
 REACH = 1.25
 _FIELD_OF_VIEW = math.radians(30.0)
@@ -60,6 +62,7 @@ class Views:
     cameras: Camera
     colors: jax.Array
     depths: jax.Array
+    gaps: jax.Array
 
 
 def cameras_all_around(count: int, *, size: int) -> Camera:
@@ -138,9 +141,9 @@ def _crossing(stopped: jax.Array, alpha: jax.Array, planes: jax.Array) -> jax.Ar
     """Depth (H, W) where the light stopped, (H, W, K), reaches one half; infinite where it never does."""
     last = stopped.shape[-1] - 1
     # It rises with the depth.
-    after = jnp.clip(jnp.sum(stopped < HALF, axis=-1), 1, last)[..., None]
+    after = jnp.clip(jnp.sum(stopped < STOP, axis=-1), 1, last)[..., None]
     low, high = (jnp.take_along_axis(stopped, index, axis=-1)[..., 0] for index in (after - 1, after))
-    part = jnp.clip((HALF - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
+    part = jnp.clip((STOP - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
     depths = planes[after[..., 0] - 1] + part * (planes[1] - planes[0])
     return jnp.where(alpha > HALF, depths, jnp.inf)
 
@@ -170,4 +173,6 @@ def look_around(gaussians: Gaussians, cameras: Camera, *, antialiased: bool = Fa
         )
         colors.append(color)
         depths.append(depth)
-    return Views(cameras, jnp.stack(colors), jnp.stack(depths))
+    gaps = [distance_transform_edt(~np.isfinite(np.asarray(d))) for d in depths]
+    gaps = [np.maximum(g-0.5,0) for g in gaps]
+    return Views(cameras, jnp.stack(colors), jnp.stack(depths), jnp.asarray(np.stack(gaps), jnp.float32))
