@@ -99,4 +99,6 @@ def mesh_of(
     surface = decimate(surface, settings.triangles)
     say(f"painting {len(surface.triangles)} triangles")
     mesh = textured(surface, views, size=settings.texture_size)
-    return dataclasses.replace(mesh, surface=Surface(surface.vertices * frame.radius + frame.center, surface.triangles))
+    return dataclasses.replace(
+        mesh, surface=Surface(surface.vertices * frame.radius + frame.center, surface.triangles)
+    )

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trimesh
 from PIL import Image
-from trimesh.exchange.gltf import export_glb
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
@@ -40,6 +38,9 @@ def save_glb(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
 
     A vertex has one place in the texture there, so that those on the borders of charts are written twice.
     """
+    import trimesh  # an extra
+    from trimesh.exchange.gltf import export_glb
+
     source = np.empty(len(mesh.uvs), np.int64)
     source[mesh.corners] = mesh.surface.triangles
     material = trimesh.visual.material.PBRMaterial(

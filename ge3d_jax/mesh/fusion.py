@@ -3,7 +3,7 @@
 | name | meaning | shape |
 |---|---|---|
 | field | signed distance to the surface, in truncation distances, −1 to 1, negative inside | (X, Y, Z) |
-| distance | camera-space z of the surface at a point's pixel, less that of the point: positive before it | (X·Y·Z,) |
+| distance | a point's signed distance to the surface as one view has it: along the ray, where there is a surface at the point's pixel; to the outline's side, where there is none | (X·Y·Z,) |
 """
 
 from functools import partial
@@ -100,7 +100,10 @@ def fuse(views: Views, *, resolution: int) -> tuple[np.ndarray, Grid]:
     if not len(inside):
         return np.ones(coarse.shape, np.float32), coarse
     # The surface lies up to a cell beyond the points inside.
-    low, high = (np.asarray(coarse.origin) + (ends * float(coarse.cell)) for ends in (inside.min(0) - 1, inside.max(0) + 1))
+    low, high = (
+        np.asarray(coarse.origin) + (ends * float(coarse.cell))
+        for ends in (inside.min(0) - 1, inside.max(0) + 1)
+    )
     grid = _around(low, high, resolution)
     field = np.asarray(_fuse(views, grid)).copy()
     for axis in range(3):

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import fast_simplification
-import mcubes
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -37,6 +35,8 @@ def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
         origin: (3,) the grid's first point, world units.
         cell: edge of a cell, world units.
     """
+    import mcubes  # an extra
+
     # mcubes has the outside where values are below the level.
     vertices, triangles = mcubes.marching_cubes(-field, 0.0)
     return Surface(vertices * cell + origin, triangles.astype(np.int64))
@@ -163,6 +163,8 @@ def decimate(surface: Surface, most: int) -> Surface:
     Edges collapse where the shape changes least (Garland and Heckbert 1997). Where that glues sheets to each
     other so that they cannot be told apart, more triangles are kept.
     """
+    import fast_simplification  # an extra
+
     while most < len(surface.triangles):
         vertices, triangles = fast_simplification.simplify(
             surface.vertices.astype(np.float32), surface.triangles.astype(np.int32), target_count=most

@@ -12,7 +12,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xatlas
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
@@ -52,6 +51,8 @@ class TexturedMesh:
 
 def unwrap(surface: Surface, size: int) -> tuple[np.ndarray, np.ndarray]:
     """uvs (U, 2) and corners (T, 3) of a surface, for a texture of `size` pixels."""
+    import xatlas  # an extra
+
     atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
     packing.resolution, packing.padding = size, _PADDING
     atlas.add_mesh(surface.vertices.astype(np.float32), surface.triangles.astype(np.uint32))

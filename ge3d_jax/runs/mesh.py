@@ -8,6 +8,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.mesh.build import MeshSettings, mesh_of
 from ge3d_jax.mesh.files import check_mesh_path, save_mesh
+from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.mesh.surface import Surface
 from ge3d_jax.mesh.texture import TexturedMesh
 from ge3d_jax.runs.folder import prepare_folder
@@ -36,8 +37,9 @@ def export_mesh(
         The file and the mesh, with z up.
 
     Raises:
-        UserError: an input cannot be used, or the splats have no surface.
+        UserError: a package is missing, an input cannot be used, or the splats have no surface.
     """
+    check_packages()
     source = Path(splats)
     check_splat_path(source)
     target = Path(out) if out is not None else source.with_suffix(".glb")
@@ -55,5 +57,7 @@ def export_mesh(
     try:
         save_mesh(target, mesh)
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror or error}); choose another file.") from error
+        raise UserError(
+            f"{target} cannot be written ({error.strerror or error}); choose another file."
+        ) from error
     return target, mesh
