@@ -8,9 +8,9 @@
 
 It takes about half a minute on two processor cores. The splats are looked at from 64 sides; the depths of
 these views are fused to a closed surface, which is cleaned of specks, decimated, unwrapped, and painted with
-the colors of the views. Finer: --resolution=256 --triangles=100000 --texture_size=2048. Meshes have y up and the
-front at +z, as glTF wants it; --up says what is up in the splats, -y in most captures. An object is needed that
-can be seen from all sides: of a room there is only the outside.
+the colors of the views. Finer: --resolution=256 --triangles=100000 --texture_size=2048. Meshes have y up and
+the front at +z, as glTF wants it; --up says what is up in the splats, -y in most captures. An object is
+needed that can be seen from all sides: of a room there is only the outside.
 
 It needs packages of its own: pip install -r requirements-mesh.txt (2 MB), with Python 3.11 or 3.12.
 """

@@ -14,9 +14,6 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.projection import MIN_ALPHA
 from ge3d_jax.viewer.framing import find_frame, framed
 
-# Edge of the pictures that depths and colors are taken from, pixels.
-_PICTURE_SIZE = 256
-
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
@@ -24,12 +21,14 @@ class MeshSettings:
 
     Attributes:
         views: pictures from all around that it is made from.
+        picture_size: edge of these pictures, pixels.
         resolution: cells of the grid along the longest edge of the object.
         triangles: how many at most, about.
         texture_size: edge of the texture, pixels.
     """
 
     views: int = 64
+    picture_size: int = 256
     resolution: int = 128
     triangles: int = 20_000
     texture_size: int = 1024
@@ -38,12 +37,16 @@ class MeshSettings:
         """Check what types cannot say. Raises UserError."""
         for name, value, least, most in (
             ("number of views", self.views, 8, 1000),
+            ("size of the pictures", self.picture_size, 32, 2048),
             ("resolution", self.resolution, 16, 512),
             ("number of triangles", self.triangles, 100, 5_000_000),
             ("size of the texture", self.texture_size, 64, 8192),
         ):
             if not least <= value <= most:
                 raise UserError(f"The {name} is {value}; give one from {least} to {most}.")
+
+
+USUAL = MeshSettings()
 
 
 def check_splats(gaussians: Gaussians) -> None:
@@ -63,7 +66,7 @@ def check_splats(gaussians: Gaussians) -> None:
 
 def mesh_of(
     gaussians: Gaussians,
-    settings: MeshSettings = MeshSettings(),
+    settings: MeshSettings = USUAL,
     *,
     antialiased: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -85,15 +88,15 @@ def mesh_of(
     check_splats(gaussians)
     frame = find_frame(gaussians)
     say(f"looking from {settings.views} sides")
-    cameras = cameras_all_around(settings.views, size=_PICTURE_SIZE)
+    cameras = cameras_all_around(settings.views, size=settings.picture_size)
     views = look_around(framed(gaussians, frame), cameras, antialiased=antialiased)
     say("fusing the depths")
     field, grid = fuse(views, resolution=settings.resolution)
     surface = clean(extract(field, origin=np.asarray(grid.origin, np.float64), cell=float(grid.cell)))
     if not len(surface.triangles):
         raise UserError(
-            "The splats let half of the light through from all sides, so they have no surface to make a mesh of; "
-            "give more opaque ones."
+            "The splats let half of the light through from all sides, so they have no surface to make a mesh "
+            "of; give more opaque ones."
         )
     say(f"decimating {len(surface.triangles)} triangles")
     surface = decimate(surface, settings.triangles)

@@ -3,11 +3,8 @@
 | name | meaning | shape |
 |---|---|---|
 | field | signed distance to the surface, in truncation distances, −1 to 1, negative inside | (X, Y, Z) |
-| distance | a point's signed distance to the surface as one view has it: along the ray, where there is a surface at the point's pixel; to the outline's side, where there is none | (X·Y·Z,) |
+| distance | the same of one view, world units: along z, or to the nearest outline beside it | (X·Y·Z,) |
 """
-
-from functools import partial
-from operator import itemgetter
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """The packages that meshes need and nothing else does."""
 
 import importlib.util
+from collections.abc import Callable
 
 from ge3d_jax.core.errors import UserError
 
@@ -13,13 +14,20 @@ _PACKAGES = {
 }
 
 
-def check_packages() -> None:
+def _is_present(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def check_packages(present: Callable[[str], bool] = _is_present) -> None:
     """Check that what meshes need is installed.
+
+    Args:
+        present: whether a module can be imported.
 
     Raises:
         UserError: a package is missing.
     """
-    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    missing = [name for module, name in _PACKAGES.items() if not present(module)]
     if missing:
         raise UserError(
             f"Meshes need the package {missing[0]}, which is not installed; run pip install -r "

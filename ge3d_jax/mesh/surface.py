@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 _SPECK = 0.01
 # How often sides are paired anew where sheets touch along an edge.
 _MOST_PAIRINGS = 8
-# How far a vertex moves toward the middle of its triangles where sheets are taken apart, as a share of the way.
+# How far a vertex moves toward the middle of its triangles where sheets are taken apart, of the way there.
 _PULL = 0.02
 
 
@@ -28,10 +28,12 @@ class Surface:
 
 
 def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
-    """The surface where a field (X, Y, Z) on a grid is 0, by marching cubes; it is closed where the border is positive.
+    """The surface where a field on a grid is 0, by marching cubes (Lorensen and Cline 1987).
+
+    It is closed if the field is positive on the grid's border.
 
     Args:
-        field: negative inside.
+        field: (X, Y, Z), negative inside.
         origin: (3,) the grid's first point, world units.
         cell: edge of a cell, world units.
     """
@@ -43,7 +45,7 @@ def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
 
 
 def volumes(surface: Surface) -> np.ndarray:
-    """Signed volumes (T,) of the tetrahedra between each triangle and the origin; their sum is the volume inside."""
+    """Signed volumes (T,) between each triangle and the origin; their sum is the volume inside."""
     a, b, c = np.moveaxis(surface.vertices[surface.triangles], 1, 0)
     return np.einsum("ti,ti->t", a, np.cross(b, c)) / 6.0
 
@@ -79,7 +81,7 @@ def clean(surface: Surface) -> Surface:
 
 
 def _edges(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each side of each triangle, 3·T in all: its edge, numbered, and whether it runs from the lower vertex."""
+    """Of each side of each triangle (3·T,): its edge's number, and whether it runs to the higher vertex."""
     tails, heads = triangles.reshape(-1), np.roll(triangles, -1, axis=1).reshape(-1)
     both = np.stack([np.minimum(tails, heads), np.maximum(tails, heads)], axis=-1)
     _, edge = np.unique(both, axis=0, return_inverse=True)
@@ -111,9 +113,9 @@ def without_flaps(surface: Surface) -> Surface:
 def separated(surface: Surface) -> Surface:
     """The surface with a vertex of its own for each sheet, where sheets touch in a vertex or an edge.
 
-    The sides along an edge are taken in pairs of opposite directions; corners that are joined by pairs share a
-    vertex, others get a copy of it. Of the ways to pair four sides one separates the sheets, where the other
-    would have them pass through each other.
+    The sides along an edge are taken in pairs of opposite directions; corners that are joined by pairs share
+    a vertex, others get a copy of it. Where four sides are paired so that the edge stays one, they are paired
+    the other way.
     """
     edge, is_forward = _edges(surface.triangles)
     if (np.bincount(edge, weights=is_forward) != np.bincount(edge, weights=~is_forward)).any():

@@ -87,7 +87,7 @@ def _covered(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates (M, 3) of points (M, 2) in triangles (M, 3, 2); negative in one without area."""
+    """Barycentric coordinates (M, 3) of points (M, 2) in triangles (M, 3, 2); −1 in one without area."""
     a, b, c = np.moveaxis(corners, 1, 0)
     (abx, aby), (acx, acy), (x, y) = (b - a).T, (c - a).T, (points - a).T
     area = abx * acy - acx * aby
@@ -98,7 +98,7 @@ def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _colors_seen(views: Views, points: jax.Array, normals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums of the colors (M, 3) in which views see points (M, 3) with normals (M, 3), and of weights (M,)."""
+    """Sums over the views of weight·color (M, 3) and of weights (M,), for points and normals (M, 3)."""
 
     def add(sums: tuple[jax.Array, jax.Array], view: Views) -> tuple[tuple[jax.Array, jax.Array], None]:
         pixels, depths = pixels_of(points, view.cameras)

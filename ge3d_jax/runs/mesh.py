@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.splats import check_splat_path, read_splats
-from ge3d_jax.mesh.build import MeshSettings, mesh_of
+from ge3d_jax.mesh.build import USUAL, MeshSettings, mesh_of
 from ge3d_jax.mesh.files import check_mesh_path, save_mesh
 from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.mesh.surface import Surface
@@ -20,7 +20,7 @@ def export_mesh(
     splats: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    settings: MeshSettings = MeshSettings(),
+    settings: MeshSettings = USUAL,
     up: str = "z",
     progress: bool = True,
 ) -> tuple[Path, TexturedMesh]:
@@ -44,6 +44,8 @@ def export_mesh(
     check_splat_path(source)
     target = Path(out) if out is not None else source.with_suffix(".glb")
     check_mesh_path(target)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; give the name of a file.")
     if up not in UPRIGHT:
         raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
     file = read_splats(source)

@@ -64,6 +64,11 @@ def write_object(
     with attempts.at("turntable.mp4"):
         save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
     if mesh:
-        with attempts.at("mesh.glb"):
-            save_mesh(folder / "mesh.glb", mesh_of(gaussians))
+        write_mesh(folder, gaussians, attempts=attempts)
     return frames
+
+
+def write_mesh(folder: Path, gaussians: Gaussians, *, attempts: Attempts) -> None:
+    """Try to write a mesh of the splats to mesh.glb in the run's folder; its packages are there."""
+    with attempts.at("mesh.glb"):
+        save_mesh(folder / "mesh.glb", mesh_of(gaussians))
