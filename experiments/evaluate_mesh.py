@@ -85,8 +85,6 @@ def _measure(prompt: str, splats: str, folder: str) -> tuple[str, list]:
 
 def main() -> None:
     """Measure each object; write the table and the picture."""
-    from pathlib import Path
-
     from ge3d_jax.core.errors import UserError
     from ge3d_jax.core.files import atomic_path
     from ge3d_jax.mesh.packages import check_packages
@@ -105,9 +103,10 @@ def main() -> None:
         rows.append(row)
         pictures += some
         labels += ["splats"] * len(_CAMERAS) + ["mesh"] * len(_CAMERAS)
-    with atomic_path(Path(folder) / "table.md") as temporary:
-        temporary.write_text(_HEADER + "".join(rows), encoding="utf-8")
-    save_png(Path(folder) / "meshes.png", image_grid(to_uint8(pictures), labels, columns=len(_CAMERAS)))
+        # After each object, since there may be many.
+        with atomic_path(folder / "table.md") as temporary:
+            temporary.write_text(_HEADER + "".join(rows), encoding="utf-8")
+        save_png(folder / "meshes.png", image_grid(to_uint8(pictures), labels, columns=len(_CAMERAS)))
     print(f"  {folder / 'table.md'}, {folder / 'meshes.png'}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ge3d_jax.core.files import remove_files
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.video import save_gif, save_mp4
-from ge3d_jax.mesh.build import mesh_of
+from ge3d_jax.mesh.build import USUAL, mesh_of
 from ge3d_jax.mesh.files import save_mesh
 from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.splatting.gaussians import Gaussians
@@ -19,6 +19,7 @@ _TURNTABLE_FRAMES = 64
 _TURNTABLE_FPS = 20
 # The sheet shows every eighth frame of the turntable: eight views.
 _SHEET_STRIDE = 8
+_MESH = USUAL
 
 
 def remove_object(folder: Path) -> None:
@@ -71,4 +72,4 @@ def write_object(
 def write_mesh(folder: Path, gaussians: Gaussians, *, attempts: Attempts) -> None:
     """Try to write a mesh of the splats to mesh.glb in the run's folder; its packages are there."""
     with attempts.at("mesh.glb"):
-        save_mesh(folder / "mesh.glb", mesh_of(gaussians))
+        save_mesh(folder / "mesh.glb", mesh_of(gaussians, _MESH))

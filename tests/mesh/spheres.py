@@ -2,13 +2,11 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from ge3d_jax.mesh.views import Views, cameras_all_around
-from ge3d_jax.splatting.cameras import camera_center
 
 CENTER, RADIUS = np.array([0.2, -0.1, 0.15]), 0.5
 
@@ -21,7 +19,7 @@ def color_of(points):
 @functools.cache
 def views_of_ball(count: int = 24, size: int = 96) -> Views:
     cameras = cameras_all_around(count, size=size)
-    places = np.asarray(jax.vmap(camera_center)(cameras), np.float64)
+    places = np.linalg.inv(np.asarray(cameras.world_to_camera, np.float64))[:, :3, 3]
     focal, _, middle, _ = np.asarray(cameras.intrinsics)[0]
     x, y = np.meshgrid(*2 * [(np.arange(size) + 0.5 - middle) / focal])
     local = np.stack([x, y, np.ones_like(x)], axis=-1)

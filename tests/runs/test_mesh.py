@@ -64,7 +64,7 @@ def test_another_program_opens_the_mesh(files, name):
     opened = open_mesh(folder / name)
     assert opened.closed.is_watertight and opened.closed.volume > 0
     assert len(opened.triangles) == len(mesh.surface.triangles) <= 2000
-    # On the ellipsoid, but for the splats' own thickness: about two standard deviations of splats that overlap.
+    # On the ellipsoid, but for the splats' own thickness: two standard deviations where they overlap.
     scaled = np.linalg.norm((opened.vertices - CENTER) / RADII, axis=1)
     assert 1.05 < np.median(scaled) < 1.2 and scaled.min() > 0.95 and scaled.max() < 1.3
     np.testing.assert_allclose(opened.closed.bounds.mean(axis=0), CENTER, atol=0.03)
