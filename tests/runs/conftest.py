@@ -1,4 +1,4 @@
-"""Runs in short: their turntables have the sheet's eight views and one frame after each, meshes are coarse."""
+"""Runs in short: their turntables have the sheet's eight views and one frame after each."""
 
 from collections.abc import Iterator
 
