@@ -5,6 +5,8 @@ This shares no code with what makes meshes, so that it can judge them.
 
 import dataclasses
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -31,7 +33,7 @@ class OpenedMesh:
 
 def open_mesh(path: str | os.PathLike[str]) -> OpenedMesh:
     """Open a .glb or .obj file."""
-    mesh = trimesh.load(path, force="mesh")
+    mesh: Any = trimesh.load(Path(path), force="mesh")
     material = mesh.visual.material
     picture = getattr(material, "baseColorTexture", None) or material.image
     # From y up and the front at +z.
