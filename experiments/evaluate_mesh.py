@@ -14,6 +14,8 @@ surface    mean distance of the mesh to the true surface and back, over the long
            beside it the same of the splats' own depths: by so much the object itself differs
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from ge3d_jax.cli import script
@@ -31,10 +33,9 @@ _HEADER = (
 )
 
 
-def _measure(prompt: str, splats: str, folder: str) -> tuple[str, list]:
+def _measure(prompt: str, splats: str, folder: Path) -> tuple[str, list]:
     """A row of the table, and pictures: those of the splats, then those of the mesh."""
     import time
-    from pathlib import Path
 
     import jax
     import jax.numpy as jnp
@@ -53,7 +54,7 @@ def _measure(prompt: str, splats: str, folder: str) -> tuple[str, list]:
 
     sentence = parse(prompt)
     begin = time.perf_counter()
-    path, _ = export_mesh(splats, Path(folder) / f"{Path(splats).resolve().parent.name}.glb")
+    path, _ = export_mesh(splats, folder / f"{Path(splats).resolve().parent.name}.glb")
     seconds = time.perf_counter() - begin
     mesh, gaussians = open_mesh(path), load_splats(splats)
     cameras = [
@@ -68,7 +69,9 @@ def _measure(prompt: str, splats: str, folder: str) -> tuple[str, list]:
         drawn.append(draw_mesh(mesh, matrix, intrinsics, size=_SIZE))
         points, hit = surface(sentence.kind, camera)
         true_points.append(np.asarray(points)[np.asarray(hit)])
-    likeness = [float(psnr(ours, theirs)) for ours, theirs in zip(drawn, shown, strict=True)]
+    likeness = [
+        float(psnr(jnp.asarray(ours), jnp.asarray(theirs))) for ours, theirs in zip(drawn, shown, strict=True)
+    ]
     true = np.concatenate(true_points)
     samples, _ = trimesh.sample.sample_surface(mesh.closed, _SAMPLES, seed=0)
     off = chamfer(np.asarray(samples), true) / size_of(true)
@@ -77,8 +80,8 @@ def _measure(prompt: str, splats: str, folder: str) -> tuple[str, list]:
     ]
     row = (
         f"| {prompt} | {gaussians.capacity} | {'yes' if mesh.closed.is_watertight else 'no'} "
-        f"| {np.mean(likeness):.1f} ({min(likeness):.1f}) dB | {100 * off:.1f} % ({100 * own:.1f} %) "
-        f"| {len(mesh.triangles)} | {path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |\n"
+        f"| {np.mean(likeness):.1f} ({min(likeness):.1f}) dB | {100 * off:.1f} % "
+        f"({100 * (own or 0.0):.1f} %) | {len(mesh.triangles)} | {path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |\n"
     )
     return row, [*shown, *drawn]
 
@@ -106,7 +109,10 @@ def main() -> None:
         # After each object, since there may be many.
         with atomic_path(folder / "table.md") as temporary:
             temporary.write_text(_HEADER + "".join(rows), encoding="utf-8")
-        save_png(folder / "meshes.png", image_grid(to_uint8(pictures), labels, columns=len(_CAMERAS)))
+        save_png(
+            folder / "meshes.png",
+            image_grid([to_uint8(one) for one in pictures], labels, columns=len(_CAMERAS)),
+        )
     print(f"  {folder / 'table.md'}, {folder / 'meshes.png'}")
 
 
