@@ -81,7 +81,8 @@ def _measure(prompt: str, splats: str, folder: Path) -> tuple[str, list]:
     row = (
         f"| {prompt} | {gaussians.capacity} | {'yes' if mesh.closed.is_watertight else 'no'} "
         f"| {np.mean(likeness):.1f} ({min(likeness):.1f}) dB | {100 * off:.1f} % "
-        f"({100 * (own or 0.0):.1f} %) | {len(mesh.triangles)} | {path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |\n"
+        f"({100 * (own or 0.0):.1f} %) "
+        f"| {len(mesh.triangles)} | {path.stat().st_size / 1e6:.1f} MB | {seconds:.0f} s |\n"
     )
     return row, [*shown, *drawn]
 
