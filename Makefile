@@ -14,6 +14,7 @@ PYTHON ?= $(shell for name in python3.12 python3.13 python3.11 python3 python; d
 VENV ?= .venv
 PROMPT ?= a red mushroom
 SEED ?= 0
+SPLATS ?= outputs/a-red-mushroom-0/object.ply
 GPU ?= h100
 WORKERS ?= 2
 # A file's tests stay with one worker, which compiles once what they share. Files are taken in the order of
@@ -32,13 +33,16 @@ SLOW_TESTS := tests/guidance tests/runs tests/scenes tests/toybox tests/training
 # These have environments of their own.
 OTHER_TESTS := tests/torch tests/gpu_plan tests/splat_transform
 
-.PHONY: help demo test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
+.PHONY: help demo mesh test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot"
 	@$(VENV)/bin/python experiments/generate.py --prompt="$(PROMPT)" --seed=$(SEED)
+
+mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-red-mushroom-0/object.ply
+	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
 
 test: check-format lint types pytest  ## Formatting, lint, types and tests
 
@@ -92,7 +96,11 @@ $(VENV)/.runtime: requirements.txt pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/p
 	@$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+$(VENV)/.mesh: $(VENV)/.runtime requirements-mesh.txt
+	@$(PIP_INSTALL) -r requirements-mesh.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.mesh requirements-dev.txt
 	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
@@ -106,14 +114,14 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-usd.txt
 	@touch $@
 
-TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt
+TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -mesh.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt
 .venv-torch/.torch: $(TORCH_NEEDS) | .venv-torch/bin/python
 	@echo "Installing the PyTorch reference (once; some minutes)"
 	@$(PIP_INSTALL) --constraint constraints-torch.txt -r requirements-torch.txt
 	@$(PIP_INSTALL) --constraint constraints-torch.txt -e .[dev]
 	@touch $@
 
-GPU_PLAN_NEEDS := pyproject.toml $(addprefix requirements,.txt -dev.txt -gpu-plan.txt) $(CONSTRAINTS)
+GPU_PLAN_NEEDS := pyproject.toml $(addprefix requirements,.txt -mesh.txt -dev.txt -gpu-plan.txt) $(CONSTRAINTS)
 .venv-gpu-plan/.gpu-plan: $(GPU_PLAN_NEEDS) | .venv-gpu-plan/bin/python
 	@echo "Installing JAX with the compiler for NVIDIA cards (once; some minutes, 3 GB)"
 	@$(PIP_INSTALL) -r requirements-gpu-plan.txt -e .[dev]

@@ -34,6 +34,7 @@ _SAVE_SECONDS = flags.DEFINE_float(
     "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
+_MESH = flags.DEFINE_bool("mesh", False, "Write mesh.glb, too, a mesh with a texture; see export_mesh.py.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
@@ -52,6 +53,7 @@ def main() -> int:
         overrides=overrides,
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
+        mesh=_MESH.value,
     )
     if result.interrupted:
         print(f"Stopped after {result.iterations} iterations; these are the splats as they stand.")

@@ -65,6 +65,7 @@ _SHARED_NODES = flags.DEFINE_bool(
     False,
     "Look at the times that all seeds of a sweep look at, for its object.",
 )
+_MESH = flags.DEFINE_bool("mesh", False, "Write mesh.glb, too, a mesh with a texture; see export_mesh.py.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
 
 
@@ -91,6 +92,7 @@ def main() -> int:
         preview_every=_PREVIEW_EVERY.value,
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
+        mesh=_MESH.value,
         **model_flags.given(),
     )
     if result.interrupted:

@@ -14,6 +14,7 @@ import numpy as np
 from ge3d_jax.core.files import locked, remove_files
 from ge3d_jax.core.settings import to_tree, with_overrides
 from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
+from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.metrics.pictures import psnr, ssim
 from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
@@ -161,10 +162,11 @@ def _write_results(
     title: str,
     config: FitConfig,
     attempts: Attempts,
+    mesh: bool,
 ) -> _Held:
     """Write the splats and pictures of them, then what held-out pictures say."""
     gaussians = in_world_units(result.object, unit)
-    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train), attempts=attempts)
+    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train), attempts=attempts, mesh=mesh)
     held_out, background = views_of(test, unit), config.background.color
     renders, psnrs, ssims = evaluate(result.object, held_out, background=background)
     truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))
@@ -198,6 +200,7 @@ def fit_images(
     save_seconds: float | None = SAVE_SECONDS,
     resume: bool = False,
     progress: bool = True,
+    mesh: bool = False,
     observers: Sequence[Observer] = (),
 ) -> FitResult:
     """Fit splats to posed pictures and write them, with pictures of them, to a folder.
@@ -213,6 +216,7 @@ def fit_images(
         save_seconds: as for `generate`.
         resume: go on with the interrupted run in the folder, which was asked for the same.
         progress: whether to show a bar.
+        mesh: whether to write mesh.glb, too, a mesh with a texture; see `runs.mesh`.
         observers: more to tell of each iteration; see `runs.observers`.
 
     Returns:
@@ -223,6 +227,8 @@ def fit_images(
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
     check_seed(seed)
+    if mesh:
+        check_packages()
     usual = FitConfig()
     if density is not None:
         usual = with_density(usual, density, _PRESET, overrides or {})
@@ -260,7 +266,15 @@ def fit_images(
 
         def write(result: RunResult, attempts: Attempts) -> _Held:
             return _write_results(
-                folder, result, train, test, unit=unit, title=name, config=config, attempts=attempts
+                folder,
+                result,
+                train,
+                test,
+                unit=unit,
+                title=name,
+                config=config,
+                attempts=attempts,
+                mesh=mesh,
             )
 
         part = Part(run, state, observers, _remove_old_results, write)

@@ -11,6 +11,7 @@ import numpy as np
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.files import locked
 from ge3d_jax.formats.splats import load_splats
+from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder
 from ge3d_jax.runs.object_request import ObjectRequest
@@ -73,6 +74,7 @@ def generate(
     dtype: str | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] | None = None,
     textual_inversions: Sequence[str | os.PathLike[str]] | None = None,
+    mesh: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Result:
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
@@ -104,6 +106,7 @@ def generate(
             made for it; None is "auto".
         loras: LoRA files and strengths to change the model by; 1 is as they were trained.
         textual_inversions: files with the embeddings of new words, for use in the prompt.
+        mesh: whether to write mesh.glb, too, a mesh with a texture; see `runs.mesh`.
         observers: more to tell of each iteration; see `runs.observers`.
 
     Returns:
@@ -114,6 +117,8 @@ def generate(
         UserError: an input that cannot be used; results of an earlier run are untouched then.
     """
     keep_compiled_code()
+    if mesh:
+        check_packages()
     if reconstruct_from is not None:
         overrides = {**(overrides or {}), "reconstruction.start": reconstruct_from}
     if config is None:
@@ -144,6 +149,7 @@ def generate(
             preview_every=preview_every,
             observers=observers,
             progress=progress,
+            mesh=mesh,
         )
         outcome = part.perform(doing="generating", progress=progress, save_seconds=save_seconds)
     return Result(

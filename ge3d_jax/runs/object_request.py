@@ -135,6 +135,7 @@ class ObjectRequest:
         preview_every: int,
         observers: Sequence[Observer] = (),
         progress: bool = False,
+        mesh: bool = False,
     ) -> Part[np.ndarray]:
         """The run that makes the object; it writes the turntable's frames, uint8 (T, H, W, 3).
 
@@ -144,6 +145,7 @@ class ObjectRequest:
             preview_every: iterations between pictures in previews/; 0 for none.
             observers: more to tell of each iteration.
             progress: whether the reconstructive stage shows a bar.
+            mesh: whether to write a mesh of the object, too.
 
         Raises:
             UserError: no state there, or one of another shape.
@@ -175,7 +177,7 @@ class ObjectRequest:
 
         def write(result: RunResult, attempts: Attempts) -> np.ndarray:
             return write_object(
-                folder, result.object, title=self.prompt, viewpoint=viewpoint, attempts=attempts
+                folder, result.object, title=self.prompt, viewpoint=viewpoint, attempts=attempts, mesh=mesh
             )
 
         attempts = Attempts()

@@ -7,6 +7,8 @@ import numpy as np
 from ge3d_jax.core.files import remove_files
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.video import save_gif, save_mp4
+from ge3d_jax.mesh.build import USUAL, mesh_of
+from ge3d_jax.mesh.files import save_mesh
 from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.page import save_viewer
@@ -17,18 +19,25 @@ _TURNTABLE_FRAMES = 64
 _TURNTABLE_FPS = 20
 # The sheet shows every eighth frame of the turntable: eight views.
 _SHEET_STRIDE = 8
+_MESH = USUAL
 
 
 def remove_object(folder: Path) -> None:
     """Remove the results of an earlier run in the same folder, so that they are not mistaken for new ones."""
-    names = ("object.ply", "turntable.mp4", "turntable.gif", "views.png", "viewer.html")
+    names = ("object.ply", "mesh.glb", "turntable.mp4", "turntable.gif", "views.png", "viewer.html")
     remove_files(folder / name for name in names)
 
 
 def write_object(
-    folder: Path, gaussians: Gaussians, *, title: str, viewpoint: Viewpoint, attempts: Attempts
+    folder: Path,
+    gaussians: Gaussians,
+    *,
+    title: str,
+    viewpoint: Viewpoint,
+    attempts: Attempts,
+    mesh: bool = False,
 ) -> np.ndarray:
-    """Write the splats, the page, the sheet of views and the turntables.
+    """Write the splats, the page, the sheet of views, the turntables, and last a mesh if that is wanted.
 
     Args:
         folder: the run's folder.
@@ -36,6 +45,7 @@ def write_object(
         title: title of the page.
         viewpoint: the cameras of page, sheet and turntables.
         attempts: what shows the splats is tried with these.
+        mesh: whether to write mesh.glb, too; its packages are there.
 
     Returns:
         The turntable's frames, uint8 (T, H, W, 3).
@@ -54,4 +64,12 @@ def write_object(
         save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
     with attempts.at("turntable.mp4"):
         save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
+    if mesh:
+        write_mesh(folder, gaussians, attempts=attempts)
     return frames
+
+
+def write_mesh(folder: Path, gaussians: Gaussians, *, attempts: Attempts) -> None:
+    """Try to write a mesh of the splats to mesh.glb in the run's folder; its packages are there."""
+    with attempts.at("mesh.glb"):
+        save_mesh(folder / "mesh.glb", mesh_of(gaussians, _MESH))

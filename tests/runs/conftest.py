@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ge3d_jax.mesh.build import MeshSettings
 from ge3d_jax.runs import results
 
 
@@ -13,4 +14,5 @@ def _short_turntables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(results, "_TURNTABLE_FRAMES", 16)
         patched.setattr(results, "_SHEET_STRIDE", 2)
+        patched.setattr(results, "_MESH", MeshSettings(8, 48, 16, 500, 64))
         yield

@@ -1,6 +1,7 @@
 """The whole path on a tiny random model: what is written, what is refused, how a run is stopped."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from ge3d_jax.runs.request import check_picture_size, pair_loras
 from ge3d_jax.training.presets import PRESETS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
+HAS_MESH = importlib.util.find_spec("mcubes") is not None
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red mushroom"
 needs_full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -47,7 +49,14 @@ def model(tmp_path_factory):
 def result(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     return ge3d_jax.generate(
-        PROMPT, model=model, out=out, overrides=SMALL, preview_every=2, progress=False, seed=3
+        PROMPT,
+        model=model,
+        out=out,
+        overrides=SMALL,
+        preview_every=2,
+        progress=False,
+        seed=3,
+        mesh=HAS_MESH,
     )
 
 
@@ -55,7 +64,7 @@ def test_everything_is_written(result):
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
     # From the state the run may go on with more iterations.
     assert any(name.startswith("state/") for name in names)
-    assert {name for name in names if not name.startswith("state/")} == {
+    assert {name for name in names if not name.startswith(("state/", "mesh.glb"))} == {
         ".lock",
         "object.ply",
         "turntable.mp4",
@@ -66,6 +75,10 @@ def test_everything_is_written(result):
         "metrics.jsonl",
         "previews/iteration_00002.png",
     }
+    # Or a line says why not: the splats are few and soft.
+    assert HAS_MESH == (
+        ("mesh.glb" in names) != any(line.startswith("mesh.glb") for line in result.unwritten)
+    )
     assert not result.interrupted and result.iterations == 3
     assert result.frames.dtype == np.uint8 and result.frames.ndim == 4
 

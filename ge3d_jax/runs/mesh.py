@@ -1,0 +1,65 @@
+"""A mesh of any splat file."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.splats import check_splat_path, read_splats
+from ge3d_jax.mesh.build import USUAL, MeshSettings, mesh_of
+from ge3d_jax.mesh.files import check_mesh_path, save_mesh
+from ge3d_jax.mesh.packages import check_packages
+from ge3d_jax.mesh.surface import Surface
+from ge3d_jax.mesh.texture import TexturedMesh
+from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.runs.progress import told
+from ge3d_jax.viewer.framing import UPRIGHT, rotation_matrix
+
+
+def export_mesh(
+    splats: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    settings: MeshSettings = USUAL,
+    up: str = "z",
+    progress: bool = True,
+) -> tuple[Path, TexturedMesh]:
+    """Make a mesh with a texture of a splat file and write it.
+
+    Args:
+        splats: the object, a .ply, .splat or .spz file; the suffix chooses the format.
+        out: a .glb or .obj file; None is a .glb beside the splats. A .obj has a .mtl and a .png beside it.
+        settings: how fine.
+        up: the up direction of the splats: "z" as here, "y", or "-y" as in most captures. The mesh has y up.
+        progress: whether to tell of each stage.
+
+    Returns:
+        The file and the mesh, with z up.
+
+    Raises:
+        UserError: a package is missing, an input cannot be used, or the splats have no surface.
+    """
+    check_packages()
+    source = Path(splats)
+    check_splat_path(source)
+    target = Path(out) if out is not None else source.with_suffix(".glb")
+    check_mesh_path(target)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; give the name of a file.")
+    if up not in UPRIGHT:
+        raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
+    file = read_splats(source)
+    prepare_folder(target.parent)
+    try:
+        mesh = mesh_of(file.gaussians, settings, antialiased=file.antialiased, say=told(progress))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    vertices = mesh.surface.vertices @ rotation_matrix(up)
+    mesh = dataclasses.replace(mesh, surface=Surface(vertices, mesh.surface.triangles))
+    try:
+        save_mesh(target, mesh)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written ({error.strerror or error}); choose another file."
+        ) from error
+    return target, mesh

@@ -1,0 +1,55 @@
+"""Fusion of exact depths gives the distance to the surface that they are of."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.mesh.fusion import fuse, pixels_of
+from ge3d_jax.splatting.cameras import orbit_camera
+from tests.mesh.spheres import CENTER, RADIUS, views_of_ball
+
+RESOLUTION = 24
+
+
+def test_the_field_is_the_distance_to_the_surface():
+    field, grid = fuse(views_of_ball(), resolution=RESOLUTION)
+    steps = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
+    cell = float(grid.cell)
+    points = np.asarray(grid.origin) + steps * cell
+    distance = np.linalg.norm(points - CENTER, axis=-1) - RADIUS
+    # Closely around the ball: a cell of the coarse grid and the margin at each end.
+    assert RESOLUTION < max(grid.shape) <= RESOLUTION + 8
+    assert 2 * RADIUS / RESOLUTION < cell < 2.4 * RADIUS / RESOLUTION
+    assert field[distance < -1.0 * cell].max() < 0
+    assert field[distance > 0.7 * cell].min() > 0
+    near = np.abs(distance) < 0.5 * cell
+    # Oblique views see a longer way along z, so that the field is steeper than the distance.
+    assert np.corrcoef(field[near], distance[near])[0, 1] > 0.9
+    assert np.abs(field).max() <= 1.0
+    for axis in range(3):
+        assert (np.moveaxis(field, axis, 0)[[0, -1]] > 0).all()
+
+
+def test_a_stray_view_through_the_surface_makes_no_hole():
+    views = views_of_ball(64, 48)
+    depths = views.depths.at[0].add(0.6)
+    field, grid = fuse(dataclasses.replace(views, depths=depths), resolution=RESOLUTION)
+    middle = np.round((CENTER - np.asarray(grid.origin)) / float(grid.cell)).astype(int)
+    assert field[tuple(middle)] < -0.1
+
+
+def test_where_nothing_is_seen_there_is_no_surface():
+    views = views_of_ball()
+    nothing = jnp.full_like(views.depths, jnp.inf)
+    field, _ = fuse(dataclasses.replace(views, depths=nothing, gaps=nothing), resolution=RESOLUTION)
+    assert (field > 0).all()
+
+
+def test_pixels_of_points():
+    camera = orbit_camera(azimuth=0.0, polar=0.5 * np.pi, radius=4.0, fov=0.5, size=(40, 20))
+    pixels, depths = pixels_of(jnp.array([[0.0, 0, 0], [1.0, 0.1, 0.2]]), camera)
+    focal = 10 / np.tan(0.25)
+    # From +x, y is to the right and z up.
+    np.testing.assert_allclose(pixels, [[20, 10], [20 + focal * 0.1 / 3, 10 - focal * 0.2 / 3]], rtol=1e-4)
+    np.testing.assert_allclose(depths, [4, 3], rtol=1e-5)

@@ -1,0 +1,80 @@
+"""Textures: each place has the color that the views show there."""
+
+import numpy as np
+import pytest
+
+from ge3d_jax.mesh.surface import Surface
+from ge3d_jax.mesh.texture import _covered, colors_at, textured
+from tests.mesh.spheres import CENTER, RADIUS, color_of, views_of_ball
+
+pytest.importorskip("xatlas", reason="meshes need requirements-mesh.txt")
+
+
+def ball(rings=12, around=24):
+    """A ball of triangles that face outward."""
+    polar, azimuth = np.meshgrid(
+        np.linspace(0, np.pi, rings + 1)[1:-1], np.arange(around) * 2 * np.pi / around, indexing="ij"
+    )
+    middle = np.stack(
+        [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=-1
+    )
+    points = np.concatenate([[[0, 0, 1.0]], middle.reshape(-1, 3), [[0, 0, -1.0]]])
+    index = 1 + np.arange((rings - 1) * around).reshape(rings - 1, around)
+    turned = np.roll(index, -1, axis=1)
+    last = len(points) - 1
+    triangles = [np.stack([0 * index[0], index[0], turned[0]], -1)]
+    triangles.append(np.stack([index[:-1], index[1:], turned[:-1]], -1).reshape(-1, 3))
+    triangles.append(np.stack([turned[:-1], index[1:], turned[1:]], -1).reshape(-1, 3))
+    triangles.append(np.stack([index[-1], 0 * index[-1] + last, turned[-1]], -1))
+    return Surface(CENTER + RADIUS * points, np.concatenate(triangles))
+
+
+def test_covered_pixels_are_those_whose_centers_are_inside():
+    places = np.array([[[1.0, 1], [9, 2], [3, 8]], [[9.0, 2], [10, 9], [3, 8]], [[4.0, 4], [4, 4], [8, 4]]])
+    rows, columns, which, weights = _covered(places)
+    found = set(zip(which.tolist(), rows.tolist(), columns.tolist(), strict=True))
+    expected = set()
+    for index, triangle in enumerate(places[:2]):
+        for row in range(12):
+            for column in range(12):
+                sides = np.roll(triangle, -1, axis=0) - triangle
+                offsets = np.array([column + 0.5, row + 0.5]) - triangle
+                turns = sides[:, 0] * offsets[:, 1] - sides[:, 1] * offsets[:, 0]
+                if (turns >= 0).all():
+                    expected.add((index, row, column))
+    assert found == expected and len(found) > 30
+    centers = np.stack([columns, rows], axis=-1) + 0.5
+    np.testing.assert_allclose(np.einsum("mk,mkc->mc", weights, places[which]), centers, atol=1e-9)
+
+
+def test_points_take_the_color_of_views_that_see_them_squarely():
+    random = np.random.default_rng(0)
+    normals = random.normal(size=(500, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    points = CENTER + RADIUS * normals
+    np.testing.assert_allclose(colors_at(views_of_ball(), points, normals), color_of(points), atol=0.03)
+
+
+def test_points_that_no_view_sees_take_the_nearest_color():
+    normal = np.array([[0.0, 0, 1], [1.0, 0, 0]])
+    seen = CENTER + RADIUS * normal
+    # One far inside of the ball below each.
+    hidden = CENTER + 0.5 * RADIUS * normal
+    colors = colors_at(views_of_ball(), np.concatenate([seen, hidden]), np.concatenate([normal, normal]))
+    np.testing.assert_allclose(colors[2:], colors[:2])
+    np.testing.assert_allclose(colors[:2], color_of(seen), atol=0.03)
+
+
+def test_the_texture_has_each_color_at_its_place():
+    surface = ball()
+    mesh = textured(surface, views_of_ball(), size=256)
+    assert mesh.texture.shape == (256, 256, 3) and mesh.texture.dtype == np.uint8
+    assert mesh.corners.shape == surface.triangles.shape
+    assert mesh.uvs.min() >= 0 and mesh.uvs.max() <= 1
+    for weights in (np.full(3, 1 / 3), np.array([0.6, 0.2, 0.2])):
+        places = np.einsum("k,tkc->tc", weights, mesh.uvs[mesh.corners])
+        points = np.einsum("k,tkc->tc", weights, surface.vertices[surface.triangles])
+        columns, rows = (places[:, 0] * 256).astype(int), ((1 - places[:, 1]) * 256).astype(int)
+        np.testing.assert_allclose(mesh.texture[rows, columns] / 255, color_of(points), atol=0.08)
+    # Between the charts, too, so that no seam shows: nothing is black, for the ball is nowhere.
+    assert mesh.texture.max(axis=-1).min() > 30
