@@ -1,4 +1,4 @@
-"""From posed pictures to splats on disk, in one call: what `experiments/fit_images.py` and a notebook use."""
+"""From posed pictures to splats on disk, in one call: what `ge3d fit` and a notebook use."""
 
 import dataclasses
 import os
