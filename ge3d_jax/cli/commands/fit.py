@@ -18,9 +18,10 @@ in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downsc
 
 from absl import flags
 
-from ge3d_jax.cli import rasterizer_flag, script
+from ge3d_jax.cli import rasterizer_flag, script, watching_flags
 
 flags.adopt_module_key_flags(rasterizer_flag)
+flags.adopt_module_key_flags(watching_flags)
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder with the pictures and their cameras.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same splats.")
@@ -52,12 +53,15 @@ def main() -> int:
         overrides=overrides,
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
+        progress=not watching_flags.quiet(),
+        observers=watching_flags.observers(),
     )
+    say = watching_flags.say
     if result.interrupted:
-        print(f"Stopped after {result.iterations} iterations; these are the splats as they stand.")
-        print("The same command with --resume goes on from here.")
-    print(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
-    print(f"Held-out pictures: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")
-    print(f"  Look at it now:    {result.folder / 'comparison.png'}, views.png or turntable.mp4")
-    print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
-    return script.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)
+        say(f"Stopped after {result.iterations} iterations; these are the splats as they stand.")
+        say("The same command with --resume goes on from here.")
+    say(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
+    say(f"Held-out pictures: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")
+    say(f"  Look at it now:    {result.folder / 'comparison.png'}, views.png or turntable.mp4")
+    say(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
+    return watching_flags.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)

@@ -21,10 +21,11 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import model_flags, rasterizer_flag, script
+from ge3d_jax.cli import model_flags, rasterizer_flag, script, watching_flags
 
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(rasterizer_flag)
+flags.adopt_module_key_flags(watching_flags)
 
 _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What to make, as "a red mushroom"; by default the preset\'s, where it has one.'
@@ -91,13 +92,16 @@ def main() -> int:
         preview_every=_PREVIEW_EVERY.value,
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
+        progress=not watching_flags.quiet(),
+        observers=watching_flags.observers(),
         **model_flags.given(),
     )
+    say = watching_flags.say
     if result.interrupted:
-        print(f"Stopped after {result.iterations} iterations; this is the object as it stands.")
-        print("The same command with --resume goes on from here.")
-    print(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
-    print(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
-    print(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
-    print(f"  Take it with you:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
-    return script.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)
+        say(f"Stopped after {result.iterations} iterations; this is the object as it stands.")
+        say("The same command with --resume goes on from here.")
+    say(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
+    say(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
+    say(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")
+    say(f"  Take it with you:  drop {result.folder / 'object.ply'} into any viewer of Gaussian splats")
+    return watching_flags.conclude(result.advice, failed=result.diverged, unwritten=result.unwritten)

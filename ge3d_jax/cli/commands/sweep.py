@@ -28,10 +28,11 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import model_flags, rasterizer_flag, script
+from ge3d_jax.cli import model_flags, rasterizer_flag, script, watching_flags
 
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(rasterizer_flag)
+flags.adopt_module_key_flags(watching_flags)
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "What to make; may be given many times.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts instead, one a line, settings after a tab.")
@@ -83,6 +84,8 @@ def main() -> int:
         "process": _PROCESS.value,
     }
     is_shared = _DISTRIBUTED.value or any(value is not None for value in told.values())
+    # A package that is missing is told before all else, and not of each object.
+    watching_flags.observers()
     result = sweep(
         _PROMPT.value or None,
         seeds=parse_seeds(_SEEDS.value),
@@ -98,20 +101,23 @@ def main() -> int:
         preview_every=_PREVIEW_EVERY.value,
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
+        progress=not watching_flags.quiet(),
         share=_SHARE.value,
+        observers=watching_flags.observers,
         cluster=Cluster(**told, wait_seconds=_WAIT_SECONDS.value) if is_shared else None,
         **model_flags.given(),
     )
+    say = watching_flags.say
     if result.interrupted:
-        print("Stopped; the same command with --resume goes on from here.")
+        say("Stopped; the same command with --resume goes on from here.")
         return script.EXIT_INTERRUPTED
     finished = sum(outcome.status == "finished" for outcome in result.outcomes)
-    print(f"{finished} of {len(result.outcomes)} objects in {result.folder}/")
-    print(f"  Look at them:  open {result.folder / 'index.html'} in a browser, or contact_sheet.png")
-    print(f"  Numbers:       {result.folder / 'sweep.csv'}")
+    say(f"{finished} of {len(result.outcomes)} objects in {result.folder}/")
+    say(f"  Look at them:  open {result.folder / 'index.html'} in a browser, or contact_sheet.png")
+    say(f"  Numbers:       {result.folder / 'sweep.csv'}")
     failed = [
         f"{outcome.prompt}, seed {outcome.seed}, {outcome.status}: {outcome.reason}"
         for outcome in result.outcomes
         if outcome.status in ("failed", "diverged")
     ]
-    return script.conclude(failed, failed=bool(failed), unwritten=result.unwritten)
+    return watching_flags.conclude(failed, failed=bool(failed), unwritten=result.unwritten)
