@@ -164,7 +164,14 @@ def _write_results(
 ) -> _Held:
     """Write the splats and pictures of them, then what held-out pictures say."""
     gaussians = in_world_units(result.object, unit)
-    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train), attempts=attempts)
+    write_object(
+        folder,
+        gaussians,
+        title=title,
+        viewpoint=_viewpoint(train),
+        attempts=attempts,
+        numbers={"pictures": len(train.names), "iterations": result.iterations},
+    )
     held_out, background = views_of(test, unit), config.background.color
     renders, psnrs, ssims = evaluate(result.object, held_out, background=background)
     truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))
