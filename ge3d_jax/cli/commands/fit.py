@@ -18,8 +18,9 @@ in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downsc
 
 from absl import flags
 
-from ge3d_jax.cli import rasterizer_flag, script, watching_flags
+from ge3d_jax.cli import live_flags, rasterizer_flag, script, watching_flags
 
+flags.adopt_module_key_flags(live_flags)
 flags.adopt_module_key_flags(rasterizer_flag)
 flags.adopt_module_key_flags(watching_flags)
 
@@ -54,7 +55,7 @@ def main() -> int:
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
         progress=not watching_flags.quiet(),
-        observers=watching_flags.observers(),
+        observers=[*watching_flags.observers(), *live_flags.observers()],
     )
     say = watching_flags.say
     if result.interrupted:

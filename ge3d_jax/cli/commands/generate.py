@@ -21,8 +21,9 @@ from typing import Any
 
 from absl import flags
 
-from ge3d_jax.cli import model_flags, rasterizer_flag, script, watching_flags
+from ge3d_jax.cli import live_flags, model_flags, rasterizer_flag, script, watching_flags
 
+flags.adopt_module_key_flags(live_flags)
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(rasterizer_flag)
 flags.adopt_module_key_flags(watching_flags)
@@ -93,7 +94,7 @@ def main() -> int:
         save_seconds=_SAVE_SECONDS.value,
         resume=_RESUME.value,
         progress=not watching_flags.quiet(),
-        observers=watching_flags.observers(),
+        observers=[*watching_flags.observers(), *live_flags.observers()],
         **model_flags.given(),
     )
     say = watching_flags.say
