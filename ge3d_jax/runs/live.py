@@ -20,8 +20,9 @@ from ge3d_jax.viewer.sheet import enlarge, to_uint8
 from ge3d_jax.viewer.turntable import turntable_azimuths, view_sheet
 
 DEFAULT_PORT = 8080
-# The page is renewed at most so often, and for no more than this share of the time.
-_LEAST_SECONDS = 1.0
+# The page is renewed at most so often, for a browser without a graphics card needs half a second of a core to
+# draw it, and for no more than this share of the time on our side.
+_LEAST_SECONDS = 5.0
 _LARGEST_SHARE = 0.02
 # How long a waiting run takes to notice that it may go on, seconds.
 _NAP = 0.1
@@ -173,7 +174,9 @@ class LiveView(Observer):
     def _show_edits(self, last: _Last) -> None:
         """Show what the model makes of some views now."""
         page = self._told
-        page.tell(f"iteration {last.done} · editing views; the first time this is compiled")
+        page.tell(
+            f"iteration {last.done} · editing views; the first time this compiles as long as a run does"
+        )
         azimuths = turntable_azimuths(_EDITED_VIEWS)
         edited = self._edit(self._watched.run, last.state, azimuths)
         pictures = np.stack([enlarge(to_uint8(picture), minimum=_EDITED_SIZE) for picture in edited])

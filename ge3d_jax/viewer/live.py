@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -81,6 +82,8 @@ class ViserPage:
             UserError: viser is not installed.
         """
         viser = load_package("viser", wanted_by="--live")
+        # Browsers open connections ahead and drop them, which is logged as an error, with a traceback.
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         # It greets on standard output, whatever `verbose` says, and takes its leave there.
         with contextlib.redirect_stdout(io.StringIO()):
             self._server = viser.ViserServer(host=_HOST, port=port, label=title, verbose=False)

@@ -1,5 +1,6 @@
 """The page that viser serves, seen by a client without a browser."""
 
+import socket
 import time
 import urllib.request
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.viewer.framing import find_frame
 from ge3d_jax.viewer.live import ViserPage, thinned
 
 viser = pytest.importorskip("viser", reason="viser is not installed")
@@ -80,6 +82,9 @@ def test_it_is_served_and_knows_whether_it_is_watched(page):
     with urllib.request.urlopen(page.address) as answer:
         assert b"<html" in answer.read()
     assert not page.is_watched
+    # A connection that a browser opens ahead and drops is no news.
+    host, port = page.address.removeprefix("http://").split(":")
+    socket.create_connection((host, int(port))).close()
     client = Client(page.address)
     client.look()
     wait_for(lambda: page.is_watched)
@@ -109,9 +114,11 @@ def test_it_holds_the_splats_that_were_last_shown(page):
         np.testing.assert_allclose(shown.centers, splats(count).positions[:count], atol=1e-6)
         np.testing.assert_allclose(shown.covariances, np.tile(0.04 * np.eye(3), (count, 1, 1)), atol=1e-4)
         assert (shown.rgbs == 191).all() and (abs(shown.opacities.astype(int) - 102) <= 1).all()
-    # All of them are before the camera, whose place is that of the first ones.
-    camera = page._server.initial_camera
-    assert np.linalg.norm(camera.look_at) < 0.1 and camera.position[0] > 2.0
+    # The camera was placed for the first ones: in front of them, far enough for all.
+    camera, frame = page._server.initial_camera, find_frame(splats(3))
+    np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)
+    away = camera.position - frame.center
+    assert away[0] > 0.8 * np.linalg.norm(away) > 2.0 * frame.radius
 
 
 def test_the_curve_has_its_ends_and_not_too_many_points(page):
