@@ -2,48 +2,11 @@
 
     python experiments/export_mesh.py outputs/a-red-mushroom-0/object.ply --out=mushroom.glb
 
-.glb  one file, for Blender, game engines, three.js and most viewers; its material asks for no light, since
-      the light of the pictures is in the colors already.
-.obj  with the material in a .mtl and the texture in a .png beside it, for everything else.
-
-It takes about half a minute on two processor cores. The splats are looked at from 64 sides; the depths of
-these views are fused to a closed surface, which is cleaned of specks, decimated, unwrapped, and painted with
-the colors of the views. Finer: --resolution=256 --triangles=100000 --texture_size=2048. Meshes have y up and
-the front at +z, as glTF wants it; --up says what is up in the splats, -y in most captures. An object is
-needed that can be seen from all sides: of a room there is only the outside.
-
-It needs packages of its own: pip install -r requirements-mesh.txt (2 MB), with Python 3.11 or 3.12.
+The same as `ge3d mesh`: ge3d_jax/cli/commands/mesh.py has the flags, and says how long it
+takes and what to expect, as --help does.
 """
 
-from absl import flags
-
-from ge3d_jax.cli import script
-
-_OUT = flags.DEFINE_string("out", None, "A .glb or .obj file; by default a .glb beside the splats.")
-_RESOLUTION = flags.DEFINE_integer("resolution", 128, "Cells of the grid along the object's longest edge.")
-_TRIANGLES = flags.DEFINE_integer("triangles", 20_000, "How many at most, about.")
-_TEXTURE_SIZE = flags.DEFINE_integer("texture_size", 1024, "Edge of the texture, pixels.")
-_VIEWS = flags.DEFINE_integer("views", 64, "Views that the mesh is made from.")
-_UP = flags.DEFINE_string("up", "z", "Up direction of the splats: z, y or -y.")
-
-
-def main(splats: str) -> None:
-    """Make the mesh and print where it is."""
-    from ge3d_jax.mesh.build import MeshSettings
-    from ge3d_jax.mesh.surface import is_closed
-    from ge3d_jax.runs.mesh import export_mesh
-
-    settings = MeshSettings(
-        views=_VIEWS.value,
-        resolution=_RESOLUTION.value,
-        triangles=_TRIANGLES.value,
-        texture_size=_TEXTURE_SIZE.value,
-    )
-    path, mesh = export_mesh(splats, _OUT.value, settings=settings, up=_UP.value)
-    print(f"{len(mesh.surface.triangles)} triangles in {path}, {path.stat().st_size / 1e6:.2f} MB")
-    if not is_closed(mesh.surface):
-        print("  The surface is not closed everywhere: parts of it touch.")
-
+from ge3d_jax.cli.program import run_command
 
 if __name__ == "__main__":
-    script.run(main, positional=("SPLATS",))
+    run_command("mesh")

@@ -1,78 +1,12 @@
 """Show a splat file: a turntable, a camera path, a sheet of views, one image, or an interactive page.
 
     python experiments/render_splats.py --splats=outputs/a-red-mushroom-0/object.ply
-    python experiments/render_splats.py --splats=garden.ply --up=-y --out=garden.mp4 --size=640x360
-    python experiments/render_splats.py --splats=garden.ply --cameras=transforms.json --out=flight.mp4
-    python experiments/render_splats.py --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
---splats is a file that convert_splats.py reads, from any tool. By default the folder
-outputs/<folder>-<name>/ holds turntable.mp4, turntable.gif, views.png and viewer.html, a page that works
-offline; --out=FILE writes only that one. The cameras are placed so that nearly all of the splats are visible.
-Captures commonly have y down: --up=-y. So do .spz and .glb files of other tools, which are turned to the axes
-of .ply.
+The same as `ge3d show`: ge3d_jax/cli/commands/show.py has the flags, and says how long it
+takes and what to expect, as --help does.
 """
 
-from absl import flags
-
-from ge3d_jax.cli import script
-
-_SPLATS = flags.DEFINE_string("splats", None, "A splat file: .ply, .splat, .spz, .sog, …", required=True)
-_OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "A .mp4, .gif, .png or .html file, or a folder for one of each; by default outputs/<folder>-<name>.",
-)
-_CAMERAS = flags.DEFINE_string(
-    "cameras",
-    None,
-    "Instead of a turntable: a camera path, JSON like NeRF's transforms.json, nerfstudio's camera_path.json "
-    "or cameras.json of 3D Gaussian Splatting.",
-)
-_FRAMES = flags.DEFINE_integer("frames", 64, "Frames of the turntable.")
-_VIEWS = flags.DEFINE_integer("views", 8, "Views on the sheet (.png).")
-_FPS = flags.DEFINE_integer("fps", 20, "Frames per second.")
-_SIZE = flags.DEFINE_string("size", "512", "Pixels, e.g. 512 or 640x360.")
-_AZIMUTH = flags.DEFINE_float(
-    "azimuth", None, "Where the turntable starts, degrees, 0 = +x; with a .png, one image from there."
-)
-_ELEVATION = flags.DEFINE_float("elevation", 20.0, "Degrees above the horizon.")
-_RADIUS = flags.DEFINE_float(
-    "radius", None, "Distance of the cameras, in the file's units; by default automatic."
-)
-_FOV = flags.DEFINE_float("fov", 30.0, "Vertical field of view, degrees.")
-_UP = flags.DEFINE_string("up", "z", "Up direction of the file: z, y or -y.")
-_ANTIALIASED = flags.DEFINE_bool(
-    "antialiased",
-    None,
-    "Weaken splats thinner than a pixel, as for those trained with antialiasing (Mip-Splatting); by default "
-    "as the file says.",
-)
-_BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
-
-
-def main() -> None:
-    """Render, and print where the files are."""
-    from ge3d_jax.runs.show import parse_color, parse_size, render_splats
-
-    written = render_splats(
-        _SPLATS.value,
-        out=_OUT.value,
-        camera_path=_CAMERAS.value,
-        frames=_FRAMES.value,
-        views=_VIEWS.value,
-        fps=_FPS.value,
-        size=parse_size(_SIZE.value),
-        azimuth_degrees=_AZIMUTH.value,
-        elevation_degrees=_ELEVATION.value,
-        radius=_RADIUS.value,
-        fov_degrees=_FOV.value,
-        up=_UP.value,
-        background=parse_color(_BACKGROUND.value),
-        antialiased=_ANTIALIASED.value,
-    )
-    for path in written:
-        print(f"  {path}")
-
+from ge3d_jax.cli.program import run_command
 
 if __name__ == "__main__":
-    script.run(main)
+    run_command("show")

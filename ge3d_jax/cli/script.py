@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -21,23 +21,12 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 # The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
+_HELP = ("--help", "-help", "-h")
 
 
-def _fail(message: str) -> int:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+def _fail(program: str, message: str) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
     return EXIT_USER_ERROR
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning in one line, without its place in the code: it is for the user of the script."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 def expand_home(argument: str) -> str:
@@ -57,17 +46,26 @@ def _in_home(text: str) -> str:
     return os.path.expanduser(text) if first.startswith("~") and " " not in first else text
 
 
-def _parse_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+def _parse_flags(arguments: Sequence[str], names: Sequence[str], module: str) -> list[str]:
+    program = arguments[0]
+    if any(argument in _HELP for argument in arguments[1:]):
+        # absl's own names the script that was started, not the module that has the flags, and exits with 1.
+        told = (sys.modules[module].__doc__ or "").rstrip()
+        print(f"{told}\n{flags.FLAGS.module_help(sys.argv[0] if module == '__main__' else module)}")
+        sys.exit(0)
     try:
-        positional = flags.FLAGS([arguments[0], *map(expand_home, arguments[1:])])
+        positional = flags.FLAGS([program, *map(expand_home, arguments[1:])])
     except flags.Error as error:
-        sys.exit(_fail(f"{str(error).rstrip('.')}. See --help for the flags."))
+        sys.exit(_fail(program, f"{str(error).rstrip('.')}. See --help for the flags."))
     given = positional[1:]
     if len(given) < len(names):
-        sys.exit(_fail(f"{names[len(given)]} is missing; give {' '.join(names)}. See --help for the flags."))
+        wanted = " ".join(names)
+        sys.exit(_fail(program, f"{names[len(given)]} is missing; give {wanted}. See --help for the flags."))
     if len(given) > len(names):
         extra = given[len(names)]
-        sys.exit(_fail(f"{extra!r} does not belong to a flag; put quotes around text of several words."))
+        sys.exit(
+            _fail(program, f"{extra!r} does not belong to a flag; put quotes around text of several words.")
+        )
     return positional
 
 
@@ -142,18 +140,33 @@ def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = 
     return EXIT_FAILED if failed else 0
 
 
-def run(main: Callable[..., int | None], *, positional: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., int | None],
+    *,
+    positional: Sequence[str] = (),
+    module: str = "__main__",
+    program: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
     """Parse the flags, run `main`, and exit: 2 on a user error, 130 on Ctrl-C, else as `main` says.
 
     Args:
         main: the script, called with the positional arguments. Returns the exit status, None for 0.
         positional: names of the positional arguments, all required.
+        module: name of the module that has the flags, and a docstring that --help shows before them.
+        program: what messages begin with; None is the script's file.
+        arguments: what follows the program's name; None takes the process's.
     """
+    program = Path(sys.argv[0]).name if program is None else program
+
+    def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+        """Print a warning in one line, without its place in the code: it is for the user of the script."""
+        print(f"{program}: {message}", file=sys.stderr)
 
     def guarded(arguments: Sequence[str]) -> int:
         # JAX logs which accelerators it did not find, which is not news on a machine without any.
         logging.set_verbosity(logging.WARNING)
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_warning
         from ge3d_jax.core.devices import use_processor_cores
 
         try:
@@ -161,9 +174,13 @@ def run(main: Callable[..., int | None], *, positional: Sequence[str] = ()) -> N
             keep_compiled_code()
             return main(*arguments[1:]) or 0
         except UserError as error:
-            return _fail(str(error))
+            return _fail(program, str(error))
         except KeyboardInterrupt:
             print("Stopped; nothing more was written.", file=sys.stderr)
             return EXIT_INTERRUPTED
 
-    app.run(guarded, flags_parser=lambda arguments: _parse_flags(arguments, positional))
+    app.run(
+        guarded,
+        argv=[program, *(sys.argv[1:] if arguments is None else arguments)],
+        flags_parser=lambda given: _parse_flags(given, positional, module),
+    )

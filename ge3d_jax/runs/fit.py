@@ -1,4 +1,4 @@
-"""From posed pictures to splats on disk, in one call: what `experiments/fit_images.py` and a notebook use."""
+"""From posed pictures to splats on disk, in one call: what `ge3d fit` and a notebook use."""
 
 import dataclasses
 import os
@@ -166,7 +166,15 @@ def _write_results(
 ) -> _Held:
     """Write the splats and pictures of them, then what held-out pictures say."""
     gaussians = in_world_units(result.object, unit)
-    write_object(folder, gaussians, title=title, viewpoint=_viewpoint(train), attempts=attempts, mesh=mesh)
+    write_object(
+        folder,
+        gaussians,
+        title=title,
+        viewpoint=_viewpoint(train),
+        attempts=attempts,
+        numbers={"pictures": len(train.names), "iterations": result.iterations},
+        mesh=mesh,
+    )
     held_out, background = views_of(test, unit), config.background.color
     renders, psnrs, ssims = evaluate(result.object, held_out, background=background)
     truths = np.asarray(over_background(held_out.pixels, jnp.asarray(background, jnp.float32)))

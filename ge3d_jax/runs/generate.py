@@ -1,4 +1,4 @@
-"""From a sentence to an object on disk, in one call: what `experiments/generate.py` and a notebook use."""
+"""From a sentence to an object on disk, in one call: what `ge3d generate` and a notebook use."""
 
 import dataclasses
 import os

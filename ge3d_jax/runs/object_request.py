@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ge3d_jax.core.settings import to_tree
+from ge3d_jax.core.settings import kind_of, to_tree
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.runs.asked import Asked
 from ge3d_jax.runs.attempts import Attempts
@@ -176,8 +176,19 @@ class ObjectRequest:
             return reconstruct(folder, grown, context, result, progress=progress)
 
         def write(result: RunResult, attempts: Attempts) -> np.ndarray:
+            numbers: dict[str, str | int | float] = {
+                "seed": self.seed,
+                "iterations": result.iterations,
+                "loss": kind_of(settings, "guidance"),
+            }
             return write_object(
-                folder, result.object, title=self.prompt, viewpoint=viewpoint, attempts=attempts, mesh=mesh
+                folder,
+                result.object,
+                title=self.prompt,
+                viewpoint=viewpoint,
+                attempts=attempts,
+                numbers=numbers,
+                mesh=mesh,
             )
 
         attempts = Attempts()

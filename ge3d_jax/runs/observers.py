@@ -1,6 +1,6 @@
 """What watches a run: a bar, metrics.jsonl, pictures from along the way, saved states.
 
-To add one, derive a class from `Observer` and hand it to the run.
+To add one, derive a class from `Observer`, in a file of its own, and hand it to the run.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ge3d_jax.core.files import remove_files
 from ge3d_jax.runs.attempts import Attempts, reason_of
@@ -22,6 +22,9 @@ from ge3d_jax.training.state import TrainState
 from ge3d_jax.viewer.sheet import save_png
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
 
+if TYPE_CHECKING:
+    from ge3d_jax.runs.run import Run
+
 _PREVIEW_VIEWS = 4
 _PREVIEW_SIZE = 128
 # How often a state is saved, and the largest share of the time that may take.
@@ -29,11 +32,31 @@ SAVE_SECONDS = 30.0
 _LARGEST_SHARE = 0.02
 
 
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What an observer is told of the run that it watches.
+
+    Attributes:
+        run: the run.
+        attempts: to write what the run can do without.
+        say: prints a line for the person.
+        is_stopping: whether the person has asked the run to stop.
+    """
+
+    run: "Run"
+    attempts: Attempts
+    say: Callable[[str], None]
+    is_stopping: Callable[[], bool]
+
+
 class Observer(contextlib.AbstractContextManager[Any]):
     """Base of the observers, which does nothing. It is entered before a run and left after it."""
 
     def __exit__(self, *_: object) -> None:
         """Leave the run."""
+
+    def on_run(self, watched: Watched) -> None:
+        """This run is to be watched; it is about to be compiled."""
 
     def on_compiled(self, compilation: Compilation) -> None:
         """An iteration was compiled and fits the device."""
@@ -67,6 +90,10 @@ class Bar(Observer):
         """Print a line above the bar."""
         self._progress.say(text)
 
+    def is_stopping(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._stop.requested
+
     def on_compiled(self, compilation: Compilation) -> None:
         """Tell how long it took and what memory it needs."""
         self.say(str(compilation))
@@ -74,7 +101,7 @@ class Bar(Observer):
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
         """Move the bar."""
         self._progress.update(done, numbers)
-        return self._stop.requested
+        return self.is_stopping()
 
 
 class Metrics(Observer):

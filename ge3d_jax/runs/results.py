@@ -1,5 +1,6 @@
 """The object in a run's folder: the splats, and pictures, videos and a page that show it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def write_object(
     title: str,
     viewpoint: Viewpoint,
     attempts: Attempts,
+    numbers: Mapping[str, str | int | float],
     mesh: bool = False,
 ) -> np.ndarray:
     """Write the splats, the page, the sheet of views, the turntables, and last a mesh if that is wanted.
@@ -45,6 +47,7 @@ def write_object(
         title: title of the page.
         viewpoint: the cameras of page, sheet and turntables.
         attempts: what shows the splats is tried with these.
+        numbers: what the page tells of the object, by name.
         mesh: whether to write mesh.glb, too; its packages are there.
 
     Returns:
@@ -55,7 +58,7 @@ def write_object(
     """
     save_ply(folder / "object.ply", gaussians)
     with attempts.at("viewer.html"):
-        save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint)
+        save_viewer(folder / "viewer.html", gaussians, title=title, viewpoint=viewpoint, numbers=numbers)
     azimuths = turntable_azimuths(_TURNTABLE_FRAMES)
     frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
     with attempts.at("views.png"):

@@ -12,7 +12,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import unwritable
 from ge3d_jax.runs.attempts import Attempts, reason_of
 from ge3d_jax.runs.folder import write_json
-from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer
+from ge3d_jax.runs.observers import Bar, Checkpoints, Metrics, Observer, Watched
 from ge3d_jax.runs.resume import forget_run, save_run
 from ge3d_jax.training.compilation import Compilation
 from ge3d_jax.training.iterations import MOST_SKIPPED, HostNumbers, RunResult, iterate_together
@@ -120,7 +120,13 @@ class Part(Generic[_Written]):
             UserError: the results cannot be written.
         """
         with Bar(self.run.last, enabled=progress, doing=doing) as bar:
-            (ended,) = perform_together([self], save_seconds=save_seconds, of_all=[bar], say=bar.say)
+            (ended,) = perform_together(
+                [self],
+                save_seconds=save_seconds,
+                of_all=[bar],
+                say=bar.say,
+                is_stopping=bar.is_stopping,
+            )
         ended.save()
         return ended.conclude()
 
@@ -194,6 +200,7 @@ def perform_together(
     save_seconds: float | None,
     of_all: Sequence[Observer],
     say: Callable[[str], None],
+    is_stopping: Callable[[], bool],
     programs: Programs | None = None,
     mesh: Mesh | None = None,
 ) -> list[Ended[_Written]]:
@@ -204,6 +211,7 @@ def perform_together(
         save_seconds: see `Checkpoints`.
         of_all: observers of all of them, told of each run after its own; they are entered already.
         say: told of what could not be written on the way.
+        is_stopping: whether the person has asked to stop.
         programs, mesh: see `iterate_together`.
     """
     run, watched = parts[0].run, [_Watched(part, save_seconds, say) for part in parts]
@@ -227,6 +235,7 @@ def perform_together(
         for each in watched:
             for observer in each.observers:
                 stack.enter_context(observer)
+                observer.on_run(Watched(each.part.run, each.part.attempts, say, is_stopping))
         results = iterate_together(
             [part.state for part in parts],
             run.context,

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -25,7 +24,6 @@ from ge3d_jax.viewer.framing import (
     framed,
     framed_cameras,
     orbit_cameras,
-    upright,
 )
 from ge3d_jax.viewer.page import save_viewer
 from ge3d_jax.viewer.sheet import image_grid, save_png
@@ -122,7 +120,7 @@ def render_splats(
         up: the up direction of the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
         antialiased: weaken splats thinner than a pixel, for splats trained with antialiasing
-            (Mip-Splatting); not supported by the page. None is as the file says.
+            (Mip-Splatting). None is as the file says.
         progress: whether to show a progress bar.
 
     Returns:
@@ -187,17 +185,12 @@ def render_splats(
         each = render_each(gaussians, some, background=background, antialiased=weakened)
         return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
-    if weakened and ".html" in suffixes:
-        warnings.warn(
-            f"{path}: the page shows the splats without antialiasing, so that thin ones look too strong.",
-            stacklevel=2,
-        )
     names = None if is_still else [labels[index] for index in chosen]
     _write_pictures(targets, render, total=total, chosen=chosen, names=names, fps=fps)
     for target in targets:
         if target.suffix.lower() == ".html":
             viewpoint = Viewpoint(radius=distance, polar=polar, fov=fov)
-            save_viewer(target, upright(gaussians, up), title=path.stem, viewpoint=viewpoint)
+            save_viewer(target, gaussians, title=path.stem, viewpoint=viewpoint, up=up, antialiased=weakened)
     return targets
 
 

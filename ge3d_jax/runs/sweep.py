@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.object_request import ObjectRequest
-from ge3d_jax.runs.observers import SAVE_SECONDS
+from ge3d_jax.runs.observers import SAVE_SECONDS, Observer
 from ge3d_jax.runs.resume import check_described
 from ge3d_jax.runs.sweep_folder import SweepFolder, SweepOutcome
 from ge3d_jax.runs.sweep_maker import Maker
@@ -74,6 +74,7 @@ def sweep(
     textual_inversions: Sequence[str | os.PathLike[str]] | None = None,
     cluster: Cluster | None = None,
     share: str = "objects",
+    observers: Callable[[], Sequence[Observer]] = tuple,
 ) -> SweepResult:
     """Make an object of every prompt with every seed, and a page that shows them all.
 
@@ -97,6 +98,7 @@ def sweep(
         cluster: how to find the processes that share the work; None for this one alone.
         share: what they divide, one of SHARES: "objects", or "views", the views of each iteration of one
             object after the other. Process 0 writes all of these; what stops one process stops the others.
+        observers: called for each object, makes more to tell of its iterations; see `runs.observers`.
 
     Returns:
         SweepResult. An object that fails does not stop the others; its outcome has the reason.
@@ -157,7 +159,7 @@ def sweep(
             one.request.check_model(diffusion)
         if process == 0:
             folder.write_description()
-        maker = Maker(folder, diffusion, at_a_time, preview_every, save_seconds, shares_views)
+        maker = Maker(folder, diffusion, at_a_time, preview_every, save_seconds, shares_views, observers)
         interrupted = maker.make(own, progress=progress and process == 0)
         if not interrupted:
             leave()

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from ge3d_jax.core.files import clear_leftovers
 from ge3d_jax.core.processes import abandon, anywhere
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.resume import has_state
 from ge3d_jax.runs.run import Outcome, Part, perform_together
 from ge3d_jax.runs.sweep_bar import SweepBar
@@ -46,6 +47,7 @@ class Maker:
         preview_every: int,
         save_seconds: float | None,
         shares_views: bool,
+        observers: Callable[[], Sequence[Observer]] = tuple,
     ) -> None:
         """Makes what `make` is told.
 
@@ -56,6 +58,7 @@ class Maker:
             preview_every: iterations between previews; 0 for none.
             save_seconds: see `Checkpoints`.
             shares_views: whether all processes make one object together, of which process 0 writes.
+            observers: makes those of an object.
         """
         self._shares_views = shares_views
         self._is_writer = not shares_views or jax.process_index() == 0
@@ -64,6 +67,7 @@ class Maker:
         self._at_a_time = at_a_time
         self._preview_every = preview_every
         self._save_seconds = save_seconds
+        self._observers = observers
         self._programs: Programs = {}
 
     def make(self, objects: Sequence[SweepObject], *, progress: bool) -> bool:
@@ -121,7 +125,10 @@ class Maker:
                 if self._is_writer:
                     clear_leftovers(one.request.folder)
                 part = one.request.part(
-                    context, resume=has_state(one.request.folder), preview_every=self._preview_every
+                    context,
+                    resume=has_state(one.request.folder),
+                    preview_every=self._preview_every,
+                    observers=self._observers(),
                 )
             except Exception as error:
                 failure = error
@@ -150,6 +157,7 @@ class Maker:
             save_seconds=self._save_seconds,
             of_all=[bar],
             say=bar.say,
+            is_stopping=lambda: bar.is_stopping,
             programs=self._programs,
             mesh=mesh,
         )

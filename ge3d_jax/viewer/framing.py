@@ -78,16 +78,6 @@ def rotation_matrix(up: str) -> np.ndarray:
     return np.array([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])
 
 
-def upright(gaussians: Gaussians, up: str) -> Gaussians:
-    """The splats rotated so that z is up; view-dependent color, which would need rotation too, is dropped."""
-    w, x, y, z = jnp.moveaxis(gaussians.quaternions, -1, 0)
-    c, s, _, _ = UPRIGHT[up]
-    # The product of the inverse of (c, s, 0, 0) with each quaternion.
-    turned = jnp.stack([c * w + s * x, c * x - s * w, c * y + s * z, c * z - s * y], axis=-1)
-    positions = gaussians.positions @ jnp.asarray(rotation_matrix(up), jnp.float32)
-    return dataclasses.replace(gaussians, positions=positions, quaternions=turned, sh=gaussians.sh[:, :1])
-
-
 def fitting_distance(fov: float, size: tuple[int, int]) -> float:
     """Distance from the origin at which a camera sees the whole frame.
 

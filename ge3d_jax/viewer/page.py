@@ -1,16 +1,64 @@
 """An interactive page that shows the object: one file, no network, any browser with WebGL 2."""
 
 import base64
+import dataclasses
 import html
 import importlib.resources
 import json
 import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from ge3d_jax.core.files import atomic_path
-from ge3d_jax.splatting.gaussians import SH_C0, Gaussians
+from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
+from ge3d_jax.viewer.framing import rotation_matrix
 from ge3d_jax.viewer.turntable import Viewpoint
+
+# Bytes of a page above which it is made lighter: browsers open larger ones slowly, and mails refuse them.
+LARGEST_PAGE = 20_000_000
+# Of these, room for title and numbers.
+_MARGIN = 2000
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class PageData:
+    """What the page holds of M splats.
+
+    Attributes:
+        shapes: float32 (M, 9): position, and the world covariance's xx xy xz yy yz zz.
+        paints: float16 (M, 4 + 3·(K − 1)): the constant part of the color, unclipped, opacity, and the
+            coefficients of the K − 1 higher spherical harmonics, RGB each, in the order of 3DGS.
+    """
+
+    shapes: np.ndarray
+    paints: np.ndarray
+
+    @property
+    def degree(self) -> int:
+        """Of the spherical harmonics."""
+        return sh_degree_of(1 + (self.paints.shape[1] - 4) // 3)
+
+    @property
+    def characters(self) -> int:
+        """Of the page's text that the data take."""
+        return sum(4 * -(-array.nbytes // 3) for array in (self.shapes, self.paints))
+
+    def of_degree(self, degree: int) -> "PageData":
+        """The same with fewer spherical harmonics."""
+        return dataclasses.replace(self, paints=self.paints[:, : 4 + 3 * ((degree + 1) ** 2 - 1)])
+
+    def most_visible(self, count: int) -> "PageData":
+        """The `count` splats that show most, in their order: those of the largest opacity times area."""
+        # The two longer axes span the area; the determinant's root is their product with the shortest.
+        xx, xy, xz, yy, yz, zz = self.shapes[:, 3:].astype(np.float64).T
+        minors = xx * yy - xy**2 + xx * zz - xz**2 + yy * zz - yz**2
+        shown = np.sqrt(np.maximum(minors, 0.0)) * self.paints[:, 3]
+        kept = np.sort(np.argsort(-shown, kind="stable")[:count])
+        return PageData(self.shapes[kept], self.paints[kept])
 
 
 def _rotations(quaternions: np.ndarray) -> np.ndarray:
@@ -24,43 +72,96 @@ def _rotations(quaternions: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(entries), 2, 0)
 
 
-def viewer_data(gaussians: Gaussians) -> np.ndarray:
-    """The page's data, float32 (M, 16) for the M splats in use; viewer.html documents the columns.
-
-    Colors are the constant part of the spherical harmonics: the page shows no view dependence.
-    """
+def page_data(gaussians: Gaussians) -> PageData:
+    """What the page holds of the splats in use."""
     live = np.asarray(gaussians.mask)
     scales = np.exp(np.asarray(gaussians.log_scales, np.float64)[live])
     axes = _rotations(np.asarray(gaussians.quaternions, np.float64)[live]) * scales[:, None, :]
     covariances = axes @ axes.transpose(0, 2, 1)
-    data = np.zeros((len(scales), 16), np.float32)
-    data[:, :3] = np.asarray(gaussians.positions)[live]
-    data[:, 3] = 1.0 / (1.0 + np.exp(-np.asarray(gaussians.opacity_logits, np.float64)[live]))
-    data[:, 4:7] = np.maximum(0.5 + SH_C0 * np.asarray(gaussians.sh)[live, 0], 0.0)
     rows, columns = np.triu_indices(3)
-    data[:, 8:14] = covariances[:, rows, columns]
-    return data
+    shapes = np.concatenate([np.asarray(gaussians.positions)[live], covariances[:, rows, columns]], axis=1)
+    sh = np.asarray(gaussians.sh, np.float64)[live]
+    opacities = 1.0 / (1.0 + np.exp(-np.asarray(gaussians.opacity_logits, np.float64)[live]))
+    paints = np.concatenate(
+        [0.5 + SH_C0 * sh[:, 0], opacities[:, None], sh[:, 1:].reshape(len(sh), -1)], axis=1
+    )
+    return PageData(shapes.astype(np.float32), np.clip(paints, -_HALF_MAX, _HALF_MAX).astype(np.float16))
+
+
+def lighter(data: PageData, largest: int) -> tuple[PageData, list[str]]:
+    """Data of at most `largest` characters, and what was left out for that, in words.
+
+    View-dependent color goes first, degree by degree, then the splats that show least.
+    """
+    made = data
+    while made.characters > largest and made.degree > 0:
+        made = made.of_degree(made.degree - 1)
+    left_out = []
+    if made.degree < data.degree:
+        left_out.append(f"color beyond degree {made.degree} of {data.degree}")
+    count = len(data.shapes)
+    if made.characters > largest:
+        made = made.most_visible(count * largest // made.characters)
+        left_out.append(f"{count - len(made.shapes)} of {count} splats, those that show least")
+    return made, left_out
+
+
+def _text(array: np.ndarray) -> str:
+    """The bytes of an array, little endian, as text."""
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
 def save_viewer(
-    path: str | os.PathLike[str], gaussians: Gaussians, *, title: str, viewpoint: Viewpoint
+    path: str | os.PathLike[str],
+    gaussians: Gaussians,
+    *,
+    title: str,
+    viewpoint: Viewpoint,
+    numbers: Mapping[str, str | int | float] | None = None,
+    up: str = "z",
+    antialiased: bool = False,
+    largest: int = LARGEST_PAGE,
 ) -> None:
-    """Write the page.
+    """Write the page; a warning tells what it leaves out where all would be too large.
 
     Args:
         path: file to write.
         gaussians: the splats.
         title: title of the page, plain text.
         viewpoint: where the page's camera starts, in front of the object.
+        numbers: what else to show of the object, by name, beside how many splats it has.
+        up: the up direction of the splats' coordinates, a key of `framing.UPRIGHT`.
+        antialiased: whether to weaken splats thinner than a pixel; see `rasterize.render`.
+        largest: bytes that the page may have.
     """
-    data = viewer_data(gaussians)
-    camera = {"azimuth": 0.0, "polar": viewpoint.polar, "radius": viewpoint.radius, "fov": viewpoint.fov}
     page = importlib.resources.files(__package__).joinpath("viewer.html").read_text(encoding="utf-8")
+    everything = page_data(gaussians)
+    data, left_out = lighter(everything, largest - len(page) - _MARGIN)
+    if left_out:
+        megabytes = (len(page) + everything.characters) / 1e6
+        warnings.warn(
+            f"{Path(path).name} would have {megabytes:.0f} MB, so it leaves out {' and '.join(left_out)}; "
+            "the file of the splats has everything.",
+            stacklevel=2,
+        )
+    told: dict[str, str | int | float] = {"splats": len(everything.shapes), **(numbers or {})}
+    if everything.degree:
+        told["color"] = f"of degree {everything.degree}"
+    if antialiased:
+        told["antialiased"] = "yes"
+    if left_out:
+        told["left out here"] = " and ".join(left_out)
+    camera = {"azimuth": 0.0, "polar": viewpoint.polar, "radius": viewpoint.radius, "fov": viewpoint.fov}
     for name, value in (
-        ("COUNT", str(len(data))),
+        ("COUNT", str(len(data.shapes))),
+        ("DEGREE", str(data.degree)),
+        ("ANTIALIASED", json.dumps(antialiased)),
         ("CAMERA", json.dumps(camera)),
-        ("DATA", base64.b64encode(data.astype("<f4").tobytes()).decode()),
+        ("TURN", json.dumps(rotation_matrix(up).round(12).ravel().tolist())),
+        ("SHAPES", _text(data.shapes)),
+        ("PAINTS", _text(data.paints)),
         # Last: a prompt may contain anything, even the other placeholders.
+        ("NUMBERS", " · ".join(html.escape(f"{name} {value}") for name, value in told.items())),
         ("TITLE", html.escape(title)),
     ):
         page = page.replace("{{" + name + "}}", value)

@@ -4,7 +4,6 @@ import json
 import math
 import weakref
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,13 +12,13 @@ from PIL import Image
 import tests.formats.splat_files as splat_files
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.camera_paths import read_camera_path
-from ge3d_jax.formats.splats import load_splats, save_splats
+from ge3d_jax.formats.splats import save_splats
 from ge3d_jax.runs import show
 from ge3d_jax.runs.show import parse_color, parse_size, render_splats
 from ge3d_jax.splatting import rasterize
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
-from ge3d_jax.viewer.framing import find_frame, fitting_distance, framed, orbit_cameras, upright
+from ge3d_jax.viewer.framing import find_frame, fitting_distance, orbit_cameras, rotation_matrix
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, render_each
 
 SIZE = 32
@@ -103,6 +102,19 @@ def test_antialiasing_is_passed_to_the_renderer(tmp_path):
     assert 0 < light[True] < 0.5 * light[False]
 
 
+@pytest.mark.parametrize(("antialiased", "up"), [(True, "-y"), (False, "z")])
+def test_the_page_is_told_of_antialiasing_and_up(tmp_path, antialiased, up):
+    save_splats(tmp_path / "a.ply", signposts(), antialiased=antialiased)
+    render_splats(tmp_path / "a.ply", out=tmp_path / "a.html", up=up, **OPTIONS)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert f"ANTIALIASED = {str(antialiased).lower()};" in page
+    turn = json.loads(page.partition("TURN = ")[2].partition(";")[0])
+    np.testing.assert_allclose(np.reshape(turn, (3, 3)), rotation_matrix(up), atol=1e-9)
+    np.testing.assert_allclose(
+        rotation_matrix(up) @ [0, 0, 1], {"z": [0, 0, 1], "-y": [0, -1, 0]}[up], atol=1e-9
+    )
+
+
 def test_frames_are_not_kept(tmp_path, monkeypatch):
     alive, most = [], 0
 
@@ -142,35 +154,6 @@ def test_any_size_place_and_upright_direction_looks_the_same(tmp_path, up, turn,
     render_splats(tmp_path / "b.ply", out=tmp_path / "b.png", azimuth_degrees=30.0, up=up, **OPTIONS)
     plain, other = (np.asarray(Image.open(tmp_path / name), int) for name in ("a.png", "b.png"))
     assert np.abs(plain - other).max() <= 3
-    # The page contains the same splats in the same frame.
-    frames = [find_frame(load_splats(tmp_path / name)) for name in ("a.ply", "b.ply")]
-    pages = [
-        upright(framed(load_splats(tmp_path / name), frame), direction)
-        for name, frame, direction in (("a.ply", frames[0], "z"), ("b.ply", frames[1], up))
-    ]
-    np.testing.assert_allclose(pages[0].positions, pages[1].positions, atol=1e-4)
-    np.testing.assert_allclose(pages[0].log_scales, pages[1].log_scales, atol=1e-4)
-
-
-def test_upright_rotates_the_splats_themselves():
-    gaussians = splat_files.random_gaussians(5, degree=1)
-    turned = jax.tree.map(np.asarray, upright(gaussians, "-y"))
-    # A splat elongated along the file's up direction, -y, is elongated along z afterwards.
-    before, after = (rotation(q) for q in (gaussians.quaternions, turned.quaternions))
-    np.testing.assert_allclose(after[:, 2], -before[:, 1], atol=1e-6)
-    np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-6)
-    np.testing.assert_allclose(turned.positions[:, 2], -gaussians.positions[:, 1], atol=1e-6)
-    assert turned.sh.shape == (5, 1, 3)
-
-
-def rotation(quaternions):
-    w, x, y, z = np.moveaxis(quaternions, -1, 0)
-    rows = [
-        [w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z],
-    ]
-    return np.moveaxis(np.array(rows), (0, 1), (1, 2))
 
 
 def test_frame_contains_the_splats_except_for_outliers_and_faint_ones():

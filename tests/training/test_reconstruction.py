@@ -1,6 +1,7 @@
 """The reconstructive stage: where its cameras are, what its pictures are, and that fitting them works."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.diffusion.pipeline import decode_latents, encode_images
 from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.guidance.sds import SDS
+from ge3d_jax.runs.live import edit_views
+from ge3d_jax.runs.run import Run
 from ge3d_jax.scenes.density import MarkovChain
 from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.training.distillation import Distillation, begin
@@ -99,6 +102,18 @@ def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
     expected, overflow = at_once(drawn)
     assert not overflow.any()
     np.testing.assert_allclose(edited, expected, atol=2e-3)
+
+
+def test_the_live_view_edits_the_same_way(config, state, prompted):
+    """Here, as it has the programs that are compiled above."""
+    task = Distillation(with_overrides(config, {"guidance.kind": "sds", "scene.buffer_capacity": 3}), predict)
+    run = Run(Path("unused"), {}, task, prompted, parts=1, history=[], is_new=True)
+    azimuth = np.array([0.5, 2.0])
+    pictures = edit_views(run, state, azimuth)
+    polar = np.deg2rad(np.mean(config.cameras.polar_degrees))
+    cameras = cameras_at(config, (np.full(2, polar), azimuth))
+    np.testing.assert_array_equal(pictures, edited_views(task, state, prompted, cameras, azimuth))
+    assert pictures.shape == (2, 16, 16, 3) and np.abs(pictures[0] - pictures[1]).max() > 1e-3
 
 
 def test_a_fit_to_fixed_pictures_lowers_their_error(config, state):

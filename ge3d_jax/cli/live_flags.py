@@ -1,0 +1,30 @@
+"""Flags of the live view, the same for the commands that make one object."""
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from ge3d_jax.runs.observers import Observer
+
+_LIVE = flags.DEFINE_bool(
+    "live",
+    False,
+    "Show the run in the browser while it goes on: orbit, pause, loss, edited views. Needs viser.",
+)
+_LIVE_PORT = flags.DEFINE_integer(
+    "live_port", 8080, "Where, or the next free port; 0 for any.", lower_bound=0, upper_bound=65535
+)
+
+
+def observers() -> "list[Observer]":
+    """The live view, where the flags ask for it.
+
+    Raises:
+        UserError: viser is not installed.
+    """
+    if not _LIVE.value:
+        return []
+    from ge3d_jax.runs.live import LiveView
+
+    return [LiveView(_LIVE_PORT.value)]

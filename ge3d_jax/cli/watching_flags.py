@@ -1,0 +1,44 @@
+"""Flags on what watches a run and what it prints, the same for all commands that begin one."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from ge3d_jax.cli import script
+
+if TYPE_CHECKING:
+    from ge3d_jax.runs.observers import Observer
+
+_QUIET = flags.DEFINE_bool("quiet", False, "Print only what goes wrong: no bar, and nothing at the end.")
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write the numbers of every iteration for TensorBoard, too. Needs tensorboardX."
+)
+
+
+def quiet() -> bool:
+    """Whether to print only what goes wrong."""
+    return _QUIET.value
+
+
+def say(*sentences: str) -> None:
+    """Print lines, unless it is to be quiet."""
+    if not quiet():
+        print(*sentences, sep="\n")
+
+
+def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = ()) -> int:
+    """`script.conclude`, without advice where it is to be quiet and nothing went wrong."""
+    is_silent = quiet() and not failed and not unwritten
+    return script.conclude([] if is_silent else advice, failed=failed, unwritten=unwritten)
+
+
+def observers() -> "list[Observer]":
+    """Those that the flags ask for, of one run.
+
+    Raises:
+        UserError: a package that one of them needs is not installed.
+    """
+    from ge3d_jax.runs.tensorboard import TensorBoard
+
+    return [TensorBoard()] if _TENSORBOARD.value else []

@@ -1,0 +1,146 @@
+"""The page that viser serves, seen by a client without a browser."""
+
+import socket
+import time
+import urllib.request
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.viewer.framing import find_frame
+from ge3d_jax.viewer.live import ViserPage, thinned
+
+viser = pytest.importorskip("viser", reason="viser is not installed")
+messages = pytest.importorskip("viser._messages")
+msgspec = pytest.importorskip("msgspec")
+Subprotocol = pytest.importorskip("websockets").Subprotocol
+
+
+@pytest.fixture
+def page(capsys):
+    page = ViserPage("a red mushroom", port=0, can_edit=True)
+    yield page
+    page.close()
+    # Not a word of viser's own.
+    assert capsys.readouterr() == ("", "")
+
+
+def splats(count):
+    return make_gaussians(
+        jnp.linspace(-1.0, 1.0, 3 * count).reshape(count, 3),
+        jnp.full((count, 3), 0.75),
+        jnp.full((count, 3), 0.2),
+        jnp.full(count, 0.4),
+        capacity=count + 2,
+    )
+
+
+def wait_for(condition):
+    for _ in range(100):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in five seconds")
+
+
+class Client:
+    """Connects as a browser does, and sends what one sends."""
+
+    def __init__(self, address):
+        from websockets.sync.client import connect
+
+        protocol = Subprotocol(f"viser-v{viser.__version__}")
+        self.socket = connect(address.replace("http", "ws"), subprotocols=[protocol], max_size=None)
+
+    def send(self, message):
+        self.socket.send(msgspec.msgpack.encode(message.as_serializable_dict()))
+
+    def look(self):
+        """Tell where it looks from, whereupon it counts as a browser."""
+        self.send(
+            messages.ViewerCameraMessage(
+                wxyz=(1.0, 0.0, 0.0, 0.0),
+                position=(3.0, 0.0, 0.0),
+                fov=0.7,
+                near=0.01,
+                far=100.0,
+                image_height=600,
+                image_width=800,
+                look_at=(0.0, 0.0, 0.0),
+                up_direction=(0.0, 0.0, 1.0),
+            )
+        )
+
+    def set(self, handle, value):
+        """Use a box or a button."""
+        self.send(messages.GuiUpdateMessage(handle._impl.uuid, {"value": value}))
+
+
+def test_it_is_served_and_knows_whether_it_is_watched(page):
+    with urllib.request.urlopen(page.address) as answer:
+        assert b"<html" in answer.read()
+    assert not page.is_watched
+    # A connection that a browser opens ahead and drops is no news.
+    host, port = page.address.removeprefix("http://").split(":")
+    socket.create_connection((host, int(port))).close()
+    client = Client(page.address)
+    client.look()
+    wait_for(lambda: page.is_watched)
+    client.socket.close()
+    wait_for(lambda: not page.is_watched)
+
+
+def test_the_person_pauses_edits_and_stops(page):
+    client = Client(page.address)
+    client.look()
+    assert not (page.is_pausing or page.is_stopping or page.take_edit_request())
+    for value in (True, False):
+        client.set(page._pause, value)
+        wait_for(lambda value=value: page.is_pausing is value)
+    client.set(page._edit, True)
+    wait_for(page.take_edit_request)
+    assert not page.take_edit_request() and not page.is_stopping
+    client.set(page._stop, True)
+    wait_for(lambda: page.is_stopping)
+    client.socket.close()
+
+
+def test_it_holds_the_splats_that_were_last_shown(page):
+    for count in (3, 5):
+        page.show_splats(splats(count))
+        shown = page._splats
+        np.testing.assert_allclose(shown.centers, splats(count).positions[:count], atol=1e-6)
+        np.testing.assert_allclose(shown.covariances, np.tile(0.04 * np.eye(3), (count, 1, 1)), atol=1e-4)
+        assert (shown.rgbs == 191).all() and (abs(shown.opacities.astype(int) - 102) <= 1).all()
+    # The camera was placed for the first ones: in front of them, far enough for all.
+    camera, frame = page._server.initial_camera, find_frame(splats(3))
+    np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)
+    away = camera.position - frame.center
+    assert away[0] > 0.8 * np.linalg.norm(away) > 2.0 * frame.radius
+
+
+def test_the_curve_has_its_ends_and_not_too_many_points(page):
+    iterations = list(range(1, 2001))
+    page.plot(iterations, [float(-number) for number in iterations])
+    x, y = page._plot.data
+    assert page._plot.visible and len(x) == 500 and (x[0], x[-1]) == (1, 2000)
+    np.testing.assert_array_equal(y, -x)
+    assert thinned(0).tolist() == [] and thinned(1).tolist() == [0] and thinned(3).tolist() == [0, 1, 2]
+    assert thinned(5, most=3).tolist() == [0, 2, 4]
+
+
+def test_pictures_and_a_line_are_shown(page):
+    sheet = np.full((4, 6, 3), 90, np.uint8)
+    page.show_pictures(sheet)
+    page.tell("iteration 3")
+    assert page._pictures.visible and page._status.content == "iteration 3"
+    np.testing.assert_array_equal(page._pictures.image, sheet)
+
+
+def test_another_port_is_taken_where_one_is_in_use(page):
+    port = int(page.address.rpartition(":")[2])
+    other = ViserPage("another", port=port, can_edit=False)
+    assert other.address != page.address and not other._edit.visible
+    other.close()
