@@ -90,6 +90,10 @@ class Bar(Observer):
         """Print a line above the bar."""
         self._progress.say(text)
 
+    def warn(self, text: str) -> None:
+        """Print a line of what went wrong, also where there is no bar."""
+        self._progress.warn(text)
+
     def is_stopping(self) -> bool:
         """Whether Ctrl-C was pressed."""
         return self._stop.requested

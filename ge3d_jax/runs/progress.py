@@ -85,6 +85,13 @@ class RunProgress:
         """Print a line above the bar."""
         self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Print a line of what went wrong, also where nothing else is shown."""
+        if self._console.quiet:
+            say(text)
+        else:
+            self.say(text)
+
 
 class StopRequest:
     """Whether the person has asked the run to stop."""

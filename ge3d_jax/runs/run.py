@@ -124,7 +124,7 @@ class Part(Generic[_Written]):
                 [self],
                 save_seconds=save_seconds,
                 of_all=[bar],
-                say=bar.say,
+                say=bar.warn,
                 is_stopping=bar.is_stopping,
             )
         ended.save()

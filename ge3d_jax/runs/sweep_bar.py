@@ -54,6 +54,10 @@ class SweepBar(Observer):
         """Print a line above the bar."""
         self._progress.say(text)
 
+    def warn(self, text: str) -> None:
+        """Print a line of what went wrong, also where there is no bar."""
+        self._progress.warn(text)
+
     def skip(self, iterations: int) -> None:
         """So many iterations were done before, or will not be done."""
         self._done += iterations

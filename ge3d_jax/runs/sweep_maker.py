@@ -99,7 +99,7 @@ class Maker:
             self._at_a_time or len(objects),
             lambda portion: self._make_portion(portion, context, bar),
             held=sum(leaf.nbytes for leaf in jax.tree.leaves(context)),
-            say=bar.say,
+            say=bar.warn,
         )
         for portion, failure in portions:
             if failure is not None:
@@ -156,7 +156,7 @@ class Maker:
             [part for _, part in parts],
             save_seconds=self._save_seconds,
             of_all=[bar],
-            say=bar.say,
+            say=bar.warn,
             is_stopping=lambda: bar.is_stopping,
             programs=self._programs,
             mesh=mesh,
@@ -207,6 +207,6 @@ class Maker:
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         reason = what.strip().splitlines()[0]
         for one in objects:
-            bar.say(f"{one.request.prompt}, seed {one.request.seed}: {reason}")
+            bar.warn(f"{one.request.prompt}, seed {one.request.seed}: {reason}")
             pending = SweepFolder.pending(one)
             self._folder.record(dataclasses.replace(pending, status="failed", reason=reason))

@@ -20,6 +20,7 @@ from ge3d_jax.training.distillation import Distillation
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import MOST_SKIPPED
 from ge3d_jax.training.photometric import Photometric, begin_fit, views_of
+from tests.runs.toy_run import toy_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,3 +126,12 @@ def test_scripts_without_a_word_end_well():
     with pytest.raises(SystemExit) as exit_info:
         script.run(lambda: None)
     assert exit_info.value.code == 0
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_what_cannot_be_saved_is_told_also_where_no_progress_is(tmp_path, capfd, progress):
+    (tmp_path / "state").write_text("in the way")
+    toy_part(tmp_path, []).perform(doing="toying", progress=progress, save_seconds=0.0)
+    told = capfd.readouterr().err
+    assert told.count("The state could not be saved (File exists)") == 1
+    assert ("compiling" in told) is progress
