@@ -27,8 +27,8 @@ def export_mesh(
     """Make a mesh with a texture of a splat file and write it.
 
     Args:
-        splats: the object, a .ply, .splat or .spz file; the suffix chooses the format.
-        out: a .glb or .obj file; None is a .glb beside the splats. A .obj has a .mtl and a .png beside it.
+        splats: the object, a splat file of any format that can be read.
+        out: a .glb or .obj file; None is <name>-mesh.glb beside the splats, which may be in a .glb themselves. A .obj has a .mtl and a .png beside it.
         settings: how fine.
         up: the up direction of the splats: "z" as here, "y", or "-y" as in most captures. The mesh has y up.
         progress: whether to tell of each stage.
@@ -42,8 +42,10 @@ def export_mesh(
     check_packages()
     source = Path(splats)
     check_splat_path(source)
-    target = Path(out) if out is not None else source.with_suffix(".glb")
+    target = Path(out) if out is not None else source.with_name(f"{source.stem}-mesh.glb")
     check_mesh_path(target)
+    if target.absolute() == source.absolute():
+        raise UserError(f"{target} holds the splats; choose another file for the mesh.")
     if target.is_dir():
         raise UserError(f"{target} is a folder; give the name of a file.")
     if up not in UPRIGHT:

@@ -57,10 +57,10 @@ def files(tmp_path_factory):
     return folder, made
 
 
-@pytest.mark.parametrize("name", ["egg.glb", "new/egg.obj"])
+@pytest.mark.parametrize("name", ["egg-mesh.glb", "new/egg.obj"])
 def test_another_program_opens_the_mesh(files, name):
     folder, (path, mesh) = files
-    assert path == folder / "egg.glb"
+    assert path == folder / "egg-mesh.glb"
     opened = open_mesh(folder / name)
     assert opened.closed.is_watertight and opened.closed.volume > 0
     assert len(opened.triangles) == len(mesh.surface.triangles) <= 2000
@@ -70,7 +70,7 @@ def test_another_program_opens_the_mesh(files, name):
     np.testing.assert_allclose(opened.closed.bounds.mean(axis=0), CENTER, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["egg.glb", "new/egg.obj"])
+@pytest.mark.parametrize("name", ["egg-mesh.glb", "new/egg.obj"])
 def test_its_pictures_are_those_of_the_splats(files, name):
     opened = open_mesh(files[0] / name)
     for azimuth, polar in ((0.4, 1.1), (2.5, 0.7), (4.4, 2.0)):
@@ -85,14 +85,14 @@ def test_its_pictures_are_those_of_the_splats(files, name):
 
 def test_files_have_y_up_the_front_at_z_and_no_light(files):
     folder, _ = files
-    mesh = trimesh.load(folder / "egg.glb", force="mesh")
+    mesh = trimesh.load(folder / "egg-mesh.glb", force="mesh")
     # x is the left, y the top, z the front.
     np.testing.assert_allclose(mesh.bounds.mean(axis=0), CENTER[[1, 2, 0]], atol=0.03)
     np.testing.assert_allclose(np.ptp(mesh.bounds, axis=0), 2 * RADII[[1, 2, 0]], atol=0.2)
     normals = np.asarray(mesh.vertex_normals)
     outward = np.asarray(mesh.vertices) - mesh.bounds.mean(axis=0)
     assert np.mean(np.sum(normals * outward, axis=1) > 0) > 0.99
-    assert b"KHR_materials_unlit" in (folder / "egg.glb").read_bytes()
+    assert b"KHR_materials_unlit" in (folder / "egg-mesh.glb").read_bytes()
     assert {path.name for path in (folder / "new").iterdir()} == {"egg.obj", "egg.mtl", "egg.png"}
     assert "map_Kd egg.png" in (folder / "new" / "egg.mtl").read_text()
     # Places in the texture have indices of their own, so that the surface is not cut.
@@ -163,6 +163,7 @@ def test_settings_have_bounds(name, low, high):
         ("a.ply", "a.ply/b.glb", "z", "cannot be written to"),
         ("faint.ply", "b.glb", "z", r"faint\.ply: All splats are transparent"),
         ("a.ply", "folder.glb", "z", r"folder\.glb is a folder"),
+        ("splats.glb", "splats.glb", "z", r"splats\.glb holds the splats"),
     ],
 )
 def test_mistakes_are_named(tmp_path, monkeypatch, splats, out, up, says):

@@ -17,7 +17,7 @@ It needs packages of its own: pip install -r requirements-mesh.txt (2 MB), with 
 
 from absl import flags
 
-_OUT = flags.DEFINE_string("out", None, "A .glb or .obj file; by default a .glb beside the splats.")
+_OUT = flags.DEFINE_string("out", None, "A .glb or .obj file; by default <name>-mesh.glb beside the splats.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 128, "Cells of the grid along the object's longest edge.")
 _TRIANGLES = flags.DEFINE_integer("triangles", 20_000, "How many at most, about.")
 _TEXTURE_SIZE = flags.DEFINE_integer("texture_size", 1024, "Edge of the texture, pixels.")
