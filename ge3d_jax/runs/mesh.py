@@ -28,7 +28,7 @@ def export_mesh(
 
     Args:
         splats: the object, a splat file of any format that can be read.
-        out: a .glb or .obj file; None is <name>-mesh.glb beside the splats, which may be in a .glb themselves.
+        out: a .glb or .obj file; None is <name>-mesh.glb beside the splats, which may be a .glb themselves.
             A .obj has a .mtl and a .png beside it.
         settings: how fine.
         up: the up direction of the splats: "z" as here, "y", or "-y" as in most captures. The mesh has y up.
