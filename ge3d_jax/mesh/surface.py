@@ -1,6 +1,7 @@
 """A closed surface of triangles from a signed distance: marching cubes, cleaned and decimated."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -39,8 +40,11 @@ def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
     """
     import mcubes  # an extra
 
-    # mcubes has the outside where values are below the level.
-    vertices, triangles = mcubes.marching_cubes(-field, 0.0)
+    with warnings.catch_warnings():
+        # It sets the shapes of its arrays, of which NumPy 2.5 warns.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # mcubes has the outside where values are below the level.
+        vertices, triangles = mcubes.marching_cubes(-field, 0.0)
     return Surface(vertices * cell + origin, triangles.astype(np.int64))
 
 
