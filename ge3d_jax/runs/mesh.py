@@ -13,7 +13,7 @@ from ge3d_jax.mesh.surface import Surface
 from ge3d_jax.mesh.texture import TexturedMesh
 from ge3d_jax.runs.folder import prepare_folder
 from ge3d_jax.runs.progress import told
-from ge3d_jax.viewer.framing import UPRIGHT, rotation_matrix
+from ge3d_jax.viewer.framing import check_up, rotation_matrix
 
 
 def export_mesh(
@@ -49,8 +49,7 @@ def export_mesh(
         raise UserError(f"{target} holds the splats; choose another file for the mesh.")
     if target.is_dir():
         raise UserError(f"{target} is a folder; give the name of a file.")
-    if up not in UPRIGHT:
-        raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
+    check_up(up)
     file = read_splats(source)
     prepare_folder(target.parent)
     try:

@@ -18,7 +18,7 @@ from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.viewer.framing import (
-    UPRIGHT,
+    check_up,
     find_frame,
     fitting_distance,
     framed,
@@ -144,8 +144,7 @@ def render_splats(
         raise UserError(f"The radius is {radius}; give a distance above 0.")
     if azimuth_degrees is not None and not math.isfinite(azimuth_degrees):
         raise UserError(f"The azimuth is {azimuth_degrees}; give a finite number of degrees.")
-    if up not in UPRIGHT:
-        raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
+    check_up(up)
     cameras = read_camera_path(camera_path, size=size) if camera_path is not None else None
     file = read_splats(path)
     weakened = file.antialiased if antialiased is None else antialiased

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.cameras import Camera, look_at
 from ge3d_jax.splatting.gaussians import Gaussians
 
@@ -69,6 +70,12 @@ def framed_cameras(cameras: Camera, frame: Frame) -> Camera:
     matrices[:, :3, 3] += matrices[:, :3, :3] @ frame.center
     matrices[:, :3, 3] /= frame.radius
     return dataclasses.replace(cameras, world_to_camera=jnp.asarray(matrices, jnp.float32))
+
+
+def check_up(up: str) -> None:
+    """Check that `up` is a key of UPRIGHT. Raises UserError naming them."""
+    if up not in UPRIGHT:
+        raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
 
 
 def rotation_matrix(up: str) -> np.ndarray:
