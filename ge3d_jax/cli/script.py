@@ -18,6 +18,7 @@ from ge3d_jax.core.errors import UserError
 
 # A run ended without what was asked for; what there is of it was written.
 EXIT_FAILED = 1
+# Somebody has to change something: what was asked for, or that there is no room to write.
 EXIT_USER_ERROR = 2
 # The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -132,12 +133,12 @@ def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = 
     Args:
         advice: what there is to say.
         failed: whether the run did not come to its end.
-        unwritten: what could not be written, which is a failure, too.
+        unwritten: what could not be written: a full disk is the user's to mend.
     """
-    failed = failed or bool(unwritten)
+    status = EXIT_USER_ERROR if unwritten else EXIT_FAILED if failed else 0
     for sentence in (*advice, *unwritten):
-        print(sentence, file=sys.stderr if failed else sys.stdout)
-    return EXIT_FAILED if failed else 0
+        print(sentence, file=sys.stderr if status else sys.stdout)
+    return status
 
 
 def run(

@@ -17,7 +17,7 @@ def test_quiet_leaves_what_goes_wrong(quiet, capsys):
         assert watching_flags.conclude(["Some advice."], failed=False) == 0
         assert capsys.readouterr() == ("" if quiet else "It is there.\nSome advice.\n", "")
         assert watching_flags.conclude(["Why."], failed=True) == 1
-        assert watching_flags.conclude(["Advice."], failed=False, unwritten=["a.gif is not."]) == 1
+        assert watching_flags.conclude(["Advice."], failed=False, unwritten=["a.gif is not."]) == 2
         assert capsys.readouterr() == ("", "Why.\nAdvice.\na.gif is not.\n")
 
 
