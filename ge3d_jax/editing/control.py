@@ -21,6 +21,7 @@ from ge3d_jax.editing.words import (
     cross_gates,
     emphasis,
     find_words,
+    matching,
     refinement,
     replacement,
     self_gates,
@@ -32,7 +33,7 @@ _SPREAD = 3
 _SMALLEST_MAXIMUM = 1e-12
 # The first level whose self-attention the published code shares: half the latent's edge.
 SELF_LEVEL = 1
-FORMS = ("refine", "replace")
+FORMS = ("refine", "replace", "match")
 
 
 @struct.dataclass
@@ -98,8 +99,8 @@ class WordEdit:
     """How attention is edited, in words.
 
     Attributes:
-        form: "refine", which aligns the prompts and edits what they have in common; or "replace", word for
-            word.
+        form: "refine", which aligns the prompts and edits what they have in common; "replace", word for
+            word; or "match", EDICT's own, equal stretches and different ones of the same length.
         cross: share of the steps in which attention to the text is edited, or (from, until).
         self_attention: likewise, in which self-attention is the source's.
         factors: factors on the attention to words of the target.
@@ -144,6 +145,8 @@ def prompt_control(
     for edit, (source, target) in zip(edits, prompts, strict=True):
         if edit.form == "replace":
             mapping, share = replacement(tokenizer, source, target, length), np.ones(length, np.float32)
+        elif edit.form == "match":
+            mapping, share = matching(tokenizer, source, target, length)
         else:
             mapping, share = refinement(tokenizer, source, target, length)
         found.append(

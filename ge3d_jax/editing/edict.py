@@ -51,7 +51,7 @@ class EDICT(Method):
     @property
     def made(self) -> int:
         """How many steps are made each way."""
-        return int(self.steps * self.strength)
+        return round(self.steps * self.strength)
 
     def up(self, task: EditTask, denoiser: Denoiser) -> jax.Array:
         """Both chains on their way up, (made + 1, 2, P, h, w, C), from the latents."""

@@ -52,7 +52,7 @@ class FlowEdit(Method):
     @property
     def made(self) -> int:
         """How many steps are made."""
-        return int(self.steps * self.strength)
+        return round(self.steps * self.strength)
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
         """Edit; the noise of each step is drawn. The reconstruction is the picture itself."""

@@ -5,13 +5,14 @@ steps. Source: Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attentio
 and its public code (seq_aligner.py), whose arrays these equal.
 """
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
 
 # Scores of the alignment of two token sequences; a gap costs nothing.
 _MATCH, _MISMATCH, _GAP = 1, -1, 0
@@ -158,6 +159,27 @@ def refinement(
     share = np.zeros(length, np.float32)
     share[kept] = 1.0
     return mapping, share
+
+
+def matching(
+    tokenizer: CLIPTokenizer, source: str, target: str, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """M and α as EDICT's code has them: equal stretches of tokens, and different ones of the same length.
+
+    Args:
+        tokenizer: the model's.
+        source, target: prompts.
+        length: L; unlike `refinement`, this also shifts the padding.
+
+    Returns:
+        M (L, L) float32, source tokens in rows; α (L,) float32, 1 for tokens with a counterpart.
+    """
+    ids = [row.tolist() for row in prompt_ids(tokenizer, (source, target), length)]
+    mapping = np.zeros((length, length), np.float32)
+    for name, first, end, begun, ended in difflib.SequenceMatcher(None, *ids).get_opcodes():
+        if name == "equal" or (name == "replace" and end - first == ended - begun):
+            mapping[np.arange(first, end), np.arange(begun, ended)] = 1.0
+    return mapping, np.max(mapping, axis=0)
 
 
 def emphasis(
