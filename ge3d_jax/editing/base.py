@@ -115,9 +115,10 @@ class Method:
         scale: s, of the guided prediction on the way down.
     """
 
-    # Whether it must know what the pictures show, and whether the task's control and blend mean anything.
+    # Whether it must know what the pictures show, and whether the task's control and its blend mean anything.
     needs_source: ClassVar[bool] = True
     controls_attention: ClassVar[bool] = True
+    blends: ClassVar[bool] = True
 
     steps: int = PUBLISHED_STEPS
     first_time: int = 0
@@ -139,5 +140,3 @@ class Method:
 def per_step(array: jax.Array, steps: int) -> jax.Array:
     """The same at every step: (N, *shape)."""
     return jnp.broadcast_to(array, (steps, *array.shape))
-
-

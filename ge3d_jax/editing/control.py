@@ -158,7 +158,9 @@ def prompt_control(
                 self_gates(edit.self_attention, steps=steps),
             )
         )
-    mapping, share, factors, gates, of_self = (jnp.asarray(np.stack(each)) for each in zip(*found, strict=True))
+    mapping, share, factors, gates, of_self = (
+        jnp.asarray(np.stack(each)) for each in zip(*found, strict=True)
+    )
     return PromptControl(
         mapping, share, factors, jnp.moveaxis(gates, 1, 0), of_self.T, SELF_LEVEL, unet.map_level
     )
@@ -254,7 +256,9 @@ def _places(
     return found
 
 
-def _mask(maps: jax.Array, words: jax.Array, threshold: jax.Array, shape: tuple[int, int], *, spread: bool) -> jax.Array:
+def _mask(
+    maps: jax.Array, words: jax.Array, threshold: jax.Array, shape: tuple[int, int], *, spread: bool
+) -> jax.Array:
     """(2, P, h, w) bool: where words are in sources and targets, from maps (2, P, mh, mw, L)."""
     attention = jnp.einsum("spyxl,spl->spyx", maps, words.astype(maps.dtype))
     if spread:

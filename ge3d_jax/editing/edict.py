@@ -10,6 +10,7 @@ its public code.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ from ge3d_jax.editing.control import PromptControl
 
 @dataclasses.dataclass(frozen=True)
 class EDICT(Method):
-    """EDICT. Attention control lends the target what the network says of its own latents with the source.
+    """EDICT. Attention control lends the target what its own latents attend to with the source prompt.
 
     Attributes:
         mixing: p.
         strength: share of the steps that are made, counted from the picture on.
     """
+
+    blends: ClassVar[bool] = False
 
     scale: float = 3.0
     mixing: float = 0.93
@@ -62,10 +65,8 @@ class EDICT(Method):
             denoiser, chains, task.source, task.empties, times, scale=self.scale, mixing=self.mixing
         )
 
-    def down(
-        self, task: EditTask, denoiser: Denoiser, chains: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Both chains on their way down to the target, (made + 1, 2, P, h, w, C), and maps; see `couple_down`."""
+    def down(self, task: EditTask, denoiser: Denoiser, chains: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both chains on their way down to the target, and maps; see `couple_down`."""
         times = self.times(denoiser)[self.steps - self.made :]
         texts = jnp.concatenate([task.source, task.target])
         empty = jnp.concatenate([task.empties, task.empties])
@@ -167,11 +168,13 @@ def couple_down(
         mixing: p.
 
     Returns:
-        states (N + 1, 2, P, h, w, C), and maps (2, P, mh, mw, L), attention to the texts summed over all calls.
+        states (N + 1, 2, P, h, w, C), and maps (2, P, mh, mw, L), attention to the texts, summed.
     """
     schedule, pictures = denoiser.schedule, chains.shape[1]
 
-    def step(chains: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def step(
+        chains: jax.Array, given: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         index, now, then = given
 
         def lowered(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:

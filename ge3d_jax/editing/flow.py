@@ -11,6 +11,7 @@ Source: Kulikov et al., "FlowEdit: Inversion-Free Text-Based Editing Using Pre-T
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ class FlowEdit(Method):
         strength: share of the steps that are made, counted from the picture on.
         draws: n of each step, whose changes are averaged.
     """
+
+    blends: ClassVar[bool] = False
 
     first_time: int = 1
     scale: float = 7.5

@@ -67,6 +67,7 @@ class Imagic(Method):
 
     needs_source: ClassVar[bool] = False
     controls_attention: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
 
     first_time: int = 1
     mixture: float = 1.2
@@ -147,8 +148,8 @@ class Imagic(Method):
 
 def _each_picture(picture: Any, given: Any) -> Any:
     """`picture` of each row of `given`, stacked: one after the other, since each trains a network."""
-    count = len(jax.tree.leaves(given)[0])
-    results = [picture(jax.tree.map(lambda array: array[index], given)) for index in range(count)]
+    leaves, structure = jax.tree.flatten(given)
+    results = [picture(structure.unflatten(rows)) for rows in zip(*leaves, strict=True)]
     return jax.tree.map(lambda *each: jnp.stack(each), *results)
 
 
@@ -186,7 +187,11 @@ def train(
 
     parameters = denoiser.model.unet_params
     text, text_losses = _adam(
-        lambda text, t, n: loss((text, parameters), t, n), target, text_rate, times[:text_rounds], noise[:text_rounds]
+        lambda text, t, n: loss((text, parameters), t, n),
+        target,
+        text_rate,
+        times[:text_rounds],
+        noise[:text_rounds],
     )
     parameters, network_losses = _adam(
         lambda parameters, t, n: loss((text, parameters), t, n),
@@ -202,7 +207,9 @@ def _adam(loss: Any, start: Any, rate: float, times: jax.Array, noise: jax.Array
     """One update of Adam for each time and noise."""
     adam = optax.scale_by_adam()
 
-    def step(carried: tuple[Any, Any], given: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], jax.Array]:
+    def step(
+        carried: tuple[Any, Any], given: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Any, Any], jax.Array]:
         value, moments = carried
         now, slope = jax.value_and_grad(loss)(value, *given)
         moved, moments = adam.update(slope, moments)

@@ -5,6 +5,7 @@ have, so that pictures together get what each would get alone.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,15 @@ def minimize(
     """
     adam = optax.scale_by_adam()
     pictures = start.shape[0]
-    gradient = jax.value_and_grad(lambda value: (lambda each: (jnp.sum(each), each))(losses_of(value)), has_aux=True)
+    gradient = jax.value_and_grad(
+        lambda value: (lambda each: (jnp.sum(each), each))(losses_of(value)), has_aux=True
+    )
 
-    def goes_on(state: tuple[jax.Array, ...]) -> jax.Array:
+    def goes_on(state: tuple[Any, ...]) -> jax.Array:
         index, active = state[0], state[1]
         return (index < rounds) & jnp.any(active)
 
-    def update(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def update(state: tuple[Any, ...]) -> tuple[Any, ...]:
         index, active, value, moments, history = state
         (_, losses), slope = gradient(value)
         step, moments = adam.update(slope, moments)

@@ -57,9 +57,7 @@ class NPI(DDIM):
         """Check what types cannot say. Raises UserError."""
         super().__post_init__()
         if self.proximal not in PROXIMAL:
-            raise UserError(
-                f"The setting proximal is {self.proximal!r}; use one of {', '.join(PROXIMAL)}."
-            )
+            raise UserError(f"The setting proximal is {self.proximal!r}; use one of {', '.join(PROXIMAL)}.")
         for name in ("quantile", "towards_empty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"The setting {name} is {getattr(self, name)}; give a number from 0 to 1.")

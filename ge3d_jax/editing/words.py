@@ -32,6 +32,13 @@ def _word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, li
     return words
 
 
+def token_words(tokenizer: CLIPTokenizer, prompt: str, length: int) -> list[tuple[str, list[int]]]:
+    """The words of a prompt with the positions of their tokens, as far as the model reads."""
+    words = _word_positions(tokenizer, prompt)
+    seen = [(word, [place for place in places if place < length - 1]) for word, places in words]
+    return [(word, places) for word, places in seen if places]
+
+
 def _plain(word: str) -> str:
     return word.strip(_PUNCTUATION).lower()
 
@@ -182,9 +189,7 @@ def matching(
     return mapping, np.max(mapping, axis=0)
 
 
-def emphasis(
-    tokenizer: CLIPTokenizer, prompt: str, factors: Mapping[str, float], length: int
-) -> np.ndarray:
+def emphasis(tokenizer: CLIPTokenizer, prompt: str, factors: Mapping[str, float], length: int) -> np.ndarray:
     """e, (L,) float32: the factor of each word's tokens, 1 for all others.
 
     Raises:

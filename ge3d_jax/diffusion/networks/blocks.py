@@ -24,9 +24,7 @@ TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 
 # (attend, query, key, value) → what `attend` gives, edited, and a map of it or None: see `BlockControl`.
-AttentionEdit = Callable[
-    [Attend, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]
-]
+AttentionEdit = Callable[[Attend, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
@@ -132,9 +130,7 @@ class Attention(nn.Module):
         return outputs + (inputs @ down) @ up
 
     @nn.compact
-    def __call__(
-        self, tokens: jax.Array, context: jax.Array, edit: AttentionEdit | None = None
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, context: jax.Array, edit: AttentionEdit | None = None) -> jax.Array:
         """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C); `edit` changes what attention gives."""
         batch, queries, channels = tokens.shape
         split = (batch, -1, self.heads, channels // self.heads)
@@ -187,9 +183,7 @@ class BasicTransformerBlock(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
-    def __call__(
-        self, tokens: jax.Array, text: jax.Array, control: BlockControl | None = None
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, text: jax.Array, control: BlockControl | None = None) -> jax.Array:
         """`tokens` (B, N, C), `text` (B, L, D) -> (B, N, C)."""
         edits = (None, None) if control is None else (control.attend_itself, control.attend_text)
         how = (self.heads, self.dtype, self.attention_chunk)
@@ -212,9 +206,7 @@ class Transformer2DModel(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
-    def __call__(
-        self, hidden: jax.Array, text: jax.Array, control: BlockControl | None = None
-    ) -> jax.Array:
+    def __call__(self, hidden: jax.Array, text: jax.Array, control: BlockControl | None = None) -> jax.Array:
         """`hidden` (B, h, w, C), `text` (B, L, D) -> (B, h, w, C)."""
         batch, height, width, channels = hidden.shape
         residual = hidden

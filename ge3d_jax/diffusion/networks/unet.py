@@ -138,7 +138,9 @@ class UNetConfig:
         Level l has 1/2^l of the edge. Where there is no attention at a quarter, the next larger one; with
         none but in the middle block, the last.
         """
-        attending = [level for level, kind in enumerate(self.down_block_types) if kind.startswith("CrossAttn")]
+        attending = [
+            level for level, kind in enumerate(self.down_block_types) if kind.startswith("CrossAttn")
+        ]
         return max((level for level in attending if level <= _MAP_LEVEL), default=max(attending, default=0))
 
     @property
