@@ -41,6 +41,7 @@ class ViewTexts:
         negative: (L, D), the negative prompt.
         empty: (L, D), the empty prompt.
         plain: (L, D), the prompt without words for a view.
+        source: what the views show before they are edited, where that is told.
     """
 
     positive: jax.Array
@@ -49,6 +50,7 @@ class ViewTexts:
     negative: jax.Array
     empty: jax.Array
     plain: jax.Array
+    source: "ViewTexts | None" = None
 
 
 def classifier_free_epsilon(

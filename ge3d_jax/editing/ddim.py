@@ -10,7 +10,7 @@ import jax
 
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.editing.base import Edited, EditTask, Method
-from ge3d_jax.editing.descent import edited, way_down
+from ge3d_jax.editing.descent import Plan, edited, way_down
 from ge3d_jax.editing.inversion import check_asks, invert
 
 
@@ -33,7 +33,11 @@ class DDIM(Method):
         """z*, (N + 1, P, h, w, C)."""
         return invert(denoiser, task.latents, task.source, self.times(denoiser), asks=self.asks)
 
-    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn."""
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down."""
         up = self.up(task, denoiser)
-        return edited(task, denoiser, way_down(task, self.times(denoiser), up, scale=self.scale), up)
+        return Plan(up, way_down(task, self.times(denoiser), up, scale=self.scale))
+
+    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
+        """Edit; nothing is drawn. Numbers: the plan's."""
+        return edited(task, denoiser, self.plan(task, denoiser))

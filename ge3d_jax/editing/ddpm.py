@@ -17,7 +17,7 @@ from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
 from ge3d_jax.diffusion.schedule import add_noise
 from ge3d_jax.editing.base import Edited, EditTask, Method
-from ge3d_jax.editing.descent import edited, posterior_mean, posterior_variance, way_down
+from ge3d_jax.editing.descent import Plan, edited, posterior_mean, posterior_variance, way_down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class DDPM(Method):
             )
         if not 0 <= self.skip < 1 or self.made < 1:
             raise UserError(
-                f"The setting skip is {self.skip}, which leaves none of {self.steps} steps; give a share from "
-                "0 to below 1."
+                f"The setting skip is {self.skip}, which leaves none of {self.steps} steps; give a share "
+                "from 0 to below 1."
             )
 
     @property
@@ -71,7 +71,7 @@ class DDPM(Method):
             noise=drawn[self.steps - self.made :],
         )
         task = dataclasses.replace(task, control=task.control.first(self.made))
-        return edited(task, denoiser, way, up)
+        return edited(task, denoiser, Plan(up, way))
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
         """Edit; the way up is drawn."""

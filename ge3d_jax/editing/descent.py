@@ -9,6 +9,8 @@ from time a to time b, with n given. It is DDIM at η = 0 and DDPM at η = 1. Ev
 apart is traced, so that all of them share one compiled program.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -71,6 +73,21 @@ class Way:
     eta: jax.Array
     noise: jax.Array
     proximal: Proximal
+
+
+@struct.dataclass
+class Plan:
+    """What a method finds before it goes down.
+
+    Attributes:
+        up: (N + 1, P, h, w, C), z*.
+        way: what the way down is told.
+        numbers: named arrays that tell how it was found.
+    """
+
+    up: jax.Array
+    way: Way
+    numbers: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def way_down(
@@ -230,9 +247,7 @@ def _map_shape(denoiser: Denoiser, way: Way, control: PromptControl) -> tuple[in
     return (2, seen.shape[0] // 2, *seen.shape[1:])
 
 
-def edited(
-    task: EditTask, denoiser: Denoiser, way: Way, up: jax.Array, numbers: dict[str, jax.Array] | None = None
-) -> Edited:
+def edited(task: EditTask, denoiser: Denoiser, plan: Plan) -> Edited:
     """Go down, and say what came of it."""
-    states, maps, masks = descend(denoiser, way, task.control, task.blend)
-    return Edited(up, states[:, 1], states[:, 0], maps, masks, numbers or {})
+    states, maps, masks = descend(denoiser, plan.way, task.control, task.blend)
+    return Edited(plan.up, states[:, 1], states[:, 0], maps, masks, plan.numbers)

@@ -7,20 +7,18 @@ Inversion), arXiv 2310.01506, and its public code.
 
 import dataclasses
 
-import jax
-
 from ge3d_jax.diffusion.denoiser import Denoiser
-from ge3d_jax.editing.base import Edited, EditTask
+from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.ddim import DDIM
-from ge3d_jax.editing.descent import edited, way_down
+from ge3d_jax.editing.descent import Plan, way_down
 
 
 @dataclasses.dataclass(frozen=True)
 class Direct(DDIM):
     """Direct inversion; settings as for DDIM."""
 
-    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn."""
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down."""
         up = self.up(task, denoiser)
         way = way_down(task, self.times(denoiser), up, scale=self.scale, holds_source=True)
-        return edited(task, denoiser, way, up)
+        return Plan(up, way)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser
-from ge3d_jax.editing.base import Edited, EditTask
+from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.ddim import DDIM
-from ge3d_jax.editing.descent import Proximal, edited, way_down
+from ge3d_jax.editing.descent import Plan, Proximal, way_down
 
 PROXIMAL = ("none", "l0", "l1")
 
@@ -71,8 +71,8 @@ class NPI(DDIM):
             pulled_below=jnp.int32(self.pulled_below if self.proximal == "l0" else 0),
         )
 
-    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn."""
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down."""
         up = self.up(task, denoiser)
         without = task.source
         if self.towards_empty:
@@ -85,7 +85,7 @@ class NPI(DDIM):
             unconditional=(without, without),
             proximal=self.proximal_guidance(),
         )
-        return edited(task, denoiser, way, up)
+        return Plan(up, way)
 
 
 @dataclasses.dataclass(frozen=True)

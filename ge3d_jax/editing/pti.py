@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser
-from ge3d_jax.editing.base import Edited, EditTask
-from ge3d_jax.editing.descent import edited, way_down
+from ge3d_jax.editing.base import EditTask
+from ge3d_jax.editing.descent import Plan, way_down
 from ge3d_jax.editing.embedding_search import TextSearch, search_texts
 
 
@@ -50,10 +50,10 @@ class PTI(TextSearch):
         )
         return texts, losses
 
-    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn. Numbers: the losses before each update, (N, rounds, P)."""
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down. Numbers: the losses before each update, (N, rounds, P)."""
         up = self.up(task, denoiser)
         texts, losses = self.search(task, denoiser, up)
         mixed = (1.0 - self.mixture) * texts + self.mixture * task.target
         way = way_down(task, self.times(denoiser), up, scale=self.scale, conditional=(texts, mixed))
-        return edited(task, denoiser, way, up, {"losses": losses})
+        return Plan(up, way, {"losses": losses})

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.diffusion.schedule import ddim_step
-from ge3d_jax.editing.base import Edited, EditTask
-from ge3d_jax.editing.descent import edited, way_down
+from ge3d_jax.editing.base import EditTask
+from ge3d_jax.editing.descent import Plan, way_down
 from ge3d_jax.editing.inner_loop import minimize
 from ge3d_jax.editing.inversion import steps_up
 from ge3d_jax.editing.npi import NPI
@@ -58,8 +58,8 @@ class SPDInv(NPI):
             stop_below=self.stop_below,
         )
 
-    def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn. Numbers: the losses before each update, (N, rounds, P)."""
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down. Numbers: the losses before each update, (N, rounds, P)."""
         up, losses = self.search(task, denoiser)
         way = way_down(
             task,
@@ -69,7 +69,7 @@ class SPDInv(NPI):
             unconditional=(task.source, task.source),
             proximal=self.proximal_guidance(),
         )
-        return edited(task, denoiser, way, up, {"losses": losses})
+        return Plan(up, way, {"losses": losses})
 
 
 @partial(jax.jit, static_argnames="rounds")

@@ -84,7 +84,7 @@ def main() -> None:
     """Edit the picture, and print where the results are."""
     of_ge3d = _given(_MAX_STEP, _NODES)
     of_others = _given(_WORDS, _BLEND, _FORM, _CROSS, _SELF, _SEED)
-    shared = {
+    shared: dict[str, Any] = {
         "image": _IMAGE.value,
         "source_prompt": _SOURCE_PROMPT.value,
         "azimuth_degrees": _AZIMUTH.value,

@@ -53,8 +53,8 @@ def _belongs(groups: int, channels: int) -> np.ndarray:
 class GroupNorm(nn.Module):
     """(x − mean) / √(variance + ε) · scale + bias, over each sample's pixels and each group's channels.
 
-    Statistics are float32, or float64 for such inputs. The variance is computed in two passes, but on a GPU in
-    half precision in one.
+    Statistics are float32, or float64 for such inputs. The variance takes two passes, but on a GPU
+    in half precision one.
     `groups` must divide the channels.
 
     Attributes:
