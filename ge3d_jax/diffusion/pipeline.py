@@ -231,7 +231,7 @@ def predict_controlled(
     output, sown = _apply(model.unet, model.unet_params, x, t, text, None, control, mutable="maps")
     layers = jax.tree.leaves(sown)
     height, width = (edge >> control.map_level for edge in x.shape[1:3])
-    maps = sum(layers[1:], start=layers[0]) / len(layers)
+    maps = jnp.mean(jnp.stack(layers), axis=0)
     maps = maps.reshape(maps.shape[0], height, width, maps.shape[-1])
     return epsilon_from_output(model.schedule, output, x, t), maps
 

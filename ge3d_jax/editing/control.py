@@ -158,11 +158,10 @@ def prompt_control(
                 self_gates(edit.self_attention, steps=steps),
             )
         )
-    mapping, share, factors, gates, of_self = (
-        jnp.asarray(np.stack(each)) for each in zip(*found, strict=True)
-    )
+    stacked = [jnp.asarray(np.stack(each)) for each in zip(*found, strict=True)]
+    aligned, shares, factors, gates, of_self = stacked
     return PromptControl(
-        mapping, share, factors, jnp.moveaxis(gates, 1, 0), of_self.T, SELF_LEVEL, unet.map_level
+        aligned, shares, factors, jnp.moveaxis(gates, 1, 0), of_self.T, SELF_LEVEL, unet.map_level
     )
 
 
@@ -257,7 +256,7 @@ def _places(
 
 
 def _mask(
-    maps: jax.Array, words: jax.Array, threshold: jax.Array, shape: tuple[int, int], *, spread: bool
+    maps: jax.Array, words: jax.Array, threshold: jax.Array, shape: tuple[int, ...], *, spread: bool
 ) -> jax.Array:
     """(2, P, h, w) bool: where words are in sources and targets, from maps (2, P, mh, mw, L)."""
     attention = jnp.einsum("spyxl,spl->spyx", maps, words.astype(maps.dtype))
@@ -271,7 +270,7 @@ def _mask(
     return attention / jnp.maximum(largest, _SMALLEST_MAXIMUM) > threshold[:, None, None]
 
 
-def blend_mask(blend: LocalBlend, maps: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def blend_mask(blend: LocalBlend, maps: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Where the targets may differ from their sources.
 
     Args:

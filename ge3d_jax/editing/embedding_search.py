@@ -100,4 +100,5 @@ def search_texts(
         return (x, text), (text, losses, x)
 
     given = (times[:-1], times[1:], up[-2::-1], rates, stop_below)
-    return jax.lax.scan(step, (up[-1], start), given)[1]
+    _, (texts, losses, states) = jax.lax.scan(step, (up[-1], start), given)
+    return texts, losses, states

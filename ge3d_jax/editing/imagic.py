@@ -149,7 +149,8 @@ class Imagic(Method):
 def _each_picture(picture: Any, given: Any) -> Any:
     """`picture` of each row of `given`, stacked: one after the other, since each trains a network."""
     leaves, structure = jax.tree.flatten(given)
-    results = [picture(structure.unflatten(rows)) for rows in zip(*leaves, strict=True)]
+    rows = zip(*leaves, strict=True)
+    results = [picture(jax.tree.unflatten(structure, row)) for row in rows]
     return jax.tree.map(lambda *each: jnp.stack(each), *results)
 
 

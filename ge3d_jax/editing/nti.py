@@ -27,6 +27,11 @@ class NTI(TextSearch):
     stop_below: float = 1e-5
     stop_growth: float = 2e-5
 
+    @property
+    def stop_losses(self) -> jax.Array:
+        """(N,), of each step."""
+        return self.stop_below + self.stop_growth * jnp.arange(self.steps)
+
     def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
         """∅_i (N, P, L, D), and the losses (N, rounds, P)."""
         texts, losses, _ = search_texts(
@@ -37,14 +42,14 @@ class NTI(TextSearch):
             task.source,
             scale=self.scale,
             rates=self.rates,
-            stop_below=self.stop_below + self.stop_growth * jnp.arange(self.steps),
+            stop_below=self.stop_losses,
             rounds=self.rounds,
             searches_conditional=False,
         )
         return texts, losses
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """What there is to know before the way down. Numbers: the losses before each update, (N, rounds, P)."""
+        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
         up = self.up(task, denoiser)
         texts, losses = self.search(task, denoiser, up)
         way = way_down(task, self.times(denoiser), up, scale=self.scale, unconditional=(texts, texts))

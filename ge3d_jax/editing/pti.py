@@ -51,7 +51,7 @@ class PTI(TextSearch):
         return texts, losses
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """What there is to know before the way down. Numbers: the losses before each update, (N, rounds, P)."""
+        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
         up = self.up(task, denoiser)
         texts, losses = self.search(task, denoiser, up)
         mixed = (1.0 - self.mixture) * texts + self.mixture * task.target

@@ -59,7 +59,7 @@ class SPDInv(NPI):
         )
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """What there is to know before the way down. Numbers: the losses before each update, (N, rounds, P)."""
+        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
         up, losses = self.search(task, denoiser)
         way = way_down(
             task,

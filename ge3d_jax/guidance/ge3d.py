@@ -114,7 +114,7 @@ class GE3D(Loss):
         noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
             Where an edit tells what the views show, that takes its place.
         inversion: how the way down makes up for the way up. "plain": not at all. "npi": guidance leads away
-            from ∅ of the noising trajectory, not from the negative prompt. "direct": what a guided way down to
+            from ∅ of the noising trajectory, not from the negative one. "direct": what a guided way down to
             that ∅ would miss the way up by is taken off at every node. Of arXiv 2305.16807 and 2310.01506.
         offset_noise: strength of the noise that is constant over each channel of the image.
         dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).

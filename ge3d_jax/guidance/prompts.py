@@ -94,7 +94,10 @@ def embed_prompt(
     """
 
     def embedded(prompt: str, source: PromptEmbeddings | None) -> PromptEmbeddings:
-        return PromptEmbeddings(*encode([*view_prompts(prompt), prompt, negative_prompt, ""]), source)
+        front, side, back, plain, negative, empty = encode(
+            [*view_prompts(prompt), prompt, negative_prompt, ""]
+        )
+        return PromptEmbeddings(front, side, back, plain, negative, empty, source)
 
     return embedded(prompt, None if source_prompt is None else embedded(source_prompt, None))
 

@@ -95,7 +95,7 @@ def main() -> None:
         _refuse(of_others | _given(_SET), _GE3D)
         from ge3d_jax.runs.edit import edit_2d
 
-        scale = {} if _SCALE.value is None else {"guidance_scale": _SCALE.value}
+        scale: dict[str, Any] = {} if _SCALE.value is None else {"guidance_scale": _SCALE.value}
         folder = edit_2d(_PROMPT.value, model=model_flags.model_choice(), **shared, **of_ge3d, **scale)
         print(f"  Both trajectories:  {folder / 'nodes.png'}")
         print(f"  The edited picture: {folder / 'edited.png'}")
