@@ -1,4 +1,4 @@
-"""Control of attention in the bundled network: nothing where gates are closed, the authors' arrays where open."""
+"""Control of attention in the bundled network: nothing where gates are closed, else the authors' arrays."""
 
 import dataclasses
 
