@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from ge3d_jax.diffusion.networks.adapters import Adapter
-from ge3d_jax.diffusion.pipeline import predict_epsilon
+from ge3d_jax.diffusion.networks.attention_control import AttentionControl
+from ge3d_jax.diffusion.pipeline import predict_controlled, predict_epsilon
 from ge3d_jax.diffusion.schedule import NoiseSchedule
 
 # Keeps the projection finite where the text changes nothing.
@@ -25,6 +26,8 @@ _SMALLEST_SQUARED_NORM = 1e-6
 
 # (model, x (B, h, w, C), t () or (B,), text (B, L, D)) → ε (B, h, w, C); takes `adapter` where there is one.
 Predict = Callable[..., jax.Array]
+# (model, x, t, text, control) → ε, and maps of the words: see `pipeline.predict_controlled`.
+PredictControlled = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @struct.dataclass
@@ -38,6 +41,7 @@ class ViewTexts:
         negative: (L, D), the negative prompt.
         empty: (L, D), the empty prompt.
         plain: (L, D), the prompt without words for a view.
+        source: what the views show before they are edited, where that is told.
     """
 
     positive: jax.Array
@@ -46,6 +50,7 @@ class ViewTexts:
     negative: jax.Array
     empty: jax.Array
     plain: jax.Array
+    source: "ViewTexts | None" = None
 
 
 def classifier_free_epsilon(
@@ -136,12 +141,14 @@ class Denoiser:
         schedule: the noise schedule.
         views_at_a_time: how many views go through the network at a time; divides their number (static).
         predict: asks the network (static).
+        predict_controlled: asks it with control of its attention (static).
     """
 
     model: Any
     schedule: NoiseSchedule
     views_at_a_time: int = struct.field(pytree_node=False)
     predict: Predict = struct.field(pytree_node=False, default=predict_epsilon)
+    predict_controlled: PredictControlled = struct.field(pytree_node=False, default=predict_controlled)
 
     def predict_for(
         self, x: jax.Array, t: jax.Array | int, *texts: jax.Array, adapter: Adapter | None = None
@@ -186,6 +193,24 @@ class Denoiser:
         # without a gradient this changes nothing.
         answers = jax.lax.map(jax.checkpoint(lambda part: ask(*part), prevent_cse=False), parts)
         return tuple(answer.reshape(x.shape) for answer in answers)
+
+    def controlled_for(
+        self, x: jax.Array, t: jax.Array | int, *texts: jax.Array, control: AttentionControl
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """One prediction for each text, with control of attention for the last; all in one batch.
+
+        Args:
+            x: (2P, h, w, C), noisy latents of P sources, then of their P targets.
+            t: (), their time.
+            texts: (2P, L, D) each.
+            control: what the targets take from their sources.
+
+        Returns:
+            as many ε (2P, h, w, C) as texts, and maps of the words: see `pipeline.predict_controlled`.
+        """
+        batch = jnp.concatenate([x] * len(texts))
+        answers, maps = self.predict_controlled(self.model, batch, t, jnp.concatenate(texts), control)
+        return tuple(jnp.split(answers, len(texts))), maps
 
     def branches(
         self, x: jax.Array, t: jax.Array | int, text: ViewTexts, unconditional: jax.Array, *others: jax.Array

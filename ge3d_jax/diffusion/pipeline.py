@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.networks.adapters import Adapter
+from ge3d_jax.diffusion.networks.attention_control import AttentionControl
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
@@ -143,14 +144,19 @@ def with_attention_chunk(model: StableDiffusion, chunk: int) -> StableDiffusion:
 
 
 def _apply(
-    module: nn.Module, parameters: Any, *inputs: Any, lora: Any = None, method: str | None = None
+    module: nn.Module,
+    parameters: Any,
+    *inputs: Any,
+    lora: Any = None,
+    method: str | None = None,
+    mutable: str | bool = False,
 ) -> Any:
     # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) unless told otherwise. Who asks
     # for float32 there wants its digits; who wants speed takes bfloat16.
     exact = jax.default_matmul_precision("highest") if module.dtype == jnp.float32 else nullcontext()
     variables = {"params": parameters} if lora is None else {"params": parameters, "lora": lora}
     with exact:
-        return module.apply(variables, *inputs, method=method)
+        return module.apply(variables, *inputs, method=method, mutable=mutable)
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
@@ -201,6 +207,33 @@ def predict_epsilon(
     chex.assert_rank([x, text], [4, 3])
     output = unet_output(model, x, jnp.asarray(t), text, adapter)
     return epsilon_from_output(model.schedule, output, x, t)
+
+
+def predict_controlled(
+    model: StableDiffusion,
+    x: jax.Array,
+    t: jax.Array | int,
+    text: jax.Array,
+    control: AttentionControl,
+) -> tuple[jax.Array, jax.Array]:
+    """ε_φ(x_t, t, y) of a batch that ends in P sources and their P targets, and where their words are.
+
+    Args:
+        model, x, t, text: as for `predict_epsilon`.
+        control: what the targets take from their sources.
+
+    Returns:
+        ε (B, h, w, C), and attention to the text after the edit at the level `control.map_level`, averaged
+        over layers and heads, (2P, h/2^level, w/2^level, L), sources first.
+    """
+    chex.assert_rank([x, text], [4, 3])
+    t = jnp.asarray(t)
+    output, sown = _apply(model.unet, model.unet_params, x, t, text, None, control, mutable="maps")
+    layers = jax.tree.leaves(sown)
+    height, width = (edge >> control.map_level for edge in x.shape[1:3])
+    maps = jnp.mean(jnp.stack(layers), axis=0)
+    maps = maps.reshape(maps.shape[0], height, width, maps.shape[-1])
+    return epsilon_from_output(model.schedule, output, x, t), maps
 
 
 def encode_posterior(model: StableDiffusion, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -98,11 +98,13 @@ class Loss:
     Attributes:
         views_together: how many views belong together, which lie on one device.
         may_mirror: whether pictures may be mirrored before the loss sees them.
+        uses_source: whether it makes use of what the views show before they are edited.
         presets: settings of a run that go with this loss, by preset and dotted name.
     """
 
     views_together: ClassVar[int] = 1
     may_mirror: ClassVar[bool] = True
+    uses_source: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property

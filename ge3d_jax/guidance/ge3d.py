@@ -5,7 +5,7 @@ Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balan
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -14,12 +14,14 @@ from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
-from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts, classifier_free_epsilon
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.trajectories import (
+    INVERSIONS,
     NOISING_PROMPTS,
     Nodes,
     denoising_trajectory,
+    exact_denoising_trajectory,
     noising_text,
     noising_trajectory,
     offset_noise,
@@ -110,15 +112,22 @@ class GE3D(Loss):
         scale: s, of the guided prediction.
         strength: λ, factor on the residual.
         noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
+            Where an edit tells what the views show, that takes its place.
+        inversion: how the way down makes up for the way up. "plain": not at all. "npi": guidance leads away
+            from ∅ of the noising trajectory, not from the negative one. "direct": what a guided way down to
+            that ∅ would miss the way up by is taken off at every node. Of arXiv 2305.16807 and 2310.01506.
         offset_noise: strength of the noise that is constant over each channel of the image.
         dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
         dbc_width: σ of the balancing weights, as a share of the iterations.
         nodes: the time nodes.
     """
 
+    uses_source: ClassVar[bool] = True
+
     scale: float = 7.5
     strength: float = 0.1
     noising_prompt: str = "negative"
+    inversion: str = "plain"
     offset_noise: float = 0.1
     dbc: bool = True
     dbc_width: float = 1 / 3
@@ -134,6 +143,10 @@ class GE3D(Loss):
             raise UserError(
                 f"The setting noising_prompt is {self.noising_prompt!r}; use one of "
                 f"{', '.join(NOISING_PROMPTS)}."
+            )
+        if self.inversion not in INVERSIONS:
+            raise UserError(
+                f"The setting inversion is {self.inversion!r}; use one of {', '.join(INVERSIONS)}."
             )
 
     @property
@@ -151,7 +164,7 @@ class GE3D(Loss):
         self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser
     ) -> tuple[jax.Array, jax.Array]:
         """The states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each."""
-        without = noising_text(text, self.noising_prompt)
+        without = noising_text(text, self.noising_prompt) if text.source is None else text.source.positive
         nodes = (drawn.shared["node_times"], drawn.shared["active"])
 
         def plain(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -159,9 +172,20 @@ class GE3D(Loss):
             return epsilon
 
         def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-            return denoiser.branches(x, t, text, text.negative).guided(self.scale)
+            away_from = without if self.inversion == "npi" else text.negative
+            return denoiser.branches(x, t, text, away_from).guided(self.scale)
+
+        def guided_source(x: jax.Array, t: jax.Array) -> jax.Array:
+            if text.source is not None:
+                return denoiser.branches(x, t, text.source, text.negative).guided(self.scale)
+            negative, source = denoiser.predict_for(x, t, text.negative, without)
+            return classifier_free_epsilon(negative, source, self.scale)
 
         noised = noising_trajectory(plain, denoiser.schedule, z, drawn.per_view["noise"], *nodes)
+        if self.inversion == "direct":
+            return noised, exact_denoising_trajectory(
+                guided, guided_source, denoiser.schedule, noised, *nodes
+            )
         return noised, denoising_trajectory(guided, denoiser.schedule, noised[-1], *nodes)
 
     def weights(self, progress: Progress, active: jax.Array) -> jax.Array:

@@ -56,6 +56,7 @@ class PromptEmbeddings:
         plain: the prompt without words for a view.
         negative: the negative prompt.
         empty: the empty prompt.
+        source: the same of what there is before an edit; None for nothing.
     """
 
     front: jax.Array
@@ -64,6 +65,7 @@ class PromptEmbeddings:
     plain: jax.Array
     negative: jax.Array
     empty: jax.Array
+    source: "PromptEmbeddings | None" = None
 
 
 def view_prompts(prompt: str) -> tuple[str, str, str]:
@@ -76,7 +78,11 @@ def view_prompts(prompt: str) -> tuple[str, str, str]:
 
 
 def embed_prompt(
-    encode: Callable[[list[str]], jax.Array], prompt: str, *, negative_prompt: str
+    encode: Callable[[list[str]], jax.Array],
+    prompt: str,
+    *,
+    negative_prompt: str,
+    source_prompt: str | None = None,
 ) -> PromptEmbeddings:
     """Encode everything that a loss may ask for.
 
@@ -84,8 +90,16 @@ def embed_prompt(
         encode: B texts → (B, L, D).
         prompt: what to make.
         negative_prompt: what to lead away from, possibly empty.
+        source_prompt: what there is before it is edited; None for nothing.
     """
-    return PromptEmbeddings(*encode([*view_prompts(prompt), prompt, negative_prompt, ""]))
+
+    def embedded(prompt: str, source: PromptEmbeddings | None) -> PromptEmbeddings:
+        front, side, back, plain, negative, empty = encode(
+            [*view_prompts(prompt), prompt, negative_prompt, ""]
+        )
+        return PromptEmbeddings(front, side, back, plain, negative, empty, source)
+
+    return embedded(prompt, None if source_prompt is None else embedded(source_prompt, None))
 
 
 def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,6 +168,9 @@ def view_texts(
     """
     positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight, rule=rule)
     kept = None if use_perp_neg else 0
+    source = None
+    if embeddings.source is not None:
+        source = view_texts(embeddings.source, azimuth, use_perp_neg=use_perp_neg, weight=weight, rule=rule)
     return ViewTexts(
         positive=positive,
         avoided=avoided[:, :kept],
@@ -161,4 +178,5 @@ def view_texts(
         negative=embeddings.negative,
         empty=embeddings.empty,
         plain=embeddings.plain,
+        source=source,
     )

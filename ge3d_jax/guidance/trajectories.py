@@ -23,6 +23,8 @@ from ge3d_jax.guidance.base import Progress
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Bounds = tuple[int, int]
 NOISING_PROMPTS = ("negative", "empty")
+# How the way down makes up for what the way up was told; see `guidance.ge3d.GE3D`.
+INVERSIONS = ("plain", "npi", "direct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,3 +174,44 @@ def denoising_trajectory(
     indices = jnp.arange(node_times.shape[0] - 1)
     _, states = jax.lax.scan(body, top, (indices, node_times[1:], node_times[:-1]), reverse=True)
     return jnp.concatenate([states, top[None]])
+
+
+def exact_denoising_trajectory(
+    predict: Predict,
+    predict_source: Predict,
+    schedule: NoiseSchedule,
+    noised: jax.Array,
+    node_times: jax.Array,
+    active: jax.Array,
+) -> jax.Array:
+    """Edit from the top node down, less what a way down to the source would miss the way up by.
+
+    x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict) + x_{t_i} − DDIM(x_{t_{i+1}}, predict_source), each t_{i+1} → t_i:
+    where both predict the same, x̂ = x exactly. So is the source branch of direct inversion, arXiv 2310.01506;
+    there attention ties the target to it, here the difference does.
+
+    Args:
+        predict: of the target.
+        predict_source: of the source.
+        noised: (n + 1, B, h, w, C), from `noising_trajectory`.
+        node_times, active: from `sample_time_nodes`.
+
+    Returns:
+        (n + 1, B, h, w, C), state i at t_i; from the top node on, the noised one.
+    """
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        index, start, end, above, kept = step
+
+        def moved() -> jax.Array:
+            target = ddim_step(schedule, x, predict(x, start), start, end)
+            source = ddim_step(schedule, above, predict_source(above, start), start, end)
+            return (kept + (target - source)).astype(x.dtype)
+
+        # A scalar predicate: inactive nodes cost no pass through the network.
+        state = jax.lax.cond(index < active, moved, lambda: x)
+        return state, state
+
+    steps = (jnp.arange(node_times.shape[0] - 1), node_times[1:], node_times[:-1], noised[1:], noised[:-1])
+    _, states = jax.lax.scan(body, noised[-1], steps, reverse=True)
+    return jnp.concatenate([states, noised[-1][None]])

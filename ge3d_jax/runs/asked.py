@@ -26,7 +26,7 @@ class Asked:
         usual: the settings of the preset, with the loss and the kinds of sections that were chosen.
         settings: the settings of the run.
         prompt: None where nothing tells what to make.
-        seed, start: as for `generate`.
+        seed, start, edit_from: as for `generate`.
         model: which model.
     """
 
@@ -36,6 +36,7 @@ class Asked:
     prompt: str | None = None
     seed: int = 0
     start: FilePath | None = None
+    edit_from: str | None = None
     model: ModelChoice = ModelChoice()
 
     def but(self, **given: Any) -> "Asked":
@@ -100,6 +101,7 @@ def asked_by_file(file: FilePath, *, overrides: Mapping[str, Any] | None) -> Ask
         prompt=saved["prompt"],
         seed=saved["seed"],
         start=saved.get("start"),
+        edit_from=saved.get("edit_from"),
         model=ModelChoice.described(saved),
     )
 
@@ -159,6 +161,7 @@ def _describes_run(saved: Mapping[str, Any]) -> bool:
         and type(saved.get("seed")) is int
         and isinstance(saved.get("settings"), dict)
         and are_texts([saved.get("model", ""), saved.get("dtype", ""), saved.get("start") or ""])
+        and are_texts([saved.get("edit_from") or ""])
         and isinstance(loras, list)
         and all(is_lora(value) for value in loras)
         and are_texts(saved.get("textual_inversions", []))

@@ -25,19 +25,12 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.formats.pictures import load_image
 from ge3d_jax.guidance.prompts import embed_prompt, perp_neg_embeddings
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
+from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, draw_source
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_prompt
-from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
-
-# Smallest edge of the written pictures, pixels: large enough to look at.
-_SMALLEST_PICTURE = 192
-# The camera of `source_prompt`: the middle of the range of the Toybox world's cameras.
-_POLAR_DEGREES = 70.0
-_RADIUS = 3.5
 
 
 @struct.dataclass
@@ -168,23 +161,17 @@ def edit_2d(
     choice = ModelChoice.of(model)
     place = choice.check()
     check_prompt(prompt, place)
-    sentence = parse(source_prompt) if source_prompt is not None else None
+    if source_prompt is not None:
+        parse(source_prompt)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")
     diffusion = choice.load(place)
     if diffusion.unet.config.sample_size is None:
         raise UserError(f"{place}/unet/config.json has no sample_size; add the size of its latents.")
     size = diffusion.unet.config.sample_size * diffusion.vae.config.downscale
 
-    if sentence is not None:
+    if source_prompt is not None:
         azimuth = jnp.deg2rad(jnp.asarray([azimuth_degrees]))
-        camera = orbit_camera(
-            azimuth=azimuth[0],
-            polar=jnp.deg2rad(_POLAR_DEGREES),
-            radius=_RADIUS,
-            fov=FIELD_OF_VIEW,
-            size=size,
-        )
-        source = render_sentence(sentence, camera, background=jnp.ones(3))
+        source = draw_source(source_prompt, azimuth_degrees, size)
         views = embed_prompt(partial(encode_text, diffusion), prompt, negative_prompt=negative_prompt)
         text, negative = perp_neg_embeddings(views, azimuth)[0][0], views.negative
     else:
@@ -212,11 +199,11 @@ def edit_2d(
     )
     times = [int(t) for t in edit.node_times]
     pictures = [
-        enlarge(picture, minimum=_SMALLEST_PICTURE)
+        enlarge(picture, minimum=SMALLEST_PICTURE)
         for picture in to_uint8(np.concatenate([edit.noising, edit.denoising]))
     ]
     labels = [f"up, t = {t}" for t in times] + [f"down, t = {t}" for t in times]
     save_png(folder / "nodes.png", image_grid(pictures, labels, columns=len(times)))
     save_png(folder / "edited.png", pictures[len(times)])
-    save_png(folder / "source.png", enlarge(to_uint8(np.asarray(source)), minimum=_SMALLEST_PICTURE))
+    save_png(folder / "source.png", enlarge(to_uint8(np.asarray(source)), minimum=SMALLEST_PICTURE))
     return folder

@@ -10,6 +10,7 @@ import numpy as np
 
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.files import locked
+from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
@@ -54,6 +55,11 @@ class Result:
         return (self.folder / "views.png").read_bytes()
 
 
+def _inversion_of(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What they say of the loss's inversion."""
+    return {name: value for name, value in (overrides or {}).items() if name.split(".")[-1] == "inversion"}
+
+
 def generate(
     prompt: str | None = None,
     *,
@@ -65,6 +71,7 @@ def generate(
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
+    edit_from: str | None = None,
     reconstruct_from: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     preview_every: int = 25,
@@ -93,6 +100,8 @@ def generate(
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
         start: a splat file of any format that is read to begin with instead of a gray ball.
+        edit_from: what the object of `start` shows, to keep what the prompt does not change: the setting
+            `guidance.inversion` is then "direct" unless `overrides` say otherwise.
         reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
             0.8; None for what `overrides` say of `reconstruction.start`, by default none.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
@@ -131,10 +140,14 @@ def generate(
         seed=seed,
         model=model,
         start=start,
+        edit_from=edit_from,
         dtype=dtype,
         loras=loras,
         textual_inversions=textual_inversions,
     )
+    if edit_from is not None and asked.settings.guidance.uses_source:
+        exact = {"guidance.inversion": "direct"}
+        asked = asked.but(settings=with_overrides(asked.settings, {**exact, **_inversion_of(overrides)}))
     place = asked.model.check()
     started = load_splats(asked.start) if asked.start is not None else None
     request = ObjectRequest.checked(asked, place, out=out, started=started)

@@ -17,6 +17,7 @@ from ge3d_jax.runs.model_choice import FilePath
 from ge3d_jax.runs.observers import Observer, Previews
 from ge3d_jax.runs.reconstruct import reconstruct, remove_reconstruction
 from ge3d_jax.runs.request import (
+    check_edit,
     check_given,
     check_image_size,
     check_picture_size,
@@ -63,6 +64,7 @@ class ObjectRequest:
         settings: of the run.
         usual: those of the preset, with the loss and the kinds of sections that were chosen.
         started: what the run begins with, None for what the settings say.
+        edit_from: what it begins with shows; None where that is not told.
         folder: where it is written.
         description: what config.json says of it.
     """
@@ -72,6 +74,7 @@ class ObjectRequest:
     settings: Config
     usual: Config
     started: Gaussians | None
+    edit_from: str | None
     folder: Path
     description: dict[str, Any]
 
@@ -97,6 +100,7 @@ class ObjectRequest:
         """
         prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
         check_prompt(prompt, place)
+        check_edit(settings, asked.edit_from, place, has_start=started is not None)
         check_seed(asked.seed)
         check_image_size(settings, place)
         settings.scene.check_devices()
@@ -108,11 +112,12 @@ class ObjectRequest:
             "seed": asked.seed,
             "preset": asked.preset,
             "start": str(asked.start) if asked.start is not None else None,
+            **({} if asked.edit_from is None else {"edit_from": asked.edit_from}),
             **asked.model.describe(),
             "settings": to_tree(settings),
             "versions": versions(),
         }
-        return cls(prompt, asked.seed, settings, usual, started, folder, description)
+        return cls(prompt, asked.seed, settings, usual, started, asked.edit_from, folder, description)
 
     def check_resumable(self, *, say: Callable[[str], None]) -> bool:
         """Whether there is a state to go on from; see `check_same_run`."""
@@ -125,7 +130,7 @@ class ObjectRequest:
 
     def context(self, diffusion: StableDiffusion) -> Prompted:
         """The model and the prompt, for the run and others of the same prompt and settings."""
-        return Prompted(diffusion, prompt_embeddings(self.settings, diffusion, self.prompt))
+        return Prompted(diffusion, prompt_embeddings(self.settings, diffusion, self.prompt, self.edit_from))
 
     def part(
         self,

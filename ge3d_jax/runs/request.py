@@ -102,6 +102,24 @@ def check_prompt(prompt: str, folder: Path) -> None:
             raise UserError(unknown)
 
 
+def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start: bool) -> None:
+    """Check that what an object is edited from can be used.
+
+    Raises:
+        UserError: there is no object to edit, the model in `folder` does not know the words, or the loss has
+            no use for them.
+    """
+    if edit_from is None:
+        return
+    if not has_start:
+        raise UserError(
+            f"edit_from is {edit_from!r}, but there is no object to edit; give its splat file as start."
+        )
+    check_prompt(edit_from, folder)
+    if not config.guidance.uses_source:
+        raise UserError(f"edit_from is {edit_from!r}, but this loss has no use for it; choose guidance ge3d.")
+
+
 def check_seed(seed: int) -> None:
     """Check that a seed is in the range of the random generators.
 

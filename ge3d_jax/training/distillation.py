@@ -46,9 +46,16 @@ class Prompted:
     embeddings: PromptEmbeddings
 
 
-def prompt_embeddings(config: Config, model: StableDiffusion, prompt: str) -> PromptEmbeddings:
-    """Encode the prompt from each side, and the negative prompt."""
-    return embed_prompt(partial(encode_text, model), prompt, negative_prompt=config.prompts.negative_prompt)
+def prompt_embeddings(
+    config: Config, model: StableDiffusion, prompt: str, source_prompt: str | None = None
+) -> PromptEmbeddings:
+    """Encode the prompt from each side, the negative prompt, and what there is before an edit, if told."""
+    return embed_prompt(
+        partial(encode_text, model),
+        prompt,
+        negative_prompt=config.prompts.negative_prompt,
+        source_prompt=source_prompt,
+    )
 
 
 def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:

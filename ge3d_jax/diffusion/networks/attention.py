@@ -31,17 +31,16 @@ def _attend(
 ) -> jax.Array:
     """Plain attention of scaled queries (..., Q, D) at `positions` (Q,) to keys (..., K, D).
 
-    Logits, softmax and sums are float32. The softmax is normalized after the product with the values, whose
-    rows are shorter than its own.
+    Logits, softmax and sums are float32, or float64 for such inputs. The softmax is normalized after the
+    product with the values, whose rows are shorter than its own.
     """
-    logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=dtype)
     if causal:
         visible = jnp.arange(key.shape[-2])[None, :] <= positions[:, None]
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    mixed = jnp.einsum(
-        "...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    mixed = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=dtype)
     return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
 
 

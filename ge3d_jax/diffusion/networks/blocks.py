@@ -16,11 +16,15 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
+from ge3d_jax.diffusion.networks.attention_control import Attend, BlockControl
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
 
 # diffusers' Transformer2DModel and the VAE normalize with this, whatever norm_eps says.
 TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
+
+# (attend, query, key, value) → what `attend` gives, edited, and a map of it or None: see `BlockControl`.
+AttentionEdit = Callable[[Attend, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
@@ -108,7 +112,8 @@ class Attention(nn.Module):
     """Multi-head attention of tokens to a context; the projections to queries, keys, values have no bias.
 
     The variable collection "lora" may hold factors for any of the four projections, a dictionary of `down`
-    (in, rank) and `up` (rank, out) under the projection's name: see `adapters.py`.
+    (in, rank) and `up` (rank, out) under the projection's name: see `adapters.py`. What an edit returns
+    beside its result is sown into the collection "maps".
     """
 
     heads: int
@@ -125,14 +130,21 @@ class Attention(nn.Module):
         return outputs + (inputs @ down) @ up
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, context: jax.Array) -> jax.Array:
-        """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C)."""
+    def __call__(self, tokens: jax.Array, context: jax.Array, edit: AttentionEdit | None = None) -> jax.Array:
+        """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C); `edit` changes what attention gives."""
         batch, queries, channels = tokens.shape
         split = (batch, -1, self.heads, channels // self.heads)
         query = self.project("to_q", tokens, channels).reshape(split)
         key = self.project("to_k", context, channels).reshape(split)
         value = self.project("to_v", context, channels).reshape(split)
-        mixed = attention(query, key, value, chunk=self.attention_chunk).reshape(batch, queries, channels)
+        attend = partial(attention, chunk=self.attention_chunk)
+        if edit is None:
+            mixed = attend(query, key, value)
+        else:
+            mixed, edited_map = edit(attend, query, key, value)
+            if edited_map is not None:
+                self.sow("maps", "text", edited_map)
+        mixed = mixed.reshape(batch, queries, channels)
         return self.project("to_out_0", mixed, channels, use_bias=True)
 
 
@@ -171,13 +183,14 @@ class BasicTransformerBlock(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, text: jax.Array, control: BlockControl | None = None) -> jax.Array:
         """`tokens` (B, N, C), `text` (B, L, D) -> (B, N, C)."""
+        edits = (None, None) if control is None else (control.attend_itself, control.attend_text)
         how = (self.heads, self.dtype, self.attention_chunk)
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm1")(tokens)
-        tokens = tokens + Attention(*how, name="attn1")(normed, normed)
+        tokens = tokens + Attention(*how, name="attn1")(normed, normed, edits[0])
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm2")(tokens)
-        tokens = tokens + Attention(*how, name="attn2")(normed, text)
+        tokens = tokens + Attention(*how, name="attn2")(normed, text, edits[1])
         normed = layer_norm(LAYER_NORM_EPSILON, self.dtype, "norm3")(tokens)
         return tokens + FeedForward(self.dtype, name="ff")(normed)
 
@@ -193,7 +206,7 @@ class Transformer2DModel(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, text: jax.Array, control: BlockControl | None = None) -> jax.Array:
         """`hidden` (B, h, w, C), `text` (B, L, D) -> (B, h, w, C)."""
         batch, height, width, channels = hidden.shape
         residual = hidden
@@ -210,7 +223,7 @@ class Transformer2DModel(nn.Module):
             block = BasicTransformerBlock(
                 self.heads, self.dtype, self.attention_chunk, name=f"transformer_blocks_{layer}"
             )
-            tokens = block(tokens, text)
+            tokens = block(tokens, text, control)
         return residual + project_out(tokens.reshape(batch, height, width, channels))
 
 

@@ -53,7 +53,8 @@ def _belongs(groups: int, channels: int) -> np.ndarray:
 class GroupNorm(nn.Module):
     """(x − mean) / √(variance + ε) · scale + bias, over each sample's pixels and each group's channels.
 
-    Statistics are float32. The variance is computed in two passes, but on a GPU in half precision in one.
+    Statistics are float32, or float64 for such inputs. The variance takes two passes, but on a GPU
+    in half precision one.
     `groups` must divide the channels.
 
     Attributes:
@@ -72,11 +73,12 @@ class GroupNorm(nn.Module):
         shape, channels = hidden.shape, hidden.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        values = hidden.reshape(shape[0], -1, channels).astype(jnp.float32)
+        exact = jnp.promote_types(hidden.dtype, jnp.float32)
+        values = hidden.reshape(shape[0], -1, channels).astype(exact)
         if shift is not None:
-            values = values + shift.astype(jnp.float32)[:, None]
+            values = values + shift.astype(exact)[:, None]
         mean = _group_means(values, self.groups)
-        if target_platform() == "cpu" or hidden.dtype == jnp.float32:
+        if target_platform() == "cpu" or hidden.dtype == exact:
             centered = values - _of_channels(mean, channels)
             factor = lax.rsqrt(_group_means(centered * centered, self.groups) + self.epsilon)
         else:

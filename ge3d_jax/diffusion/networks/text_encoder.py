@@ -197,7 +197,7 @@ class CLIPTextModel(nn.Module):
                 Stable Diffusion.
 
         Returns:
-            (B, L, hidden_size) float32.
+            (B, L, hidden_size) float32, or float64 if that is what is computed in.
 
         Raises:
             UserError: the sequence is longer than the position table.
@@ -209,6 +209,5 @@ class CLIPTextModel(nn.Module):
             )
         tokens = CLIPEmbeddings(self.config, self.dtype, name="embeddings")(input_ids)
         tokens = CLIPEncoder(self.config, self.dtype, name="encoder")(tokens)
-        return layer_norm(self.config.layer_norm_eps, self.dtype, "final_layer_norm")(tokens).astype(
-            jnp.float32
-        )
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        return layer_norm(self.config.layer_norm_eps, self.dtype, "final_layer_norm")(tokens).astype(exact)

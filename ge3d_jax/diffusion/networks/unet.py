@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME
+from ge3d_jax.diffusion.networks.attention_control import AttentionControl, BlockControl
 from ge3d_jax.diffusion.networks.blocks import (
     Downsample2D,
     ResnetBlock2D,
@@ -41,6 +42,8 @@ _FIXED = {
 }
 # Tensors of a residual block and of a layer of a transformer.
 _RESIDUAL_TENSORS, _TRANSFORMER_TENSORS = 10, 20
+# A quarter of the edge, where Prompt-to-Prompt takes its maps of words: 16×16 in Stable Diffusion.
+_MAP_LEVEL = 2
 # The size of a head in the addition embedding, which itself must be off; what Flax computed in.
 _IGNORED = ("addition_embed_type_num_heads", "dtype")
 
@@ -129,6 +132,18 @@ class UNetConfig:
         )
 
     @property
+    def map_level(self) -> int:
+        """The level whose attention to words shows where things are: a quarter of the latent's edge.
+
+        Level l has 1/2^l of the edge. Where there is no attention at a quarter, the next larger one; with
+        none but in the middle block, the last.
+        """
+        attending = [
+            level for level, kind in enumerate(self.down_block_types) if kind.startswith("CrossAttn")
+        ]
+        return max((level for level in attending if level <= _MAP_LEVEL), default=max(attending, default=0))
+
+    @property
     def time_width(self) -> int:
         """Channels E of the embedded time, which every residual block sees."""
         return 4 * self.block_out_channels[0]
@@ -176,14 +191,18 @@ class DownBlock(_Block):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, time: jax.Array, text: jax.Array
+        self,
+        hidden: jax.Array,
+        time: jax.Array,
+        text: jax.Array,
+        control: BlockControl | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """`hidden` (B, h, w, C), `time` (B, E), `text` (B, L, D)."""
         kept: tuple[jax.Array, ...] = ()
         for layer in range(self.config.layers_per_block):
             hidden = self.resnet(layer)(hidden, time)
             if self.attends:
-                hidden = self.transformer(layer)(hidden, text)
+                hidden = self.transformer(layer)(hidden, text, control)
             kept += (hidden,)
         if self.downsamples:
             hidden = Downsample2D(self.channels, (1, 1), self.dtype, name="downsamplers_0")(hidden)
@@ -195,10 +214,16 @@ class MidBlock(_Block):
     """UNetMidBlock2DCrossAttn: a residual block, a transformer, a residual block."""
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, time: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        hidden: jax.Array,
+        time: jax.Array,
+        text: jax.Array,
+        control: BlockControl | None = None,
+    ) -> jax.Array:
         """`hidden` (B, h, w, C), `time` (B, E), `text` (B, L, D) -> (B, h, w, C)."""
         hidden = self.resnet(0)(hidden, time)
-        hidden = self.transformer(0)(hidden, text)
+        hidden = self.transformer(0)(hidden, text, control)
         return self.resnet(1)(hidden, time)
 
 
@@ -210,13 +235,18 @@ class UpBlock(_Block):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, kept: tuple[jax.Array, ...], time: jax.Array, text: jax.Array
+        self,
+        hidden: jax.Array,
+        kept: tuple[jax.Array, ...],
+        time: jax.Array,
+        text: jax.Array,
+        control: BlockControl | None = None,
     ) -> jax.Array:
         """`hidden` (B, h, w, C), `kept` in the order of their use, `time` (B, E), `text` (B, L, D)."""
         for layer, state in enumerate(kept):
             hidden = self.resnet(layer)(jnp.concatenate([hidden, state], axis=-1), time)
             if self.attends:
-                hidden = self.transformer(layer)(hidden, text)
+                hidden = self.transformer(layer)(hidden, text, control)
         if self.upsamples:
             hidden = Upsample2D(self.channels, self.dtype, name="upsamplers_0")(hidden)
         return hidden
@@ -240,8 +270,12 @@ class UNet2DConditionModel(nn.Module):
         timesteps: jax.Array,
         encoder_hidden_states: jax.Array,
         time_offset: jax.Array | None = None,
+        control: AttentionControl | None = None,
     ) -> jax.Array:
         """Run the network. A variable collection "lora" beside "params" is trainable LoRA: `adapters.py`.
+
+        With a `control`, the collection "maps" gets the attention to the text of the blocks on the way down
+        and up at its `map_level`, averaged over the heads, (2P, pixels, L) each; of the middle block none.
 
         Args:
             sample: (B, h, w, in_channels) noisy scaled latents; h and w multiples of 2^(blocks − 1).
@@ -249,6 +283,7 @@ class UNet2DConditionModel(nn.Module):
             encoder_hidden_states: (B, L, cross_attention_dim) text embeddings.
             time_offset: (B, E), added to the embedded time, as an embedded camera is; E is the config's
                 `time_width`.
+            control: what the last 2P of the batch, P sources and P targets, share; None for nothing.
 
         Returns:
             (B, h, w, out_channels) in the type of `sample`.
@@ -269,11 +304,15 @@ class UNet2DConditionModel(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        # In float32: a few small products, and half precision would blur neighboring times.
-        time = TimestepEmbedding(config.time_width, jnp.float32, name="time_embedding")(sinusoids)
+        # In float32 at least: a few small products, and half precision would blur neighboring times.
+        exact = jnp.promote_types(dtype, jnp.float32)
+        time = TimestepEmbedding(config.time_width, exact, name="time_embedding")(sinusoids)
         if time_offset is not None:
             time = time + time_offset.astype(time.dtype)
         text = encoder_hidden_states.astype(dtype)
+
+        def at_level(level: int, *, returns_map: bool = True) -> BlockControl | None:
+            return None if control is None else control.at_level(level, returns_map=returns_map)
 
         hidden = conv3x3(config.block_out_channels[0], dtype, "conv_in")(sample)
         kept: tuple[jax.Array, ...] = (hidden,)
@@ -290,7 +329,7 @@ class UNet2DConditionModel(nn.Module):
                 downsamples=index < last,
                 name=f"down_blocks_{index}",
             )
-            hidden, states = down(hidden, time, text)
+            hidden, states = down(hidden, time, text, at_level(index))
             kept += states
 
         mid = MidBlock(
@@ -301,7 +340,7 @@ class UNet2DConditionModel(nn.Module):
             self.attention_chunk,
             name="mid_block",
         )
-        hidden = mid(hidden, time, text)
+        hidden = mid(hidden, time, text, at_level(last, returns_map=False))
 
         for index, kind in enumerate(config.up_block_types):
             up = UpBlock(
@@ -315,7 +354,7 @@ class UNet2DConditionModel(nn.Module):
                 name=f"up_blocks_{index}",
             )
             count = config.layers_per_block + 1
-            hidden = up(hidden, kept[: -count - 1 : -1], time, text)
+            hidden = up(hidden, kept[: -count - 1 : -1], time, text, at_level(last - index))
             kept = kept[:-count]
 
         hidden = nn.silu(

@@ -1,0 +1,104 @@
+"""Texts that lead a picture down the way it came up, found step by step: what NTI and PTI share.
+
+Symbols: ∅_i, c_i, the unconditional and the conditional text of step i; z*, the picture on its way up; z̄, on
+its way down; s, guidance scale.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.settings import check_at_least
+from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
+from ge3d_jax.diffusion.schedule import ddim_step
+from ge3d_jax.editing.ddim import DDIM
+from ge3d_jax.editing.inner_loop import minimize
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSearch(DDIM):
+    """What the methods that search texts have in common.
+
+    Attributes:
+        rate: Adam's at the first step; it falls to half of that at the last.
+        rounds: most updates at a step.
+    """
+
+    rate: float = 0.01
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        super().__post_init__()
+        check_at_least(rate=(self.rate, 0), rounds=(self.rounds, 1))
+
+    @property
+    def rates(self) -> jax.Array:
+        """(N,), of each step; in 50 steps rate·(1 − i/100)."""
+        return self.rate * (1.0 - jnp.arange(self.steps) / (2 * self.steps))
+
+
+@partial(jax.jit, static_argnames=("rounds", "searches_conditional"))
+def search_texts(
+    denoiser: Denoiser,
+    times: jax.Array,
+    up: jax.Array,
+    start: jax.Array,
+    other: jax.Array,
+    *,
+    scale: float,
+    rates: jax.Array,
+    stop_below: jax.Array,
+    rounds: int,
+    searches_conditional: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Find one of the two texts of each step, so that a guided step lands on the way up.
+
+    At step i it starts from what step i − 1 found, lowers mean (DDIM(z̄; text) − z*)² by Adam, and goes down.
+
+    Args:
+        denoiser: the model, for P views.
+        times: (N + 1,) int32, falling.
+        up: (N + 1, P, h, w, C), z*.
+        start: (P, L, D), the text to begin with.
+        other: (P, L, D), the text of the other prediction.
+        scale: s.
+        rates: (N,), Adam's of each step.
+        stop_below: (N,), the loss after which a picture's search ends.
+        rounds: most updates at a step.
+        searches_conditional: whether the conditional text is searched, rather than the unconditional one.
+
+    Returns:
+        texts (N, P, L, D); losses (N, rounds, P), NaN where no update was made; states (N, P, h, w, C), z̄
+        after each step.
+    """
+    schedule = denoiser.schedule
+
+    def step(
+        carried: tuple[jax.Array, jax.Array], given: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+        x, text = carried
+        now, then, kept, rate, enough = given
+        (fixed,) = denoiser.predict_for(x, now, other)
+
+        def moved(text: jax.Array) -> jax.Array:
+            (asked,) = denoiser.predict_for(x, now, text)
+            empty, wanted = (fixed, asked) if searches_conditional else (asked, fixed)
+            epsilon = classifier_free_epsilon(empty, wanted, scale)
+            return ddim_step(schedule, x, epsilon, now, then).astype(x.dtype)
+
+        text, losses = minimize(
+            lambda text: jnp.mean((moved(text) - kept) ** 2, axis=(1, 2, 3)),
+            text,
+            rate=rate,
+            rounds=rounds,
+            stop_below=enough,
+        )
+        x = moved(text)
+        return (x, text), (text, losses, x)
+
+    given = (times[:-1], times[1:], up[-2::-1], rates, stop_below)
+    _, (texts, losses, states) = jax.lax.scan(step, (up[-1], start), given)
+    return texts, losses, states

@@ -1,0 +1,95 @@
+"""Negative-prompt inversion: what the picture shows takes the empty prompt's place, so that guidance rests.
+
+The source's two predictions are then one, and its way down retraces its way up without optimization. Its
+proximal form also takes small differences between the target's two predictions for none.
+
+Source: Miyake et al., "Negative-prompt Inversion", arXiv 2305.16807; Han et al., "ProxEdit: Improving
+Tuning-Free Real Image Editing with Proximal Guidance", arXiv 2306.05414, and its public code.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.denoiser import Denoiser
+from ge3d_jax.editing.base import EditTask
+from ge3d_jax.editing.ddim import DDIM
+from ge3d_jax.editing.descent import Plan, Proximal, way_down
+
+PROXIMAL = ("none", "l0", "l1")
+
+
+def slerp(low: jax.Array, high: jax.Array, share: float | jax.Array) -> jax.Array:
+    """Between two embeddings along a great circle, each text (L, D) of a batch taken for one vector.
+
+    Args:
+        low, high: (P, L, D); they must not point in the same or in opposite directions.
+        share: 0 for `low`, 1 for `high`.
+    """
+
+    def flat(text: jax.Array) -> jax.Array:
+        return text / jnp.linalg.norm(text.reshape(len(text), -1), axis=1)[:, None, None]
+
+    angle = jnp.arccos(jnp.sum(flat(low) * flat(high), axis=(1, 2)))[:, None, None]
+    return (jnp.sin((1.0 - share) * angle) * low + jnp.sin(share * angle) * high) / jnp.sin(angle)
+
+
+@dataclasses.dataclass(frozen=True)
+class NPI(DDIM):
+    """Negative-prompt inversion.
+
+    Attributes:
+        proximal: what becomes of δ = ε_c − ε_∅: "none" for nothing; "l0", moved towards 0 by its quantile,
+            and the picture pulled onto its way up where nothing is left; "l1", moved twice.
+        quantile: of |δ|, over both branches.
+        pulled_below: with "l0", below this time.
+        towards_empty: how far the unconditional text is led from the source towards the empty prompt, 0 to 1.
+    """
+
+    proximal: str = "none"
+    quantile: float = 0.75
+    pulled_below: int = 400
+    towards_empty: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        super().__post_init__()
+        if self.proximal not in PROXIMAL:
+            raise UserError(f"The setting proximal is {self.proximal!r}; use one of {', '.join(PROXIMAL)}.")
+        for name in ("quantile", "towards_empty"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"The setting {name} is {getattr(self, name)}; give a number from 0 to 1.")
+
+    def proximal_guidance(self) -> Proximal:
+        """What the way down is told of it."""
+        return Proximal(
+            quantile=jnp.float32(self.quantile),
+            factor=jnp.float32(self.proximal != "none"),
+            twice=jnp.asarray(self.proximal == "l1"),
+            pulled_below=jnp.int32(self.pulled_below if self.proximal == "l0" else 0),
+        )
+
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """What there is to know before the way down."""
+        up = self.up(task, denoiser)
+        without = task.source
+        if self.towards_empty:
+            without = slerp(task.source, task.empties, self.towards_empty)
+        way = way_down(
+            task,
+            self.times(denoiser),
+            up,
+            scale=self.scale,
+            unconditional=(without, without),
+            proximal=self.proximal_guidance(),
+        )
+        return Plan(up, way)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalNPI(NPI):
+    """NPI with proximal guidance; settings as for NPI."""
+
+    proximal: str = "l0"

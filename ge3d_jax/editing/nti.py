@@ -1,0 +1,56 @@
+"""Null-text inversion: an unconditional text of its own for each step, so that guidance keeps the picture.
+
+Source: Mokady et al., "Null-text Inversion for Editing Real Images using Guided Diffusion Models", arXiv
+2211.09794, algorithm 1, and its public code.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.diffusion.denoiser import Denoiser
+from ge3d_jax.editing.base import EditTask
+from ge3d_jax.editing.descent import Plan, way_down
+from ge3d_jax.editing.embedding_search import TextSearch, search_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class NTI(TextSearch):
+    """Null-text inversion.
+
+    Attributes:
+        stop_below: the loss after which the search at the first step ends.
+        stop_growth: by how much that is higher at each further step.
+    """
+
+    stop_below: float = 1e-5
+    stop_growth: float = 2e-5
+
+    @property
+    def stop_losses(self) -> jax.Array:
+        """(N,), of each step."""
+        return self.stop_below + self.stop_growth * jnp.arange(self.steps)
+
+    def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """∅_i (N, P, L, D), and the losses (N, rounds, P)."""
+        texts, losses, _ = search_texts(
+            denoiser,
+            self.times(denoiser),
+            up,
+            task.empties,
+            task.source,
+            scale=self.scale,
+            rates=self.rates,
+            stop_below=self.stop_losses,
+            rounds=self.rounds,
+            searches_conditional=False,
+        )
+        return texts, losses
+
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
+        up = self.up(task, denoiser)
+        texts, losses = self.search(task, denoiser, up)
+        way = way_down(task, self.times(denoiser), up, scale=self.scale, unconditional=(texts, texts))
+        return Plan(up, way, {"losses": losses})

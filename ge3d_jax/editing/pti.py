@@ -1,0 +1,59 @@
+"""Prompt tuning inversion: a conditional text of its own for each step, mixed with the target to edit.
+
+There is no public code; what the paper leaves open is set here: Adam at 0.005, 10 updates at each step.
+Source: Dong et al., "Prompt Tuning Inversion for Text-Driven Image Editing Using Diffusion Models", arXiv
+2305.04441, algorithms 1 and 2.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.denoiser import Denoiser
+from ge3d_jax.editing.base import EditTask
+from ge3d_jax.editing.descent import Plan, way_down
+from ge3d_jax.editing.embedding_search import TextSearch, search_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class PTI(TextSearch):
+    """Prompt tuning inversion.
+
+    Attributes:
+        mixture: how much of the target's text there is in the edit's, from 0 to 1.
+    """
+
+    rate: float = 0.005
+    mixture: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        super().__post_init__()
+        if not 0 <= self.mixture <= 1:
+            raise UserError(f"The setting mixture is {self.mixture}; give a number from 0 to 1.")
+
+    def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """c_i (N, P, L, D), and the losses (N, rounds, P)."""
+        texts, losses, _ = search_texts(
+            denoiser,
+            self.times(denoiser),
+            up,
+            task.source,
+            task.empties,
+            scale=self.scale,
+            rates=self.rates,
+            stop_below=jnp.zeros(self.steps),
+            rounds=self.rounds,
+            searches_conditional=True,
+        )
+        return texts, losses
+
+    def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
+        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
+        up = self.up(task, denoiser)
+        texts, losses = self.search(task, denoiser, up)
+        mixed = (1.0 - self.mixture) * texts + self.mixture * task.target
+        way = way_down(task, self.times(denoiser), up, scale=self.scale, conditional=(texts, mixed))
+        return Plan(up, way, {"losses": losses})

@@ -1,0 +1,175 @@
+"""Identities of every method on models whose ε is known, in float64; the inner loop against a plain one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.editing.base import edit_times
+from ge3d_jax.editing.control import LocalBlend, blend_mask
+from ge3d_jax.editing.ddpm import DDPM
+from ge3d_jax.editing.edict import EDICT
+from ge3d_jax.editing.inner_loop import minimize
+from ge3d_jax.editing.inversion import invert
+from ge3d_jax.editing.methods import METHODS
+from tests.editing import fakes
+
+STEPS = 6
+KEY = jax.random.key(0)
+# What trains the network itself needs one.
+KNOWN = {name: kind for name, kind in METHODS.items() if name != "imagic"}
+# Straight lines: with the source as target these give the picture back. PTI's and DDIM's guidance leads away.
+RETURNING = ("direct", "npi", "proximal", "nti", "ddpm", "edict", "flow")
+
+
+def _method(name, **changes):
+    return KNOWN[name](steps=STEPS, **changes)
+
+
+def _edit(method, task, *, pictures=1, straight=False):
+    return method(task, fakes.denoiser(pictures, knows_only_text=straight), KEY)
+
+
+@settings(max_examples=3)
+@given(seed=st.integers(0, 1000), name=st.sampled_from(RETURNING))
+def test_a_picture_returns_where_nothing_is_asked(seed, name):
+    with jax.enable_x64(True):
+        task = fakes.task(1, STEPS, seed=seed, same=True)
+        # NTI has to search what NPI knows: it comes close only.
+        tolerance = 0.3 if name == "nti" else 1e-6
+        edited = _edit(_method(name), task, straight=True)
+        assert np.abs(np.asarray(edited.source[-1] - task.latents)).max() < tolerance
+        if name != "direct":
+            assert np.abs(np.asarray(edited.latents - task.latents)).max() < tolerance
+
+
+@settings(max_examples=3)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.0, 8.0))
+def test_exact_inversions_are_exact_on_any_model(seed, scale):
+    with jax.enable_x64(True):
+        task = fakes.task(1, STEPS, seed=seed)
+        direct = _edit(_method("direct", scale=scale), task)
+        np.testing.assert_array_equal(direct.source, direct.up[::-1])
+        noise = _edit(DDPM(steps=STEPS, scale=scale, source_scale=scale, skip=0.0), task)
+        # Nothing is drawn in the last step, whose noise is what the picture loses.
+        np.testing.assert_allclose(noise.source[:-1], noise.up[:0:-1], atol=1e-6)
+        chains = EDICT(steps=STEPS, scale=scale, strength=1.0)
+        known = fakes.denoiser(1)
+        up = chains.up(task, known)
+        back, _ = chains.down(dataclasses.replace(task, target=task.source), known, up[-1])
+        np.testing.assert_allclose(back, up[::-1], atol=1e-6)
+
+
+def test_pictures_together_are_as_alone():
+    with jax.enable_x64(True):
+        both = fakes.task(2, STEPS, seed=5)
+        for name in ("proximal", "nti", "spdinv"):
+            together = _edit(_method(name), both, pictures=2)
+            for index in range(2):
+                one = slice(index, index + 1)
+                alone = dataclasses.replace(
+                    fakes.task(1, STEPS),
+                    latents=both.latents[one],
+                    source=both.source[one],
+                    target=both.target[one],
+                    empty=both.empty,
+                )
+                np.testing.assert_allclose(
+                    together.latents[one], _edit(_method(name), alone).latents, atol=1e-8
+                )
+
+
+def test_searches_lower_their_losses():
+    with jax.enable_x64(True):
+        task = fakes.task(1, STEPS, seed=3)
+        for name in ("nti", "pti", "spdinv"):
+            losses = np.asarray(_edit(_method(name), task).numbers["losses"])[..., 0]
+            assert losses.shape[0] == STEPS
+            searched = losses[np.sum(~np.isnan(losses), axis=1) > 1]
+            assert len(searched) and np.all(np.nanmin(searched, axis=1) < searched[:, 0])
+
+
+def test_both_conventions_of_the_way_up():
+    with jax.enable_x64(True):
+        task, known = fakes.task(1, STEPS), fakes.denoiser(1)
+        times = np.array(edit_times(1000, 3, 1))
+        alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)
+        for asks in ("start", "end"):
+            x = np.asarray(task.latents)
+            for i in range(2, -1, -1):
+                low, high = times[i + 1], times[i]
+                told = high if asks == "end" else low
+                epsilon = np.asarray(known.predict(known.model, x, jnp.asarray(told), task.source))
+                clean = (x - np.sqrt(1 - alphas[low]) * epsilon) / np.sqrt(alphas[low])
+                x = np.sqrt(alphas[high]) * clean + np.sqrt(1 - alphas[high]) * epsilon
+            found = invert(known, task.latents, task.source, jnp.asarray(times), asks=asks)[-1]
+            np.testing.assert_allclose(found, x, atol=1e-6)
+
+
+def test_the_inner_loop_is_adam_that_stops_by_picture():
+    start, aims = np.array([[3.0, -1.0], [0.2, 0.1]]), np.array([1.0, 0.0])
+    rate, decay, enough = 0.05, 0.01, 0.02
+
+    def losses_of(value):
+        return jnp.mean((value - aims[:, None]) ** 2, axis=1)
+
+    with jax.enable_x64(True):
+        found, losses = minimize(
+            losses_of, jnp.asarray(start), rate=rate, rounds=6, stop_below=enough, decay=decay
+        )
+    for picture in range(2):
+        value, mean, square = start[picture].copy(), 0.0, 0.0
+        expected = np.full(6, np.nan)
+        for index in range(6):
+            expected[index] = np.mean((value - aims[picture]) ** 2)
+            slope = 2 * (value - aims[picture]) / 2
+            mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+            unbiased = mean / (1 - 0.9 ** (index + 1)), square / (1 - 0.999 ** (index + 1))
+            value = value * (1 - rate * decay) - rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+            if expected[index] < enough:
+                break
+        np.testing.assert_allclose(losses[:, picture], expected, atol=1e-9)
+        np.testing.assert_allclose(found[picture], value, atol=1e-9)
+    assert np.isnan(np.asarray(losses)[-1]).tolist() == [False, True]
+
+
+def test_a_blend_changes_only_where_words_are():
+    maps = np.zeros((2, 1, 4, 4, 3), np.float32)
+    maps[1, 0, 0, 0, 1] = 2.0  # the target's word, in a corner
+    maps[0, 0, 3, 3, 2] = 1.0  # the source's other word, in another
+    words = np.zeros((2, 1, 3), np.float32)
+    words[1, 0, 1] = words[0, 0, 2] = 1.0
+    kept = np.zeros_like(words)
+    kept[0, 0, 2] = 1.0
+    blend = LocalBlend(*map(jnp.asarray, (words, [0.3], 0 * kept, [0.3])), jnp.int32(0))
+    mask = np.asarray(blend_mask(blend, jnp.asarray(maps), (8, 8)))[0]
+    expected = np.zeros((8, 8), bool)
+    expected[:4, :4] = expected[4:, 4:] = True
+    np.testing.assert_array_equal(mask, expected)
+    expected[6:, 6:] = False
+    stricter = dataclasses.replace(blend, kept=jnp.asarray(kept))
+    np.testing.assert_array_equal(blend_mask(stricter, jnp.asarray(maps), (8, 8))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: edit_times(1000, 1001, 0), "1001 steps do not fit"),
+        (lambda: METHODS["ddim"](asks="middle"), "end, start"),
+        (lambda: METHODS["npi"](proximal="l2"), "none, l0, l1"),
+        (lambda: METHODS["ddpm"](skip=1.0), "leaves none"),
+        (lambda: METHODS["ddpm"](first_time=0), "first_time is 0"),
+        (lambda: METHODS["edict"](mixing=0.5), "above 0.5"),
+        (lambda: METHODS["edict"](strength=0.0), "leaves none"),
+        (lambda: METHODS["flow"](strength=2.0), "leaves none"),
+        (lambda: METHODS["pti"](mixture=1.5), "from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be(make, says):
+    with pytest.raises(UserError, match=says):
+        make()

@@ -1,0 +1,95 @@
+"""Pictures edited by the methods: what is written, and what is refused before any long work."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import ge3d_jax
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.edit_by_method import edit_by_method
+from ge3d_jax.runs.request import check_edit
+from ge3d_jax.training.presets import configured, preset
+from tests.tiny_model import write_tiny_model
+
+SOURCE, TARGET = "a red mushroom", "a blue mushroom"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return folder
+
+
+def test_two_methods_side_by_side(model, tmp_path):
+    folder = edit_by_method(
+        TARGET,
+        methods=["direct", "npi"],
+        source_prompt=SOURCE,
+        model=model,
+        words="blue x2 until 0.5",
+        blend="mushroom, not red",
+        form="replace",
+        overrides={"steps": "2"},
+        out=tmp_path,
+    )
+    for name in ("direct", "npi"):
+        written = {path.name for path in (folder / name).iterdir()}
+        assert written == {"edited.png", "inversion.png", "trajectory.png", "words.png"}
+    with Image.open(folder / "compare.png") as sheet:
+        assert sheet.width > 3 * 190
+    told = json.loads((folder / "config.json").read_text())
+    assert told["methods"]["npi"]["steps"] == 2 and told["seconds"].keys() == {"direct", "npi"}
+    page = (folder / "compare.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 * 5 and "{{" not in page
+    # Direct inversion gives the source back as the autoencoder does.
+    edit_by_method(
+        TARGET,
+        methods=["direct"],
+        image=folder / "source.png",
+        source_prompt=SOURCE,
+        model=model,
+        overrides={"steps": 2},
+        out=tmp_path / "again",
+    )
+    assert (tmp_path / "again" / "direct" / "edited.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"source_prompt": None}, "Neither image nor source_prompt"),
+        ({"source_prompt": None, "image": "a.png"}, "direct needs to know what the picture shows"),
+        ({"image": "missing.png"}, "missing.png"),
+        ({"methods": ["swap"]}, "no method 'swap'; use one of ge3d, ddim"),
+        ({"methods": []}, "There is no method; use one of"),
+        ({"overrides": {"stepz": 2}}, "stepz does not exist|'stepz' does not exist"),
+        ({"overrides": {"steps": 1001}}, "1001 steps do not fit"),
+        ({"form": "replace", "source_prompt": "a red mushroom with a yellow stem"}, "form that refines"),
+        ({"words": "stem x2"}, "'stem' are not in the prompt 'a blue mushroom'"),
+        ({"words": "blue"}, "does not say what to do"),
+        ({"blend": "stem"}, "neither in the prompt"),
+        ({"methods": ["imagic"], "words": "blue x2"}, "imagic does not control attention"),
+        ({"methods": ["edict"], "blend": "blue"}, "edict does not blend"),
+        ({"source_prompt": "mushroom"}, "not a sentence"),
+        ({"cross": 1.5}, "within 0 and 1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_what_cannot_be_done_is_told(model, tmp_path, changes, says):
+    asked = {"methods": ["direct"], "source_prompt": SOURCE, "overrides": {"steps": 2}} | changes
+    with pytest.raises(UserError, match=says):
+        edit_by_method(TARGET, model=model, out=tmp_path, **asked)
+
+
+def test_an_object_is_edited_from_what_there_is(model, tmp_path):
+    with pytest.raises(UserError, match="no object to edit; give its splat file as start"):
+        ge3d_jax.generate(TARGET, edit_from=SOURCE, model=model, out=tmp_path, progress=False)
+    toybox = preset("toybox")
+    check_edit(toybox, SOURCE, model, has_start=True)
+    check_edit(toybox, None, model, has_start=False)
+    with pytest.raises(UserError, match="this loss has no use for it; choose guidance ge3d"):
+        check_edit(configured("toybox", guidance="sds"), SOURCE, model, has_start=True)
+    with pytest.raises(UserError, match="dragon"):
+        check_edit(toybox, "a red dragon", model, has_start=True)
