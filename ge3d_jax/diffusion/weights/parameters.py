@@ -28,7 +28,8 @@ from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
 # Module names that end in a list index: "resnets_1" is "resnets.1", whereas "linear_1" stays.
 _LIST_ITEM = re.compile(
-    r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers)_(\d+)"
+    r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers|"
+    r"resblocks|clip_embed)_(\d+)"
 )
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
