@@ -5,7 +5,12 @@ import zipfile
 
 import numpy as np
 
-_STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage"}
+_STORAGES = {
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "int64": "LongStorage",
+    "bfloat16": "BFloat16Storage",
+}
 
 
 def text(value):
@@ -42,7 +47,9 @@ def tensor(member, dtype, count, shape, strides=None, offset=0):
     storage = b"(" + text("storage") + name("torch", _STORAGES[dtype]) + text(member) + text("cpu")
     persistent = storage + number(count) + b"tQ"
     hooks = name("collections", "OrderedDict") + b")R"
-    arguments = b"(" + persistent + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks + b"t"
+    arguments = (
+        b"(" + persistent + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks + b"t"
+    )
     return call("torch._utils", "_rebuild_tensor_v2", arguments)
 
 

@@ -30,7 +30,11 @@ def test_what_torch_saves_is_read(tmp_path):
         empty=torch.zeros(0, 2),
     )
     torch.save(several, tmp_path / "several.pt")
-    for name, wanted in (("cap3d.pth", module.state_dict()), ("flat.pt", module.state_dict()), ("several.pt", several)):
+    for name, wanted in (
+        ("cap3d.pth", module.state_dict()),
+        ("flat.pt", module.state_dict()),
+        ("several.pt", several),
+    ):
         found = open_torch_tensors(tmp_path / name, inside="model_state_dict")
         assert list(found) == list(wanted)
         for key, tensor in found.items():

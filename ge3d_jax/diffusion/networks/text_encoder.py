@@ -212,3 +212,38 @@ class CLIPTextModel(nn.Module):
         return layer_norm(self.config.layer_norm_eps, self.dtype, "final_layer_norm")(tokens).astype(
             jnp.float32
         )
+
+
+class CLIPTextFeatures(nn.Module):
+    """Token ids to one feature for each text: the last hidden state of its end token, projected.
+
+    Attributes:
+        config: of the text encoder.
+        projection: D, numbers of a feature; None for a text encoder without projection, whose feature is the
+            hidden state.
+    """
+
+    config: CLIPTextConfig
+    projection: int | None = None
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a feature."""
+        return self.config.hidden_size if self.projection is None else self.projection
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, ends: jax.Array) -> jax.Array:
+        """Features.
+
+        Args:
+            input_ids: (B, L) int32.
+            ends: (B,) int32, where each text's end token is; what follows does not matter.
+
+        Returns:
+            (B, D) float32.
+        """
+        hidden = CLIPTextModel(self.config, name="text_model")(input_ids)
+        ended = jnp.take_along_axis(hidden, ends[:, None, None], axis=1)[:, 0]
+        if self.projection is None:
+            return ended
+        return nn.Dense(self.projection, use_bias=False, name="text_projection")(ended)

@@ -1,9 +1,9 @@
 """Tensors of PyTorch's own files (.pt, .pth), read without running anything in them.
 
-Such a file is a zip archive of uncompressed members: `NAME/data.pkl`, a pickled object, and `NAME/data/0`, …,
-the numbers of its tensors. Unpickling may call any function of any package. Here the pickle's instructions are
-followed by a small machine of our own, which knows plain values, dictionaries, lists and tuples, and the one
-call that stands for a tensor; everything else is refused by its name.
+Such a file is a zip archive of uncompressed members: `NAME/data.pkl`, a pickled object, and `NAME/data/0`, …:
+the numbers of its tensors. Unpickling may call any function of any package. Here the pickle's instructions
+are followed by a small machine of our own, which knows plain values, dictionaries, lists and tuples, and the
+one call that stands for a tensor; everything else is refused by its name.
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """Point-E as a whole: opening its files, and a text's feature to a cloud of colored points."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.weights.parameters import read_parameters
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors
 from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.scenes.start.point_e.networks import (
     CHANNEL_BIASES,
     CHANNEL_SCALES,
@@ -34,19 +34,6 @@ _BUFFERS = ("channel_scales", "channel_biases")
 _CAP3D_KEY = "model_state_dict"
 _PYTORCH = (".pt", ".pth")
 _FULL_COLOR = 255.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PointCloud:
-    """Colored points.
-
-    Attributes:
-        positions: (N, 3) float32.
-        colors: (N, 3) float32 RGB in [0, 1].
-    """
-
-    positions: np.ndarray
-    colors: np.ndarray
 
 
 @struct.dataclass
@@ -251,5 +238,7 @@ def read_network(config: TransformerConfig, tensors: Mapping[str, StoredTensor],
             wanted = np.asarray(getattr(config, name), np.float32)
             tensor = rest.pop(name, None)
             if tensor is not None and not np.array_equal(tensor.read().astype(np.float32), wanted):
-                raise UserError(f"{source}: the tensor {name} is not {wanted.tolist()}; use published weights.")
+                raise UserError(
+                    f"{source}: the tensor {name} is not {wanted.tolist()}; use published weights."
+                )
     return read_parameters(rest, shapes, source)

@@ -16,6 +16,7 @@ Names follow the published tensors: `backbone.resblocks.0.attn.c_qkv` is `backbo
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -254,6 +255,7 @@ def network(config: TransformerConfig) -> BaseTransformer | UpsamplerTransformer
     return BaseTransformer(config)
 
 
+@functools.lru_cache(maxsize=8)
 def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
-    """The tree of the network's parameters as shapes, without computing them."""
+    """The tree of the network's parameters as shapes, without computing them; do not modify it."""
     return jax.eval_shape(network(config).init, jax.random.key(0), *example_inputs(config))["params"]

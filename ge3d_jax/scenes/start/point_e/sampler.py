@@ -1,8 +1,8 @@
 """Point-E's sampler: Heun's method with churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2).
 
 The networks were trained on whole times t, the sampler works with noise levels σ: x = x0 + σ·noise. A level
-becomes the last time whose noise is not more, and x0 is computed with that time's own numbers rather than with
-σ, as the published code does; both differences are visible.
+becomes the last time whose noise is not more, and x0 is computed with that time's own numbers rather than
+with σ, as the published code does; both differences are visible.
 
 | symbol | meaning |
 |---|---|

@@ -39,7 +39,9 @@ def base():
 
 
 _apply_base = jax.jit(lambda parameters, *inputs: network(BASE).apply({"params": parameters}, *inputs))
-_apply_upsampler = jax.jit(lambda parameters, *given: network(UPSAMPLER).apply({"params": parameters}, *given))
+_apply_upsampler = jax.jit(
+    lambda parameters, *given: network(UPSAMPLER).apply({"params": parameters}, *given)
+)
 
 
 def largest(value, expected):
@@ -105,7 +107,10 @@ def test_the_published_tables_are_point_e_s(stage, name):
     np.testing.assert_allclose(stage.sigmas(), stored["sigmas"], rtol=1e-5)
     plan = make_plan(stage)
     # In the order of the evaluations; the last step has none at its end.
-    levels = [np.stack([plan.first.sigma, plan.second.sigma], 1), np.stack([plan.first.time, plan.second.time], 1)]
+    levels = [
+        np.stack([plan.first.sigma, plan.second.sigma], 1),
+        np.stack([plan.first.time, plan.second.time], 1),
+    ]
     sigma, times = (level.reshape(-1)[:-1] for level in levels)
     np.testing.assert_allclose(sigma, stored["sigma_calls"], rtol=1e-5)
     assert np.array_equal(times, stored["t_index"]) and np.array_equal(times, stored["t_index_float64"])
@@ -129,7 +134,8 @@ def sampled(run):
     )
     noise = {
         name: StageNoise(
-            jnp.asarray(rows(stored[f"noise/{name}/initial"])), jnp.asarray(rows(stored[f"noise/{name}/per_step"]))
+            jnp.asarray(rows(stored[f"noise/{name}/initial"])),
+            jnp.asarray(rows(stored[f"noise/{name}/per_step"])),
         )
         for name in stages
     }
@@ -220,6 +226,8 @@ def test_the_stages_are_the_published_ones():
             "steps": "karras_steps", "sigma_min": "sigma_min", "sigma_max": "sigma_max",
             "churn": "s_churn", "guidance": "guidance_scale",
         }  # fmt: skip
-        assert [getattr(stage, ours) for ours in told] == [pipeline[theirs][index] for theirs in told.values()]
+        assert [getattr(stage, ours) for ours in told] == [
+            pipeline[theirs][index] for theirs in told.values()
+        ]
         assert stage.schedule == names["diffusion_config"][name]["schedule"]
         assert sampler.STEPS == names["diffusion_config"][name]["timesteps"]
