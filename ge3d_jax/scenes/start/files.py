@@ -188,7 +188,7 @@ def kind_of_file(path: str | os.PathLike[str]) -> str:
             f"There is no file {os.fspath(path)} to start from; give ball, box, point_e, or the path of "
             "splats, a point cloud or a mesh."
         )
-    if name.endswith(".ply") and not name.endswith(".compressed.ply"):
+    if name.endswith(".ply"):
         return _kind_of_ply(file)
     if name.endswith(".glb"):
         return "splats" if holds_splats(file) else "mesh"
