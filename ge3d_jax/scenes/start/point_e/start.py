@@ -18,17 +18,20 @@ from ge3d_jax.scenes.start.point_e.model import sample_clouds
 from ge3d_jax.splatting.gaussians import Gaussians
 
 BUNDLED = "bundled"
+# Its clouds are half as large as the objects of the Toybox world.
+BUNDLED_SIZE = 2.0
 
 
-def in_world_axes(cloud: PointCloud, *, mirrored: bool, lift: float) -> PointCloud:
+def in_world_axes(cloud: PointCloud, *, mirrored: bool, lift: float, size: float = 1.0) -> PointCloud:
     """A cloud of Point-E, which faces -y there, in the world's axes, facing +x.
 
     Args:
         cloud: as Point-E gives it, z up.
         mirrored: left and right exchanged, as in the paper's public code.
-        lift: added to the height.
+        lift: added to the height, after scaling.
+        size: world units for each of its own.
     """
-    x, y, z = cloud.positions.T
+    x, y, z = np.float32(size) * cloud.positions.T
     positions = np.stack([-y, -x if mirrored else x, z + np.float32(lift)], axis=-1)
     return PointCloud(positions.astype(np.float32), cloud.colors)
 
@@ -51,6 +54,7 @@ class PointEStart(CloudStart):
         clip: the published networks' text encoder: a folder, or a hub id; the small one brings its own.
         mirrored: left and right exchanged, as in the paper's public code.
         lift: added to the height, world units, as there.
+        size: world units for each of Point-E's, whose clouds are about 1 large.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -58,6 +62,7 @@ class PointEStart(CloudStart):
             "model": BUNDLED,
             "mirrored": False,
             "lift": 0.0,
+            "size": BUNDLED_SIZE,
             "growth.kind": "none",
             "colored": True,
             "scale": 0.05,
@@ -71,6 +76,7 @@ class PointEStart(CloudStart):
     clip: str = "openai/clip-vit-large-patch14"
     mirrored: bool = True
     lift: float = 0.15
+    size: float = 1.0
 
     def check(self) -> None:
         """Find the files. Raises UserError that says where to get them."""
@@ -90,7 +96,7 @@ class PointEStart(CloudStart):
             raise UserError("Point-E has no prompt; set start.prompt.")
         numbers = tuple(np.asarray(jax.random.key_data(key)).tolist())
         cloud = _sampled(model_place(self.model), self.clip, self.prompt, numbers)
-        return in_world_axes(cloud, mirrored=self.mirrored, lift=self.lift)
+        return in_world_axes(cloud, mirrored=self.mirrored, lift=self.lift, size=self.size)
 
     def gaussians(self, key: jax.Array) -> Gaussians:
         """Splats at the points."""
