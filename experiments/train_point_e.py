@@ -3,10 +3,10 @@
     python experiments/train_point_e.py --out=runs/point_e
 
 On two CPU cores: a minute for the points of all objects, then about an hour for the base network and half of
-that for the upsampler. Every stage is stored in --out; after an interruption, the same command continues where
-it stopped. At the end --out/model holds the model, clouds.png shows clouds of all kinds in four colors, and
-clouds.json has what they were recognized as. --install copies it into the package. It brings a copy of the
-bundled text encoder, so it goes on working when that one is trained anew.
+that for the upsampler. Every stage is stored in --out; after an interruption, the same command continues
+where it stopped. At the end --out/model holds the model, clouds.png shows clouds of all kinds in four colors,
+and clouds.json has what they were recognized as. --install copies it into the package. It brings a copy of
+the bundled text encoder, so it goes on working when that one is trained anew.
 """
 
 from pathlib import Path
@@ -43,8 +43,9 @@ def main() -> None:
     out = Path(_OUT.value)
     folder = train(recipe, out, install=bundled_folder() if _INSTALL.value else None)
     found = evaluate(folder, out)
+    clouds = len(found["clouds"])
     print(
-        f"Of {len(found['clouds'])} clouds {found['kind']:.0%} have the right kind, {found['color']:.0%} color."
+        f"Of {clouds} clouds {found['kind']:.0%} have the right kind, {found['color']:.0%} the right color."
     )
     print(f"The model is in {folder}; look at {out / 'clouds.png'}")
 

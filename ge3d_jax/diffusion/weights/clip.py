@@ -21,8 +21,13 @@ from huggingface_hub.errors import HTTPError
 
 from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextFeatures
+from ge3d_jax.diffusion.networks.vision_encoder import (
+    CLIPVisionConfig,
+    CLIPVisionFeatures,
+    prepare_picture,
+)
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
-from ge3d_jax.diffusion.weights.config_files import TEXT, naming, read_settings, whole
+from ge3d_jax.diffusion.weights.config_files import TEXT, VISION, naming, read_settings, whole
 from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX, load_tokenizer, open_weights, plain_text_name
 from ge3d_jax.diffusion.weights.parameters import read_parameters
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, read_json, rename_tensors
@@ -37,6 +42,10 @@ _TOKENIZER = (
     "merges.txt",
 )
 _TEXT_PROJECTION = "text_projection.weight"
+_VISION_PREFIX, _VISION_PROJECTION = "vision_model.", "visual_projection.weight"
+_VISION_POSITIONS = "vision_model.embeddings.position_ids"
+# Pictures at a time.
+_PICTURES = 16
 _PROJECTION = whole(1, 2**15)
 
 
@@ -183,3 +192,69 @@ def text_shapes(module: CLIPTextFeatures) -> Mapping[str, Any]:
     """The tree of the parameters' shapes of a text encoder."""
     ids, ends = jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32)
     return jax.eval_shape(module.init, jax.random.key(0), ids, ends)["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTower:
+    """A picture encoder.
+
+    Attributes:
+        module: its network.
+        parameters: of the network.
+    """
+
+    module: CLIPVisionFeatures
+    parameters: Any
+
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Features (B, D) float32 of B pictures, uint8 (H, W, 3) of any sizes; of any length."""
+        size = self.module.config.image_size
+        prepared = np.stack([prepare_picture(picture, size) for picture in pictures])
+        parts = [
+            np.asarray(
+                _vision_features(self.parameters, prepared[first : first + _PICTURES], module=self.module)
+            )
+            for first in range(0, len(prepared), _PICTURES)
+        ]
+        return np.concatenate(parts)
+
+
+@partial(jax.jit, static_argnames="module")
+def _vision_features(parameters: Any, pictures: jax.Array, *, module: CLIPVisionFeatures) -> jax.Array:
+    features: Any = module.apply({"params": parameters}, pictures)
+    return features
+
+
+def vision_shapes(module: CLIPVisionFeatures) -> Mapping[str, Any]:
+    """The tree of the parameters' shapes of a picture encoder."""
+    size = module.config.image_size
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+
+
+def load_vision_tower(model: str | os.PathLike[str]) -> VisionTower:
+    """Load a picture encoder.
+
+    Args:
+        model: a CLIP's folder or hub id.
+
+    Raises:
+        UserError: it is missing, damaged, or not a CLIP.
+    """
+    folder = find_clip(model)
+    config = _clip_config(folder)
+    if not isinstance(config.get("vision_config"), dict):
+        raise UserError(
+            f"{folder / _CONFIG} is not of a CLIP: it has no vision_config; give a CLIP's folder."
+        )
+    with naming(folder / _CONFIG):
+        size = CLIPVisionConfig(
+            **read_settings("picture encoder", config["vision_config"], used=VISION, ignored=None)
+        )
+    module = CLIPVisionFeatures(size, projection_of(config, folder / _CONFIG))
+    tensors, source = clip_tensors(folder)
+    own = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (name.startswith(_VISION_PREFIX) and name != _VISION_POSITIONS) or name == _VISION_PROJECTION
+    }
+    return VisionTower(module, read_parameters(own, vision_shapes(module), source))

@@ -109,7 +109,8 @@ def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
         upsampler_stage=point_e.UPSAMPLER_STAGE,
     )
     for folder in filter(None, (out / "model", install)):
-        save_point_e(folder, model, model_folder(), _TOYBOX_FILE)
+        # Half of the digits are enough, and of the bytes.
+        save_point_e(folder, model, model_folder(), _TOYBOX_FILE, dtype=np.float16)
     return out / "model"
 
 

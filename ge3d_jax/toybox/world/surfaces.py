@@ -11,8 +11,8 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS, PRIMARY, SECONDARY
 
 # Objects lie within this distance of the origin along each axis.
 _REACH = 0.9
-# Points are drawn in a shell of this thickness to both sides, and moved onto the surface. Where it is curved the
-# shell is thicker on one side, thinner on the other.
+# Points are drawn in a shell of this thickness to both sides, and moved onto the surface. Where it is curved,
+# there is more of the shell on one side and less on the other.
 _SHELL = 0.03
 _CANDIDATES = 2**18
 _NEWTON_STEPS = 6

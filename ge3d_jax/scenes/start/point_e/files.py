@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.typing import DTypeLike
 
 from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.core.errors import UserError
@@ -102,7 +104,14 @@ def read_config(place: Path) -> PointEConfig:
         return from_tree(PointEConfig(), read_json(file))
 
 
-def save_point_e(folder: Path, model: PointE, text_folder: Path, language: Mapping[str, str]) -> None:
+def save_point_e(
+    folder: Path,
+    model: PointE,
+    text_folder: Path,
+    language: Mapping[str, str],
+    *,
+    dtype: DTypeLike = np.float32,
+) -> None:
     """Write a folder that `open_point_e` opens.
 
     Args:
@@ -110,13 +119,14 @@ def save_point_e(folder: Path, model: PointE, text_folder: Path, language: Mappi
         model: the networks.
         text_folder: holds the text encoder, `text_encoder/` and `tokenizer/`, of which copies are written.
         language: files on the words that it knows, name → text.
+        dtype: of the networks in their files.
     """
     for name in TEXT_FOLDERS:
         for file in sorted((text_folder / name).iterdir()):
             with atomic_path(folder / name / file.name) as temporary:
                 temporary.write_bytes(file.read_bytes())
-    write_parameters(folder / BASE_FILES[0], model.base)
-    write_parameters(folder / UPSAMPLER_FILES[0], model.upsampler)
+    write_parameters(folder / BASE_FILES[0], model.base, dtype=dtype)
+    write_parameters(folder / UPSAMPLER_FILES[0], model.upsampler, dtype=dtype)
     config = PointEConfig(model.base_config, model.upsampler_config, model.base_stage, model.upsampler_stage)
     for name, text in {**language, CONFIG_FILE: json.dumps(to_tree(config), indent=2) + "\n"}.items():
         with atomic_path(folder / name) as temporary:
