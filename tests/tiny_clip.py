@@ -70,7 +70,7 @@ def save(folder, activation="quick_gelu"):
     arrays = {
         **_arrays(text_shapes(CLIPTextFeatures(text, PROJECTION))),
         **_arrays(vision_shapes(CLIPVisionFeatures(VISION, PROJECTION))),
-        "logit_scale": np.float32(4.6),
+        "logit_scale": np.asarray(4.6, np.float32),
     }
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

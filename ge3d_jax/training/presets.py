@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import kind_of, with_overrides
+from ge3d_jax.core.settings import kind_of, setting_names, with_overrides
 from ge3d_jax.guidance.losses import GE3D, LOSSES
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit
@@ -224,13 +224,15 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
     if start is not None:
         named = start in STARTS and not STARTS[start].reads_file
         kind = start if named else kind_of_file(start)
-        changes = {"kind": kind, **({} if named else {"file": start})}
+        changes: dict[str, Any] = {"kind": kind, **({} if named else {"file": start})}
+        before = config
         if kind != kind_of(config, "scene.start"):
             changes |= STARTS[kind].presets.get(_base_name(preset_name), {})
-            # What a loss asks for stays.
-            if kind != "splats":
-                changes["sh_degree"] = config.scene.start.sh_degree
         config = with_overrides(config, {f"scene.start.{name}": value for name, value in changes.items()})
+        if "scene.start.sh_degree" in setting_names(config):
+            # What a loss asks for stays.
+            degree = before.scene.start.sh_degree
+            config = with_overrides(config, {"scene.start.sh_degree": degree})
     if growth is None:
         return config
     if growth not in GROWTHS:

@@ -1,7 +1,6 @@
 """Starts that are files: splats, a colored point cloud, or a mesh; and which of them a file is."""
 
 import dataclasses
-import functools
 import os
 import warnings
 from collections.abc import Mapping
@@ -26,11 +25,6 @@ CLOUD_SUFFIXES = (".ply", ".xyz")
 _FAR, _SMALL = 2.0, 0.1
 
 
-@functools.lru_cache(maxsize=2)
-def _splats_of(file: str) -> Gaussians:
-    return load_splats(file)
-
-
 @dataclasses.dataclass(frozen=True)
 class SplatFile:
     """Splats of a file of any format that is read.
@@ -51,12 +45,11 @@ class SplatFile:
 
     @property
     def sh_degree(self) -> int:
-        """Of the file's splats."""
-        return _splats_of(self.file).sh_degree
+        """Only the file tells."""
+        return 0
 
     def check(self) -> None:
-        """Read the file. Raises UserError."""
-        _splats_of(self.file)
+        """Nothing: the file is read before a run begins."""
 
     def words_of(self, prompt: str) -> tuple[str, Path] | None:
         """No model."""
@@ -68,7 +61,7 @@ class SplatFile:
 
     def gaussians(self, key: jax.Array) -> Gaussians:
         """The file's splats."""
-        return _splats_of(self.file)
+        return load_splats(self.file)
 
 
 def placed(cloud: PointCloud, radius: float | None, source: str) -> PointCloud:
@@ -119,15 +112,12 @@ class CloudFile(CloudStart):
         _check_radius(self.radius)
 
     def check(self) -> None:
-        """Read the file. Raises UserError."""
-        self._cloud()
-
-    def _cloud(self) -> PointCloud:
-        return placed(read_cloud(self.file), self.radius, self.file)
+        """Nothing: the file is read before a run begins."""
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """Splats at the points."""
-        return self.splats(self._cloud(), self.file, np.random.default_rng(0))
+        """Splats at the points, the same for each key."""
+        cloud = placed(read_cloud(self.file), self.radius, self.file)
+        return self.splats(cloud, self.file, np.random.default_rng(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +151,12 @@ class MeshFile(CloudStart):
             raise UserError(f"The setting start.points is {self.points}; give at least 1.")
 
     def check(self) -> None:
-        """Read the file. Raises UserError."""
-        self._cloud()
-
-    def _cloud(self) -> PointCloud:
-        cloud = sample_mesh(read_mesh(self.file), self.points, np.random.default_rng(0), y_up=self.y_up)
-        return placed(cloud, self.radius, self.file)
+        """Nothing: the file is read before a run begins."""
 
     def gaussians(self, key: jax.Array) -> Gaussians:
         """Splats on the surface, the same for each key."""
-        return self.splats(self._cloud(), self.file, np.random.default_rng(1))
+        cloud = sample_mesh(read_mesh(self.file), self.points, np.random.default_rng(0), y_up=self.y_up)
+        return self.splats(placed(cloud, self.radius, self.file), self.file, np.random.default_rng(1))
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str:
