@@ -128,7 +128,7 @@ PRESETS: dict[str, Config] = {
             buffer_capacity=2**14,
             scale_noise=0.0,
             scale_penalty=0.0,
-            start=Ball(count=1600, radius=0.5, scale=0.042, opacity=0.27),
+            start=Ball(**Ball.presets["toybox"]),
             learning_rates=SplatRates(
                 position=(4e-3, 1e-3),
                 color=(3e-2, 5e-3),

@@ -12,6 +12,7 @@ from ge3d_jax.runs.asked import asked_by_file, asked_by_preset
 from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.point_cloud import point_cloud
 from ge3d_jax.toybox import model_folder
+from ge3d_jax.training.presets import PRESETS
 from tests.scenes.start.point_e import small
 
 PROMPT = "a red mushroom"
@@ -79,7 +80,8 @@ def test_a_saved_run_tells_its_start(model, tmp_path):
     file.write_text(json.dumps(request.description))
     again = asked_by_file(file, overrides=None)
     assert again.settings == request.settings and again.start == "point_e"
-    assert asked_by_file(file, start="ball", overrides=None).settings.scene.start.count == 100_000
+    ball = asked_by_file(file, start="ball", overrides=None).settings.scene.start
+    assert ball == PRESETS["toybox"].scene.start and ball.count == 1600
     # Runs of before had their file beside the settings, whose start was the ball.
     cloud, folder = point_cloud(PROMPT, model=model, out=tmp_path / "cloud")
     old = json.loads(file.read_text()) | {"start": str(folder / "cloud.ply")}

@@ -114,6 +114,10 @@ class _GrayStart:
 class Ball(_GrayStart):
     """A ball of gray splats."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "toybox": {"count": 1600, "radius": 0.5, "scale": 0.042, "opacity": 0.27}
+    }
+
     def gaussians(self, key: jax.Array) -> Gaussians:
         """The splats."""
         return ball(key, **dataclasses.asdict(self))
@@ -121,10 +125,7 @@ class Ball(_GrayStart):
 
 @dataclasses.dataclass(frozen=True)
 class Box(_GrayStart):
-    """A cube of gray splats, with edges of twice the radius.
-
-    For the bundled model it has as many of the size and opacity that the ball of its preset has.
-    """
+    """A cube of gray splats, with edges of twice the radius."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toybox": {"count": 1600, "radius": 0.4, "scale": 0.042, "opacity": 0.27}

@@ -92,7 +92,8 @@ def sample_surface(key: jax.Array, kind: str, count: int) -> Surface:
     paints = [paint for paint, _ in KINDS[kind].solids(jnp.zeros(3))]
     own_colors = np.array([(0.0,) * 3 if isinstance(paint, str) else paint for paint in paints], np.float32)
     has = {slot: np.array([paint == slot for paint in paints], np.float32) for slot in (PRIMARY, SECONDARY)}
-    return Surface(positions, has[PRIMARY][nearest], has[SECONDARY][nearest], own_colors[nearest])
+    arrays = (positions, has[PRIMARY][nearest], has[SECONDARY][nearest], own_colors[nearest])
+    return Surface(*map(jnp.asarray, arrays))
 
 
 def paint_surface(surface: Surface, primary: jax.Array, secondary: jax.Array) -> jax.Array:
