@@ -64,8 +64,9 @@ def point_cloud(
         growth=AsItIs(),
         colored=True,
         opacity=_SHOWN_OPACITY,
-        **({} if clip is None else {"clip": clip}),
     )
+    if clip is not None:
+        start = dataclasses.replace(start, clip=clip)
     start.check()
     words = start.words_of(prompt)
     assert words is not None

@@ -117,4 +117,4 @@ def prepare_picture(picture: np.ndarray, size: int) -> np.ndarray:
         image = image.resize(scaled, Image.Resampling.BICUBIC)
     left, top = ((edge - size) // 2 for edge in scaled)
     cut = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255.0
-    return (cut - np.float32(MEAN)) / np.float32(STANDARD_DEVIATION)
+    return (cut - np.asarray(MEAN, np.float32)) / np.asarray(STANDARD_DEVIATION, np.float32)

@@ -94,9 +94,9 @@ def make_data(surfaces: Surface, encode: Encode) -> CloudData:
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return CloudData(
         surfaces=surfaces,
-        palette=palette(),
-        part_colors=np.asarray([names.index(kind.part_color) for kind in KINDS.values()]),
-        features=features.reshape(len(KINDS), len(names), len(names) + 1, -1),
+        palette=jnp.asarray(palette()),
+        part_colors=jnp.asarray([names.index(kind.part_color) for kind in KINDS.values()]),
+        features=jnp.asarray(features.reshape(len(KINDS), len(names), len(names) + 1, -1)),
     )
 
 

@@ -118,7 +118,10 @@ def _surfaces(recipe: Recipe, file: Path) -> Surface:
     if not file.exists():
         made = point_e.make_surfaces(jax.random.key(recipe.seed), recipe.points)
         with atomic_path(file) as path:
-            np.savez(path, **{name: np.asarray(getattr(made, name)) for name in made.__dataclass_fields__})
+            arrays: dict[str, Any] = {
+                name: np.asarray(getattr(made, name)) for name in made.__dataclass_fields__
+            }
+            np.savez(path, allow_pickle=False, **arrays)
     with np.load(file) as stored:
         return Surface(**{name: stored[name] for name in stored.files})
 
