@@ -46,7 +46,8 @@ class Row:
     @property
     def config(self) -> Config:
         """The settings of the run. Raises UserError."""
-        config = configured(self.preset, guidance=self.guidance, overrides=dict(self.settings))
+        # Point-E's weights are not needed to plan.
+        config = configured(self.preset, guidance=self.guidance, start="ball", overrides=dict(self.settings))
         return with_count(config, self.splats)
 
     @property

@@ -198,6 +198,14 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
     return SplatFile(to_gaussians(sound_splats(path, arrays)))
 
 
+def holds_splats(path: Path) -> bool:
+    """Whether a .glb file says that it has splats. Raises UserError where it cannot be read."""
+    with open_splat_file(path) as (file, length):
+        start = file.read(_HEADER.size + _CHUNK.size)
+        size = _CHUNK.unpack_from(start, _HEADER.size)[0] if len(start) == _HEADER.size + _CHUNK.size else 0
+        return _EXTENSION.encode() in file.read(min(size, length, _LONGEST_JSON))
+
+
 def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
     """The description of a file and its numbers."""
     if len(data) < _HEADER.size + _CHUNK.size or _HEADER.unpack_from(data)[0] != _MAGIC:

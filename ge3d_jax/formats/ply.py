@@ -15,7 +15,7 @@ a few hundred bytes that claim long lists would cost minutes and hundreds of meg
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -119,10 +119,7 @@ def read_ply(path: str | os.PathLike[str]) -> SplatFile:
     """
     path = Path(path)
     with open_splat_file(path) as (opened, size):
-        file, length = _as_text(path, opened, size)
-        header = read_header(path, file)
-        if header.ascii:
-            file, length = _with_newlines(file, header, length)
+        file, length, header = _opened(path, opened, size)
         element, before = _find_splats(path, header)
         if is_compressed(element):
             arrays = unpack_splats(path, _read_tables(path, file, length - header.size, header))
@@ -132,6 +129,47 @@ def read_ply(path: str | os.PathLike[str]) -> SplatFile:
             table = read(path, file, length - header.size, element, before, columns.names)
             arrays = to_arrays(path, columns, table)
     return SplatFile(to_gaussians(sound_splats(path, arrays)), is_antialiased(header.comments))
+
+
+def read_vertices(path: str | os.PathLike[str], columns: Callable[[Element], Sequence[str]]) -> np.ndarray:
+    """Properties of the element `vertex` of any .ply file.
+
+    Args:
+        path: file to read.
+        columns: the element to the names of the properties to read, none of them lists; may raise UserError.
+
+    Returns:
+        (N, C) float32, in the order of the names.
+
+    Raises:
+        UserError: the file is missing, not a .ply, truncated, or has no vertices; names the file.
+    """
+    path = Path(path)
+    with open_splat_file(path) as (opened, size):
+        file, length, header = _opened(path, opened, size)
+        element, before = _find_splats(path, header)
+        read = _read_ascii if header.ascii else _read_binary
+        return read(path, file, length - header.size, element, before, columns(element))
+
+
+def read_elements(path: str | os.PathLike[str]) -> list[Element]:
+    """The elements that the header of a .ply file names.
+
+    Raises:
+        UserError: the file is missing or not a .ply; names the file.
+    """
+    path = Path(path)
+    with open_splat_file(path) as (opened, size):
+        return _opened(path, opened, size)[2].elements
+
+
+def _opened(path: Path, opened: BinaryIO, size: int) -> tuple[BinaryIO, int, Header]:
+    """A file at the first byte after its header, its length, and the header."""
+    file, length = _as_text(path, opened, size)
+    header = read_header(path, file)
+    if header.ascii:
+        file, length = _with_newlines(file, header, length)
+    return file, length, header
 
 
 def _as_text(path: Path, file: BinaryIO, length: int) -> tuple[BinaryIO, int]:

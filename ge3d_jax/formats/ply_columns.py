@@ -151,7 +151,24 @@ def find_columns(path: Path, element: Element) -> Columns:
     return Columns(tuple(own[name] for name in wanted), len(some_scales), rest, full_color, bool(filters))
 
 
-def _fractions(colors: np.ndarray, full: float) -> np.ndarray:
+def color_columns(types: Mapping[str, str | None]) -> tuple[list[str], float]:
+    """The properties red, green, blue of an element by the file's own names, and what is full color.
+
+    Args:
+        types: of the element's properties.
+
+    Returns:
+        The names, none where a color is missing or a list; and the largest value of their type, 1 for floats.
+    """
+    own = _own_names(types)
+    names = [own[name] for name in _PLAIN_COLOR if name in own]
+    kinds = [types[name] for name in names]
+    if len(names) < len(_PLAIN_COLOR) or None in kinds:
+        return [], 1.0
+    return names, _FULL_COLOR.get(str(kinds[0])[-2:], 1.0)
+
+
+def fractions(colors: np.ndarray, full: float) -> np.ndarray:
     """Colors in [0, 1]; some writers put bytes into floats."""
     if full == 1.0 and np.max(colors, initial=0.0, where=np.isfinite(colors)) > 1.0:
         full = 255.0
@@ -203,7 +220,7 @@ def to_arrays(path: Path, columns: Columns, values: np.ndarray) -> SplatArrays:
             stacklevel=2,
         )
     if columns.full_color is not None:
-        colors = (_fractions(colors, columns.full_color) - np.float32(0.5)) / np.float32(SH_C0)
+        colors = (fractions(colors, columns.full_color) - np.float32(0.5)) / np.float32(SH_C0)
     channels = rest.reshape(count, 3, columns.rest // 3)
     if channels.shape[2] > MOST_REST:
         channels = channels[:, :, :MOST_REST]

@@ -1,6 +1,7 @@
 """What a run is asked for: by a preset or the config.json of an earlier run, and by what a caller gives."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of
+from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of, with_start
 
 DEFAULT_PRESET = "toybox"
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelChoice))
@@ -47,35 +48,53 @@ class Asked:
 
 
 def asked_by_preset(
-    name: str | None, *, guidance: str | None, density: str | None, overrides: Mapping[str, Any] | None
+    name: str | None,
+    *,
+    guidance: str | None,
+    density: str | None,
+    start: FilePath | None = None,
+    growth: str | None = None,
+    overrides: Mapping[str, Any] | None,
 ) -> Asked:
     """What a preset asks for.
 
     Args:
         name: the preset's; None is that of the bundled model.
-        guidance, density: see `configured`.
+        guidance, density, start, growth: see `configured`.
         overrides: settings to change, by dotted name.
 
     Raises:
         UserError: see `configured`.
     """
     name = DEFAULT_PRESET if name is None else name
+    path = None if start is None else os.fspath(start)
+    usual = configured(name, guidance=guidance, density=density, start=path, growth=growth)
     return Asked(
         preset=name,
-        usual=configured(name, guidance=guidance, density=density),
-        settings=configured(name, guidance=guidance, density=density, overrides=overrides),
+        usual=usual,
+        settings=configured(
+            name, guidance=guidance, density=density, start=path, growth=growth, overrides=overrides
+        ),
         prompt=prompt_of(name),
         seed=seed_of(name),
+        start=path,
     )
 
 
-def asked_by_file(file: FilePath, *, overrides: Mapping[str, Any] | None) -> Asked:
+def asked_by_file(
+    file: FilePath,
+    *,
+    start: FilePath | None = None,
+    growth: str | None = None,
+    overrides: Mapping[str, Any] | None,
+) -> Asked:
     """What an earlier run was asked for.
 
     A setting that is new since then has the value that the run's preset gives it, and a warning tells so.
 
     Args:
         file: the run's config.json.
+        start, growth: another start; see `configured`.
         overrides: settings to change, by dotted name.
 
     Raises:
@@ -94,16 +113,27 @@ def asked_by_file(file: FilePath, *, overrides: Mapping[str, Any] | None) -> Ask
             f"{file} does not give every setting; from the preset {saved['preset']!r} come {values}.",
             stacklevel=2,
         )
+    if start is None and not _tells_start(saved["settings"]):
+        # Older runs tell the file they began with beside the settings.
+        start = saved.get("start")
+    path = None if start is None else os.fspath(start)
+    usual = with_start(usual, saved["preset"], start=path, growth=growth)
+    settings = with_start(settings, saved["preset"], start=path, growth=growth)
     return Asked(
         preset=saved["preset"],
         usual=usual,
         settings=with_overrides(settings, overrides or {}),
         prompt=saved["prompt"],
         seed=saved["seed"],
-        start=saved.get("start"),
+        start=path if path is not None else saved.get("start"),
         edit_from=saved.get("edit_from"),
         model=ModelChoice.described(saved),
     )
+
+
+def _tells_start(tree: Mapping[str, Any]) -> bool:
+    """Whether the settings of a run say which kind of start it had."""
+    return "scene.start.kind" in _kinds(tree)
 
 
 def refuse_beside_file(**given: str | None) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.files import locked
 from ge3d_jax.core.settings import with_overrides
-from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, refuse_beside_file
 from ge3d_jax.runs.folder import prepare_folder
@@ -72,6 +71,7 @@ def generate(
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
     edit_from: str | None = None,
+    start_growth: str | None = None,
     reconstruct_from: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     preview_every: int = 25,
@@ -99,9 +99,13 @@ def generate(
         model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
             or an id of the hub, which is downloaded.
         out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
-        start: a splat file of any format that is read to begin with instead of a gray ball.
+        start: what to begin with: "ball", "box" or "point_e", the points that Point-E makes of the prompt; or
+            the path of a splat file of any format that is read, a point cloud with colors (.ply, .xyz), or a
+            mesh (.glb, .obj, .ply, .stl). None for the preset's.
         edit_from: what the object of `start` shows, to keep what the prompt does not change: the setting
             `guidance.inversion` is then "direct" unless `overrides` say otherwise.
+        start_growth: how points to begin with become more: "clones", "gaussian_dreamer" or "none"; None for
+            the usual way.
         reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
             0.8; None for what `overrides` say of `reconstruction.start`, by default none.
         overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
@@ -131,15 +135,21 @@ def generate(
     if reconstruct_from is not None:
         overrides = {**(overrides or {}), "reconstruction.start": reconstruct_from}
     if config is None:
-        asked = asked_by_preset(preset, guidance=guidance, density=density, overrides=overrides)
+        asked = asked_by_preset(
+            preset,
+            guidance=guidance,
+            density=density,
+            start=start,
+            growth=start_growth,
+            overrides=overrides,
+        )
     else:
         refuse_beside_file(preset=preset, guidance=guidance, density=density)
-        asked = asked_by_file(config, overrides=overrides)
+        asked = asked_by_file(config, start=start, growth=start_growth, overrides=overrides)
     asked = asked.but(
         prompt=prompt,
         seed=seed,
         model=model,
-        start=start,
         edit_from=edit_from,
         dtype=dtype,
         loras=loras,
@@ -149,8 +159,7 @@ def generate(
         exact = {"guidance.inversion": "direct"}
         asked = asked.but(settings=with_overrides(asked.settings, {**exact, **_inversion_of(overrides)}))
     place = asked.model.check()
-    started = load_splats(asked.start) if asked.start is not None else None
-    request = ObjectRequest.checked(asked, place, out=out, started=started)
+    request = ObjectRequest.checked(asked, place, out=out)
     prepare_folder(request.folder)
     with locked(request.folder):
         goes_on = resume and request.check_resumable(say=told(progress))

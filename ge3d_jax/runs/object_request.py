@@ -63,7 +63,7 @@ class ObjectRequest:
         prompt, seed: what to make.
         settings: of the run.
         usual: those of the preset, with the loss and the kinds of sections that were chosen.
-        started: what the run begins with, None for what the settings say.
+        started: what the run begins with where that is a file, None for what the settings say.
         edit_from: what it begins with shows; None where that is not told.
         folder: where it is written.
         description: what config.json says of it.
@@ -84,26 +84,25 @@ class ObjectRequest:
         return self.settings.views_per_pass // self.settings.guidance.views_together
 
     @classmethod
-    def checked(
-        cls, asked: Asked, place: Path, *, out: FilePath | None, started: Gaussians | None
-    ) -> "ObjectRequest":
+    def checked(cls, asked: Asked, place: Path, *, out: FilePath | None) -> "ObjectRequest":
         """What was asked for, if it can be made.
 
         Args:
             asked: by the caller.
             place: where the model is.
             out: folder to write to; None is outputs/<prompt>-<seed>.
-            started: the splats of `asked.start`.
 
         Raises:
             UserError: an input that cannot be used.
         """
         prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
         check_prompt(prompt, place)
-        check_edit(settings, asked.edit_from, place, has_start=started is not None)
         check_seed(asked.seed)
         check_image_size(settings, place)
         settings.scene.check_devices()
+        settings.scene.check_start(prompt, check_prompt)
+        started = settings.scene.from_file()
+        check_edit(settings, asked.edit_from, place, has_start=started is not None)
         if started is not None:
             settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
         folder = Path(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
@@ -157,7 +156,8 @@ class ObjectRequest:
         """
         settings, folder = self.settings, self.folder
         task = Distillation(settings)
-        state = begin(settings, context.model, jax.random.key(self.seed), start=self.started)
+        asked = dataclasses.replace(settings, scene=settings.scene.asked_for(self.prompt))
+        state = begin(asked, context.model, jax.random.key(self.seed), start=self.started)
         history: list[HostNumbers] = []
         if resume:
             state, history = resume_run(folder, state, settings.scene, last=settings.distilled_iterations)

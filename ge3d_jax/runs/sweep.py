@@ -14,7 +14,6 @@ from ge3d_jax.core.devices import mesh_of_all_processes
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.processes import Cluster, check_same, join, leave
 from ge3d_jax.core.settings import to_tree
-from ge3d_jax.formats.splats import load_splats
 from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.object_request import ObjectRequest
@@ -62,6 +61,7 @@ def sweep(
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
+    start_growth: str | None = None,
     reconstruct_from: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     at_a_time: int | None = None,
@@ -86,7 +86,7 @@ def sweep(
         prompts: what to make; None for those of `file`, or for the preset's.
         seeds: one object of each prompt for each.
         file: prompts one a line, with settings after a tab; see `read_lines`.
-        preset, guidance, density, model, start, reconstruct_from, overrides, dtype, loras,
+        preset, guidance, density, model, start, start_growth, reconstruct_from, overrides, dtype, loras,
             textual_inversions: as for `generate`, of all objects.
         out: folder; None is outputs/sweep-<first prompt, or the file's name>. Each object has a folder in
             it, as `generate` writes it; `outcomes/` has what came of each.
@@ -122,10 +122,14 @@ def sweep(
     if cluster is not None:
         join(cluster)
     asked = [
-        _asked(line, preset, guidance, density, of_all).but(
+        _asked(
+            line,
+            preset,
+            {"guidance": guidance, "density": density, "start": start, "growth": start_growth},
+            of_all,
+        ).but(
             prompt=line.prompt,
             model=model,
-            start=start,
             dtype=dtype,
             loras=loras,
             textual_inversions=textual_inversions,
@@ -134,9 +138,8 @@ def sweep(
     ]
     place = asked[0].model.check()
     path = Path(out) if out is not None else Path("outputs") / _default_name(asked[0], file)
-    started = load_splats(start) if start is not None else None
     objects = [
-        _object(index, line, one.but(seed=seed), place, path, started)
+        _object(index, line, one.but(seed=seed), place, path)
         for index, (line, one) in enumerate(zip(lines, asked, strict=True))
         for seed in seeds
     ]
@@ -187,13 +190,11 @@ def _default_name(first: Asked, file: str | os.PathLike[str] | None) -> str:
     return f"sweep-{slug(Path(file).stem if file is not None else first.prompt or '')}"
 
 
-def _asked(
-    line: Line, preset: str | None, guidance: str | None, density: str | None, overrides: Mapping[str, Any]
-) -> Asked:
+def _asked(line: Line, preset: str | None, chosen: Mapping[str, Any], overrides: Mapping[str, Any]) -> Asked:
     """What a line asks for. Raises UserError with the line's place before it."""
     changes = dict(line.changes)
     of_line = {name: changes.pop(name) for name in _OF_LINE if name in changes}
-    kinds = {"guidance": guidance, "density": density} | of_line
+    kinds = {**chosen, **of_line}
     try:
         asked = asked_by_preset(preset, **kinds, overrides={**overrides, **changes})
         if not asked.settings.shared_nodes:
@@ -206,10 +207,10 @@ def _asked(
         raise UserError(f"{line.place}{error}") from error
 
 
-def _object(index: int, line: Line, asked: Asked, place: Path, path: Path, started: Any) -> SweepObject:
+def _object(index: int, line: Line, asked: Asked, place: Path, path: Path) -> SweepObject:
     """An object of a line. Raises UserError with the line's place before it."""
     try:
-        request = ObjectRequest.checked(asked, place, out=path, started=started)
+        request = ObjectRequest.checked(asked, place, out=path)
     except UserError as error:
         raise UserError(f"{line.place}{error}") from error
     name = line.folder_name(request.prompt, request.seed)

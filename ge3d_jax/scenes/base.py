@@ -4,7 +4,8 @@ A scene is a frozen dataclass of settings with functions over a pytree, its stat
 parameters, their gradients and rates; what a parameter means, and how their number changes, is the scene's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -41,6 +42,23 @@ class Scene(Protocol):
 
     def check_devices(self) -> None:
         """Refuse, before a run begins, what the devices in use cannot do. Raises UserError."""
+
+    def check_start(self, prompt: str, check_words: Callable[[str, Path], None]) -> None:
+        """Refuse, before a run begins, a start that cannot be made.
+
+        Args:
+            prompt: of the run.
+            check_words: given what a model is to make and its folder; may raise UserError.
+
+        Raises:
+            UserError: names what is missing.
+        """
+
+    def from_file(self) -> Any:
+        """What a run begins with where that is in a file, the same for all prompts and seeds; else None."""
+
+    def asked_for(self, prompt: str) -> "Scene":
+        """The same scene, with a start that makes what the prompt says."""
 
     def begin(self, key: jax.Array, start: Any = None) -> Any:
         """The state before the first iteration, from `start` or what the settings say."""

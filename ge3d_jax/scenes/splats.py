@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from ge3d_jax.scenes.base import Moments, Parameters, Renders
 from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit, Strategy
 from ge3d_jax.scenes.splat_state import SplatState, first_capacity, grown_capacity, with_capacity
 from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.scenes.start.base import Start
+from ge3d_jax.scenes.start.starts import STARTS
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
 from ge3d_jax.splatting.rasterize import Rendered, render
@@ -89,7 +92,7 @@ class Splats:
     scale_noise: float = math.sqrt(0.2) / 4
     scale_penalty: float = 1.0
     sh_every: int = 500
-    start: Ball = Ball()
+    start: Start = choice(lambda: STARTS, Ball())
     learning_rates: SplatRates = SplatRates()
     density: Strategy = choice(lambda: STRATEGIES, CloneAndSplit())
     rasterizer: str = AUTO
@@ -109,11 +112,26 @@ class Splats:
         """Refuse a rasterizer that needs another device. Raises UserError."""
         check_device(self.rasterizer)
 
+    def check_start(self, prompt: str, check_words: Callable[[str, Path], None]) -> None:
+        """Refuse a start whose files are not there. Raises UserError."""
+        self.start.check()
+        words = self.start.words_of(prompt)
+        if words is not None:
+            check_words(*words)
+
+    def from_file(self) -> Gaussians | None:
+        """The splats of a start that is a file. Raises UserError."""
+        return self.start.gaussians(jax.random.key(0)) if self.start.reads_file else None
+
+    def asked_for(self, prompt: str) -> "Splats":
+        """The same scene, whose start is for the prompt."""
+        return dataclasses.replace(self, start=self.start.asked_for(prompt))
+
     def begin(self, key: jax.Array, start: Gaussians | None = None) -> SplatState:
-        """The splats before the first iteration, from `start` or the ball of the settings.
+        """The splats before the first iteration, from `start` or what the settings say.
 
         Raises:
-            UserError: more splats to start from than `capacity`.
+            UserError: more splats to start from than `capacity`, or a start that cannot be made.
         """
         gaussians = self.start.gaussians(key) if start is None else start
         if gaussians.capacity > self.capacity:

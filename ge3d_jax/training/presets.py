@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.core.settings import kind_of, setting_names, with_overrides
 from ge3d_jax.guidance.losses import GE3D, LOSSES
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit
 from ge3d_jax.scenes.scenes import Splats
 from ge3d_jax.scenes.splats import SplatRates
 from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.scenes.start.clouds import GROWTHS, CloudStart
+from ge3d_jax.scenes.start.files import kind_of_file
+from ge3d_jax.scenes.start.point_e.start import PointEStart
+from ge3d_jax.scenes.start.starts import STARTS
 from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, PromptConfig
 from ge3d_jax.training.reconstruction_config import Reconstruction
 
@@ -22,22 +26,27 @@ _Run = TypeVar("_Run", bound=Any)
 
 # A preset of this name with something after a slash begins with its settings.
 _PAPER = "paper"
-# The public configurations of the paper: name → (prompt, what differs from `paper`). The published objects
-# begin as point clouds that Point-E makes; these begin as balls.
+# The public configurations of the paper: name → (prompt, what differs from `paper`). Each names a prompt
+# of its own for Point-E.
 PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "paper/lantern": (
         "A decorative lantern, red, warm lighting, 8K, HDR",
         {
+            "scene.start.prompt": "A lantern.",
             "guidance.nodes.jump_max": (110, 80),
             "guidance.nodes.jump_min": (100, 70),
             "guidance.nodes.max_step": (700, 400),
             "scene.density.reset_every": 500,
         },
     ),
-    "paper/giraffe": ("A giraffe with a scarf, cozy, realistic, 8K, HDR.", {}),
+    "paper/giraffe": (
+        "A giraffe with a scarf, cozy, realistic, 8K, HDR.",
+        {"scene.start.prompt": "A giraffe."},
+    ),
     "paper/radio": (
         "A vintage radio, wooden case, retro design, 8K, HDR",
         {
+            "scene.start.prompt": "A radio.",
             "guidance.nodes.jump_max": (80, 60),
             "guidance.nodes.jump_min": (60, 50),
             "scene.density.reset_every": 500,
@@ -46,6 +55,7 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "paper/stuffed_bunny": (
         "a soft stuffed toy bunny with long ears and a pink nose.",
         {
+            "scene.start.prompt": "A bunny.",
             "guidance.nodes.jump_max": (80, 60),
             "guidance.nodes.jump_min": (60, 45),
             "guidance.dbc": False,
@@ -53,17 +63,25 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "paper/swarovski_earrings": (
         "Swarovski crystal earrings, photorealistic, 8K, HDR.",
-        {"guidance.nodes.jump_max": (80, 60), "guidance.nodes.jump_min": (70, 50)},
+        {
+            "scene.start.prompt": "A Swarovski crystal earrings.",
+            "guidance.nodes.jump_max": (80, 60),
+            "guidance.nodes.jump_min": (70, 50),
+        },
     ),
-    "paper/captain_america": ("Captain America, head, photorealistic, 8K, HDR.", {}),
+    "paper/captain_america": (
+        "Captain America, head, photorealistic, 8K, HDR.",
+        {"scene.start.prompt": "a man head."},
+    ),
     "paper/black_widow": (
         "Black Widow in Marvel, head, photorealistic, 8K, HDR.",
-        {"background.replaced": 0.3},
+        {"scene.start.prompt": "a woman head with hair.", "background.replaced": 0.3},
     ),
     # Density control ends where it does in the shorter runs.
     "paper/black_widow_2": (
         "Black Widow in Marvel, head, photorealistic, 8K, HDR.",
         {
+            "scene.start.prompt": "a woman head with hair.",
             "iterations": 5000,
             "background.replaced": 0.3,
             "guidance.nodes.count": 8,
@@ -79,7 +97,7 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
 _SEEDS = {"paper/black_widow_2": 1}
 
 PRESETS: dict[str, Config] = {
-    _PAPER: Config(),
+    _PAPER: Config(scene=Splats(start=PointEStart())),
     "toybox": Config(
         iterations=250,
         views=4,
@@ -110,7 +128,7 @@ PRESETS: dict[str, Config] = {
             buffer_capacity=2**14,
             scale_noise=0.0,
             scale_penalty=0.0,
-            start=Ball(count=1600, radius=0.5, scale=0.042, opacity=0.27),
+            start=Ball(**Ball.presets["toybox"]),
             learning_rates=SplatRates(
                 position=(4e-3, 1e-3),
                 color=(3e-2, 5e-3),
@@ -162,6 +180,8 @@ def configured(
     *,
     guidance: str | None = None,
     density: str | None = None,
+    start: str | None = None,
+    growth: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
     """The settings of a run.
@@ -170,6 +190,7 @@ def configured(
         preset_name: what they begin with.
         guidance: a loss by name, with the settings that go with it; None for the preset's.
         density: density control by name, likewise.
+        start, growth: see `with_start`.
         overrides: settings to change, by dotted name.
 
     Raises:
@@ -183,7 +204,46 @@ def configured(
         config = with_overrides(config, {"guidance.kind": guidance, **chosen})
     if density is not None:
         config = with_density(config, density, preset_name, overrides or {})
+    config = with_start(config, preset_name, start=start, growth=growth)
     return with_overrides(config, overrides or {})
+
+
+def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str | None = None) -> _Run:
+    """Settings with another start.
+
+    Args:
+        config: of a run.
+        preset_name: whose settings go with the start.
+        start: "ball", "box" or "point_e", or the path of a file of splats, a point cloud or a mesh; None for
+            that of `config`.
+        growth: how points become more, a key of GROWTHS; None for the start's usual way.
+
+    Raises:
+        UserError: a start or a way that does not exist, or a file that is none of these.
+    """
+    if start is not None:
+        named = start in STARTS and not STARTS[start].reads_file
+        kind = start if named else kind_of_file(start)
+        changes: dict[str, Any] = {"kind": kind, **({} if named else {"file": start})}
+        before = config
+        if kind != kind_of(config, "scene.start"):
+            changes |= STARTS[kind].presets.get(_base_name(preset_name), {})
+        config = with_overrides(config, {f"scene.start.{name}": value for name, value in changes.items()})
+        if "scene.start.sh_degree" in setting_names(config):
+            # What a loss asks for stays.
+            degree = before.scene.start.sh_degree
+            config = with_overrides(config, {"scene.start.sh_degree": degree})
+    if growth is None:
+        return config
+    if growth not in GROWTHS:
+        raise UserError(f"The growth {growth!r} does not exist; use one of {', '.join(GROWTHS)}.")
+    if not isinstance(config.scene.start, CloudStart):
+        raise UserError(
+            f"The growth {growth!r} is for points, but the start is {kind_of(config, 'scene.start')}; leave "
+            "it out, or start from point_e, a point cloud or a mesh."
+        )
+    with_it = {"growth.kind": growth, **GROWTHS[growth].with_it}
+    return with_overrides(config, {f"scene.start.{name}": value for name, value in with_it.items()})
 
 
 def with_density(config: _Run, kind: str, preset_name: str, overrides: Mapping[str, Any]) -> _Run:

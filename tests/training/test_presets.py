@@ -18,16 +18,21 @@ EXPECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "paper/lantern": (
         "A decorative lantern, red, warm lighting, 8K, HDR",
         {
+            "scene.start.prompt": "A lantern.",
             "guidance.nodes.jump_max": (110, 80),
             "guidance.nodes.jump_min": (100, 70),
             "guidance.nodes.max_step": (700, 400),
             "scene.density.reset_every": 500,
         },
     ),
-    "paper/giraffe": ("A giraffe with a scarf, cozy, realistic, 8K, HDR.", {}),
+    "paper/giraffe": (
+        "A giraffe with a scarf, cozy, realistic, 8K, HDR.",
+        {"scene.start.prompt": "A giraffe."},
+    ),
     "paper/radio": (
         "A vintage radio, wooden case, retro design, 8K, HDR",
         {
+            "scene.start.prompt": "A radio.",
             "guidance.nodes.jump_max": (80, 60),
             "guidance.nodes.jump_min": (60, 50),
             "scene.density.reset_every": 500,
@@ -36,6 +41,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "paper/stuffed_bunny": (
         "a soft stuffed toy bunny with long ears and a pink nose.",
         {
+            "scene.start.prompt": "A bunny.",
             "guidance.nodes.jump_max": (80, 60),
             "guidance.nodes.jump_min": (60, 45),
             "guidance.dbc": False,
@@ -43,13 +49,24 @@ EXPECTED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "paper/swarovski_earrings": (
         "Swarovski crystal earrings, photorealistic, 8K, HDR.",
-        {"guidance.nodes.jump_max": (80, 60), "guidance.nodes.jump_min": (70, 50)},
+        {
+            "scene.start.prompt": "A Swarovski crystal earrings.",
+            "guidance.nodes.jump_max": (80, 60),
+            "guidance.nodes.jump_min": (70, 50),
+        },
     ),
-    "paper/captain_america": ("Captain America, head, photorealistic, 8K, HDR.", {}),
-    "paper/black_widow": (WIDOW, {"background.replaced": 0.3}),
+    "paper/captain_america": (
+        "Captain America, head, photorealistic, 8K, HDR.",
+        {"scene.start.prompt": "a man head."},
+    ),
+    "paper/black_widow": (
+        WIDOW,
+        {"scene.start.prompt": "a woman head with hair.", "background.replaced": 0.3},
+    ),
     "paper/black_widow_2": (
         WIDOW,
         {
+            "scene.start.prompt": "a woman head with hair.",
             "iterations": 5000,
             "background.replaced": 0.3,
             "guidance.nodes.count": 8,

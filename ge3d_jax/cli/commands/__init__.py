@@ -14,6 +14,7 @@ COMMANDS = {
     "mesh": "make a mesh with a texture of an object of splats",
     "convert": "convert a splat file to another format",
     "sample": "make pictures from sentences",
+    "point-cloud": "make a point cloud of a sentence",
     "check-model": "check whether a model is loaded correctly",
     "render-toybox": "write posed pictures of an object of the Toybox world",
 }

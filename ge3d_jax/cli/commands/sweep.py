@@ -41,7 +41,8 @@ _PRESET = flags.DEFINE_string("preset", None, "As for ge3d generate.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings for the preset.")
 _DENSITY = flags.DEFINE_string("density", None, "How the number of splats changes: clone_split or mcmc.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sweep-<prompt or file>.")
-_START = flags.DEFINE_string("start", None, "A splat file that every object begins with.")
+_START = flags.DEFINE_string("start", None, "What every object begins with; as for ge3d generate.")
+_START_GROWTH = flags.DEFINE_string("start_growth", None, "How points become more; as for ge3d generate.")
 _RECONSTRUCT_FROM = flags.DEFINE_float(
     "reconstruct_from", None, "After this share of the iterations, as 0.8, fit each object to edited views."
 )
@@ -95,6 +96,7 @@ def main() -> int:
         density=_DENSITY.value,
         out=_OUT.value,
         start=_START.value,
+        start_growth=_START_GROWTH.value,
         reconstruct_from=_RECONSTRUCT_FROM.value,
         overrides=overrides,
         at_a_time=_AT_A_TIME.value,

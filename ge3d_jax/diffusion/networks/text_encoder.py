@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -91,11 +91,40 @@ class CLIPTextConfig:
         return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **asdict(self)}
 
 
+class LayerConfig(Protocol):
+    """What a tower's layers need to know; `CLIPTextConfig` and the vision tower's have it."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Channels within the feed-forward part."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many layers."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads of each."""
+
+    @property
+    def hidden_act(self) -> str:
+        """A key of ACTIVATIONS."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """ε of the norms."""
+
+
 class CLIPAttention(nn.Module):
-    """Causal multi-head self-attention with biases."""
+    """Multi-head self-attention with biases, causal in texts."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
+    causal: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -106,14 +135,14 @@ class CLIPAttention(nn.Module):
             nn.Dense(channels, dtype=self.dtype, name=name)(tokens).reshape(split)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed = attention(query, key, value, causal=True).reshape(tokens.shape)
+        mixed = attention(query, key, value, causal=self.causal).reshape(tokens.shape)
         return nn.Dense(channels, dtype=self.dtype, name="out_proj")(mixed)
 
 
 class CLIPMLP(nn.Module):
     """The feed-forward part of a layer."""
 
-    config: CLIPTextConfig
+    config: LayerConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -127,15 +156,17 @@ class CLIPMLP(nn.Module):
 class CLIPLayer(nn.Module):
     """Attention and feed-forward, each after a layer norm and added to its input."""
 
-    config: CLIPTextConfig
+    config: LayerConfig
     dtype: DTypeLike = jnp.float32
+    causal: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(B, L, D) → (B, L, D)."""
         epsilon = self.config.layer_norm_eps
         normed = layer_norm(epsilon, self.dtype, "layer_norm1")(tokens)
-        tokens = tokens + CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")(normed)
+        heads = self.config.num_attention_heads
+        tokens = tokens + CLIPAttention(heads, self.dtype, self.causal, name="self_attn")(normed)
         normed = layer_norm(epsilon, self.dtype, "layer_norm2")(tokens)
         return tokens + CLIPMLP(self.config, self.dtype, name="mlp")(normed)
 
@@ -171,14 +202,15 @@ class CLIPEmbeddings(nn.Module):
 class CLIPEncoder(nn.Module):
     """The stack of layers."""
 
-    config: CLIPTextConfig
+    config: LayerConfig
     dtype: DTypeLike = jnp.float32
+    causal: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(B, L, D) → (B, L, D)."""
         for layer in range(self.config.num_hidden_layers):
-            tokens = CLIPLayer(self.config, self.dtype, name=f"layers_{layer}")(tokens)
+            tokens = CLIPLayer(self.config, self.dtype, self.causal, name=f"layers_{layer}")(tokens)
         return tokens
 
 
@@ -211,3 +243,38 @@ class CLIPTextModel(nn.Module):
         tokens = CLIPEncoder(self.config, self.dtype, name="encoder")(tokens)
         exact = jnp.promote_types(self.dtype, jnp.float32)
         return layer_norm(self.config.layer_norm_eps, self.dtype, "final_layer_norm")(tokens).astype(exact)
+
+
+class CLIPTextFeatures(nn.Module):
+    """Token ids to one feature for each text: the last hidden state of its end token, projected.
+
+    Attributes:
+        config: of the text encoder.
+        projection: D, numbers of a feature; None for a text encoder without projection, whose feature is the
+            hidden state.
+    """
+
+    config: CLIPTextConfig
+    projection: int | None = None
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a feature."""
+        return self.config.hidden_size if self.projection is None else self.projection
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, ends: jax.Array) -> jax.Array:
+        """Features.
+
+        Args:
+            input_ids: (B, L) int32.
+            ends: (B,) int32, where each text's end token is; what follows does not matter.
+
+        Returns:
+            (B, D) float32.
+        """
+        hidden = CLIPTextModel(self.config, name="text_model")(input_ids)
+        ended = jnp.take_along_axis(hidden, ends[:, None, None], axis=1)[:, 0]
+        if self.projection is None:
+            return ended
+        return nn.Dense(self.projection, use_bias=False, name="text_projection")(ended)

@@ -156,6 +156,17 @@ TEXT: Mapping[str, Kind] = {
     "layer_norm_eps": _EPSILON,
 }
 
+VISION: Mapping[str, Kind] = {
+    "hidden_size": _CHANNELS,
+    "intermediate_size": whole(1, 8 * MOST_CHANNELS),
+    "num_hidden_layers": whole(1, MOST_BLOCKS * MOST_LAYERS),
+    "num_attention_heads": _CHANNELS,
+    "image_size": whole(1, _LARGEST_PICTURE),
+    "patch_size": whole(1, _LARGEST_PICTURE),
+    "hidden_act": one_of(TEXT_ACTIVATIONS),
+    "layer_norm_eps": _EPSILON,
+}
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")

@@ -28,9 +28,12 @@ from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
 # Module names that end in a list index: "resnets_1" is "resnets.1", whereas "linear_1" stays.
 _LIST_ITEM = re.compile(
-    r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers)_(\d+)"
+    r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers|"
+    r"resblocks|clip_embed)_(\d+)"
 )
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# A parameter of its own, in no layer.
+_LEAF_NAMES |= {"class_embedding": "class_embedding"}
 
 # How many names an error message lists; the rest are counted.
 _LISTED = 3
@@ -139,10 +142,16 @@ def read_parameters(
     return unflatten_dict(parameters)
 
 
-def write_parameters(file: str | os.PathLike[str], parameters: Mapping[str, Any], prefix: str = "") -> None:
-    """Write a parameter tree to a safetensors file as float32, with `prefix` before each name."""
+def write_parameters(
+    file: str | os.PathLike[str],
+    parameters: Mapping[str, Any],
+    prefix: str = "",
+    *,
+    dtype: DTypeLike = np.float32,
+) -> None:
+    """Write a parameter tree to a safetensors file in a dtype, with `prefix` before each name."""
     tensors = {
-        prefix + tensor_name(path): to_tensor(path, np.asarray(value, np.float32))
+        prefix + tensor_name(path): to_tensor(path, np.asarray(value, dtype))
         for path, value in flatten_dict(parameters).items()
     }
     with atomic_path(Path(file)) as temporary:

@@ -17,6 +17,10 @@ from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.core.files import parse_json
 
 
+def _kind(file: Path) -> str:
+    return "PyTorch" if file.suffix.lower() in (".pt", ".pth") else "safetensors"
+
+
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
@@ -24,7 +28,7 @@ def _readable(file: Path) -> Iterator[None]:
     # Beside its own errors the library raises others, e.g. for types that NumPy does not have.
     except Exception as error:
         raise UserError(
-            f"{file} is not a readable safetensors file ({reason(error)}); copy or download it again."
+            f"{file} is not a readable {_kind(file)} file ({reason(error)}); copy or download it again."
         ) from error
 
 

@@ -1,31 +1,20 @@
-"""Splats to start from where no point cloud is at hand."""
+"""Gray splats in a ball or a box, to start from where nothing else is at hand."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.spatial import cKDTree
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
-from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, make_gaussians
+from ge3d_jax.scenes.start.base import check_look, nearest_neighbor_scales
+from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
 
-# Neighbours whose distance sets a splat's size where none is given.
-_NEIGHBORS = 3
-
-
-def nearest_neighbor_scales(positions: jax.Array) -> jax.Array:
-    """RMS distance of each of (N, 3) positions to its three nearest others; (N,), on the host."""
-    points = np.asarray(positions)
-    if len(points) <= _NEIGHBORS:
-        raise UserError(
-            f"The start has {len(points)} splats, too few to size them by their neighbors; "
-            f"set start.scale or take more than {_NEIGHBORS}."
-        )
-    distances, _ = cKDTree(points).query(points, k=_NEIGHBORS + 1)
-    return jnp.asarray(np.sqrt(np.mean(distances[:, 1:] ** 2, axis=1)), jnp.float32)
+_Gray = TypeVar("_Gray", bound="_GrayStart")
 
 
 @partial(jax.jit, static_argnames="count")
@@ -37,29 +26,26 @@ def _in_unit_ball(key: jax.Array, count: int) -> jax.Array:
     return directions * jnp.cbrt(jax.random.uniform(radius_key, (count, 1)))
 
 
-def ball(
-    key: jax.Array,
+def gray_splats(
+    positions: jax.Array,
     *,
-    count: int,
-    radius: float,
     opacity: float,
     scale: float | None = None,
     gray: float = 0.5,
     sh_degree: int = 0,
     capacity: int | None = None,
 ) -> Gaussians:
-    """Round gray splats, uniform in a ball around the origin.
+    """Round gray splats.
 
     Args:
-        count: number of splats.
-        radius: of the ball, world units.
+        positions: (N, 3) centers, world units.
         opacity: of each splat, within (0, 1).
         scale: standard deviation of each splat, world units; None: RMS distance to its three neighbors.
         gray: color, 0 black … 1 white.
         sh_degree: degree of the color's spherical harmonics; those above 0 begin at 0.
-        capacity: length of the padded buffer, at least `count`, which is the default.
+        capacity: length of the padded buffer, at least N, which is the default.
     """
-    positions = radius * _in_unit_ball(key, count)
+    count = len(positions)
     sizes = nearest_neighbor_scales(positions) if scale is None else jnp.full(count, scale)
     return make_gaussians(
         positions,
@@ -71,13 +57,33 @@ def ball(
     )
 
 
+def ball(key: jax.Array, *, count: int, radius: float, **look: Any) -> Gaussians:
+    """Splats uniform in a ball around the origin.
+
+    Args:
+        key: PRNG key.
+        count: number of splats.
+        radius: of the ball, world units.
+        look: see `gray_splats`.
+    """
+    return gray_splats(radius * _in_unit_ball(key, count), **look)
+
+
+def box(key: jax.Array, *, count: int, radius: float, **look: Any) -> Gaussians:
+    """Splats uniform in a cube around the origin with edges of twice the `radius`; see `ball`."""
+    return gray_splats(jax.random.uniform(key, (count, 3), minval=-radius, maxval=radius), **look)
+
+
 @dataclasses.dataclass(frozen=True)
-class Ball:
-    """Settings of a ball of gray splats.
+class _GrayStart:
+    """Settings of gray splats.
 
     Attributes:
         count, radius, scale, opacity, gray, sh_degree: see `ball`.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    reads_file: ClassVar[bool] = False
 
     count: int = 100_000
     radius: float = 0.5
@@ -90,21 +96,41 @@ class Ball:
         """Check what types cannot say. Raises UserError."""
         if self.count < 1:
             raise UserError(f"The setting start.count is {self.count}, but at least 1 is needed; raise it.")
-        if not 0 < self.opacity < 1:
-            raise UserError(f"The setting start.opacity is {self.opacity}; give a number between 0 and 1.")
-        if not 0 <= self.sh_degree <= MAX_SH_DEGREE:
-            raise UserError(
-                f"The setting start.sh_degree is {self.sh_degree}; give one from 0 to {MAX_SH_DEGREE}."
-            )
+        check_look(self.opacity, self.sh_degree)
+
+    def check(self) -> None:
+        """There is nothing to be missing."""
+
+    def words_of(self, prompt: str) -> tuple[str, Path] | None:
+        """No model."""
+        return None
+
+    def asked_for(self: _Gray, prompt: str) -> _Gray:
+        """The same for all prompts."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Ball(_GrayStart):
+    """A ball of gray splats."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "toybox": {"count": 1600, "radius": 0.5, "scale": 0.042, "opacity": 0.27}
+    }
 
     def gaussians(self, key: jax.Array) -> Gaussians:
         """The splats."""
-        return ball(
-            key,
-            count=self.count,
-            radius=self.radius,
-            opacity=self.opacity,
-            scale=self.scale,
-            gray=self.gray,
-            sh_degree=self.sh_degree,
-        )
+        return ball(key, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Box(_GrayStart):
+    """A cube of gray splats, with edges of twice the radius."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "toybox": {"count": 1600, "radius": 0.4, "scale": 0.042, "opacity": 0.27}
+    }
+
+    def gaussians(self, key: jax.Array) -> Gaussians:
+        """The splats."""
+        return box(key, **dataclasses.asdict(self))

@@ -110,7 +110,7 @@ def _views(recipe: Recipe, file: Path, bar: Progress) -> Views:
         return Views(stored["layers"], stored["kinds"], stored["azimuths"])
 
 
-def _run_steps(
+def run_steps(
     name: str,
     folder: Path,
     state: TrainingState,
@@ -161,7 +161,7 @@ def _train_vae(recipe: Recipe, folder: Path, views: Views, bar: Progress) -> Any
         )
 
     state = jax.device_put(training.start_training(params, optimizer), replicated(mesh))
-    state = _run_steps("vae", folder, state, recipe.vae_steps, recipe.save_every, step, bar)
+    state = run_steps("vae", folder, state, recipe.vae_steps, recipe.save_every, step, bar)
     return jax.device_get(state.average)
 
 
@@ -267,7 +267,7 @@ def _train_diffusion(
         )
 
     state = jax.device_put(training.start_training(params, optimizer), replicated(mesh))
-    state = _run_steps("unet", out / "diffusion", state, recipe.unet_steps, recipe.save_every, step, bar)
+    state = run_steps("unet", out / "diffusion", state, recipe.unet_steps, recipe.save_every, step, bar)
     average = jax.device_get(state.average)
     return make_model(
         unet_params=average["unet"],

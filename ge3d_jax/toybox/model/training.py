@@ -139,9 +139,10 @@ def start_training(params: Any, optimizer: optax.GradientTransformation) -> Trai
     return TrainingState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
 
 
-def _apply_gradients(
+def apply_gradients(
     state: TrainingState, gradients: Any, optimizer: optax.GradientTransformation
 ) -> TrainingState:
+    """The state after an optimizer step with these gradients of its parameters."""
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The average decays faster at first, so that it soon forgets the random initialization.
@@ -235,7 +236,7 @@ def vae_step(
         The new state and the () loss.
     """
     loss, gradients = jax.value_and_grad(vae_loss)(state.params, vae, key, images)
-    return _apply_gradients(state, gradients, optimizer), loss
+    return apply_gradients(state, gradients, optimizer), loss
 
 
 @partial(jax.jit, static_argnames=("unet", "text_encoder", "optimizer"), donate_argnums=0)
@@ -277,4 +278,4 @@ def diffusion_step(
     loss, gradients = jax.value_and_grad(diffusion_loss)(
         state.params, unet, text_encoder, schedule, loss_key, latents, ids, shares
     )
-    return _apply_gradients(state, gradients, optimizer), loss
+    return apply_gradients(state, gradients, optimizer), loss

@@ -1,0 +1,260 @@
+"""CLIP's towers from transformers' folders or the hub, for what needs features of texts or pictures.
+
+`openai/clip-vit-large-patch14` and its like: config.json with `text_config`, `vision_config` and
+`projection_dim`, model.safetensors, and the tokenizer's files in the same folder. The text encoder of a
+Stable Diffusion, `text_encoder/` with `tokenizer/` beside it, has no projection: its feature is the hidden
+state of the end token.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HTTPError
+
+from ge3d_jax.core.errors import UserError, reason, shown
+from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextFeatures
+from ge3d_jax.diffusion.networks.vision_encoder import (
+    CLIPVisionConfig,
+    CLIPVisionFeatures,
+    prepare_picture,
+)
+from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
+from ge3d_jax.diffusion.weights.config_files import TEXT, VISION, naming, read_settings, whole
+from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX, load_tokenizer, open_weights, plain_text_name
+from ge3d_jax.diffusion.weights.parameters import read_parameters
+from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, read_json, rename_tensors
+
+_CONFIG = "config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TOKENIZER = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+_TEXT_PROJECTION = "text_projection.weight"
+_VISION_PREFIX, _VISION_PROJECTION = "vision_model.", "visual_projection.weight"
+_VISION_POSITIONS = "vision_model.embeddings.position_ids"
+# Pictures at a time.
+_PICTURES = 16
+_PROJECTION = whole(1, 2**15)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTower:
+    """A text encoder.
+
+    Attributes:
+        module: its network.
+        parameters: of the network.
+        tokenizer: its tokenizer.
+    """
+
+    module: CLIPTextFeatures
+    parameters: Any
+    tokenizer: CLIPTokenizer
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a feature."""
+        return self.module.width
+
+    def features(self, texts: Sequence[str]) -> jax.Array:
+        """Features (B, D) float32 of B texts, of any length."""
+        ids = prompt_ids(self.tokenizer, texts, self.module.config.max_position_embeddings)
+        ends = np.argmax(ids == self.tokenizer.eos_token_id, axis=1).astype(np.int32)
+        return _text_features(self.parameters, ids, ends, module=self.module)
+
+
+@partial(jax.jit, static_argnames="module")
+def _text_features(
+    parameters: Any, ids: jax.Array, ends: jax.Array, *, module: CLIPTextFeatures
+) -> jax.Array:
+    features: Any = module.apply({"params": parameters}, ids, ends)
+    return features
+
+
+def _unreachable(model: str, error: Exception) -> UserError:
+    return UserError(
+        f"CLIP is at {model}, which is neither a folder here nor can be had from the hub ({reason(error)}); "
+        "connect to the network, or give a folder with a download of it."
+    )
+
+
+def check_clip(model: str | os.PathLike[str]) -> None:
+    """Check that a CLIP is a folder here, or on the hub, by fetching one small file. Raises UserError."""
+    if Path(model).is_dir():
+        _clip_config(Path(model))
+        return
+    try:
+        hf_hub_download(os.fspath(model), _CONFIG)
+    except (HTTPError, OSError, ValueError) as error:
+        raise _unreachable(os.fspath(model), error) from error
+
+
+def find_clip(model: str | os.PathLike[str]) -> Path:
+    """The folder of a CLIP, downloaded from the hub unless it is one. Raises UserError."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        wanted = [_CONFIG, *_WEIGHTS, "model-*.safetensors", *_TOKENIZER, "preprocessor_config.json"]
+        return Path(snapshot_download(os.fspath(model), allow_patterns=wanted))
+    except (HTTPError, OSError, ValueError) as error:
+        raise _unreachable(os.fspath(model), error) from error
+
+
+def _clip_config(folder: Path) -> Mapping[str, Any]:
+    config = read_json(folder / _CONFIG)
+    if not isinstance(config.get("text_config"), dict):
+        raise UserError(f"{folder / _CONFIG} is not of a CLIP: it has no text_config; give a CLIP's folder.")
+    return config
+
+
+def clip_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
+    """All tensors of a CLIP by name, and their file. Raises UserError."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return open_weights(folder / name), folder / name
+    raise UserError(f"{folder} has no {_WEIGHTS[0]}; download it in the safetensors format.")
+
+
+def projection_of(config: Mapping[str, Any], file: Path) -> int:
+    """How many numbers both towers' features have. Raises UserError."""
+    value = config.get("projection_dim", 512)
+    try:
+        return int(_PROJECTION(value))
+    except ValueError as error:
+        raise UserError(f"{file}: projection_dim is {shown(value)}; it must be {error}.") from error
+
+
+def load_text_tower(model: str | os.PathLike[str]) -> TextTower:
+    """Load a text encoder.
+
+    Args:
+        model: a CLIP's folder or hub id, or a folder with `text_encoder/` and `tokenizer/`.
+
+    Raises:
+        UserError: it is missing, damaged, or not a CLIP.
+    """
+    if (Path(model) / "text_encoder").is_dir():
+        folder = Path(model) / "text_encoder"
+        tokenizer = load_tokenizer(Path(model) / "tokenizer")
+        with naming(folder / _CONFIG):
+            config = CLIPTextConfig.from_dict(read_json(folder / _CONFIG))
+        tensors, source = clip_tensors(folder)
+        return _tower(config, None, rename_tensors(tensors, plain_text_name), source, tokenizer)
+    folder = find_clip(model)
+    whole_config = _clip_config(folder)
+    with naming(folder / _CONFIG):
+        config = CLIPTextConfig(
+            **read_settings("text encoder", whole_config["text_config"], used=TEXT, ignored=None)
+        )
+    tensors, source = clip_tensors(folder)
+    own = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.startswith(TEXT_PREFIX) or name == _TEXT_PROJECTION
+    }
+    projection = projection_of(whole_config, folder / _CONFIG)
+    return _tower(config, projection, rename_tensors(own, plain_text_name), source, load_tokenizer(folder))
+
+
+def _tower(
+    config: CLIPTextConfig,
+    projection: int | None,
+    tensors: Mapping[str, StoredTensor],
+    source: Path,
+    tokenizer: CLIPTokenizer,
+) -> TextTower:
+    module = CLIPTextFeatures(config, projection)
+    parameters = read_parameters(prefixed(tensors), text_shapes(module), source)
+    return TextTower(module, parameters, tokenizer)
+
+
+def prefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors of a text encoder with the prefix of those that are not the projection's."""
+    return {
+        name if name == _TEXT_PROJECTION else f"{TEXT_PREFIX}{name}": tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def text_shapes(module: CLIPTextFeatures) -> Mapping[str, Any]:
+    """The tree of the parameters' shapes of a text encoder."""
+    ids, ends = jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32)
+    return jax.eval_shape(module.init, jax.random.key(0), ids, ends)["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTower:
+    """A picture encoder.
+
+    Attributes:
+        module: its network.
+        parameters: of the network.
+    """
+
+    module: CLIPVisionFeatures
+    parameters: Any
+
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Features (B, D) float32 of B pictures, uint8 (H, W, 3) of any sizes; of any length."""
+        size = self.module.config.image_size
+        prepared = np.stack([prepare_picture(picture, size) for picture in pictures])
+        parts = [
+            np.asarray(
+                _vision_features(self.parameters, prepared[first : first + _PICTURES], module=self.module)
+            )
+            for first in range(0, len(prepared), _PICTURES)
+        ]
+        return np.concatenate(parts)
+
+
+@partial(jax.jit, static_argnames="module")
+def _vision_features(parameters: Any, pictures: jax.Array, *, module: CLIPVisionFeatures) -> jax.Array:
+    features: Any = module.apply({"params": parameters}, pictures)
+    return features
+
+
+def vision_shapes(module: CLIPVisionFeatures) -> Mapping[str, Any]:
+    """The tree of the parameters' shapes of a picture encoder."""
+    size = module.config.image_size
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+
+
+def load_vision_tower(model: str | os.PathLike[str]) -> VisionTower:
+    """Load a picture encoder.
+
+    Args:
+        model: a CLIP's folder or hub id.
+
+    Raises:
+        UserError: it is missing, damaged, or not a CLIP.
+    """
+    folder = find_clip(model)
+    config = _clip_config(folder)
+    if not isinstance(config.get("vision_config"), dict):
+        raise UserError(
+            f"{folder / _CONFIG} is not of a CLIP: it has no vision_config; give a CLIP's folder."
+        )
+    with naming(folder / _CONFIG):
+        size = CLIPVisionConfig(
+            **read_settings("picture encoder", config["vision_config"], used=VISION, ignored=None)
+        )
+    module = CLIPVisionFeatures(size, projection_of(config, folder / _CONFIG))
+    tensors, source = clip_tensors(folder)
+    own = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (name.startswith(_VISION_PREFIX) and name != _VISION_POSITIONS) or name == _VISION_PROJECTION
+    }
+    return VisionTower(module, read_parameters(own, vision_shapes(module), source))

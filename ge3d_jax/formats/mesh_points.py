@@ -1,0 +1,163 @@
+"""Points on the surface of a mesh file, with its colors or texture; trimesh, an extra, reads the files."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError, reason
+from ge3d_jax.core.extras import load_package
+from ge3d_jax.formats.point_clouds import PointCloud
+from ge3d_jax.formats.splat_arrays import open_splat_file
+
+MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+# Formats whose y is up and whose front is +z, by their specification or by custom.
+_Y_UP = (".glb", ".obj")
+# A file of 10 million triangles, and those that it may stand for as instances.
+MOST_BYTES = 2**30
+MOST_FACES = 20_000_000
+_GRAY = 0.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """A surface of triangles.
+
+    Attributes:
+        corners: (T, 3, 3) places of the triangles' corners.
+        colors: (T, 3, 3) RGB in [0, 1] of the corners; None where there is a texture.
+        places: (T, 3, 2) of the corners in the texture, u to the right and v up; None without.
+        texture: (H, W, 3) RGB in [0, 1]; None without.
+    """
+
+    corners: np.ndarray
+    colors: np.ndarray | None
+    places: np.ndarray | None = None
+    texture: np.ndarray | None = None
+
+    @property
+    def areas(self) -> np.ndarray:
+        """(T,) of the triangles."""
+        first, second, third = np.moveaxis(self.corners, 1, 0)
+        return 0.5 * np.linalg.norm(np.cross(second - first, third - first), axis=-1)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """What a file shows.
+
+    Attributes:
+        file: its path.
+        parts: at least one, with at least one triangle of an area in all.
+    """
+
+    file: Path
+    parts: list[Part]
+
+
+def read_mesh(
+    path: str | os.PathLike[str], *, most_bytes: int = MOST_BYTES, most_faces: int = MOST_FACES
+) -> Mesh:
+    """Read a mesh.
+
+    Args:
+        path: file to read.
+        most_bytes: its length at most.
+        most_faces: its triangles at most.
+
+    Raises:
+        UserError: the file is missing, damaged or too large, has no faces, or numbers that are not finite; or
+            trimesh is not installed.
+    """
+    path = Path(path)
+    trimesh = load_package("trimesh", wanted_by=f"The mesh {path}")
+    with open_splat_file(path) as (_, length):
+        if length > most_bytes:
+            raise UserError(f"{path} has {length} bytes, more than {most_bytes}; simplify the mesh.")
+    try:
+        shown = trimesh.load_scene(path, process=False).dump()
+        found = [_part(one) for one in shown if isinstance(one, trimesh.Trimesh) and len(one.faces)]
+    # The library raises whatever its readers meet in a damaged file.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as a mesh ({reason(error)}); export it again.") from error
+    faces = sum(len(part.corners) for part in found)
+    if not faces:
+        raise UserError(f"{path} has no faces, so there is no surface to begin with; give a mesh.")
+    if faces > most_faces:
+        raise UserError(f"{path} has {faces} faces, more than {most_faces}; simplify the mesh.")
+    if not all(np.isfinite(part.corners).all() for part in found):
+        raise UserError(f"{path} has a vertex that is not finite; export it again.")
+    if not sum(float(part.areas.sum()) for part in found) > 0:
+        raise UserError(f"The faces of {path} have no area; export it again.")
+    return Mesh(path, found)
+
+
+def _part(mesh: Any) -> Part:
+    corners = np.asarray(mesh.triangles, np.float64)
+    picture = getattr(getattr(mesh.visual, "material", None), "baseColorTexture", None)
+    picture = picture or getattr(getattr(mesh.visual, "material", None), "image", None)
+    uv = getattr(mesh.visual, "uv", None)
+    if uv is not None and picture is not None:
+        texture = np.asarray(picture.convert("RGB"), np.float32) / 255.0
+        return Part(corners, None, np.asarray(uv, np.float64)[mesh.faces], texture)
+    return Part(corners, _corner_colors(mesh))
+
+
+def _corner_colors(mesh: Any) -> np.ndarray:
+    """(T, 3, 3): of vertices, of faces, of a material, or gray."""
+    shape = (len(mesh.faces), 3, 3)
+    visual = mesh.visual
+    if visual.kind == "vertex":
+        return np.asarray(visual.vertex_colors)[:, :3][mesh.faces].astype(np.float32) / 255.0
+    if visual.kind == "face":
+        faces = np.asarray(visual.face_colors)[:, None, :3] / 255.0
+        return np.broadcast_to(faces, shape).astype(np.float32)
+    if visual.kind == "texture":
+        color = np.asarray(visual.material.main_color)[:3] / 255.0
+        return np.broadcast_to(color, shape).astype(np.float32)
+    return np.full(shape, _GRAY, np.float32)
+
+
+def sample_mesh(mesh: Mesh, count: int, rng: np.random.Generator, *, y_up: bool | None = None) -> PointCloud:
+    """Points spread evenly over the surface.
+
+    Args:
+        mesh: the surface.
+        count: how many points.
+        rng: draws them.
+        y_up: whether y is up and the front toward +z in the file; None for what is usual for its format.
+
+    Returns:
+        The points, z up and the front toward +x.
+    """
+    parts = [int(number) for number in np.cumsum([len(part.corners) for part in mesh.parts])[:-1]]
+    areas = np.concatenate([part.areas for part in mesh.parts])
+    faces = np.sort(rng.choice(len(areas), count, p=areas / areas.sum()))
+    # Even in a triangle: the square root of one of two even numbers.
+    root, along = np.sqrt(rng.random(count)), rng.random(count)
+    weights = np.stack([1 - root, root * (1 - along), root * along], axis=-1)
+    positions, colors = [], []
+    firsts = [0, *parts]
+    for part, first in zip(mesh.parts, firsts, strict=True):
+        own = (faces >= first) & (faces < first + len(part.corners))
+        chosen, share = faces[own] - first, weights[own]
+        positions.append(np.einsum("nk,nkc->nc", share, part.corners[chosen]))
+        colors.append(_colors_at(part, chosen, share))
+    places = np.concatenate(positions).astype(np.float32)
+    if y_up is None:
+        y_up = mesh.file.suffix.lower() in _Y_UP
+    return PointCloud(places[:, [2, 0, 1]] if y_up else places, np.concatenate(colors).astype(np.float32))
+
+
+def _colors_at(part: Part, faces: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    if part.colors is not None:
+        return np.einsum("nk,nkc->nc", weights, part.colors[faces])
+    assert part.places is not None and part.texture is not None
+    u, v = np.einsum("nk,nkc->cn", weights, part.places[faces])
+    height, width = part.texture.shape[:2]
+    # Textures repeat; v counts from below.
+    column = np.floor((u % 1.0) * width).astype(np.int64).clip(0, width - 1)
+    row = np.floor(((1.0 - v) % 1.0) * height).astype(np.int64).clip(0, height - 1)
+    return part.texture[row, column]

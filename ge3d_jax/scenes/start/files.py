@@ -1,0 +1,197 @@
+"""Starts that are files: splats, a colored point cloud, or a mesh; and which of them a file is."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.settings import choice
+from ge3d_jax.formats.glb import holds_splats
+from ge3d_jax.formats.mesh_points import MESH_SUFFIXES, read_mesh, sample_mesh
+from ge3d_jax.formats.ply import read_elements
+from ge3d_jax.formats.point_clouds import PointCloud, read_cloud
+from ge3d_jax.formats.splats import FORMATS, load_splats
+from ge3d_jax.scenes.start.clouds import GROWTHS, AsItIs, CloudStart, Growth
+from ge3d_jax.splatting.gaussians import Gaussians
+
+CLOUD_SUFFIXES = (".ply", ".xyz")
+# Cameras look at the origin from a distance of about four.
+_FAR, _SMALL = 2.0, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class SplatFile:
+    """Splats of a file of any format that is read.
+
+    Attributes:
+        file: path of the file.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    reads_file: ClassVar[bool] = True
+
+    file: str = ""
+
+    @property
+    def count(self) -> int:
+        """Only the file tells."""
+        return 0
+
+    @property
+    def sh_degree(self) -> int:
+        """Only the file tells."""
+        return 0
+
+    def check(self) -> None:
+        """Nothing: the file is read before a run begins."""
+
+    def words_of(self, prompt: str) -> tuple[str, Path] | None:
+        """No model."""
+        return None
+
+    def asked_for(self, prompt: str) -> "SplatFile":
+        """The same for all prompts."""
+        return self
+
+    def gaussians(self, key: jax.Array) -> Gaussians:
+        """The file's splats."""
+        return load_splats(self.file)
+
+
+def placed(cloud: PointCloud, radius: float | None, source: str) -> PointCloud:
+    """The cloud moved and scaled to fit a ball around the origin; None leaves it.
+
+    Warns:
+        UserWarning: it is left where cameras do not see it well.
+    """
+    if radius is None:
+        reach = float(np.linalg.norm(cloud.positions, axis=1).max())
+        if not _SMALL <= reach <= _FAR:
+            warnings.warn(
+                f"{source} reaches {reach:.3g} from the origin, where objects reach about 0.5 to 1; "
+                "--set=start.radius=0.7 moves and scales it.",
+                stacklevel=2,
+            )
+        return cloud
+    middle = (cloud.positions.min(axis=0) + cloud.positions.max(axis=0)) / 2
+    centered = cloud.positions - middle
+    # Points at one place are refused later.
+    reach = max(float(np.linalg.norm(centered, axis=1).max()), float(np.finfo(np.float32).tiny))
+    return PointCloud((centered * (radius / reach)).astype(np.float32), cloud.colors)
+
+
+def _check_radius(radius: float | None) -> None:
+    if radius is not None and radius <= 0:
+        raise UserError(f"The setting start.radius is {radius}; give a number above 0, or null.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CloudFile(CloudStart):
+    """The points of a .ply or .xyz file, with z up and the front toward +x.
+
+    Attributes:
+        file: path of the file.
+        radius: of the ball around the origin that it is made to fit; None leaves it as it is.
+    """
+
+    reads_file: ClassVar[bool] = True
+
+    colored: bool = True
+    file: str = ""
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        super().__post_init__()
+        _check_radius(self.radius)
+
+    def check(self) -> None:
+        """Nothing: the file is read before a run begins."""
+
+    def gaussians(self, key: jax.Array) -> Gaussians:
+        """Splats at the points, the same for each key."""
+        cloud = placed(read_cloud(self.file), self.radius, self.file)
+        return self.splats(cloud, self.file, np.random.default_rng(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshFile(CloudStart):
+    """Points on the surface of a mesh, with its colors or its texture.
+
+    Attributes:
+        file: path of the file.
+        points: how many.
+        radius: of the ball around the origin that they are made to fit; None leaves them as they are.
+        y_up: whether y is up and the front is toward +z in the file; None for what is usual for its format.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "toybox": {"points": 1600, "scale": 0.042, "opacity": 0.27}
+    }
+    reads_file: ClassVar[bool] = True
+
+    growth: Growth = choice(lambda: GROWTHS, AsItIs())
+    colored: bool = True
+    file: str = ""
+    points: int = 80_000
+    radius: float | None = None
+    y_up: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say. Raises UserError."""
+        super().__post_init__()
+        _check_radius(self.radius)
+        if self.points < 1:
+            raise UserError(f"The setting start.points is {self.points}; give at least 1.")
+
+    def check(self) -> None:
+        """Nothing: the file is read before a run begins."""
+
+    def gaussians(self, key: jax.Array) -> Gaussians:
+        """Splats on the surface, the same for each key."""
+        cloud = sample_mesh(read_mesh(self.file), self.points, np.random.default_rng(0), y_up=self.y_up)
+        return self.splats(placed(cloud, self.radius, self.file), self.file, np.random.default_rng(1))
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str:
+    """Which start a file is: "splats", "cloud" or "mesh".
+
+    A .ply may be each of them, a .glb splats or a mesh: those are looked into.
+
+    Raises:
+        UserError: the file is missing, damaged, or of no format that can be read.
+    """
+    file = Path(path)
+    name = file.name.lower()
+    if not file.is_file():
+        raise UserError(
+            f"There is no file {os.fspath(path)} to start from; give ball, box, point_e, or the path of "
+            "splats, a point cloud or a mesh."
+        )
+    if name.endswith(".ply"):
+        return _kind_of_ply(file)
+    if name.endswith(".glb"):
+        return "splats" if holds_splats(file) else "mesh"
+    if name.endswith(CLOUD_SUFFIXES[1]):
+        return "cloud"
+    if name.endswith(MESH_SUFFIXES):
+        return "mesh"
+    if any(name.endswith(ending) for ending in FORMATS):
+        return "splats"
+    known = dict.fromkeys([*(ending for ending in FORMATS), *CLOUD_SUFFIXES, *MESH_SUFFIXES])
+    raise UserError(f"{os.fspath(path)} is of no format to start from; give one of {', '.join(known)}.")
+
+
+def _kind_of_ply(file: Path) -> str:
+    elements = {element.name: element for element in read_elements(file)}
+    vertex = elements.get("vertex")
+    names = [name.lower() for name in vertex.types] if vertex is not None else []
+    if any(name.endswith("opacity") or name.startswith("packed_") for name in names):
+        return "splats"
+    return "mesh" if any(name in elements for name in ("face", "faces", "tristrips")) else "cloud"

@@ -1,0 +1,261 @@
+"""Point-E's two networks: both predict the noise of points, and are transformers without positions.
+
+The base network sees one token for the text, one for the time, and one for each of its points. The upsampler
+sees one for the time, the tokens of a picture's grid, one for each point that is there already, and one for
+each new point. Points are channels-last: x, y, z, red, green, blue in the diffusion's scale.
+
+Names follow the published tensors: `backbone.resblocks.0.attn.c_qkv` is `backbone/resblocks_0/attn/c_qkv`.
+
+| symbol | meaning |
+|---|---|
+| B, N, M | clouds, noisy points of each, points that the upsampler is given |
+| W, H | width of the tokens, attention heads |
+| D | numbers of a text's feature |
+| L, C | tokens of a picture's grid, channels of each |
+| t | whole time, 0 … steps − 1 |
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.attention import attention
+from ge3d_jax.diffusion.networks.blocks import LAYER_NORM_EPSILON, layer_norm
+
+# x, y, z, red, green, blue; the networks predict the noise of each and a number on its variance.
+POINT_CHANNELS = 6
+_OUTPUT_CHANNELS = 2 * POINT_CHANNELS
+_MLP_RATIO = 4
+_LONGEST_PERIOD = 10_000.0
+# The published initialization's factor.
+_INIT_SCALE = 0.25
+
+Scale = tuple[float, float, float, float, float, float]
+# From metres and colors of 0 … 255 to the diffusion's numbers: factors, then offsets. The factor of colors is
+# the published one, 1/127.5 to twelve digits.
+CHANNEL_SCALES: Scale = (2.0, 2.0, 2.0, 0.007843137255, 0.007843137255, 0.007843137255)
+CHANNEL_BIASES: Scale = (0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Size of a network.
+
+    Attributes:
+        width: W, of the tokens.
+        layers: how many blocks.
+        heads: H, of their attention.
+        points: N, that it was trained on.
+    """
+
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    points: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together. Raises UserError."""
+        for name in ("width", "layers", "heads", "points"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Point-E config: {name} is {getattr(self, name)}; give at least 1.")
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"Point-E config: width {self.width} must be a multiple of twice the heads, {self.heads}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig(TransformerConfig):
+    """Size of the base network; the defaults are those of `base40M-textvec`.
+
+    Attributes:
+        text_features: D, numbers of a text's feature.
+    """
+
+    text_features: int = 768
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsamplerConfig(TransformerConfig):
+    """Size of the upsampler; the defaults are those of the published `upsample`.
+
+    Attributes:
+        given_points: M, that it is given.
+        grid_tokens: L, of a picture's grid.
+        grid_channels: C, of each.
+        channel_scales, channel_biases: from metres and 0 … 255 to the diffusion's numbers.
+    """
+
+    points: int = 3072
+    given_points: int = 1024
+    grid_tokens: int = 256
+    grid_channels: int = 1024
+    channel_scales: Scale = CHANNEL_SCALES
+    channel_biases: Scale = CHANNEL_BIASES
+
+
+def _torch_linear(features: int, name: str) -> nn.Dense:
+    """A layer that begins as PyTorch's does, but for its bias, which begins at 0."""
+    init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+    return nn.Dense(features, kernel_init=init, name=name)
+
+
+def _scaled_linear(features: int, width: int, name: str) -> nn.Dense:
+    """A layer with Point-E's own beginning, a standard deviation of 0.25/√W."""
+    return nn.Dense(features, kernel_init=nn.initializers.normal(_INIT_SCALE / math.sqrt(width)), name=name)
+
+
+def time_sinusoid(times: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of whole times (B,) at W/2 frequencies from 1 down to nearly 1/10000: (B, W)."""
+    half = width // 2
+    # In float64, rounded once: an ulp here moves the network's output by 2e-5.
+    frequencies = (_LONGEST_PERIOD ** (-np.arange(half) / half)).astype(np.float32)
+    angles = times.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class _MLP(nn.Module):
+    """Two layers with the exact GELU between."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        hidden = _scaled_linear(_MLP_RATIO * self.width, self.width, "c_fc")(tokens)
+        return _scaled_linear(self.width, self.width, "c_proj")(nn.gelu(hidden, approximate=False))
+
+
+class _SelfAttention(nn.Module):
+    """Multi-head attention whose one layer gives each head its query, key and value in a row."""
+
+    width: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        batch, length, _ = tokens.shape
+        mixed = _scaled_linear(3 * self.width, self.width, "c_qkv")(tokens)
+        query, key, value = jnp.split(mixed.reshape(batch, length, self.heads, -1), 3, axis=-1)
+        attended = attention(query, key, value).reshape(tokens.shape)
+        return _scaled_linear(self.width, self.width, "c_proj")(attended)
+
+
+class _ResidualBlock(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    width: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        normed = _norm("ln_1")(tokens)
+        tokens = tokens + _SelfAttention(self.width, self.heads, name="attn")(normed)
+        return tokens + _MLP(self.width, name="mlp")(_norm("ln_2")(tokens))
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return layer_norm(LAYER_NORM_EPSILON, jnp.float32, name)
+
+
+class _Blocks(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        for index in range(self.config.layers):
+            block = _ResidualBlock(self.config.width, self.config.heads, name=f"resblocks_{index}")
+            tokens = block(tokens)
+        return tokens
+
+
+def _predict(config: TransformerConfig, conditions: jax.Array, points: jax.Array) -> jax.Array:
+    """Tokens of conditions (B, K, W) and noisy points (B, N, 6) to the prediction (B, N, 12)."""
+    tokens = jnp.concatenate([conditions, _torch_linear(config.width, "input_proj")(points)], axis=1)
+    tokens = _Blocks(config, name="backbone")(_norm("ln_pre")(tokens))
+    tokens = _norm("ln_post")(tokens)[:, conditions.shape[1] :]
+    zeros = nn.initializers.zeros_init()
+    return nn.Dense(_OUTPUT_CHANNELS, kernel_init=zeros, name="output_proj")(tokens)
+
+
+class BaseTransformer(nn.Module):
+    """Noisy points, a time and a text's feature to the points' noise."""
+
+    config: BaseConfig
+
+    @nn.compact
+    def __call__(self, points: jax.Array, times: jax.Array, text: jax.Array) -> jax.Array:
+        """Predict.
+
+        Args:
+            points: (B, N, 6) in the diffusion's scale.
+            times: (B,) whole.
+            text: (B, D) features of length 1; zeros for no text.
+
+        Returns:
+            (B, N, 12): the noise, then the numbers on its variance.
+        """
+        config = self.config
+        time = _MLP(config.width, name="time_embed")(time_sinusoid(times, config.width))
+        words = _torch_linear(config.width, "clip_embed")(math.sqrt(config.text_features) * text)
+        return _predict(config, jnp.stack([words, time], axis=1), points)
+
+
+class UpsamplerTransformer(nn.Module):
+    """Noisy points, a time and the points that are there already to the noisy points' noise."""
+
+    config: UpsamplerConfig
+
+    @nn.compact
+    def __call__(
+        self, points: jax.Array, times: jax.Array, given: jax.Array, grid: jax.Array | None = None
+    ) -> jax.Array:
+        """Predict.
+
+        Args:
+            points: (B, N, 6) in the diffusion's scale.
+            times: (B,) whole.
+            given: (B, M, 6) points in metres and colors of 0 … 255, neither rounded nor clipped.
+            grid: (B, L, C) features of a picture; None for zeros, as where there is only text. The tokens are
+                there all the same.
+
+        Returns:
+            (B, N, 12): the noise, then the numbers on its variance.
+        """
+        config = self.config
+        if grid is None:
+            grid = jnp.zeros((points.shape[0], config.grid_tokens, config.grid_channels))
+        time = _MLP(config.width, name="time_embed")(time_sinusoid(times, config.width))
+        picture = _torch_linear(config.width, "clip_embed_1")(_norm("clip_embed_0")(grid))
+        scaled = given * jnp.asarray(config.channel_scales) + jnp.asarray(config.channel_biases)
+        known = _torch_linear(config.width, "cond_point_proj")(scaled)
+        return _predict(config, jnp.concatenate([time[:, None], picture, known], axis=1), points)
+
+
+def example_inputs(config: TransformerConfig) -> tuple[jax.Array, ...]:
+    """The least inputs that a network of this size takes, to find out its parameters."""
+    points, times = jnp.zeros((1, 1, POINT_CHANNELS)), jnp.zeros(1, jnp.int32)
+    if isinstance(config, UpsamplerConfig):
+        return points, times, points
+    assert isinstance(config, BaseConfig)
+    return points, times, jnp.zeros((1, config.text_features))
+
+
+def network(config: TransformerConfig) -> BaseTransformer | UpsamplerTransformer:
+    """The network of this size."""
+    if isinstance(config, UpsamplerConfig):
+        return UpsamplerTransformer(config)
+    assert isinstance(config, BaseConfig)
+    return BaseTransformer(config)
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
+    """The tree of the network's parameters as shapes, without computing them; do not modify it."""
+    return jax.eval_shape(network(config).init, jax.random.key(0), *example_inputs(config))["params"]

@@ -1,0 +1,201 @@
+"""Training of the small Point-E: its sizes, its data, and one jitted step for each network.
+
+Both networks learn the noise ε of clouds x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε at times drawn evenly, as Point-E's do
+(arXiv 2212.08751). A cloud is some of the points of an object in two colors, drawn anew in each step, so that
+none comes twice. Its sentence is dropped now and then, for guidance.
+
+Clouds have Point-E's axes and size: facing -y, and half as large as in the world, within the [-1, 1] that the
+sampler keeps to.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ge3d_jax.scenes.start.point_e.networks import (
+    CHANNEL_BIASES,
+    CHANNEL_SCALES,
+    BaseConfig,
+    TransformerConfig,
+    UpsamplerConfig,
+    network,
+)
+from ge3d_jax.scenes.start.point_e.sampler import UPSAMPLING, Stage, alphas_cumprod
+from ge3d_jax.scenes.start.point_e.start import BUNDLED_SIZE
+from ge3d_jax.toybox.model.training import TEXT_WIDTH, TrainingState, apply_gradients
+from ge3d_jax.toybox.world.captions import Sentence, caption
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.surfaces import Surface, paint_surface, palette, sample_surface
+
+BASE = BaseConfig(width=96, layers=4, heads=4, points=256, text_features=TEXT_WIDTH)
+UPSAMPLER = UpsamplerConfig(
+    width=64, layers=3, heads=2, points=768, given_points=256, grid_tokens=1, grid_channels=8
+)
+# The published stages, with fewer steps.
+BASE_STAGE = Stage(steps=32)
+UPSAMPLER_STAGE = Stage(
+    schedule=UPSAMPLING.schedule, steps=16, sigma_max=UPSAMPLING.sigma_max, churn=0.0, guidance=0.0
+)
+_DROPPED_SHARE = 0.1
+_NAMED_SHARE = 0.5  # sentences that name the color of the part
+# The upsampler is given what the base network makes, which is near the surface rather than on it.
+_GIVEN_NOISE = 0.01
+
+Encode = Callable[[list[str]], jax.Array]
+
+
+@struct.dataclass
+class CloudData:
+    """All that clouds are drawn from; K kinds, P points of each, C colors.
+
+    Attributes:
+        surfaces: of all kinds, in Point-E's axes and size.
+        palette: (C, 3) RGB.
+        part_colors: (K,) which color the part has where the sentence does not say.
+        features: (K, C, C + 1, D) of the sentences, of length 1; the last of C + 1 names no second color.
+    """
+
+    surfaces: Surface
+    palette: jax.Array
+    part_colors: jax.Array
+    features: jax.Array
+
+
+def to_point_e_axes(positions: np.ndarray) -> np.ndarray:
+    """World positions (..., 3) in Point-E's axes and size; see `scenes.start.point_e.start`."""
+    x, y, z = np.moveaxis(positions, -1, 0)
+    return np.stack([y, -x, z], axis=-1) / BUNDLED_SIZE
+
+
+def make_surfaces(key: jax.Array, points: int) -> Surface:
+    """Points of all kinds in Point-E's axes and size."""
+    each = [sample_surface(jax.random.fold_in(key, index), kind, points) for index, kind in enumerate(KINDS)]
+    stacked: Surface = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    return stacked.replace(positions=to_point_e_axes(np.asarray(stacked.positions)))  # type: ignore[attr-defined]
+
+
+def make_data(surfaces: Surface, encode: Encode) -> CloudData:
+    """The data of surfaces, with the features that a text encoder gives to all sentences."""
+    names = list(COLORS)
+    sentences = [
+        caption(Sentence(kind, color, second))
+        for kind in KINDS
+        for color in names
+        for second in (*names, None)
+    ]
+    features = np.concatenate(
+        [np.asarray(encode(sentences[first : first + 256])) for first in range(0, len(sentences), 256)]
+    )
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return CloudData(
+        surfaces=surfaces,
+        palette=jnp.asarray(palette()),
+        part_colors=jnp.asarray([names.index(kind.part_color) for kind in KINDS.values()]),
+        features=jnp.asarray(features.reshape(len(KINDS), len(names), len(names) + 1, -1)),
+    )
+
+
+def draw_clouds(key: jax.Array, data: CloudData, clouds: int, points: int) -> tuple[jax.Array, jax.Array]:
+    """Clouds at random.
+
+    Args:
+        key: PRNG key.
+        data: what they are drawn from.
+        clouds: B.
+        points: N of each.
+
+    Returns:
+        (B, N, 6) in metres and colors of 0 … 255, and the features (B, D) of their sentences.
+    """
+    kinds_key, first_key, second_key, named_key, points_key = jax.random.split(key, 5)
+    colors = len(data.palette)
+    kinds = jax.random.randint(kinds_key, (clouds,), 0, len(data.part_colors))
+    first = jax.random.randint(first_key, (clouds,), 0, colors)
+    named = jax.random.uniform(named_key, (clouds,)) < _NAMED_SHARE
+    second = jnp.where(named, jax.random.randint(second_key, (clouds,), 0, colors), data.part_colors[kinds])
+    chosen = jax.random.randint(points_key, (clouds, points), 0, data.surfaces.positions.shape[1])
+    picked: Surface = jax.tree.map(lambda leaf: leaf[kinds[:, None], chosen], data.surfaces)
+    painted = paint_surface(picked, data.palette[first], data.palette[second])
+    features = data.features[kinds, first, jnp.where(named, second, colors)]
+    return jnp.concatenate([picked.positions, 255.0 * painted], axis=-1), features
+
+
+def _noise_loss(
+    predict: Callable[[jax.Array, jax.Array], jax.Array], signal: jax.Array, key: jax.Array, clean: jax.Array
+) -> jax.Array:
+    """Mean squared error of the noise that is predicted for clouds (B, N, 6) in the diffusion's scale."""
+    time_key, noise_key = jax.random.split(key)
+    batch, steps = len(clean), len(signal)
+    # One time from each of B equal intervals: the same mean with less noise from step to step.
+    times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * steps
+    times = jnp.clip(times.astype(jnp.int32), 0, steps - 1)
+    noise = jax.random.normal(noise_key, clean.shape)
+    kept = signal[times][:, None, None]
+    seen = jnp.sqrt(kept) * clean + jnp.sqrt(1.0 - kept) * noise
+    return jnp.mean((predict(seen, times)[..., : clean.shape[-1]] - noise) ** 2)
+
+
+def _to_diffusion(points: jax.Array) -> jax.Array:
+    return points * jnp.asarray(CHANNEL_SCALES) + jnp.asarray(CHANNEL_BIASES)
+
+
+def cloud_loss(
+    parameters: Any, config: TransformerConfig, key: jax.Array, data: CloudData, clouds: int
+) -> jax.Array:
+    """The loss of either network on clouds drawn at random.
+
+    Args:
+        parameters: of the network.
+        config: its size, which tells which one it is.
+        key: PRNG key.
+        data: what clouds are drawn from.
+        clouds: how many.
+
+    Returns:
+        () loss.
+    """
+    cloud_key, drop_key, noise_key = jax.random.split(key, 3)
+    apply = partial(network(config).apply, {"params": parameters})
+    given = config.given_points if isinstance(config, UpsamplerConfig) else 0
+    points, features = draw_clouds(cloud_key, data, clouds, given + config.points)
+    clean = _to_diffusion(points[:, given:])
+    if isinstance(config, UpsamplerConfig):
+        blur = jnp.asarray([_GIVEN_NOISE] * 3 + [0.0] * 3) * jax.random.normal(drop_key, (clouds, given, 6))
+        known = points[:, :given] + blur
+        signal = alphas_cumprod(UPSAMPLER_STAGE.schedule)
+
+        def predict(seen: jax.Array, times: jax.Array) -> Any:
+            return apply(seen, times, known)
+
+    else:
+        kept = jax.random.uniform(drop_key, (clouds, 1)) >= _DROPPED_SHARE
+        signal = alphas_cumprod(BASE_STAGE.schedule)
+
+        def predict(seen: jax.Array, times: jax.Array) -> Any:
+            return apply(seen, times, features * kept)
+
+    return _noise_loss(predict, jnp.asarray(signal, jnp.float32), noise_key, clean)
+
+
+@partial(jax.jit, static_argnames=("config", "clouds", "optimizer"), donate_argnums=0)
+def cloud_step(
+    state: TrainingState,
+    key: jax.Array,
+    data: CloudData,
+    *,
+    config: TransformerConfig,
+    clouds: int,
+    optimizer: Any,
+) -> tuple[TrainingState, jax.Array]:
+    """One optimizer step of either network; see `cloud_loss`.
+
+    Returns:
+        The new state and the () loss.
+    """
+    loss, gradients = jax.value_and_grad(cloud_loss)(state.params, config, key, data, clouds)
+    return apply_gradients(state, gradients, optimizer), loss

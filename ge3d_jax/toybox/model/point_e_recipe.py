@@ -1,0 +1,224 @@
+"""Training the small Point-E from scratch, in stages that survive an interruption.
+
+Stages, each stored in the run's folder: points of all objects (surfaces.npz), the base network (base/), the
+upsampler (upsampler/), the finished model (model/), and a sheet of clouds with what they were recognized as.
+Batches depend only on the step, so that an interrupted stage goes on with the same numbers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.spatial import cKDTree
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.diffusion.weights.clip import load_text_tower
+from ge3d_jax.formats.point_clouds import PointCloud
+from ge3d_jax.scenes.start.clouds import AsItIs, CloudStart
+from ge3d_jax.scenes.start.point_e.files import open_point_e, save_point_e
+from ge3d_jax.scenes.start.point_e.model import PointE, sample_clouds
+from ge3d_jax.scenes.start.point_e.networks import (
+    BaseConfig,
+    TransformerConfig,
+    UpsamplerConfig,
+    example_inputs,
+    network,
+)
+from ge3d_jax.scenes.start.point_e.start import BUNDLED_SIZE, in_world_axes
+from ge3d_jax.toybox import model_folder
+from ge3d_jax.toybox.model import point_e
+from ge3d_jax.toybox.model.recipe import run_steps
+from ge3d_jax.toybox.model.training import make_optimizer, start_training
+from ge3d_jax.toybox.world.captions import Sentence, caption
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.surfaces import Surface, palette
+from ge3d_jax.viewer.sheet import image_grid, save_png
+from ge3d_jax.viewer.turntable import Viewpoint, render_around
+
+SHOWN_COLORS = ("red", "green", "blue", "yellow")
+_TOYBOX_FILE = {"toybox.json": '{"language": "toybox"}\n'}
+_SHOWN_FROM = 0.6  # radians from the front
+_SHOWN_SIZE = 96
+_SHOWN_SCALE, _SHOWN_OPACITY = 0.024, 0.95
+# True clouds that a cloud is compared with.
+_COMPARED_POINTS = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a training run.
+
+    Attributes:
+        seed: of points, initial parameters and batches.
+        points: of each kind that clouds are drawn from.
+        base_steps, upsampler_steps: optimizer steps.
+        base_clouds, upsampler_clouds: clouds in each.
+        learning_rate: the peak of both.
+        save_every: number of steps between saved states.
+        base, upsampler: sizes of the networks.
+    """
+
+    seed: int = 0
+    points: int = 16384
+    base_steps: int = 6000
+    base_clouds: int = 32
+    upsampler_steps: int = 2500
+    upsampler_clouds: int = 8
+    learning_rate: float = 3e-3
+    save_every: int = 250
+    base: BaseConfig = point_e.BASE
+    upsampler: UpsamplerConfig = point_e.UPSAMPLER
+
+
+def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
+    """Run all stages that `out` does not hold yet.
+
+    Args:
+        recipe: the numbers. Stages that `out` already holds keep the numbers they were made with.
+        out: the run's folder.
+        install: a second folder to write the finished model to.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        UserError: the folder holds states of networks of another size.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[loss]}")) as bar:
+        surfaces = _surfaces(recipe, out / "surfaces.npz")
+        data = jax.device_put(point_e.make_data(surfaces, load_text_tower(model_folder()).features))
+        parameters = {
+            name: _train_network(name, config, recipe, steps, clouds, out, data, bar)
+            for name, config, steps, clouds in (
+                ("base", recipe.base, recipe.base_steps, recipe.base_clouds),
+                ("upsampler", recipe.upsampler, recipe.upsampler_steps, recipe.upsampler_clouds),
+            )
+        }
+    model = PointE(
+        **parameters,
+        base_config=recipe.base,
+        upsampler_config=recipe.upsampler,
+        base_stage=point_e.BASE_STAGE,
+        upsampler_stage=point_e.UPSAMPLER_STAGE,
+    )
+    for folder in filter(None, (out / "model", install)):
+        # Half of the digits are enough, and of the bytes.
+        save_point_e(folder, model, model_folder(), _TOYBOX_FILE, dtype=np.float16)
+    return out / "model"
+
+
+def _surfaces(recipe: Recipe, file: Path) -> Surface:
+    if not file.exists():
+        made = point_e.make_surfaces(jax.random.key(recipe.seed), recipe.points)
+        with atomic_path(file) as path:
+            arrays: dict[str, Any] = {
+                name: np.asarray(getattr(made, name)) for name in made.__dataclass_fields__
+            }
+            np.savez(path, allow_pickle=False, **arrays)
+    with np.load(file) as stored:
+        return Surface(**{name: stored[name] for name in stored.files})
+
+
+def _train_network(
+    name: str,
+    config: TransformerConfig,
+    recipe: Recipe,
+    steps: int,
+    clouds: int,
+    out: Path,
+    data: point_e.CloudData,
+    bar: Progress,
+) -> Any:
+    key = jax.random.fold_in(jax.random.key(recipe.seed + 1), len(name))
+    parameters = network(config).init(key, *example_inputs(config))["params"]
+    optimizer = make_optimizer(recipe.learning_rate, steps)
+    state = start_training(parameters, optimizer)
+
+    def step(state: Any, index: int) -> tuple[Any, jax.Array]:
+        own = jax.random.fold_in(key, index)
+        return point_e.cloud_step(state, own, data, config=config, clouds=clouds, optimizer=optimizer)
+
+    try:
+        state = run_steps(name, out / name, state, steps, recipe.save_every, step, bar)
+    except ValueError as error:
+        raise UserError(f"{out / name} holds a network of another size; remove it, or give --out.") from error
+    return jax.device_get(state.average)
+
+
+def true_cloud(surfaces: Surface, kind: int, count: int = _COMPARED_POINTS) -> np.ndarray:
+    """Points (count, 3) of a kind by number, in Point-E's axes and size."""
+    return np.asarray(surfaces.positions)[kind, :count]
+
+
+def chamfer(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean distance of each point of both clouds (N, 3), (M, 3) to the nearest of the other one, added up."""
+    there, _ = cKDTree(second).query(first)
+    back, _ = cKDTree(first).query(second)
+    return float(there.mean() + back.mean())
+
+
+def recognized_kind(cloud: PointCloud, surfaces: Surface) -> str:
+    """The kind whose true cloud is nearest to a cloud in Point-E's axes and size."""
+    distances = [chamfer(cloud.positions, true_cloud(surfaces, kind)) for kind in range(len(KINDS))]
+    return list(KINDS)[int(np.argmin(distances))]
+
+
+def has_color(cloud: PointCloud, color: str) -> bool:
+    """Whether no other of the world's colors is nearest to more of its points than that one."""
+    assert cloud.colors is not None
+    nearest = np.linalg.norm(cloud.colors[:, None] - palette(), axis=-1).argmin(axis=1)
+    counts = np.bincount(nearest, minlength=len(COLORS))
+    return bool(counts[list(COLORS).index(color)] == counts.max())
+
+
+def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> dict[str, Any]:
+    """Clouds of all kinds in four colors: what share is recognized, and a sheet to look at.
+
+    Args:
+        model: the folder of the model.
+        out: the run's folder, with surfaces.npz; clouds.png and clouds.json are written to it.
+        kinds: which.
+        seed: of the clouds.
+
+    Returns:
+        What clouds.json says: shares of the right kind and of the right color, and each cloud's kind.
+    """
+    surfaces = _surfaces(Recipe(), out / "surfaces.npz")
+    opened, encode = open_point_e(model, "")
+    sentences = [Sentence(kind, color) for kind in kinds for color in SHOWN_COLORS]
+    pictures, labels, told = [], [], []
+    for index, first in enumerate(range(0, len(sentences), len(SHOWN_COLORS))):
+        group = sentences[first : first + len(SHOWN_COLORS)]
+        features = encode([caption(sentence) for sentence in group])
+        clouds = sample_clouds(opened, features, jax.random.fold_in(jax.random.key(seed), index))
+        for sentence, cloud in zip(group, clouds, strict=True):
+            kind = recognized_kind(cloud, surfaces)
+            is_painted = has_color(cloud, sentence.color)
+            told.append({"prompt": caption(sentence), "recognized": kind, "color": is_painted})
+            pictures.append(_picture(cloud))
+            labels.append(f"{sentence.color} {sentence.kind}")
+    right = [one["recognized"] == sentence.kind for one, sentence in zip(told, sentences, strict=True)]
+    result = {
+        "kind": float(np.mean(right)),
+        "color": float(np.mean([one["color"] for one in told])),
+        "clouds": told,
+    }
+    save_png(out / "clouds.png", image_grid(pictures, labels, columns=2 * len(SHOWN_COLORS)))
+    with atomic_path(out / "clouds.json") as path:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _picture(cloud: PointCloud) -> np.ndarray:
+    """A picture of a cloud in Point-E's axes and size, a bit from the left of its front."""
+    world = in_world_axes(cloud, mirrored=False, lift=0.0, size=BUNDLED_SIZE)
+    look = CloudStart(growth=AsItIs(), colored=True, scale=_SHOWN_SCALE, opacity=_SHOWN_OPACITY)
+    splats = look.splats(world, "a cloud", np.random.default_rng(0))
+    return render_around(splats, [_SHOWN_FROM], viewpoint=Viewpoint(size=_SHOWN_SIZE))[0]

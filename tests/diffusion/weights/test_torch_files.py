@@ -1,0 +1,123 @@
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+from tests import torch_archives as archives
+
+ARRAYS = {
+    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "a.bias": np.array([0.5, -2.0], np.float16),
+    "steps": np.array([2**40], np.int64),
+    "half": np.array([[1.5, 3.0]], ml_dtypes.bfloat16),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def read(file, **options):
+    return {name: tensor.read() for name, tensor in open_torch_tensors(file, **options).items()}
+
+
+def refusal(file, **options):
+    with pytest.raises(UserError) as caught:
+        read(file, **options)
+    message = str(caught.value)
+    assert file.name in message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("wrap", [None, "model_state_dict"])
+def test_tensors_come_back_as_they_were(tmp_path, wrap):
+    found = read(archives.save_arrays(tmp_path / "model.pt", ARRAYS, wrap=wrap), inside="model_state_dict")
+    assert list(found) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_views_of_one_storage_and_parameters(tmp_path):
+    data = np.arange(8, dtype=np.float32)
+    whole = archives.tensor("0", "float32", 8, (2, 3), strides=(1, 2), offset=1)
+    parameter = archives.call("torch._utils", "_rebuild_parameter", b"(" + whole + b"\x88Nt")
+    items = archives.mapping({"turned": whole, "parameter": parameter})
+    found = read(archives.write(tmp_path / "views.pt", items, {"0": data.tobytes()}))
+    assert found["turned"].tolist() == [[1, 3, 5], [2, 4, 6]]
+    assert found["parameter"].tolist() == found["turned"].tolist()
+
+
+def test_names_and_versions_of_an_ordered_dictionary(tmp_path):
+    one = archives.tensor("0", "float32", 1, (1,))
+    ordered = archives.name("collections", "OrderedDict") + b")R(" + archives.text("w") + one + b"u"
+    metadata = archives.mapping({"_metadata": archives.mapping({})})
+    content = ordered + metadata + b"b"
+    file = archives.write(tmp_path / "ordered.pt", content, {"0": np.float32(7).tobytes()})
+    assert read(file)["w"].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (archives.call("os", "system", b"(" + archives.text("touch ran") + b"t"), "os.system"),
+        (archives.call("builtins", "eval", b"(" + archives.text("1/0") + b"t"), "builtins.eval"),
+        (archives.call("torch._utils", "_rebuild_sparse_tensor", b")"), "_rebuild_sparse_tensor"),
+        (archives.call("collections", "OrderedDict", b"(K\x01t"), "OrderedDict"),
+        (archives.text("a text") + b")R", "a text"),
+        (b"\x8c\x02os\x8c\x06system\x93", "SHORT_BINUNICODE"),
+        (b"cos\nsystem\n)\x81", "NEWOBJ"),
+        (b"(ios\nsystem\n", "INST"),
+        (archives.mapping({"w": archives.number(3)}), "'w' is not a tensor"),
+        (archives.mapping({}), "no tensors"),
+        (archives.text("hello"), "no tensors"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 4, (5,))}), "longer than its storage"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 4, (2,), strides=(4,))}), "longer than"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 4, (-1,))}), "no proper shape"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 4, (2,), offset=-1)}), "no proper shape"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 5, (5,))}), "missing or too short"),
+        (archives.mapping({"w": archives.tensor("1", "float32", 4, (4,))}), "missing or too short"),
+        (b"0", "POP"),
+        (b"a", "takes what is not there"),
+        (b"u", "takes what is not there"),
+        (b"h\x05", "takes what is not there"),
+    ],
+)
+def test_whatever_is_not_a_tensor_is_refused_by_name_and_not_run(tmp_path, monkeypatch, content, named):
+    monkeypatch.chdir(tmp_path)
+    file = archives.write(tmp_path / "hostile.pt", content, {"0": bytes(16)})
+    assert named in refusal(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_archives_are_refused(tmp_path):
+    file = tmp_path / "model.pt"
+    assert "missing" in refusal(file)
+    file.write_bytes(b"\x80\x02}q\x00.")
+    assert "not a readable PyTorch file" in refusal(file)
+    archives.save_arrays(file, ARRAYS, compression=zipfile.ZIP_DEFLATED)
+    assert "compressed" in refusal(file)
+    archives.save_arrays(file, ARRAYS, byteorder=b"big")
+    assert "big-endian" in refusal(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/other.pkl", b"")
+    assert "no data.pkl" in refusal(file)
+
+
+def test_damaged_files_give_one_sentence_or_the_tensors(tmp_path):
+    whole = archives.save_arrays(tmp_path / "whole.pt", ARRAYS, wrap="model_state_dict").read_bytes()
+    rng, file, refused = np.random.default_rng(0), tmp_path / "model.pt", 0
+    for case in range(200):
+        data = bytearray(whole)
+        if case % 4 == 0:
+            del data[int(rng.integers(len(data))) :]
+        else:
+            for place in rng.integers(len(data), size=1 + case % 3):
+                data[place] = rng.integers(256)
+        file.write_bytes(data)
+        try:
+            read(file, inside="model_state_dict")
+        except UserError as error:
+            refused += 1
+            assert file.name in str(error) and "\n" not in str(error)
+    assert refused > 100

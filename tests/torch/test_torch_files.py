@@ -1,0 +1,43 @@
+"""Files of `torch.save`, read without PyTorch."""
+
+import collections
+
+import numpy as np
+import torch
+
+from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+
+
+def test_what_torch_saves_is_read(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).to(torch.float32)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    module(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    checkpoint = {
+        "model_state_dict": module.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": schedule.state_dict(),
+    }
+    torch.save(checkpoint, tmp_path / "cap3d.pth")
+    torch.save(module.state_dict(), tmp_path / "flat.pt")
+    several = collections.OrderedDict(
+        turned=module[0].weight.detach().T,
+        half=module[0].weight.detach().half(),
+        brain=module[0].weight.detach().bfloat16(),
+        parameter=module[0].weight,
+        whole=torch.arange(5),
+        empty=torch.zeros(0, 2),
+    )
+    torch.save(several, tmp_path / "several.pt")
+    for name, wanted in (
+        ("cap3d.pth", module.state_dict()),
+        ("flat.pt", module.state_dict()),
+        ("several.pt", several),
+    ):
+        found = open_torch_tensors(tmp_path / name, inside="model_state_dict")
+        assert list(found) == list(wanted)
+        for key, tensor in found.items():
+            expected = wanted[key].detach()
+            assert tensor.shape == tuple(expected.shape)
+            assert np.array_equal(tensor.read().astype(np.float64), expected.double().numpy())
