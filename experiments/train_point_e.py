@@ -2,8 +2,8 @@
 
     python experiments/train_point_e.py --out=runs/point_e
 
-On two CPU cores: a minute for the points of all objects, then about an hour for the base network and half of
-that for the upsampler. Every stage is stored in --out; after an interruption, the same command continues
+On two CPU cores: a minute for the points of all objects, then about an hour for the base network and a third
+of that for the upsampler. Every stage is stored in --out; after an interruption, the same command continues
 where it stopped. At the end --out/model holds the model, clouds.png shows clouds of all kinds in four colors,
 and clouds.json has what they were recognized as. --install copies it into the package. It brings a copy of
 the bundled text encoder, so it goes on working when that one is trained anew.
@@ -17,9 +17,9 @@ from ge3d_jax.cli import script
 
 _OUT = flags.DEFINE_string("out", "runs/point_e", "Folder for the stages and the finished model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of points, parameters and noise.")
-_BASE_STEPS = flags.DEFINE_integer("base_steps", 6000, "Steps of the base network.", lower_bound=1)
+_BASE_STEPS = flags.DEFINE_integer("base_steps", 5000, "Steps of the base network.", lower_bound=1)
 _BASE_CLOUDS = flags.DEFINE_integer("base_clouds", 32, "Clouds in each of them.", lower_bound=1)
-_UPSAMPLER_STEPS = flags.DEFINE_integer("upsampler_steps", 2500, "Steps of the upsampler.", lower_bound=1)
+_UPSAMPLER_STEPS = flags.DEFINE_integer("upsampler_steps", 2000, "Steps of the upsampler.", lower_bound=1)
 _UPSAMPLER_CLOUDS = flags.DEFINE_integer("upsampler_clouds", 8, "Clouds in each of them.", lower_bound=1)
 _RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate of both.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 250, "Steps between saved states.", lower_bound=1)

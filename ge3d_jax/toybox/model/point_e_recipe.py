@@ -66,9 +66,9 @@ class Recipe:
 
     seed: int = 0
     points: int = 16384
-    base_steps: int = 6000
+    base_steps: int = 5000
     base_clouds: int = 32
-    upsampler_steps: int = 2500
+    upsampler_steps: int = 2000
     upsampler_clouds: int = 8
     learning_rate: float = 3e-3
     save_every: int = 250
