@@ -100,7 +100,7 @@ def test_running_average_trails_the_parameters():
     state = start_training({"a": jnp.zeros(2)}, optimizer)
     gradients = {"a": -jnp.ones(2)}
     for _ in range(3):
-        state = training._apply_gradients(state, gradients, optimizer)
+        state = training.apply_gradients(state, gradients, optimizer)
     assert int(state.step) == 3
     np.testing.assert_allclose(state.params["a"], 3.0)
     # Computed by hand: decays 1/10, 2/11, 3/12.
@@ -129,7 +129,7 @@ def run_steps(folder, steps, *, stop_at=None):
         return state.replace(params=params, step=state.step + 1), jnp.sum(noise)
 
     state = start_training({"a": jnp.zeros(3)}, optax.adam(1e-3))
-    return recipe._run_steps("fake", folder, state, steps, 5, step, Progress(disable=True))
+    return recipe.run_steps("fake", folder, state, steps, 5, step, Progress(disable=True))
 
 
 def test_an_interrupted_stage_continues_with_the_same_numbers(tmp_path):
