@@ -6,6 +6,7 @@ its way down; s, guidance scale.
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
 from ge3d_jax.diffusion.schedule import ddim_step
+from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.ddim import DDIM
 from ge3d_jax.editing.inner_loop import minimize
 
@@ -26,6 +28,9 @@ class TextSearch(DDIM):
         rounds: most updates at a step.
     """
 
+    # Whether the conditional text is searched, rather than the unconditional one.
+    searches_conditional: ClassVar[bool] = False
+
     rate: float = 0.01
     rounds: int = 10
 
@@ -38,6 +43,29 @@ class TextSearch(DDIM):
     def rates(self) -> jax.Array:
         """(N,), of each step; in 50 steps rate·(1 − i/100)."""
         return self.rate * (1.0 - jnp.arange(self.steps) / (2 * self.steps))
+
+    @property
+    def stop_losses(self) -> jax.Array:
+        """(N,), the loss after which the search at each step ends; 0 makes all updates."""
+        return jnp.zeros(self.steps)
+
+    def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The texts of the method's kind, ∅_i or c_i (N, P, L, D), and the losses (N, rounds, P)."""
+        conditional = self.searches_conditional
+        start, other = (task.source, task.empties) if conditional else (task.empties, task.source)
+        texts, losses, _ = search_texts(
+            denoiser,
+            self.times(denoiser),
+            up,
+            start,
+            other,
+            scale=self.scale,
+            rates=self.rates,
+            stop_below=self.stop_losses,
+            rounds=self.rounds,
+            searches_conditional=conditional,
+        )
+        return texts, losses
 
 
 @partial(jax.jit, static_argnames=("rounds", "searches_conditional"))

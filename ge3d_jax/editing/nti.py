@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.descent import Plan, way_down
-from ge3d_jax.editing.embedding_search import TextSearch, search_texts
+from ge3d_jax.editing.embedding_search import TextSearch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +31,6 @@ class NTI(TextSearch):
     def stop_losses(self) -> jax.Array:
         """(N,), of each step."""
         return self.stop_below + self.stop_growth * jnp.arange(self.steps)
-
-    def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """∅_i (N, P, L, D), and the losses (N, rounds, P)."""
-        texts, losses, _ = search_texts(
-            denoiser,
-            self.times(denoiser),
-            up,
-            task.empties,
-            task.source,
-            scale=self.scale,
-            rates=self.rates,
-            stop_below=self.stop_losses,
-            rounds=self.rounds,
-            searches_conditional=False,
-        )
-        return texts, losses
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
         """The way, found; numbers: the losses before each update, (N, rounds, P)."""

@@ -6,15 +6,13 @@ Source: Dong et al., "Prompt Tuning Inversion for Text-Driven Image Editing Usin
 """
 
 import dataclasses
-
-import jax
-import jax.numpy as jnp
+from typing import ClassVar
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.descent import Plan, way_down
-from ge3d_jax.editing.embedding_search import TextSearch, search_texts
+from ge3d_jax.editing.embedding_search import TextSearch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +23,8 @@ class PTI(TextSearch):
         mixture: how much of the target's text there is in the edit's, from 0 to 1.
     """
 
+    searches_conditional: ClassVar[bool] = True
+
     rate: float = 0.005
     mixture: float = 0.8
 
@@ -33,22 +33,6 @@ class PTI(TextSearch):
         super().__post_init__()
         if not 0 <= self.mixture <= 1:
             raise UserError(f"The setting mixture is {self.mixture}; give a number from 0 to 1.")
-
-    def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """c_i (N, P, L, D), and the losses (N, rounds, P)."""
-        texts, losses, _ = search_texts(
-            denoiser,
-            self.times(denoiser),
-            up,
-            task.source,
-            task.empties,
-            scale=self.scale,
-            rates=self.rates,
-            stop_below=jnp.zeros(self.steps),
-            rounds=self.rounds,
-            searches_conditional=True,
-        )
-        return texts, losses
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
         """The way, found; numbers: the losses before each update, (N, rounds, P)."""

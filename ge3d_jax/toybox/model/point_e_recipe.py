@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.spatial import cKDTree
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.diffusion.weights.clip import load_text_tower
 from ge3d_jax.formats.point_clouds import PointCloud
+from ge3d_jax.metrics.likeness import chamfer as mean_chamfer
 from ge3d_jax.scenes.start.clouds import AsItIs, CloudStart
 from ge3d_jax.scenes.start.point_e.files import open_point_e, save_point_e
 from ge3d_jax.scenes.start.point_e.model import PointE, sample_clouds
@@ -159,9 +159,7 @@ def true_cloud(surfaces: Surface, kind: int, count: int = _COMPARED_POINTS) -> n
 
 def chamfer(first: np.ndarray, second: np.ndarray) -> float:
     """Mean distance of each point of both clouds (N, 3), (M, 3) to the nearest of the other one, added up."""
-    there, _ = cKDTree(second).query(first)
-    back, _ = cKDTree(first).query(second)
-    return float(there.mean() + back.mean())
+    return 2.0 * mean_chamfer(first, second)
 
 
 def recognized_kind(cloud: PointCloud, surfaces: Surface) -> str:
