@@ -107,9 +107,11 @@ def size_of(config: Config, preset: str) -> Size:
     return size
 
 
-def _texts(size: Size, dtype: Any) -> PromptEmbeddings:
+def text_shapes(size: Size, dtype: Any) -> PromptEmbeddings:
+    """The embeddings that every run has; an edit's source is none of them."""
     row: Any = jax.ShapeDtypeStruct((size.tokens, size.unet.cross_attention_dim), dtype)
-    return PromptEmbeddings(*[row] * len(dataclasses.fields(PromptEmbeddings)))
+    needed = (f.name for f in dataclasses.fields(PromptEmbeddings) if f.default is dataclasses.MISSING)
+    return PromptEmbeddings(**dict.fromkeys(needed, row))
 
 
 def _bytes(tree: Any) -> int:
@@ -132,7 +134,7 @@ def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, card: Card) 
     # Splats that are sized by their neighbors need numbers; shapes do not depend on the size.
     sized = with_overrides(config, {"scene.start.scale": _ANY_SCALE})
     state = jax.eval_shape(partial(begin, sized), model, jax.random.key(0))
-    context = Prompted(model, _texts(size, jnp.float32))
+    context = Prompted(model, text_shapes(size, jnp.float32))
     everywhere = replicated(mesh)
     state, context = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), (state, context)

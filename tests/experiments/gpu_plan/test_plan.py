@@ -4,7 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from benchmarks.models import SIZES
 from gpu_plan import cards, compiling, report
 from gpu_plan.compiling import Compiled
 from gpu_plan.costs import Cost
@@ -15,6 +18,7 @@ from gpu_plan.turns import with_buffer
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.training.compilation import Compilation
 
 TEXT = (Path(__file__).parent / "program.txt").read_text(encoding="utf-8")
@@ -177,3 +181,9 @@ def test_the_buffer_holds_the_fullest_view():
     # A tile's splats are in one list: there are more entries than splats.
     assert fitting.scene.buffer_capacity >= 60
     assert with_buffer(fitting, (0.5, 0.3)) == fitting
+
+
+def test_the_texts_of_a_plan_serve_a_loss():
+    shapes = compiling.text_shapes(SIZES["toybox"], jnp.bfloat16)
+    texts = jax.eval_shape(lambda e: view_texts(e, jnp.zeros(2), use_perp_neg=True), shapes)
+    assert texts.source is None and texts.avoided.shape == (2, 2, *texts.positive.shape[1:])
