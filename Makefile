@@ -33,13 +33,22 @@ SLOW_TESTS := tests/guidance tests/runs tests/scenes tests/toybox tests/training
 # These have environments of their own.
 OTHER_TESTS := tests/torch tests/gpu_plan tests/splat_transform
 
-.PHONY: help demo mesh test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
+# Both legs of the bundled model's training; the second one begins with what the first one installed.
+LEG := --views_per_kind=128 --pictures=32768 --vae_steps=3500 --unet_batch=48 --save_every=200 --install
+
+.PHONY: help demo train mesh test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot"
 	@$(VENV)/bin/python experiments/generate.py --prompt="$(PROMPT)" --seed=$(SEED)
+
+train: $(VENV)/.runtime  ## Train the bundled model anew, in two legs, and put it into the package (hours)
+	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox $(LEG) --unet_steps=6400 --unet_learning_rate=2e-3
+	mkdir -p runs/toybox-2
+	test -e runs/toybox-2/vae || cp -r runs/toybox/vae runs/toybox/views.npz runs/toybox-2
+	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox-2 $(LEG) --unet_steps=7400 --unet_learning_rate=1.5e-3 --seed=1 --start_from=toybox
 
 mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-red-mushroom-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"

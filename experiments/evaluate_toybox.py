@@ -6,6 +6,8 @@ Three parts, on two CPU cores: the recognizer on ground truth (a minute), 192 sa
 and 24 generated objects (twenty minutes; a run that was stopped continues with the next object). The folder
 docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all samples
 and objects, and README.md with the results. A quick look: --part=objects --count=4 --out=runs/look
+The fast model of 64 pixels: --preset=toybox64 --out=docs/evaluation/toybox64, whose numbers then are beside
+those of docs/evaluation.
 Another loss: --part=objects --guidance=sds --prompts="a red mushroom,a cyan robot" --out=runs/sds
 """
 
@@ -17,10 +19,14 @@ from absl import flags
 
 from ge3d_jax.cli import script
 from ge3d_jax.core.caching import cache_folder
+from ge3d_jax.toybox import MODELS
 
 _PARTS = ("recogniser", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
 _OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
+_PRESET = flags.DEFINE_enum(
+    "preset", MODELS[0], MODELS, "The objects' settings, and the bundled model of that name."
+)
 _MODEL = flags.DEFINE_string("model", None, "Folder of another model of the Toybox world.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of cameras, samples and the first object.", lower_bound=0)
 _PROMPTS = flags.DEFINE_list(
@@ -79,7 +85,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     prompts = (asked or PROMPTS)[: _COUNT.value]
     check_prompts(prompts)
     overrides = script.parse_settings(_SET.value)
-    loss = evaluation.loss_name(_GUIDANCE.value, overrides)
+    loss = evaluation.loss_name(_GUIDANCE.value, overrides, preset=_PRESET.value)
     weights = evaluation.model_fingerprint(folder)
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
@@ -88,6 +94,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
             prompt,
             seed=_SEED.value + index,
             folder=Path(_OBJECTS.value) / weights,
+            preset=_PRESET.value,
             model=_MODEL.value,
             guidance=_GUIDANCE.value,
             overrides=overrides,
@@ -104,6 +111,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     return {
         "weights": weights,
         "seed": _SEED.value,
+        "preset": _PRESET.value,
         "guidance": loss,
         "overrides": overrides,
         "machine": f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind,
@@ -124,7 +132,7 @@ def main() -> None:
     from ge3d_jax.runs.request import find_model
 
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
-    folder = None if chosen == ("recogniser",) else find_model(_MODEL.value)
+    folder = None if chosen == ("recogniser",) else find_model(_MODEL.value or _PRESET.value)
     out = prepare_folder(_OUT.value)
     gallery = load_gallery(cache_folder(), report=print)
     for part in chosen:
@@ -137,13 +145,18 @@ def main() -> None:
             figures = _measure_objects(out, gallery, folder)
         write_json(out / f"{part}.json", {"versions": versions()} | figures)
         print(f"  correct kind and color: {figures['right_kind_and_color']:.1%}", flush=True)
-    reports = {
-        part: json.loads((out / f"{part}.json").read_text(encoding="utf-8"))
-        for part in _PARTS
-        if (out / f"{part}.json").is_file()
-    }
+
+    def reports_in(folder: Path) -> dict[str, Any]:
+        files = {part: folder / f"{part}.json" for part in _PARTS}
+        return {
+            part: json.loads(file.read_text(encoding="utf-8"))
+            for part, file in files.items()
+            if file.is_file()
+        }
+
+    beside = {preset: reports_in(out / preset) for preset in MODELS}
     with atomic_path(out / "README.md") as path:
-        path.write_text(markdown(reports), encoding="utf-8")
+        path.write_text(markdown(reports_in(out), beside), encoding="utf-8")
     print(f"The results are in {out / 'README.md'}")
 
 

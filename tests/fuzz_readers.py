@@ -540,7 +540,7 @@ class Runs(Target):
         settings = to_tree(asked.settings)
         self.content = {"prompt": "a red mushroom", "seed": 3, "preset": asked.preset, "settings": settings}
         self.content |= {
-            "model": "bundled",
+            "model": "toybox",
             "dtype": "float32",
             "loras": [["a.safetensors", 1.0]],
             "start": None,

@@ -55,14 +55,17 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 SIZES = {
-    "toybox": Size(
-        unet=training.unet_config(),
-        vae=training.vae_config(),
-        text=training.text_config(len(_tokenizer())),
-        image_size=training.IMAGE_SIZE,
-        tokens=training.TEXT_LENGTH,
-        preset="toybox",
-    ),
+    **{
+        preset: Size(
+            unet=training.unet_config(),
+            vae=training.vae_config(size),
+            text=training.text_config(len(_tokenizer())),
+            image_size=size,
+            tokens=training.TEXT_LENGTH,
+            preset=preset,
+        )
+        for preset, size in (("toybox", 128), ("toybox64", 64))
+    },
     "sd21": Size(
         unet=UNetConfig(
             sample_size=64,

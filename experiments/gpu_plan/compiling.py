@@ -98,7 +98,7 @@ class Compiled:
 
 def size_of(config: Config, preset: str) -> Size:
     """The size of the preset's model: Stable Diffusion's, or the bundled one's."""
-    size = SIZES["toybox" if preset == SIZES["toybox"].preset else "sd21"]
+    size = SIZES.get(preset, SIZES["sd21"])
     if config.image_size % size.vae.downscale:
         raise UserError(
             f"The setting image_size is {config.image_size}, which is no multiple of {size.vae.downscale}; "

@@ -113,6 +113,11 @@ class Loss:
         raise NotImplementedError
 
     @property
+    def steps_to_target(self) -> float | None:
+        """How many residuals lead from the latents to what the loss wants; None where it does not say."""
+        return None
+
+    @property
     def shares_learned(self) -> bool:
         """Whether the objects of a sweep that step together learn one thing together."""
         return False

@@ -154,6 +154,12 @@ class GE3D(Loss):
         """The farthest node there may be."""
         return max(self.nodes.max_step) - 1
 
+    @property
+    def steps_to_target(self) -> float | None:
+        """1/(λ·Σ_i ω_i), which leads to the mean of what the nodes want."""
+        weights = 1 if self.dbc else self.nodes.count
+        return 1.0 / (self.strength * weights) if self.strength else None
+
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """The time nodes, the same for all views, and the noise of each view."""
         node_times, active = sample_time_nodes(keys.times, progress, self.nodes)

@@ -1,5 +1,8 @@
 """View-dependent prompts and Perp-Neg: the text says which side of the object a camera sees.
 
+Where a model knows it, the text says how high the camera is, too, by an "overhead view" as in DreamFusion
+(arXiv 2209.14988).
+
 Symbols: azimuth a, 0 = front, counter-clockwise; r, the share of the nearer-to-front of two views that the
 positive embedding is mixed from; Δ_j = ε_{y_j} − ε_∅; s, the guidance scale. Equation 17 of arXiv 2412.05929.
 """
@@ -57,6 +60,7 @@ class PromptEmbeddings:
         negative: the negative prompt.
         empty: the empty prompt.
         source: the same of what there is before an edit; None for nothing.
+        overhead: the prompt as seen from above; None where the text does not say how high a camera is.
     """
 
     front: jax.Array
@@ -66,6 +70,7 @@ class PromptEmbeddings:
     negative: jax.Array
     empty: jax.Array
     source: "PromptEmbeddings | None" = None
+    overhead: jax.Array | None = None
 
 
 def view_prompts(prompt: str) -> tuple[str, str, str]:
@@ -83,6 +88,7 @@ def embed_prompt(
     *,
     negative_prompt: str,
     source_prompt: str | None = None,
+    use_overhead: bool = False,
 ) -> PromptEmbeddings:
     """Encode everything that a loss may ask for.
 
@@ -91,13 +97,16 @@ def embed_prompt(
         prompt: what to make.
         negative_prompt: what to lead away from, possibly empty.
         source_prompt: what there is before it is edited; None for nothing.
+        use_overhead: whether the text says how high a camera is.
     """
 
     def embedded(prompt: str, source: PromptEmbeddings | None) -> PromptEmbeddings:
-        front, side, back, plain, negative, empty = encode(
-            [*view_prompts(prompt), prompt, negative_prompt, ""]
-        )
-        return PromptEmbeddings(front, side, back, plain, negative, empty, source)
+        texts = [*view_prompts(prompt), prompt, negative_prompt, ""]
+        if use_overhead:
+            texts.append(f"The overhead view of {prompt}")
+        front, side, back, plain, negative, empty, *above = encode(texts)
+        overhead = above[0] if use_overhead else None
+        return PromptEmbeddings(front, side, back, plain, negative, empty, source, overhead)
 
     return embedded(prompt, None if source_prompt is None else embedded(source_prompt, None))
 
@@ -115,6 +124,18 @@ def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
     distance = jnp.abs(jnp.mod(jnp.rad2deg(azimuth) + 180.0, 360.0) - 180.0)
     in_front = distance < 90.0
     return in_front, jnp.where(in_front, 1.0 - distance / 90.0, 1.0 - (distance - 90.0) / 90.0)
+
+
+def overhead_share(polar: jax.Array) -> jax.Array:
+    """How much of the text says that the view is from above, in [0, 0.5].
+
+    Args:
+        polar: (B,) radians from +z.
+
+    Returns:
+        (B,), 0 at the horizon and below it, a half at 30° from the vertical and above that, linear between.
+    """
+    return jnp.clip((90.0 - jnp.rad2deg(polar)) / 120.0, 0.0, 0.5)
 
 
 def perp_neg_embeddings(
@@ -156,6 +177,7 @@ def view_texts(
     use_perp_neg: bool,
     weight: float = PUBLISHED_WEIGHT,
     rule: str = "original",
+    polar: jax.Array | None = None,
 ) -> ViewTexts:
     """What the text says about each view.
 
@@ -165,12 +187,19 @@ def view_texts(
         use_perp_neg: whether there are views to stay away from.
         weight: w, see `perp_neg_embeddings`.
         rule: likewise.
+        polar: (B,) radians from +z, which counts where there is an embedding for the view from above; None
+            leaves that out.
     """
     positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight, rule=rule)
+    if embeddings.overhead is not None and polar is not None:
+        above = overhead_share(polar)[:, None, None]
+        positive += above * (embeddings.overhead - positive)
     kept = None if use_perp_neg else 0
     source = None
     if embeddings.source is not None:
-        source = view_texts(embeddings.source, azimuth, use_perp_neg=use_perp_neg, weight=weight, rule=rule)
+        source = view_texts(
+            embeddings.source, azimuth, use_perp_neg=use_perp_neg, weight=weight, rule=rule, polar=polar
+        )
     return ViewTexts(
         positive=positive,
         avoided=avoided[:, :kept],

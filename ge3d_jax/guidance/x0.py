@@ -76,6 +76,11 @@ class X0(Loss):
         """The farthest node there may be."""
         return self.ge3d.latest_time
 
+    @property
+    def steps_to_target(self) -> float | None:
+        """1/λ."""
+        return 1.0 / self.strength if self.strength else None
+
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
         """The time nodes, the same for all views, and the noise of each view."""
         return self.ge3d.draw(keys, progress, shape)

@@ -1,6 +1,7 @@
 """Recognizing pictures of the Toybox world: the nearest ground-truth picture in squared RGB error.
 
-The gallery holds every kind, traced from a fixed grid of cameras, before painting. The error of a picture
+The gallery holds every kind, traced small from a fixed grid of cameras, before painting: kind, color and side
+need no fine detail, and larger pictures are averaged down to its size. The error of a picture
 with respect to a view is quadratic in the paint, so the inner products of the picture with the view's layers
 give it for all colors and any background at once:
 
@@ -24,13 +25,14 @@ import numpy as np
 
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.splatting import cameras
-from ge3d_jax.toybox.model.dataset import layer_bytes, paint_bytes
-from ge3d_jax.toybox.world import objects, render, shapes
+from ge3d_jax.toybox.model.dataset import layer_bytes
+from ge3d_jax.toybox.world import objects, render, shapes, textures
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
 AZIMUTHS = 24
-POLAR_DEGREES = (62.5, 70.0, 77.5)
+POLAR_DEGREES = (38.0, 54.0, 70.0, 86.0)
 RADIUS = 3.5
+GALLERY_SIZE = 64
 # A view shows the front if it is within this angle of +x; 45° is on the grid, hence the margin.
 _FRONT_DEGREES = 45.0 + 0.1
 # Rows and columns along the edge of a picture that are background: objects do not reach them.
@@ -87,7 +89,7 @@ def build_gallery(
 ) -> Gallery:
     """Trace every kind from a grid of cameras.
 
-    The whole grid takes about a minute on two cores: kinds are mirror-symmetric, so half of it is flipped.
+    The whole grid takes about two minutes on two cores: kinds are mirror-symmetric, so half of it is flipped.
 
     Args:
         kinds: names of the kinds.
@@ -105,7 +107,9 @@ def build_gallery(
             report(f"tracing the gallery: {kind}")
         for polar in np.deg2rad(polar_degrees):
             half = [
-                layer_bytes(render.trace(kind, render.toybox_camera(circle[index], polar, RADIUS)))
+                layer_bytes(
+                    render.trace(kind, render.toybox_camera(circle[index], polar, RADIUS, size=GALLERY_SIZE))
+                )
                 for index in range(azimuths // 2 + 1)
             ]
             layers += half + [half[azimuths - i][:, ::-1] for i in range(len(half), azimuths)]
@@ -120,8 +124,8 @@ def build_gallery(
 
 def _world_fingerprint() -> str:
     """A hash that changes with anything the gallery's pictures depend on."""
-    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, RADIUS)).encode())
-    for module in (cameras, shapes, objects, render):
+    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, RADIUS, GALLERY_SIZE)).encode())
+    for module in (cameras, shapes, textures, objects, render):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:12]
 
@@ -143,6 +147,18 @@ def estimate_background(images: np.ndarray) -> np.ndarray:
     inner = images.shape[-3] - 2 * _BORDER, images.shape[-2] - 2 * _BORDER
     is_edge = np.pad(np.zeros(inner, bool), _BORDER, constant_values=True)
     return np.median(images[..., is_edge, :], axis=-2).astype(np.float32)
+
+
+def shrink(images: np.ndarray, size: int) -> jax.Array:
+    """Square pictures (..., S, S, 3) averaged down to an edge of `size`. ValueError if S is no multiple."""
+    shape = np.shape(images)
+    if len(shape) < 3 or shape[-3] != shape[-2] or shape[-1] != 3 or shape[-3] % size:
+        raise ValueError(f"Pictures whose edge is a multiple of {size} are needed, not {shape}.")
+    factor = shape[-3] // size
+    tiles = jnp.reshape(
+        jnp.asarray(images, jnp.float32), (*shape[:-3], size, factor, size, factor, shape[-1])
+    )
+    return tiles.mean(axis=(-4, -2))
 
 
 @jax.jit
@@ -186,21 +202,16 @@ def recognize(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> R
 
     Args:
         gallery: the candidates.
-        images: (B, H, W, 3) in [0, 1].
+        images: (B, H, W, 3) in [0, 1]; H and W are multiples of the gallery's.
         background: (3,) or (B, 3) RGB in [0, 1], over which the gallery is painted.
 
     Returns:
         The nearest candidate for each picture.
 
     Raises:
-        ValueError: the pictures differ in size from the gallery's.
+        ValueError: the pictures' size is no multiple of the gallery's.
     """
-    pictures = jnp.asarray(images, jnp.float32)
-    size = gallery.layers.shape[2:4]
-    if pictures.ndim != 4 or pictures.shape[1:] != (*size, 3):
-        raise ValueError(
-            f"The gallery takes pictures of shape (B, {size[0]}, {size[1]}, 3), not {pictures.shape}."
-        )
+    pictures = shrink(images, gallery.layers.shape[2])
     behind = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (len(pictures), 3))
     palette = jnp.asarray(list(COLORS.values()))
     least, places = [], []
@@ -214,27 +225,6 @@ def recognize(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> R
     rows = np.arange(len(pictures))
     views, colors = np.divmod(np.stack(places)[kinds, rows], len(COLORS))
     return Recognition(kinds, colors, gallery.azimuths[views], views, np.stack(least)[kinds, rows])
-
-
-def nearest_truth(
-    gallery: Gallery, named: Recognition, background: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ground-truth pictures that pictures were recognized as.
-
-    Args:
-        gallery: where they were looked for.
-        named: what was found for B pictures.
-        background: (3,) or (B, 3) RGB in [0, 1], as for `recognize`.
-
-    Returns:
-        The pictures (B, H, W, 3) in [0, 1], and the fraction (B, H, W) of each pixel that the object covers.
-    """
-    layers = gallery.layers[named.kinds, named.views]
-    palette = np.asarray(list(COLORS.values()), np.float32)
-    second = np.asarray([COLORS[KINDS[gallery.kinds[kind]].part_color] for kind in named.kinds], np.float32)
-    behind = np.broadcast_to(np.asarray(background, np.float32), (len(layers), 3))
-    pictures = paint_bytes(layers, palette[named.colors], second, behind)
-    return np.asarray(pictures), layers[..., -1] / 255.0
 
 
 def recognized_front(azimuths: np.ndarray | float) -> np.ndarray:

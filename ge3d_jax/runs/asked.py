@@ -11,6 +11,7 @@ from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
+from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of, with_start
 
@@ -77,6 +78,8 @@ def asked_by_preset(
         ),
         prompt=prompt_of(name),
         seed=seed_of(name),
+        # The preset of a bundled model's name uses it.
+        model=ModelChoice(name if name in MODELS else None),
         start=path,
     )
 

@@ -23,12 +23,12 @@ from ge3d_jax.diffusion.pipeline import (
     encode_text,
 )
 from ge3d_jax.formats.pictures import load_image
-from ge3d_jax.guidance.prompts import embed_prompt, perp_neg_embeddings
+from ge3d_jax.guidance.prompts import embed_prompt, view_texts
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
-from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, draw_source
+from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, SOURCE_POLAR_DEGREES, draw_source
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_prompt
+from ge3d_jax.runs.request import check_prompt, knows_overhead
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
@@ -170,10 +170,16 @@ def edit_2d(
     size = diffusion.unet.config.sample_size * diffusion.vae.config.downscale
 
     if source_prompt is not None:
-        azimuth = jnp.deg2rad(jnp.asarray([azimuth_degrees]))
         source = draw_source(source_prompt, azimuth_degrees, size)
-        views = embed_prompt(partial(encode_text, diffusion), prompt, negative_prompt=negative_prompt)
-        text, negative = perp_neg_embeddings(views, azimuth)[0][0], views.negative
+        views = embed_prompt(
+            partial(encode_text, diffusion),
+            prompt,
+            negative_prompt=negative_prompt,
+            use_overhead=knows_overhead(place),
+        )
+        azimuth, polar = jnp.deg2rad(jnp.array([[azimuth_degrees], [SOURCE_POLAR_DEGREES]]))
+        text = view_texts(views, azimuth, use_perp_neg=False, polar=polar).positive[0]
+        negative = views.negative
     else:
         assert image is not None
         source = jnp.asarray(load_image(image, size=size))

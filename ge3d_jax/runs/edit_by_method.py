@@ -32,7 +32,7 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 # Smallest edge of the written pictures, pixels: large enough to look at.
 SMALLEST_PICTURE = 192
 # The camera of a source prompt that is drawn: the middle of the range of the Toybox world's cameras.
-_POLAR_DEGREES = 70.0
+SOURCE_POLAR_DEGREES = 70.0
 _RADIUS = 3.5
 # States of either way on the sheet of the trajectory.
 _SHOWN_STATES = 6
@@ -45,7 +45,7 @@ def draw_source(sentence: str, azimuth_degrees: float, size: int) -> jax.Array:
     """A sentence of the Toybox world on white, (size, size, 3). Raises UserError where it is not one."""
     camera = orbit_camera(
         azimuth=jnp.deg2rad(azimuth_degrees),
-        polar=jnp.deg2rad(_POLAR_DEGREES),
+        polar=jnp.deg2rad(SOURCE_POLAR_DEGREES),
         radius=_RADIUS,
         fov=FIELD_OF_VIEW,
         size=size,

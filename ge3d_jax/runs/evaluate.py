@@ -21,13 +21,14 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import kind_of
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.likeness import measure_likeness, sharpness, tint
+from ge3d_jax.metrics.nearest_truth import nearest_truth
 from ge3d_jax.metrics.pictures import psnr
 from ge3d_jax.metrics.recognition import (
+    GALLERY_SIZE,
     RADIUS,
     Gallery,
     confusion_matrix,
     estimate_background,
-    nearest_truth,
     recognize,
     recognized_front,
     wrap_angle,
@@ -83,7 +84,8 @@ def measure_recognizer(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> 
     for key, kind, color in zip(
         jax.random.split(jax.random.key(seed), len(kinds)), kinds, colors, strict=True
     ):
-        camera = random_camera(key)
+        # The recognizer looks at no larger ones.
+        camera = random_camera(key, size=GALLERY_SIZE)
         center = np.asarray(camera_center(camera))
         azimuths.append(np.arctan2(center[1], center[0]))
         sentence = Sentence(gallery.kinds[kind], _COLOR_NAMES[color])
@@ -143,7 +145,7 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
         images = np.asarray(sample(prompts, jax.random.fold_in(jax.random.key(seed), index)))
         behind = estimate_background(images)
         named = recognize(gallery, images, behind)
-        truths, outlines = nearest_truth(gallery, named, behind)
+        truths, outlines = nearest_truth(gallery, named, images, behind)
         pictures.append(images)
         rows += [
             {
@@ -279,27 +281,30 @@ def object_likeness(prompt: str, gaussians: Gaussians) -> dict[str, float | None
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Short hash of a model's weights, so that objects of differently trained models are kept apart."""
+    """Short hash of a model's weights, a folder or one file, to keep apart what different ones made."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
 
-def loss_name(guidance: str | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+def loss_name(
+    guidance: str | None = None, overrides: Mapping[str, Any] | None = None, *, preset: str = PRESET
+) -> str:
     """The loss that the objects are made with.
 
     Args:
         guidance: a loss by name, None for the preset's.
         overrides: settings to change.
+        preset: what the settings begin with.
 
     Raises:
         UserError: a loss or a setting that does not exist.
     """
-    return kind_of(configured(PRESET, guidance=guidance, overrides=overrides), "guidance")
+    return kind_of(configured(preset, guidance=guidance, overrides=overrides), "guidance")
 
 
-def _finished_seconds(folder: Path, prompt: str, seed: int, settings: Config) -> float | None:
+def _finished_seconds(folder: Path, prompt: str, seed: int, preset: str, settings: Config) -> float | None:
     """Seconds that the finished run in `folder` took; None if there is none with these settings."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
     if not all(file.is_file() for file in files):
@@ -313,7 +318,7 @@ def _finished_seconds(folder: Path, prompt: str, seed: int, settings: Config) ->
         return None
     lines = files[1].read_text(encoding="utf-8").splitlines()
     asked = (found.preset, found.prompt, found.seed, found.start, found.settings)
-    if not lines or asked != (PRESET, prompt, seed, None, settings):
+    if not lines or asked != (preset, prompt, seed, None, settings):
         return None
     last = json.loads(lines[-1])
     return last["seconds"] if last["iteration"] == settings.iterations else None
@@ -324,6 +329,7 @@ def make_object(
     *,
     seed: int,
     folder: Path,
+    preset: str = PRESET,
     model: str | None = None,
     guidance: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -334,7 +340,8 @@ def make_object(
         prompt: a sentence of the Toybox world.
         seed: of the run.
         folder: of all objects; each loss has a folder in it, and each object one in that.
-        model: another model than the bundled one.
+        preset: what the settings begin with; of the name of a bundled model.
+        model: another model than the preset's.
         guidance: the loss, None for the preset's.
         overrides: settings to change.
 
@@ -345,12 +352,12 @@ def make_object(
         UserError: see `generate`.
         KeyboardInterrupt: the user stopped the run.
     """
-    out = folder / loss_name(guidance, overrides) / f"{slug(prompt)}-{seed}"
-    config = configured(PRESET, guidance=guidance, overrides=overrides)
-    if _finished_seconds(out, prompt, seed, config) is None:
+    out = folder / loss_name(guidance, overrides, preset=preset) / f"{slug(prompt)}-{seed}"
+    config = configured(preset, guidance=guidance, overrides=overrides)
+    if _finished_seconds(out, prompt, seed, preset, config) is None:
         result = generate(
             prompt,
-            preset=PRESET,
+            preset=preset,
             guidance=guidance,
             seed=seed,
             model=model,
@@ -362,7 +369,7 @@ def make_object(
             raise KeyboardInterrupt
         if result.diverged:
             raise UserError(f'No object for "{prompt}": {result.advice[0]}')
-    seconds = _finished_seconds(out, prompt, seed, config)
+    seconds = _finished_seconds(out, prompt, seed, preset, config)
     if seconds is None:
         raise RuntimeError(f"The run in {out} did not write the expected files.")
     return load_ply(out / "object.ply"), seconds

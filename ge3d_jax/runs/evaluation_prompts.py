@@ -8,7 +8,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
-# Every kind, those with a front (except the car) twice; every color twice.
+# Every kind, those with a front (except the car and the mug) twice; every color twice.
 PROMPTS = (
     "a red mushroom",
     "a cyan robot",

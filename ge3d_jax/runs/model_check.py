@@ -115,15 +115,15 @@ def parts(model: StableDiffusion) -> list[Part]:
     return found
 
 
-def toybox_probe() -> Probe:
-    """Pictures of the Toybox world, from the front."""
+def toybox_probe(size: int) -> Probe:
+    """Pictures of the Toybox world, from the front, `size` pixels wide."""
     sentences = [
         Sentence("mushroom", "red", view="front"),
         Sentence("robot", "blue", view="front"),
         Sentence("duck", "yellow", view="front"),
         Sentence("tree", "green", view="front"),
     ]
-    camera = toybox_camera(0.0, jnp.deg2rad(70.0))
+    camera = toybox_camera(0.0, jnp.deg2rad(70.0), size=size)
     pictures = [render_sentence(sentence, camera, background=jnp.full(3, 0.9)) for sentence in sentences]
     return Probe(np.stack(pictures), tuple(caption(sentence) for sentence in sentences))
 

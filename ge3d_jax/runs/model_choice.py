@@ -10,9 +10,7 @@ from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.request import check_adapters, find_model
-
-# What config.json calls the model that comes with the package.
-BUNDLED = "bundled"
+from ge3d_jax.toybox import MODELS
 
 FilePath = str | os.PathLike[str]
 
@@ -22,8 +20,8 @@ class ModelChoice:
     """A model as a user asks for it.
 
     Attributes:
-        model: a folder in diffusers layout, a single .safetensors file, or a hub id, which is downloaded;
-            None is the bundled model.
+        model: a folder in diffusers layout, a single .safetensors file, a hub id, which is downloaded, or
+            the name of a bundled model; None is the first of those.
         dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
             made for it.
         loras: LoRA files and strengths to change the model by; 1 is as they were trained.
@@ -43,9 +41,8 @@ class ModelChoice:
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> "ModelChoice":
         """The choice that `describe` told; what is missing is as by default."""
-        model = description.get("model", BUNDLED)
         return cls(
-            model=None if model == BUNDLED else model,
+            model=description.get("model"),
             dtype=description.get("dtype", "auto"),
             loras=tuple((file, strength) for file, strength in description.get("loras", ())),
             textual_inversions=tuple(description.get("textual_inversions", ())),
@@ -77,7 +74,7 @@ class ModelChoice:
     def describe(self) -> dict[str, Any]:
         """What config.json says of the model."""
         return {
-            "model": BUNDLED if self.model is None else str(self.model),
+            "model": MODELS[0] if self.model is None else str(self.model),
             "dtype": compute_dtype(self.dtype).name,
             "loras": [[str(file), strength] for file, strength in self.loras],
             "textual_inversions": [str(file) for file in self.textual_inversions],

@@ -1,5 +1,6 @@
 """Checks of a user's inputs before any long work."""
 
+import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -9,14 +10,12 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.weights.hub import check_on_hub, local_model, refuse_pickled
 from ge3d_jax.runs.folder import slug
-from ge3d_jax.toybox import model_folder
-from ge3d_jax.toybox.world.captions import explain_unknown
+from ge3d_jax.toybox import MODELS, model_folder
+from ge3d_jax.toybox.world.captions import OVERHEAD, explain_unknown
 from ge3d_jax.training.config import Config
 
 # A model whose folder contains this file knows the words of the Toybox world and no others.
 TOYBOX_MARKER = "toybox.json"
-# The bundled model was trained on 64-pixel pictures; beyond twice that size it recognizes nothing.
-_LARGEST_TOYBOX_IMAGE = 128
 
 
 def find_model(model: str | os.PathLike[str] | None) -> Path:
@@ -25,7 +24,7 @@ def find_model(model: str | os.PathLike[str] | None) -> Path:
     At most one small file is fetched from the hub, so that mistakes are reported before a download.
 
     Args:
-        model: a folder, a single file or a hub id; None is the bundled model.
+        model: a folder, a single file, a hub id or the name of a bundled model; None is the first of those.
 
     Returns:
         A path for `load_model`.
@@ -35,6 +34,8 @@ def find_model(model: str | os.PathLike[str] | None) -> Path:
     """
     if model is None:
         return model_folder()
+    if model in MODELS:
+        return model_folder(str(model))
     local = local_model(model)
     if local is None:
         check_on_hub(Path(model).as_posix())
@@ -97,9 +98,15 @@ def check_prompt(prompt: str, folder: Path) -> None:
     if not slug(prompt):
         raise UserError(f'The prompt {prompt!r} has no words; say what to make, e.g. "a red mushroom".')
     if (folder / TOYBOX_MARKER).is_file():
-        unknown = explain_unknown(prompt)
+        unknown = explain_unknown(prompt, without=() if knows_overhead(folder) else (OVERHEAD,))
         if unknown is not None:
             raise UserError(unknown)
+
+
+def knows_overhead(folder: Path) -> bool:
+    """Whether the model in `folder` is one of the Toybox world that was told how high the camera is."""
+    marker = folder / TOYBOX_MARKER
+    return marker.is_file() and OVERHEAD in json.loads(marker.read_text(encoding="utf-8")).get("views", ())
 
 
 def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start: bool) -> None:
@@ -131,15 +138,18 @@ def check_seed(seed: int) -> None:
 
 
 def check_image_size(config: Config, folder: Path) -> None:
-    """Check that pictures are not much larger than those the bundled model was trained on.
+    """Check that pictures are not much larger than those a bundled model was trained on.
 
     Raises:
-        UserError: they are.
+        UserError: they are more than twice as large; it recognizes nothing in those.
     """
-    if (folder / TOYBOX_MARKER).is_file() and config.image_size > _LARGEST_TOYBOX_IMAGE:
+    if not (folder / TOYBOX_MARKER).is_file():
+        return
+    trained = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+    if config.image_size > 2 * trained:
         raise UserError(
-            f"The setting image_size is {config.image_size}, but the bundled model was trained on pictures "
-            'of 64 pixels; choose a larger model, or use the preset "toybox".'
+            f"The setting image_size is {config.image_size}, but this bundled model was trained on pictures "
+            f'of {trained} pixels; choose a larger model, or use the preset "toybox".'
         )
 
 

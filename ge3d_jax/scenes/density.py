@@ -8,6 +8,7 @@ import jax
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit
 from ge3d_jax.scenes.markov_chain import MarkovChain
+from ge3d_jax.scenes.relocate import Relocate
 from ge3d_jax.scenes.splat_state import SplatState
 from ge3d_jax.splatting.gaussians import Gaussians
 
@@ -54,4 +55,8 @@ class Strategy(Protocol):
         """The splats to write and to look at, in the same buffer."""
 
 
-STRATEGIES: dict[str, type[Strategy]] = {"clone_split": CloneAndSplit, "mcmc": MarkovChain}
+STRATEGIES: dict[str, type[Strategy]] = {
+    "clone_split": CloneAndSplit,
+    "mcmc": MarkovChain,
+    "relocate": Relocate,
+}

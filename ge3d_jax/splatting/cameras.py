@@ -113,6 +113,12 @@ def camera_center(camera: Camera) -> jax.Array:
     return -jnp.sum(columns * translation[:, None], axis=0) / determinant
 
 
+def polar_angles(cameras: Camera) -> jax.Array:
+    """Angles (B,) from +z, radians, at which a batch of B cameras stand, seen from the origin."""
+    x, y, z = jax.vmap(camera_center)(cameras).T
+    return jnp.arctan2(jnp.hypot(x, y), z)
+
+
 def opengl_camera_to_world(camera: Camera) -> jax.Array:
     """Camera-to-world transform in OpenGL axes (x right, y up, z backward), as networks that see cameras do.
 

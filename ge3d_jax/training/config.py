@@ -30,13 +30,15 @@ class PromptConfig:
     """What the text asks for.
 
     With `use_perp_neg`, a guided prediction stays away from the other views of the object, most strongly by
-    `perp_neg_weight`, from each as `perp_neg_rule` says: "original", or "threestudio".
+    `perp_neg_weight`, from each as `perp_neg_rule` says: "original", or "threestudio". With `use_overhead` it
+    says how high the camera is, for models that were told so.
     """
 
     use_perp_neg: bool = True
     perp_neg_weight: float = PUBLISHED_WEIGHT
     perp_neg_rule: str = "original"
     negative_prompt: str = PUBLISHED_NEGATIVE_PROMPT
+    use_overhead: bool = False
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
@@ -108,9 +110,10 @@ class Config:
     """All settings of a run but the model, the prompt and the seed.
 
     `guidance` is the loss, `scene` what it changes, `reconstruction` a stage after it. `flip_probability`: of
-    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation. With
-    `shared_nodes` the times of an iteration are the same for every seed, as in a sweep, whose seeds are
-    computed together.
+    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation.
+    `picture_weight`: how much renders are drawn to the decoded latents that the loss wants, if it says what
+    these are; 0 leaves that out, and needs no decoder. With `shared_nodes` the times of an iteration are the
+    same for every seed, as in a sweep, whose seeds are computed together.
 
     Three settings trade time for memory and change nothing else. With `vae_rematerialize` the VAE encodes one
     view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
@@ -128,6 +131,7 @@ class Config:
     flip_probability: float = 0.5
     total_variation: float = 1.0
     shared_nodes: bool = False
+    picture_weight: float = 0.0
     guidance: Loss = choice(lambda: LOSSES, GE3D())
     prompts: PromptConfig = PromptConfig()
     cameras: CameraConfig = CameraConfig()
@@ -143,11 +147,17 @@ class Config:
             image_size=(self.image_size, 1),
             views_per_batch=(self.views_per_pass, 1),
             attention_chunk=(self.attention_chunk, 1),
+            picture_weight=(self.picture_weight, 0),
         )
         if self.views % self.views_per_pass:
             raise UserError(
                 f"The setting views_per_batch is {self.views_per_batch}, which does not divide views, "
                 f"{self.views}; give one that does, as 1."
+            )
+        if self.picture_weight and self.guidance.steps_to_target is None:
+            raise UserError(
+                f"The setting picture_weight is {self.picture_weight}, but this loss does not say what "
+                "pictures it wants; set it to 0."
             )
         together = self.guidance.views_together
         for name, value in (("views", self.views), ("views_per_batch", self.views_per_pass)):

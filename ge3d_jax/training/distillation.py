@@ -14,6 +14,7 @@ from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.diffusion.denoiser import Denoiser, Predict
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
+    decode_latents,
     encode_posterior,
     encode_text,
     latents_from_posterior,
@@ -23,6 +24,7 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.guidance.base import DrawKeys, Numbers, Progress, SeenViews
 from ge3d_jax.guidance.prompts import PromptEmbeddings, embed_prompt, view_texts
 from ge3d_jax.scenes.base import Renders, Scene
+from ge3d_jax.splatting.cameras import polar_angles
 from ge3d_jax.training.cameras import sample_backgrounds, sample_cameras
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.state import TrainState, initial_state
@@ -55,6 +57,7 @@ def prompt_embeddings(
         prompt,
         negative_prompt=config.prompts.negative_prompt,
         source_prompt=source_prompt,
+        use_overhead=config.prompts.use_overhead,
     )
 
 
@@ -70,6 +73,38 @@ def total_variation(images: jax.Array) -> jax.Array:
     horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
     vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
     return 2.0 * (horizontal + vertical)
+
+
+def with_pictures(
+    ask: Callable[[jax.Array], tuple[jax.Array, Numbers]],
+    decode: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    latents: jax.Array,
+    *,
+    weight: float,
+    steps: float,
+) -> tuple[jax.Array, Numbers]:
+    """A loss of latents that draws the pictures, too, towards what it wants: w/2·‖x − D(z − n·r)‖².
+
+    r is the loss's residual, the gradient for z, and D(z − n·r) counts as given. The encoder hardly tells
+    fog before a surface from the surface, so that no gradient through it takes the fog away; decoded latents
+    have none. An image-space term beside the latents' is in HiFA (arXiv 2305.18766) as well.
+
+    Args:
+        ask: the loss of latents: scalar, and numbers.
+        decode: latents to pictures in [0, 1].
+        images: (B, H, W, 3), x, renders.
+        latents: (B, h, w, C), z, theirs.
+        weight: w.
+        steps: n, how many residuals lead to what the loss wants.
+
+    Returns:
+        Scalar of both, and the loss's numbers.
+    """
+    scalar, pull_back, numbers = jax.vjp(ask, latents, has_aux=True)
+    (residual,) = pull_back(jnp.ones_like(scalar))
+    wanted = jax.lax.stop_gradient(decode(latents - steps * residual))
+    return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
 
 
 def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any = None) -> TrainState:
@@ -249,27 +284,34 @@ class Distillation:
         )
         images = jnp.where(shared["flip"], renders.rgb[:, :, ::-1], renders.rgb)
         posterior = self.encoder(model)(images)
-        seen = SeenViews(
-            latents_from_posterior(model, *posterior, per_view["posterior_noise"]),
-            per_view["cameras"],
-            config.views,
-            axis,
-        )
+        latents = latents_from_posterior(model, *posterior, per_view["posterior_noise"])
         text = view_texts(
             context.embeddings,
             per_view["azimuth"],
             use_perp_neg=config.prompts.use_perp_neg,
             weight=config.prompts.perp_neg_weight,
             rule=config.prompts.perp_neg_rule,
+            polar=polar_angles(per_view["cameras"]),
         )
-        scalar, numbers = config.guidance(
-            learned,
-            seen,
-            text,
-            Draws(shared["loss"], per_view["loss"]),
-            self.denoiser(model, views),
-            progress,
-        )
+        denoiser = self.denoiser(model, views)
+
+        def ask(latents: jax.Array) -> tuple[jax.Array, Numbers]:
+            seen = SeenViews(latents, per_view["cameras"], config.views, axis)
+            drawn_by_loss = Draws(shared["loss"], per_view["loss"])
+            return config.guidance(learned, seen, text, drawn_by_loss, denoiser, progress)
+
+        steps = config.guidance.steps_to_target
+        if config.picture_weight and steps is not None:
+            scalar, numbers = with_pictures(
+                ask,
+                partial(decode_latents, model),
+                images,
+                latents,
+                weight=config.picture_weight,
+                steps=steps,
+            )
+        else:
+            scalar, numbers = ask(latents)
         # These do not grow with the views: every device adds its share.
         share = views / config.views
         if config.total_variation:

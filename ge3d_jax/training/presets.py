@@ -95,10 +95,11 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The others were made with seed 0.
 _SEEDS = {"paper/black_widow_2": 1}
+_BASES = {"toybox64": "toybox"}
 
 PRESETS: dict[str, Config] = {
     _PAPER: Config(scene=Splats(start=PointEStart())),
-    "toybox": Config(
+    "toybox64": Config(
         iterations=250,
         views=4,
         image_size=64,
@@ -128,7 +129,7 @@ PRESETS: dict[str, Config] = {
             buffer_capacity=2**14,
             scale_noise=0.0,
             scale_penalty=0.0,
-            start=Ball(**Ball.presets["toybox"]),
+            start=Ball(**Ball.presets["toybox64"]),
             learning_rates=SplatRates(
                 position=(4e-3, 1e-3),
                 color=(3e-2, 5e-3),
@@ -150,6 +151,41 @@ PRESETS: dict[str, Config] = {
         ),
     ),
 }
+PRESETS["toybox"] = with_overrides(
+    PRESETS["toybox64"],
+    {
+        "iterations": 225,
+        "image_size": 128,
+        # What the model was trained on. With narrower ones, objects lean towards the middle of that.
+        "cameras.polar_degrees": (30.0, 90.0),
+        # The front first, then farther and farther around: no text tells left from right, so that from all
+        # sides at once some objects look both ways. After 25 iterations all sides count alike.
+        "cameras.azimuth_degrees_begin": 90.0,
+        "cameras.widen_from": 10,
+        "cameras.widen_every": 5,
+        "cameras.widen_azimuth": 1.25,
+        "prompts.use_overhead": True,
+        "guidance.scale": 3.0,
+        # The first jump is by random noise: long ones, at first, forget a wrong size; short ones keep detail.
+        "guidance.nodes.count": 3,
+        "guidance.nodes.jump_max": (200, 40),
+        "guidance.nodes.jump_min": (160, 28),
+        "guidance.nodes.max_step": (600, 110),
+        "picture_weight": 0.1,
+        "scene.capacity": 6000,
+        "scene.buffer_capacity": 2**16,
+        **{f"start.{name}": value for name, value in Ball.presets["toybox"].items()},
+        # Slower ones leave surfaces that show what is behind them.
+        "scene.learning_rates.opacity": (0.1, 0.05),
+        "scene.density.kind": "relocate",
+        "scene.density.first": 45,
+        "scene.density.last": 150,
+        "scene.density.every": 15,
+        "scene.density.share": 0.15,
+        # About a pixel.
+        "scene.density.split_scale": 0.013,
+    },
+)
 PRESETS |= {name: with_overrides(PRESETS[_PAPER], changes) for name, (_, changes) in PUBLISHED.items()}
 
 
@@ -172,7 +208,7 @@ def seed_of(name: str) -> int:
 
 def _base_name(name: str) -> str:
     """The name of the preset that this one is a variant of, or its own: losses know only those."""
-    return name.partition("/")[0]
+    return _BASES.get(name, name.partition("/")[0])
 
 
 def configured(
@@ -201,11 +237,18 @@ def configured(
         if guidance not in LOSSES:
             raise UserError(f"The loss {guidance!r} does not exist; use one of {', '.join(LOSSES)}.")
         chosen = LOSSES[guidance].presets.get(_base_name(preset_name), {})
-        config = with_overrides(config, {"guidance.kind": guidance, **chosen})
+        config = with_overrides(config, {"guidance.kind": guidance, **_no_pictures(guidance), **chosen})
     if density is not None:
         config = with_density(config, density, preset_name, overrides or {})
     config = with_start(config, preset_name, start=start, growth=growth)
-    return with_overrides(config, overrides or {})
+    overrides = overrides or {}
+    return with_overrides(config, {**_no_pictures(overrides.get("guidance.kind")), **overrides})
+
+
+def _no_pictures(loss: Any) -> dict[str, float]:
+    """The setting that goes with a loss, by name, which does not say what pictures it wants; else none."""
+    known = isinstance(loss, str) and loss in LOSSES
+    return {"picture_weight": 0.0} if known and LOSSES[loss]().steps_to_target is None else {}
 
 
 def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str | None = None) -> _Run:
@@ -227,7 +270,8 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
         changes: dict[str, Any] = {"kind": kind, **({} if named else {"file": start})}
         before = config
         if kind != kind_of(config, "scene.start"):
-            changes |= STARTS[kind].presets.get(_base_name(preset_name), {})
+            own = STARTS[kind].presets
+            changes |= own.get(preset_name, own.get(_base_name(preset_name), {}))
         config = with_overrides(config, {f"scene.start.{name}": value for name, value in changes.items()})
         if "scene.start.sh_degree" in setting_names(config):
             # What a loss asks for stays.

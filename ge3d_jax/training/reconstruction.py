@@ -25,7 +25,7 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit
-from ge3d_jax.splatting.cameras import Camera, orbit_camera
+from ge3d_jax.splatting.cameras import Camera, orbit_camera, polar_angles
 from ge3d_jax.training.config import BackgroundConfig, Config
 from ge3d_jax.training.distillation import Distillation, Prompted, latent_shape
 from ge3d_jax.training.fit_config import FitConfig, FitLossConfig
@@ -111,6 +111,7 @@ def _edit(
         use_perp_neg=config.prompts.use_perp_neg,
         weight=config.prompts.perp_neg_weight,
         rule=config.prompts.perp_neg_rule,
+        polar=polar_angles(cameras),
     )
     denoiser = Denoiser(model, model.schedule, views, task.predict)
     _, denoised = config.reconstruction.editor.trajectories(latents, text, drawn, denoiser)

@@ -25,7 +25,7 @@ from ge3d_jax.toybox import model_folder
 
 FOLDER = Path(__file__).parent.parent / "golden" / "editing"
 # The model whose edits were written down; with other weights all arrays but two files' are void.
-MODEL = model_folder()
+MODEL = model_folder("toybox64")
 _WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 # Rows of the compiled network: a picture's two prompts, with and without guidance.
 _ROWS = 4

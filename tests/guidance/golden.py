@@ -129,14 +129,14 @@ def schedule() -> NoiseSchedule:
 @functools.cache
 def bundled_model() -> StableDiffusion:
     """The bundled model, its ε computed with the authors' table of ᾱ_t."""
-    file = model_folder() / "unet" / "diffusion_pytorch_model.safetensors"
+    file = model_folder("toybox64") / "unet" / "diffusion_pytorch_model.safetensors"
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     expected = str(_arrays("inputs")["model/sha256_unet"])
     assert found == expected, (
         f"The bundled UNet ({found[:16]}) is not the one the golden data of the losses were made with "
         f"({expected[:16]}): what passes through the network has to be made again; stored predictions hold."
     )
-    model = load_model(model_folder())
+    model = load_model(model_folder("toybox64"))
     table = schedule().alphas_cumprod
     return dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, alphas_cumprod=table))
 

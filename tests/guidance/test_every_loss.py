@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.toybox import model_folder
-from ge3d_jax.training.presets import PRESETS
+from ge3d_jax.training.presets import PRESETS, configured
 from tests.guidance import fakes, golden
 
 PROGRESS = Progress(30, 100)
@@ -24,7 +23,7 @@ PERP_NEG = pytest.mark.parametrize("avoided", [0, 2])
 @functools.cache
 def _model():
     # Only losses with a network of their own look at it.
-    return load_model(model_folder())
+    return load_model(model_folder("toybox64"))
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -98,6 +97,6 @@ def test_chance_is_decided_by_the_keys_alone(kind):
 def test_presets_are_settings_of_a_run(kind):
     presets = LOSSES[kind].presets
     for name, settings in presets.items():
-        base = PRESETS.get(name, PRESETS["paper"])
-        config = with_overrides(base, {"guidance.kind": kind, **settings})
+        base = name if name in PRESETS else "paper"
+        config = configured(base, overrides={"guidance.kind": kind, **settings})
         assert type(config.guidance) is LOSSES[kind]

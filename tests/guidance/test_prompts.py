@@ -118,7 +118,13 @@ def test_each_text_lands_in_its_place():
     assert seen == [*prompts.view_prompts("a red robot"), "a red robot", "ugly", ""]
     fields = ("front", "side", "back", "plain", "negative", "empty")
     assert [float(getattr(embeddings, field)[0, 0]) for field in fields] == [0, 1, 2, 3, 4, 5]
-    assert seen[0] == "The front view of a red robot"
+    assert seen[0] == "The front view of a red robot" and embeddings.overhead is None
+    seen.clear()
+    both = prompts.embed_prompt(
+        encode, "a red robot", negative_prompt="", source_prompt="a red car", use_overhead=True
+    )
+    assert seen[6] == "The overhead view of a red car" and seen[13] == "The overhead view of a red robot"
+    assert float(both.overhead[0, 0]) == float(both.source.overhead[0, 0]) == 6.0
 
 
 def test_texts_of_views_have_views_to_avoid_with_perp_neg_alone():
@@ -135,3 +141,21 @@ def test_texts_of_views_have_views_to_avoid_with_perp_neg_alone():
     assert [float(text[0, 0]) for text in texts] == [5.0, 6.0, 7.0]
     without = prompts.view_texts(embeddings, azimuth, use_perp_neg=False, weight=-1.5)
     assert without.avoided.shape == (2, 0, 2, 3) and without.weights.shape == (2, 0)
+
+
+def test_the_text_says_how_high_the_camera_is_where_the_model_knows():
+    values = {"front": 1.0, "side": 2.0, "back": 4.0, "plain": 5.0, "negative": 6.0, "empty": 7.0}
+    arrays = {name: jnp.full((2, 3), value) for name, value in values.items()}
+    silent = prompts.PromptEmbeddings(**arrays, source=prompts.PromptEmbeddings(**arrays))
+    above = jnp.full((2, 3), 10.0)
+    told = silent.replace(overhead=above, source=silent.source.replace(overhead=2.0 * above))
+    azimuth = jnp.zeros(5)
+    polar = jnp.deg2rad(jnp.array([100.0, 90.0, 60.0, 30.0, 10.0]))
+    share = np.array([0.0, 0.0, 0.25, 0.5, 0.5])
+    texts = prompts.view_texts(told, azimuth, use_perp_neg=True, polar=polar)
+    np.testing.assert_allclose(texts.positive[:, 0, 0], 1.0 + share * 9.0, rtol=1e-6)
+    np.testing.assert_allclose(texts.source.positive[:, 0, 0], 1.0 + share * 19.0, rtol=1e-6)
+    for embeddings, angles in ((silent, polar), (told, None)):
+        plain = prompts.view_texts(embeddings, azimuth, use_perp_neg=True, polar=angles)
+        np.testing.assert_array_equal(plain.positive, jnp.ones((5, 2, 3)))
+        np.testing.assert_array_equal(plain.avoided, texts.avoided)

@@ -51,7 +51,7 @@ def test_chamfer_is_the_mean_of_both_directions():
 
 
 def test_a_camera_sees_points_on_the_surface():
-    points, hit = surface("snowman", toybox_camera(0.3, np.deg2rad(70.0)))
+    points, hit = surface("snowman", toybox_camera(0.3, np.deg2rad(70.0), size=64))
     nearest = np.asarray(distance_to("snowman", points))
     assert np.all(np.abs(nearest[np.asarray(hit)]) < 4e-3) and np.all(nearest[~np.asarray(hit)] > 4e-3)
     # They face the camera, and its cone is filled by the object.
@@ -69,15 +69,16 @@ def on_the_surface():
     """Splats where eight cameras see the snowman."""
     points = []
     for azimuth in turntable_azimuths(8):
-        places, hit = surface("snowman", toybox_camera(azimuth, np.deg2rad(70.0)))
+        places, hit = surface("snowman", toybox_camera(azimuth, np.deg2rad(70.0), size=64))
         points.append(np.asarray(places)[np.asarray(hit)][::2])
     return np.concatenate(points)
 
 
 def test_splats_on_the_true_surface_are_like_it(on_the_surface):
-    cameras = cameras_around(turntable_azimuths(2), Viewpoint(size=128))
+    cameras = cameras_around(turntable_azimuths(2), Viewpoint(size=64))
     found = measure_likeness(splats(on_the_surface), SENTENCE, cameras)
-    assert found["overlap"] > 0.85 and found["chamfer"] < 0.015 and found["specks"] == 0.0
+    # A splat spreads over a pixel, and the pixels of so small a picture are large.
+    assert found["overlap"] > 0.78 and found["chamfer"] < 0.02 and found["specks"] == 0.0
     # They have one grey for the whole, so they lack its dark hat and its nose, not its outline.
     assert 10 < found["psnr"] < 20 and found["tint"] < 0.01
     larger = measure_likeness(splats(1.3 * on_the_surface), SENTENCE, cameras)

@@ -28,11 +28,11 @@ ODD = np.asarray((0.2, 0.5, 0.9), np.float32)
 
 @pytest.fixture(scope="module")
 def gallery():
-    return build_gallery(KIND_NAMES, azimuths=8, polar_degrees=(70.0,))
+    return build_gallery(KIND_NAMES, azimuths=8, polar_degrees=(45.0, 70.0))
 
 
-def truth(kind, color, azimuth, *, polar=POLAR, radius=3.5, background=WHITE):
-    camera = toybox_camera(azimuth, polar, radius)
+def truth(kind, color, azimuth, *, polar=POLAR, radius=3.5, background=WHITE, size=64):
+    camera = toybox_camera(azimuth, polar, radius, size=size)
     return np.asarray(render_sentence(Sentence(kind, color), camera, background=jnp.asarray(background)))
 
 
@@ -127,9 +127,21 @@ def test_gallery_is_stored_in_a_file(gallery, tmp_path, monkeypatch):
     np.testing.assert_array_equal(second.azimuths, gallery.azimuths)
 
 
-def test_pictures_of_another_size_are_refused(gallery):
-    with pytest.raises(ValueError, match="64, 64"):
-        recognize(gallery, np.zeros((1, 32, 32, 3)), WHITE)
+def test_larger_pictures_are_averaged_down(gallery):
+    picture = truth("duck", "red", np.pi / 4, background=ODD, size=128)
+    means = picture.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(recognizer.shrink(picture, 64), means, atol=1e-6)
+    large, small = (recognize(gallery, image[None], ODD) for image in (picture, means))
+    assert (gallery.kinds[large.kinds[0]], COLOR_NAMES[large.colors[0]]) == ("duck", "red")
+    np.testing.assert_allclose(large.azimuths, np.pi / 4, atol=1e-6)
+    # The error is a difference of large sums.
+    np.testing.assert_allclose(large.errors, small.errors, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 96, 96, 3), (1, 128, 64, 3), (1, 64, 64, 4), (64, 3)])
+def test_pictures_that_do_not_average_down_are_refused(gallery, shape):
+    with pytest.raises(ValueError, match="multiple of 64"):
+        recognize(gallery, np.zeros(shape), WHITE)
 
 
 def test_fronts_and_confusion():
@@ -163,7 +175,7 @@ def test_figures_of_a_model_that_draws_the_truth_except_for_one_kind(gallery):
     assert pictures.shape == (24, 64, 64, 3)
     assert (figures["right_kind"], figures["right_color"]) == (0.5, 1.0)
     assert figures["right_kind_and_color"] == 0.5
-    # The truth itself, but for the eight bits of the gallery.
+    # The truth itself, from a camera that is found.
     assert figures["likeness"]["psnr"] > 45 and abs(figures["likeness"]["sharpness"] - 1) < 0.01
     assert all(sample.pop("likeness")["psnr"] > 45 for sample in figures["samples"])
     assert figures["samples"][12] | {"squared_error": 0} == {

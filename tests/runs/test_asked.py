@@ -21,7 +21,7 @@ def _saved(folder, *, config=None, **changes):
         "prompt": "a red mushroom",
         "seed": 3,
         "preset": "toybox",
-        "model": "bundled",
+        "model": "toybox",
         "start": "object.ply",
         "dtype": "float32",
         "loras": [["style.safetensors", 0.8]],
@@ -66,7 +66,9 @@ def test_a_file_tells_everything(tmp_path, density):
     assert asked.usual == configured("toybox", density=density)
     assert (asked.prompt, asked.seed, asked.preset) == ("a red mushroom", 3, "toybox")
     assert asked.start == "object.ply"
-    assert asked.model == ModelChoice(None, "float32", (("style.safetensors", 0.8),), ("cat.safetensors",))
+    assert asked.model == ModelChoice(
+        "toybox", "float32", (("style.safetensors", 0.8),), ("cat.safetensors",)
+    )
     # What a caller gives goes first, also if that is none.
     assert asked.but(loras=(), seed=0).model.loras == ()
     assert asked.but(loras=None).model == asked.model
@@ -77,7 +79,7 @@ def test_a_file_tells_everything(tmp_path, density):
     ("lacks", "told"),
     [
         ("views", "toybox' come views = 4."),
-        ("guidance.nodes.count", "come guidance.nodes.count = 5."),
+        ("guidance.nodes.count", "come guidance.nodes.count = 3."),
         ("scene.kind", "come scene.kind = 'splats'."),
         ("background", "background.replaced = 0.5, background.random_share = 1.0."),
     ],

@@ -85,7 +85,10 @@ def test_what_cannot_be_done_is_told(model, tmp_path, changes, says):
 
 def test_an_object_is_edited_from_what_there_is(model, tmp_path):
     with pytest.raises(UserError, match="no object to edit; give its splat file as start"):
-        ge3d_jax.generate(TARGET, edit_from=SOURCE, model=model, out=tmp_path, progress=False)
+        small = {"image_size": 16}
+        ge3d_jax.generate(
+            TARGET, edit_from=SOURCE, model=model, out=tmp_path, overrides=small, progress=False
+        )
     toybox = preset("toybox")
     check_edit(toybox, SOURCE, model, has_start=True)
     check_edit(toybox, None, model, has_start=False)

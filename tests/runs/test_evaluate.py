@@ -27,7 +27,7 @@ def test_prompts_are_spread_over_the_world():
     assert [caption(sentence) for sentence in sentences] == list(PROMPTS)
     kinds = Counter(sentence.kind for sentence in sentences)
     assert set(kinds) == set(KINDS)
-    assert sum(kinds[kind] for kind, thing in KINDS.items() if thing.has_front) == 17
+    assert sum(kinds[kind] for kind, thing in KINDS.items() if thing.has_front) == 18
     assert Counter(sentence.color for sentence in sentences) == dict.fromkeys(COLORS, 2)
     check_prompts(PROMPTS)
 
@@ -80,7 +80,7 @@ def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypa
     config.write_text(json.dumps(older))
     assert make()[1] == seconds
     # Other settings and other seeds are other objects; a run that was stopped early does not count.
-    for changes in ({"guidance.scale": 3.0}, {"seed": 1}):
+    for changes in ({"guidance.scale": 5.0}, {"seed": 1}):
         with pytest.raises(Generated):
             make(**changes)
     metrics = tmp_path / "objects" / "ge3d" / "a-red-mushroom-0" / "metrics.jsonl"
@@ -109,6 +109,9 @@ def test_a_loss_has_its_own_settings_and_folder(tmp_path, monkeypatch):
     assert evaluation.loss_name(overrides={"guidance.kind": "weak"}) == "weak"
     with pytest.raises(UserError, match="use one of ge3d"):
         evaluation.loss_name("none")
+    with pytest.raises(Generated):
+        evaluation.make_object("a red mushroom", seed=0, folder=tmp_path, preset="toybox64")
+    assert asked["preset"] == "toybox64"
 
 
 def test_fingerprint_follows_the_weights(tmp_path):
@@ -180,6 +183,7 @@ def some_reports():
             "mean_seconds": 61.2,
             "seed": 0,
             "machine": "2 processor cores",
+            "preset": "toybox64",
             "guidance": "sds",
             "overrides": {"views": "2"},
             "list": [duck, duck | {"one_front": None, "fronts_at_degrees": []}],
@@ -197,7 +201,7 @@ def test_page_shows_the_available_figures():
         "a red duck as red pig",
         "0°, 180°",
         "a black cat at 7° (180°)",
-        "by the loss `sds`",
+        "of the preset `toybox64` for each by the loss `sds`",
         "`views=2`",
         "61 s",
         "Several fronts: **25.0%**",
@@ -206,6 +210,12 @@ def test_page_shows_the_available_figures():
         "| a red duck | 50.0% | no | 0°, 180° | 19.2 dB | 0.83 | 0.18 | – | 3.1% | 1.2% | 61 |",
     ):
         assert words in page
+    assert "of `toybox64`" not in page.split("## The recognizer")[0]
+    other = {"objects": reports["objects"] | {"likeness": {"psnr": 17.0}}}
+    beside = report.markdown(reports, {"toybox64": other})
+    assert "| the objects | 19.2 dB | 0.83 | 0.18 | – | 3.1% | 1.2% |" in beside
+    assert "| the objects of `toybox64` | 17.0 dB | – | – | – | – | – |" in beside
+    assert "| goal for the objects | 22.0 dB | 0.92 | 0.50 | – | 3.0% | 1.0% |" in beside
     part = report.markdown({"model": reports["model"]})
     assert "## The model" in part and "## The objects" not in part
 

@@ -187,8 +187,8 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
         ge3d_jax.generate(PROMPT, **run, observers=[At(3, die)])
     with pytest.raises(UserError, match="started with settings.views = 1, not 2"):
         ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"views": 2}}, resume=True)
-    with pytest.raises(UserError, match="settings.guidance.scale = 7.5, not 3"):
-        ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"guidance.scale": 3}}, resume=True)
+    with pytest.raises(UserError, match="settings.guidance.scale = 3.0, not 5"):
+        ge3d_jax.generate(PROMPT, **run | {"overrides": SMALL | {"guidance.scale": 5}}, resume=True)
     resumed = ge3d_jax.generate(PROMPT, **run, resume=True)
     assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
     for name in ("object.ply", "views.png"):
@@ -273,14 +273,14 @@ def test_a_full_disk_at_the_end_keeps_the_state(model, result, tmp_path):
         ({"prompt": " !?"}, "no words"),
         ({"prompt": "a red dragon"}, '"dragon"'),
         ({"prompt": None}, "There is no prompt.*say what to make"),
-        ({"preset": "fast"}, "'fast' does not exist; use one of paper, toybox, paper/lantern"),
+        ({"preset": "fast"}, "'fast' does not exist; use one of paper, toybox64, toybox, paper/lantern"),
         ({"config": "missing.json"}, "missing.json cannot be read"),
         ({"config": "missing.json", "preset": "paper"}, "Both config and preset are given"),
         ({"config": "missing.json", "guidance": "ge3d"}, "Both config and guidance are given"),
         ({"config": "missing.json", "density": "mcmc"}, "Both config and density are given"),
         ({"guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
-        ({"overrides": {"scene.rasterizer": "kernel"}}, '"kernel" needs an NVIDIA GPU'),
-        ({"density": "magic"}, "use one of clone_split, mcmc"),
+        ({"overrides": SMALL | {"scene.rasterizer": "kernel"}}, '"kernel" needs an NVIDIA GPU'),
+        ({"density": "magic"}, "use one of clone_split, mcmc, relocate"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**40}, "seed is"),
         ({"start": "missing.ply"}, "missing.ply"),

@@ -21,12 +21,12 @@ WEIGHTS, WORDS = "Are all weights finite numbers?", "Do different prompts have d
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(toybox.model_folder())
+    return load_model(toybox.model_folder("toybox64"))
 
 
 @pytest.fixture(scope="module")
 def probe():
-    return model_check.toybox_probe()
+    return model_check.toybox_probe(64)
 
 
 def _failed(model, probe):
@@ -67,7 +67,9 @@ def _damaged(model, name):
     return replace(model, text_params=broken)
 
 
-def test_the_bundled_model_passes(model, probe):
+@pytest.mark.parametrize(("name", "size"), [("toybox", 128), ("toybox64", 64)])
+def test_the_bundled_models_pass(name, size):
+    model, probe = load_model(toybox.model_folder(name)), model_check.toybox_probe(size)
     findings = model_check.check(model, probe)
     assert [finding.question for finding in findings if not finding.passed] == []
     assert len(findings) == 7

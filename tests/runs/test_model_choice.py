@@ -19,7 +19,7 @@ def test_what_describes_a_choice_asks_for_the_same():
         "textual_inversions": ["cat.safetensors"],
     }
     assert ModelChoice.described(described) == choice
-    assert ModelChoice.described(ModelChoice(dtype="float32").describe()) == ModelChoice(dtype="float32")
+    assert ModelChoice.described(ModelChoice(dtype="float32").describe()) == ModelChoice("toybox", "float32")
     assert ModelChoice.described({}) == ModelChoice()
 
 

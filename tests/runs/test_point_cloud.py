@@ -81,7 +81,7 @@ def test_a_saved_run_tells_its_start(model, tmp_path):
     again = asked_by_file(file, overrides=None)
     assert again.settings == request.settings and again.start == "point_e"
     ball = asked_by_file(file, start="ball", overrides=None).settings.scene.start
-    assert ball == PRESETS["toybox"].scene.start and ball.count == 1600
+    assert ball == PRESETS["toybox"].scene.start and ball.count == 6000
     # Runs of before had their file beside the settings, whose start was the ball.
     cloud, folder = point_cloud(PROMPT, model=model, out=tmp_path / "cloud")
     old = json.loads(file.read_text()) | {"start": str(folder / "cloud.ply")}

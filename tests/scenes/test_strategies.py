@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit, control_density, lower_opacities
 from ge3d_jax.scenes.markov_chain import MarkovChain
+from ge3d_jax.scenes.relocate import Relocate
 from ge3d_jax.scenes.splat_state import with_capacity
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
@@ -163,6 +165,50 @@ def test_fifty_rounds_of_a_markov_chain_fill_the_budget_in_few_lengths():
     jax.tree.map(np.testing.assert_array_equal, after.scene.gaussians, before)
 
 
+def test_relocation_goes_by_rank_and_keeps_the_number():
+    strategy = Relocate(first=2, last=6, every=2, share=0.25, split_scale=0.0)
+    state = tagged(begin(strategy), np.random.default_rng(6))
+    # All of them small gradients: what counts is which is greater.
+    asked = np.random.default_rng(7).permutation(16) * 1e-6 + 1e-6
+    seen = state.scene.statistics.replace(gradient_sum=jnp.asarray(asked, jnp.float32))
+    state = state.with_scene(state.scene.replace(statistics=seen), state.moments)
+    before = jax.tree.map(np.array, state.replace(key=None))
+    for done in (1, 3, 8):
+        assert not scene(strategy).density.relocates_at(done)
+    used = np.flatnonzero(before.scene.gaussians.mask)
+    ranked = used[np.argsort(asked[used])]
+    assert len(used) == 12
+    copy = jax.tree.map(jnp.copy, state)
+    after = jax.tree.map(np.array, follow_schedule(state, 6, strategy).replace(key=None))
+    mask = after.scene.gaussians.mask
+    source = after.scene.gaussians.sh[:, 0, 0].astype(int) - 1
+    assert sorted(source[mask]) == sorted([*ranked[3:], *ranked[-3:]])
+    assert set(np.flatnonzero(mask)) == set(used)
+    for index in np.flatnonzero(mask):
+        is_half = source[index] in ranked[-3:]
+        shrunk = before.scene.gaussians.log_scales[source[index]] - (np.log(1.6) if is_half else 0.0)
+        np.testing.assert_allclose(after.scene.gaussians.log_scales[index], shrunk, rtol=1e-6)
+        moved = after.scene.gaussians.positions[index] - before.scene.gaussians.positions[source[index]]
+        size = np.exp(before.scene.gaussians.log_scales[source[index]].max())
+        assert 0 < np.linalg.norm(moved) < 5 * size if is_half else not moved.any()
+        kept = after.optimizer_state.nu["positions"][index, 0]
+        assert kept == (0.0 if is_half else source[index] + 1)
+    halves = after.scene.gaussians.positions[mask & np.isin(source, ranked[-3:])]
+    assert len(np.unique(halves, axis=0)) == 6
+    assert not after.scene.statistics.gradient_sum.any() and not after.scene.statistics.view_count.any()
+    # Where only two are large enough, those become two, whatever others are asked for, and two leave.
+    large = np.argsort(before.scene.gaussians.log_scales[used, 0])[-2:]
+    limit = np.exp(np.sort(before.scene.gaussians.log_scales[used, 0])[-3])
+    small = dataclasses.replace(strategy, split_scale=float(limit))
+    after = jax.tree.map(np.array, follow_schedule(copy, 6, small).replace(key=None))
+    source = after.scene.gaussians.sh[:, 0, 0].astype(int)[after.scene.gaussians.mask] - 1
+    staying = [index for index in ranked if index not in used[large]]
+    assert sorted(source) == sorted([*staying[2:], *used[large], *used[large]])
+    for share in (0.0, 0.6):
+        with pytest.raises(UserError, match="share"):
+            Relocate(share=share)
+
+
 def test_a_longer_buffer_holds_the_same_and_is_restored(tmp_path):
     state = tagged(begin(), np.random.default_rng(4))
     longer = state.with_scene(*with_capacity(state.scene, state.moments, 40))
@@ -207,7 +253,7 @@ def test_only_a_markov_chain_penalizes_and_explores():
         updated(MCMC, state.replace(gaussians=faint, statistics=())),
     )
     np.testing.assert_array_equal(split.gaussians.positions, faint.positions)
-    assert SPLIT.penalty(faint) == 0.0
+    assert SPLIT.penalty(faint) == Relocate().penalty(faint) == 0.0
     assert float(jnp.abs(chain.gaussians.positions - faint.positions)[:12].min()) > 0
     np.testing.assert_array_equal(chain.gaussians.positions[12:], faint.positions[12:])
     expected = 0.01 / (1 + np.exp(8)) + 0.01 * 0.1
@@ -219,10 +265,11 @@ def test_only_a_markov_chain_penalizes_and_explores():
 
 
 def test_statistics_count_the_views_that_see_a_splat():
-    seen = updated(SPLIT, begin().scene).statistics
-    # Half of the picture's sides times the pixel gradient; the second view sees nothing.
-    np.testing.assert_allclose(seen.gradient_sum, np.hypot(0.5 * 10, 0.5 * 5), rtol=1e-6)
-    np.testing.assert_array_equal(seen.view_count, 1)
+    for strategy in (SPLIT, Relocate()):
+        seen = updated(strategy, begin(strategy).scene).statistics
+        # Half of the picture's sides times the pixel gradient; the second view sees nothing.
+        np.testing.assert_allclose(seen.gradient_sum, np.hypot(0.5 * 10, 0.5 * 5), rtol=1e-6)
+        np.testing.assert_array_equal(seen.view_count, 1)
 
 
 def test_density_control_moves_moments_and_starts_statistics_anew():
@@ -267,7 +314,7 @@ def test_density_of_a_kind_by_one_word(name):
     assert isinstance(density, MarkovChain)
     rounds = [k for k in range(config.iterations + 1) if density.relocates_at(k)]
     assert 8 <= len(rounds) <= 30 and rounds[-1] < config.iterations
-    assert density.noise == (1e4 if name == "toybox" else 5e5)
+    assert density.noise == (1e4 if name.startswith("toybox") else 5e5)
     shorter = configured(name, density="mcmc", overrides={"density.growth": 0.2})
     assert shorter == with_overrides(chosen, {"density.growth": 0.2})
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera
+from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera, polar_angles
 
 
 def pixel_of(camera: Camera, point) -> np.ndarray:
@@ -63,3 +63,11 @@ def test_orbits_are_jittable_and_vmappable():
         )
         np.testing.assert_allclose(many.world_to_camera[row], one.world_to_camera, atol=1e-6)
         np.testing.assert_allclose(many.intrinsics[row], one.intrinsics, rtol=1e-5)
+
+
+def test_polar_angles_are_those_that_cameras_were_placed_at():
+    polar = jnp.array([0.2, 1.0, 1.9])
+    cameras = jax.vmap(lambda angle: orbit_camera(azimuth=4.0, polar=angle, radius=2.0, fov=0.7, size=8))(
+        polar
+    )
+    np.testing.assert_allclose(polar_angles(cameras), polar, rtol=1e-5)

@@ -21,7 +21,7 @@ from ge3d_jax.training.presets import preset
 from tests.reference_models import random_parameters, relative_difference
 from tests.reference_torch import fill
 
-SIZE = SIZES["toybox"]
+SIZE = SIZES["toybox64"]
 
 
 @pytest.mark.parametrize("use_perp_neg", [False, True])
@@ -33,7 +33,7 @@ def test_the_iteration_hands_back_the_same_residual(use_perp_neg):
         "views": 2,
         "start.count": 20,
     }
-    config = with_overrides(preset("toybox"), overrides)
+    config = with_overrides(preset("toybox64"), overrides)
     device = torch.device("cpu")
     unet, vae = (make(SIZE, device, torch.float32) for make in (peer.make_unet, peer.make_vae))
     theirs = peer_iteration.Iteration(SIZE, config, fill(unet), vae, device, torch.float32)
@@ -79,7 +79,7 @@ def test_every_work_has_a_row():
 
 
 def test_the_iteration_has_a_row_that_says_what_it_leaves_out():
-    config = with_overrides(preset("toybox"), {"nodes.count": 1, "views": 1, "start.count": 20})
+    config = with_overrides(preset("toybox64"), {"nodes.count": 1, "views": 1, "start.count": 20})
     (row,) = peer_iteration.measure_iteration(
         SIZE, config, jnp.dtype(jnp.float32), compiles=False, repetitions=1, warm_up=1
     )

@@ -60,6 +60,7 @@ def test_a_random_model_gives_the_same_image(tmp_path, prediction_type):
     )
 
 
-def test_the_bundled_model_gives_the_same_image():
+@pytest.mark.parametrize("name", toybox.MODELS)
+def test_the_bundled_models_give_the_same_image(name):
     prompts = ["the front view of a red robot", "a blue mushroom with a yellow stem"]
-    _assert_same_image(*_both_images(toybox.model_folder(), prompts, "", steps=25, guidance_scale=5.0))
+    _assert_same_image(*_both_images(toybox.model_folder(name), prompts, "", steps=25, guidance_scale=5.0))

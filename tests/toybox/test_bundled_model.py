@@ -17,8 +17,8 @@ from ge3d_jax.training.step import train_step
 
 def test_thirty_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss():
     settings = {"views": 1, "nodes.count": 3, "start.count": 400, "start.scale": 0.07}
-    config = with_overrides(PRESETS["toybox"], settings)
-    model = load_model(model_folder())
+    config = with_overrides(PRESETS["toybox64"], settings)
+    model = load_model(model_folder("toybox64"))
     context = Prompted(model, prompt_embeddings(config, model, "a red mushroom"))
     task = Distillation(config)
     state = begin(config, model, jax.random.key(0))

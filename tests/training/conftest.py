@@ -79,7 +79,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
     return with_overrides(
-        PRESETS["toybox"],
+        PRESETS["toybox64"],
         {
             "iterations": 4,
             "views": 2,

@@ -79,11 +79,27 @@ class _InPairs(Loss):
     may_mirror = False
 
 
+def test_only_a_loss_that_says_what_it_wants_draws_pictures():
+    assert PRESETS["toybox"].guidance.steps_to_target == pytest.approx(10.0)
+    other = with_overrides(PRESETS["toybox"], {"guidance.strength": 0.2, "guidance.dbc": False})
+    assert other.guidance.steps_to_target == pytest.approx(1 / (0.2 * 3))
+    for name in LOSSES:
+        chosen = configured("toybox", guidance=name)
+        # λ times the difference to the end of the way is all of x0's residual.
+        says = {"ge3d": 10.0, "x0": 10.0}.get(name)
+        assert chosen.guidance.steps_to_target == says and (chosen.picture_weight > 0) == (says is not None)
+    with pytest.raises(UserError, match="picture_weight is 0.1"):
+        with_overrides(PRESETS["toybox"], {"guidance.kind": "sds"})
+    assert configured("toybox", overrides={"guidance.kind": "sds"}).picture_weight == 0
+    with pytest.raises(UserError, match="picture_weight is 0.2"):
+        configured("toybox", overrides={"guidance.kind": "sds", "picture_weight": 0.2})
+
+
 def test_a_loss_has_its_say_in_views_and_mirrors():
-    plain = dataclasses.replace(PRESETS["toybox"], flip_probability=0.0)
+    plain = dataclasses.replace(PRESETS["toybox64"], flip_probability=0.0)
     assert dataclasses.replace(plain, guidance=_InPairs()).views == 4
     with pytest.raises(UserError, match="flip_probability is 0.5"):
-        dataclasses.replace(PRESETS["toybox"], guidance=_InPairs())
+        dataclasses.replace(PRESETS["toybox64"], guidance=_InPairs())
     with pytest.raises(UserError, match="views is 3.*multiple of 2"):
         dataclasses.replace(plain, guidance=_InPairs(), views=3)
     with pytest.raises(UserError, match="views_per_batch is 1.*multiple of 2"):

@@ -116,7 +116,7 @@ def test_the_published_settings():
 
 
 def test_all_public_configurations_are_there():
-    assert set(PUBLISHED) == set(EXPECTED) and set(PRESETS) == {"paper", "toybox", *EXPECTED}
+    assert set(PUBLISHED) == set(EXPECTED) and set(PRESETS) == {"paper", "toybox", "toybox64", *EXPECTED}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -162,11 +162,18 @@ def test_a_loss_goes_with_the_variants_of_a_preset_as_with_the_preset(monkeypatc
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"preset_name": "big"}, "paper, toybox, paper/lantern, .*paper/black_widow_2"),
+        ({"preset_name": "big"}, "paper, toybox64, toybox, paper/lantern, .*paper/black_widow_2"),
         ({"preset_name": "toybox", "guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
-        ({"preset_name": "toybox", "density": "magic"}, "use one of clone_split, mcmc"),
+        ({"preset_name": "toybox", "density": "magic"}, "use one of clone_split, mcmc, relocate"),
     ],
 )
 def test_unknown_names_are_answered_with_those_there_are(asked, message):
     with pytest.raises(UserError, match=message):
         configured(**asked)
+
+
+def test_a_start_has_the_size_of_each_bundled_world():
+    for name, (ball, box) in {"toybox": (6000, 6000), "toybox64": (1600, 1600)}.items():
+        assert PRESETS[name].scene.start == configured(name, start="ball").scene.start
+        assert PRESETS[name].scene.start.count == ball
+        assert configured(name, start="box").scene.start.count == box

@@ -14,7 +14,12 @@ import pytest
 
 from ge3d_jax.core.devices import batch_mesh, replicated
 from ge3d_jax.core.settings import with_overrides
-from ge3d_jax.diffusion.pipeline import encode_posterior, latents_from_posterior, predict_epsilon
+from ge3d_jax.diffusion.pipeline import (
+    decode_latents,
+    encode_posterior,
+    latents_from_posterior,
+    predict_epsilon,
+)
 from ge3d_jax.guidance.base import Progress, SeenViews
 from ge3d_jax.guidance.prompts import PromptEmbeddings, view_texts
 from ge3d_jax.scenes.splats import mean_scale
@@ -37,8 +42,8 @@ def moments(state):
 
 
 def task_of(config, **changes):
-    """The task with a buffer that overflows where the tests want it to, and a penalty of the scales."""
-    usual = {"scene.buffer_capacity": BUFFER, "scene.scale_penalty": 2.0}
+    """The task with a buffer that overflows where the tests want it to, and all terms beside the loss."""
+    usual = {"scene.buffer_capacity": BUFFER, "scene.scale_penalty": 2.0, "picture_weight": 0.3}
     return Distillation(with_overrides(config, {**usual, **changes}))
 
 
@@ -97,7 +102,9 @@ def one_picture(tiny_config, tiny_model):
     """A task with this network, what it needs, and its iteration, compiled."""
     with_text, without = jnp.ones((12, 8)), jnp.zeros((12, 8))
     context = Prompted(tiny_model, PromptEmbeddings(*[with_text] * 4, without, without))
-    task = Distillation(task_of(tiny_config, **{"guidance.scale": 1.0}).config, predict=knows_one_picture)
+    # What this network knows, the decoder does not.
+    settings = {"guidance.scale": 1.0, "picture_weight": 0.0}
+    task = Distillation(task_of(tiny_config, **settings).config, predict=knows_one_picture)
     return task, context, jax.jit(partial(train_step, task=task))
 
 
@@ -186,7 +193,7 @@ def test_unused_splats_stay_as_they_are(task, tiny_model, prompted, draw, compil
     assert float(after.scene.statistics.view_count.max()) == 2
 
 
-def test_the_gradient_is_the_residual_carried_through_render_and_encoder(
+def test_the_gradient_is_the_residual_and_the_pictures_error_carried_through_render_and_encoder(
     task, tiny_model, prompted, draw, compiled_step
 ):
     state = first_state(task, tiny_model, 3)
@@ -198,7 +205,7 @@ def test_the_gradient_is_the_residual_carried_through_render_and_encoder(
 
     @jax.jit
     def expected_by_hand(state, drawn):
-        def latents(sh, log_scales):
+        def pictures_and_latents(sh, log_scales):
             gaussians = state.scene.gaussians.replace(sh=sh, log_scales=log_scales)
             images = []
             for view in range(2):
@@ -206,12 +213,16 @@ def test_the_gradient_is_the_residual_carried_through_render_and_encoder(
                 background = drawn.per_view["backgrounds"][view]
                 rendered = render(gaussians, camera, background=background, buffer_capacity=BUFFER)
                 images.append(jnp.fliplr(rendered.rgb))
-            posterior = encode_posterior(tiny_model, jnp.stack(images))
-            return latents_from_posterior(tiny_model, *posterior, drawn.per_view["posterior_noise"])
+            images = jnp.stack(images)
+            posterior = encode_posterior(tiny_model, images)
+            return images, latents_from_posterior(tiny_model, *posterior, drawn.per_view["posterior_noise"])
 
-        z, carry_back = jax.vjp(latents, state.scene.gaussians.sh, state.scene.gaussians.log_scales)
+        splats = state.scene.gaussians
+        (x, z), carry_back = jax.vjp(pictures_and_latents, splats.sh, splats.log_scales)
         residual, numbers = residual_of(task, prompted, drawn, z)
-        return numbers["loss"], *carry_back(residual)
+        # GE3D's residual is a tenth of the way.
+        error = x - decode_latents(tiny_model, z - 10 * residual)
+        return numbers["loss"], *carry_back((0.3 * error, residual))
 
     losses, of_sh, of_scales = map(np.array, expected_by_hand(state, drawn))
     # The penalty: d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
@@ -317,3 +328,30 @@ def test_regularizers_are_what_they_say(task, tiny_config, tiny_model):
     assert float(mean_scale(state.gaussians)) == pytest.approx(0.15)
     penalized = with_overrides(tiny_config, {"scene.scale_penalty": 3.0}).scene
     assert float(penalized.penalty(state)) == pytest.approx(0.45)
+
+
+def test_renders_are_drawn_to_the_decoded_latents_that_the_loss_wants():
+    random = np.random.default_rng(8)
+    encoder, decoder, pull = (random.normal(size=shape) for shape in ((6, 4), (4, 6), (3, 4)))
+    images = jnp.asarray(random.normal(size=(3, 6)))
+
+    def loss(images, weight):
+        latents = images @ encoder
+        scalar, numbers = distillation.with_pictures(
+            lambda z: (0.5 * jnp.sum((z - pull) ** 2), {"seen": jnp.sum(z)}),
+            lambda z: jnp.tanh(z @ decoder),
+            images,
+            latents,
+            weight=weight,
+            steps=0.7,
+        )
+        assert set(numbers) == {"seen"}
+        return scalar
+
+    latents = np.asarray(images) @ encoder
+    residual = latents - pull
+    wanted = np.tanh((latents - 0.7 * residual) @ decoder)
+    expected = residual @ encoder.T + 0.3 * (np.asarray(images) - wanted)
+    np.testing.assert_allclose(jax.grad(loss)(images, 0.3), expected, rtol=1e-4, atol=1e-4)
+    difference = float(loss(images, 0.3) - loss(images, 0.0))
+    assert difference == pytest.approx(0.15 * np.sum((np.asarray(images) - wanted) ** 2), rel=1e-4)

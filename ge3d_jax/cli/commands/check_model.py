@@ -44,7 +44,7 @@ def main() -> None:
     console.print("testing; the first time, most of it is compiling", style="dim")
     is_toybox = (place / TOYBOX_MARKER).is_file()
     size = model_check.probe_size(model)
-    probe = model_check.toybox_probe() if is_toybox else model_check.drawn_probe(size)
+    probe = model_check.toybox_probe(size) if is_toybox else model_check.drawn_probe(size)
     findings = model_check.check(model, probe)
     for finding in findings:
         verdict = "[green]yes[/]" if finding.passed else "[red]NO[/] "

@@ -31,7 +31,9 @@ _OUT = flags.DEFINE_string(
 )
 _DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make pictures so many times smaller.")
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations.")
-_DENSITY = flags.DEFINE_string("density", None, "clone_split, the default, or mcmc: a fixed budget.")
+_DENSITY = flags.DEFINE_string(
+    "density", None, "clone_split, the default, or a fixed budget: mcmc or relocate."
+)
 _SAVE_SECONDS = flags.DEFINE_float(
     "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
 )

@@ -71,7 +71,7 @@ _SAVE_SECONDS = flags.DEFINE_float(
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "How the number of splats changes: clone_split, or mcmc, a fixed budget."
+    "density", None, "How the number of splats changes: clone_split, or mcmc or relocate, a fixed budget."
 )
 _SHARED_NODES = flags.DEFINE_bool(
     "shared_nodes",

@@ -39,7 +39,9 @@ _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts instead, one a 
 _SEEDS = flags.DEFINE_string("seeds", "0", "Seeds of each prompt: numbers and ranges, as 0-7,12.")
 _PRESET = flags.DEFINE_string("preset", None, "As for ge3d generate.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings for the preset.")
-_DENSITY = flags.DEFINE_string("density", None, "How the number of splats changes: clone_split or mcmc.")
+_DENSITY = flags.DEFINE_string(
+    "density", None, "How the number of splats changes: clone_split, mcmc or relocate."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sweep-<prompt or file>.")
 _START = flags.DEFINE_string("start", None, "What every object begins with; as for ge3d generate.")
 _START_GROWTH = flags.DEFINE_string("start_growth", None, "How points become more; as for ge3d generate.")

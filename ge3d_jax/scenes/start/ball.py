@@ -115,7 +115,9 @@ class Ball(_GrayStart):
     """A ball of gray splats."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "toybox": {"count": 1600, "radius": 0.5, "scale": 0.042, "opacity": 0.27}
+        # A smaller one leaves objects smaller than the truth.
+        "toybox": {"count": 6000, "radius": 0.62, "scale": 0.026, "opacity": 0.27},
+        "toybox64": {"count": 1600, "radius": 0.5, "scale": 0.042, "opacity": 0.27},
     }
 
     def gaussians(self, key: jax.Array) -> Gaussians:
@@ -128,7 +130,8 @@ class Box(_GrayStart):
     """A cube of gray splats, with edges of twice the radius."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "toybox": {"count": 1600, "radius": 0.4, "scale": 0.042, "opacity": 0.27}
+        "toybox": {"count": 6000, "radius": 0.5, "scale": 0.026, "opacity": 0.27},
+        "toybox64": {"count": 1600, "radius": 0.4, "scale": 0.042, "opacity": 0.27},
     }
 
     def gaussians(self, key: jax.Array) -> Gaussians:

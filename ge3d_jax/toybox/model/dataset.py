@@ -4,22 +4,25 @@ Views are traced once without paint; each picture is then a view, two colors and
 pictures have a white background, as finished objects are shown; the others black or any color, because
 guidance shows the model a splat scene over a random background.
 
-If a caption names the view, it does so in the same way as guidance later: by two sentences, for the views on
-either side of the camera, whose embeddings are mixed by its azimuth. The model thus learns where between the
-two the camera is, instead of only its quadrant.
+If a caption names the view, it does so in the same way as guidance later: by three sentences, for the views
+on either side of the camera and for the one from above, whose embeddings are mixed by its azimuth and its
+height. The model thus learns where between them the camera is, instead of only its quadrant.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.guidance.prompts import view_mixture
-from ge3d_jax.toybox.world.captions import Sentence, caption
+from ge3d_jax.guidance.prompts import overhead_share, view_mixture
+from ge3d_jax.splatting.cameras import Camera
+from ge3d_jax.toybox.world.captions import OVERHEAD, Sentence, caption
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from ge3d_jax.toybox.world.render import Layers, paint_layers, random_camera, trace
+from ge3d_jax.toybox.world.render import IMAGE_SIZE, Layers, paint_layers, random_camera, trace
 
 _COLOR_NAMES = tuple(COLORS)
 _KIND_NAMES = tuple(KINDS)
@@ -38,36 +41,66 @@ class Views:
         layers: uint8 (N, H, W, 6): primary, secondary, fixed red, green, blue, alpha; see `world.render`.
         kinds: int (N,), index into KINDS.
         azimuths: float32 (N,), radians in (−π, π].
+        polars: float32 (N,), radians from +z.
     """
 
     layers: np.ndarray
     kinds: np.ndarray
     azimuths: np.ndarray
+    polars: np.ndarray
 
 
-def trace_views(key: jax.Array, views_per_kind: int, report: Callable[[str], None] | None = None) -> Views:
-    """Trace views of every kind from random cameras; about 0.1 s per view on two cores.
+def trace_views(
+    key: jax.Array,
+    views_per_kind: int,
+    *,
+    size: int = IMAGE_SIZE,
+    report: Callable[[str], None] | None = None,
+) -> Views:
+    """Trace views of every kind from random cameras; about 0.2 s per view of 128 pixels on two cores.
 
     Args:
         key: PRNG key for the cameras.
         views_per_kind: number of views of each kind.
-        report: called with a line of text when a kind begins.
+        size: edge of the pictures, pixels.
+        report: called with the name of a kind when it is finished.
 
     Returns:
         The views, ordered by kind.
     """
-    layers, azimuths = [], []
-    for index, kind in enumerate(KINDS):
-        if report is not None:
-            report(f"tracing views of {kind}")
-        keys = jax.random.split(jax.random.fold_in(key, index), views_per_kind)
-        for one in keys:
-            camera = random_camera(one)
+
+    def views_of(index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        layers, angles = [], []
+        for one in jax.random.split(jax.random.fold_in(key, index), views_per_kind):
+            camera = random_camera(one, size=size)
             layers.append(layer_bytes(trace(kind, camera)))
-            forward = np.asarray(camera.world_to_camera[2, :3])
-            azimuths.append(np.arctan2(-forward[1], -forward[0]))
+            angles.append(view_angles(camera))
+        if report is not None:
+            report(kind)
+        return np.stack(layers), np.asarray(angles, np.float32)
+
+    # Side by side, since every kind is a program of its own that is compiled for seconds.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(views_of, range(len(KINDS)), KINDS))
     kinds = np.repeat(np.arange(len(KINDS)), views_per_kind)
-    return Views(np.stack(layers), kinds, np.asarray(azimuths, np.float32))
+    azimuths, polars = np.concatenate([angles for _, angles in parts]).T
+    return Views(np.concatenate([layers for layers, _ in parts]), kinds, azimuths, polars)
+
+
+def view_angles(camera: Camera) -> tuple[float, float]:
+    """Azimuth and polar angle, radians, of a camera that looks at the origin."""
+    x, y, z = -np.asarray(camera.world_to_camera[2, :3])
+    return float(np.arctan2(y, x)), float(np.arctan2(np.hypot(x, y), z))
+
+
+def with_mirrored(views: Views) -> Views:
+    """The views and their mirror images: the world is symmetric in y, so these are views as well."""
+    return Views(
+        np.concatenate([views.layers, views.layers[:, :, ::-1]]),
+        np.concatenate([views.kinds, views.kinds]),
+        np.concatenate([views.azimuths, -views.azimuths]),
+        np.concatenate([views.polars, views.polars]),
+    )
 
 
 def layer_bytes(layers: Layers) -> np.ndarray:
@@ -85,15 +118,15 @@ class PicturePlan:
         primary: float32 (count, 3), RGB of the primary paint in [0, 1].
         secondary: float32 (count, 3), RGB of the secondary paint.
         background: float32 (count, 3), RGB of the background.
-        captions: `count` pairs of sentences; both are equal if no view is named.
-        shares: float32 (count,), r in the text embedding r·first + (1 − r)·second.
+        captions: `count` times three sentences; all are equal if no view is named.
+        shares: float32 (count, 3), of each of them in the text embedding; of sum 1.
     """
 
     views: np.ndarray
     primary: np.ndarray
     secondary: np.ndarray
     background: np.ndarray
-    captions: list[tuple[str, str]]
+    captions: list[tuple[str, str, str]]
     shares: np.ndarray
 
 
@@ -114,20 +147,25 @@ def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> Picture
     background = np.where((lot >= WHITE_SHARE) & (lot < WHITE_SHARE + BLACK_SHARE), 0.0, background)
 
     phrased, emptied = rng.random(count) < VIEW_PHRASE_SHARE, rng.random(count) < EMPTY_SHARE
-    in_front, shares = (np.asarray(part) for part in view_mixture(jnp.asarray(views.azimuths[chosen])))
+    in_front, nearness = (np.asarray(part) for part in view_mixture(jnp.asarray(views.azimuths[chosen])))
+    above = np.asarray(overhead_share(jnp.asarray(views.polars[chosen])))
+    around = 1.0 - above
 
-    def sentences(i: int) -> tuple[str, str]:
+    def sentences(i: int) -> tuple[str, str, str]:
         if emptied[i]:
-            return "", ""
+            return "", "", ""
         sentence = Sentence(
             kind=_KIND_NAMES[views.kinds[chosen[i]]],
             color=_COLOR_NAMES[first[i]],
             second_color=_COLOR_NAMES[second[i]] if named[i] else None,
         )
         if not phrased[i]:
-            return caption(sentence), caption(sentence)
+            return (caption(sentence),) * 3
         nearer, farther = ("front", "side") if in_front[i] else ("side", "back")
-        return caption(replace(sentence, view=nearer)), caption(replace(sentence, view=farther))
+        one, other, above_both = (
+            caption(replace(sentence, view=view)) for view in (nearer, farther, OVERHEAD)
+        )
+        return one, other, above_both
 
     return PicturePlan(
         views=chosen,
@@ -135,7 +173,7 @@ def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> Picture
         secondary=palette[second],
         background=background.astype(np.float32),
         captions=[sentences(i) for i in range(count)],
-        shares=shares,
+        shares=np.stack([around * nearness, around * (1.0 - nearness), above], axis=1),
     )
 
 

@@ -182,7 +182,7 @@ def cloud_loss(
     return _noise_loss(predict, jnp.asarray(signal, jnp.float32), noise_key, clean)
 
 
-@partial(jax.jit, static_argnames=("config", "clouds", "optimizer"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("config", "clouds", "optimizer"))
 def cloud_step(
     state: TrainingState,
     key: jax.Array,

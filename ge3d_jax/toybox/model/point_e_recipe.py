@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
@@ -33,7 +33,7 @@ from ge3d_jax.scenes.start.point_e.networks import (
 from ge3d_jax.scenes.start.point_e.start import BUNDLED_SIZE, in_world_axes
 from ge3d_jax.toybox import model_folder
 from ge3d_jax.toybox.model import point_e
-from ge3d_jax.toybox.model.recipe import run_steps
+from ge3d_jax.toybox.model.recipe import most_together, progress_bar, run_steps
 from ge3d_jax.toybox.model.training import make_optimizer, start_training
 from ge3d_jax.toybox.world.captions import Sentence, caption
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
@@ -76,13 +76,14 @@ class Recipe:
     upsampler: UpsamplerConfig = point_e.UPSAMPLER
 
 
-def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
+def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress | None = None) -> Path:
     """Run all stages that `out` does not hold yet.
 
     Args:
         recipe: the numbers. Stages that `out` already holds keep the numbers they were made with.
         out: the run's folder.
         install: a second folder to write the finished model to.
+        bar: is told of every step; None for one on the terminal.
 
     Returns:
         The model's folder.
@@ -90,8 +91,7 @@ def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
     Raises:
         UserError: the folder holds states of networks of another size.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[loss]}")) as bar:
+    with bar or progress_bar() as bar:
         surfaces = _surfaces(recipe, out / "surfaces.npz")
         data = jax.device_put(point_e.make_data(surfaces, load_text_tower(model_folder()).features))
         parameters = {
@@ -141,12 +141,26 @@ def _train_network(
     optimizer = make_optimizer(recipe.learning_rate, steps)
     state = start_training(parameters, optimizer)
 
-    def step(state: Any, index: int) -> tuple[Any, jax.Array]:
+    def step(state: Any, data: point_e.CloudData, index: jax.Array, rows: jax.Array) -> tuple[Any, jax.Array]:
         own = jax.random.fold_in(key, index)
         return point_e.cloud_step(state, own, data, config=config, clouds=clouds, optimizer=optimizer)
 
+    def rows_of(index: int) -> np.ndarray:
+        return np.zeros(0, np.int32)  # clouds are drawn within the step
+
     try:
-        state = run_steps(name, out / name, state, steps, recipe.save_every, step, bar)
+        state = run_steps(
+            name,
+            out / name,
+            state,
+            steps,
+            recipe.save_every,
+            step,
+            data,
+            rows_of,
+            bar,
+            most=most_together(),
+        )
     except ValueError as error:
         raise UserError(f"{out / name} holds a network of another size; remove it, or give --out.") from error
     return jax.device_get(state.average)

@@ -1,11 +1,10 @@
-"""Training of the bundled model: its configuration, the losses, and one jitted step for each network.
+"""Training of the bundled model: its configuration, the losses, and one step for each network.
 
 Two stages, as in latent diffusion (arXiv 2112.10752): the autoencoder on pictures, then UNet and text encoder
 together on its latents. Symbols: z latents, ᾱ_t `alphas_cumprod`, SNR = ᾱ/(1−ᾱ), v the velocity
 √ᾱ·ε − √(1−ᾱ)·z, which the network predicts because a small network learns it faster than ε.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +17,12 @@ from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextMod
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, velocity
-from ge3d_jax.toybox.world.render import IMAGE_SIZE
 
 LATENT_SIZE = 16
+# Channels of the autoencoder's levels, by the size of the pictures: the last level has that of the latents.
+VAE_CHANNELS = {64: (24, 48, 64), 128: (16, 32, 48, 64)}
+# Not fewer in a normalization group: those of one or two would lose the level of a flat background.
+_GROUP_CHANNELS = {64: 3, 128: 4}
 TEXT_LENGTH = 24
 TEXT_WIDTH = 64
 
@@ -47,16 +49,16 @@ _WARMUP_STEPS = 100
 _MUON_RMS = 0.2
 
 
-def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
-    """Autoencoder of the bundled model: 64×64 pixels to 16×16×4 latents."""
+def vae_config(image_size: int, scaling_factor: float = 1.0) -> VAEConfig:
+    """Autoencoder of the bundled model, to 16×16×4 latents, for pictures of a size in VAE_CHANNELS."""
+    channels = VAE_CHANNELS[image_size]
     return VAEConfig(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
-        # Not more: groups of one or two channels would lose the level of a flat background.
-        norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
+        norm_num_groups=channels[0] // _GROUP_CHANNELS[image_size],
+        sample_size=image_size,
         scaling_factor=scaling_factor,
     )
 
@@ -202,8 +204,8 @@ def diffusion_loss(
         schedule: the noise schedule.
         key: PRNG key for times and noise.
         latents: (B, h, w, C), scaled.
-        ids: (B, 2, L) tokens of the captions.
-        shares: (B,), r in the text embedding r·first + (1 − r)·second.
+        ids: (B, S, L) tokens of the captions.
+        shares: (B, S), of each caption in the text embedding.
 
     Returns:
         () loss.
@@ -214,9 +216,9 @@ def diffusion_loss(
     times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * schedule.steps
     times = jnp.clip(times.astype(jnp.int32), 0, schedule.steps - 1)
     noise = jax.random.normal(noise_key, latents.shape)
-    embeddings: Any = text_encoder.apply({"params": params["text_encoder"]}, ids.reshape(2 * batch, -1))
-    first, second = embeddings[::2], embeddings[1::2]
-    text = second + shares[:, None, None] * (first - second)
+    sentences = ids.reshape(-1, ids.shape[-1])
+    embeddings: Any = text_encoder.apply({"params": params["text_encoder"]}, sentences)
+    text = jnp.einsum("bs,bs...->b...", shares, embeddings.reshape(*shares.shape, *embeddings.shape[1:]))
     noisy = add_noise(schedule, latents, noise, times)
     output: Any = unet.apply({"params": params["unet"]}, noisy, times, text)
     signal = schedule.alphas_cumprod[times]
@@ -226,7 +228,6 @@ def diffusion_loss(
     return jnp.mean(weights * error)
 
 
-@partial(jax.jit, static_argnames=("vae", "optimizer"), donate_argnums=0)
 def vae_step(
     state: TrainingState, key: jax.Array, images: jax.Array, *, vae: AutoencoderKL, optimizer: Any
 ) -> tuple[TrainingState, jax.Array]:
@@ -239,7 +240,6 @@ def vae_step(
     return apply_gradients(state, gradients, optimizer), loss
 
 
-@partial(jax.jit, static_argnames=("unet", "text_encoder", "optimizer"), donate_argnums=0)
 def diffusion_step(
     state: TrainingState,
     key: jax.Array,
@@ -259,8 +259,8 @@ def diffusion_step(
         state: parameters {"unet": …, "text_encoder": …} and what belongs to them.
         key: PRNG key for latents, times and noise.
         moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; a sample is drawn.
-        ids: (B, 2, L) tokens of the captions.
-        shares: (B,) see `diffusion_loss`.
+        ids: (B, S, L) tokens of the captions.
+        shares: (B, S), see `diffusion_loss`.
         schedule: the noise schedule.
         scaling_factor: factor on the latents.
         unet: the noise predictor.

@@ -1,17 +1,19 @@
 """The language of the Toybox world: sentences, their parser, and an explanation for unknown words.
 
-    [The (front | side | back) view of] a|an COLOR KIND [with [a|an] COLOR PART]
+    [The (front | side | back | overhead) view of] a|an COLOR KIND [with [a|an] COLOR PART]
 
 e.g. "The front view of a red mushroom with a yellow stem". Case and a final period are ignored.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
-VIEWS = ("front", "side", "back")
+OVERHEAD = "overhead"
+VIEWS = ("front", "side", "back", OVERHEAD)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,14 @@ def _knowledge() -> str:
     )
 
 
-def explain_unknown(text: str) -> str | None:
-    """A message naming the words unknown to the bundled model and what it knows; None if it knows all."""
-    unknown = sorted({word for word in _words(text) if word not in VOCABULARY})
+def explain_unknown(text: str, *, without: Collection[str] = ()) -> str | None:
+    """A message naming the words unknown to a bundled model and what it knows; None if it knows all.
+
+    Args:
+        text: the prompt.
+        without: words of the vocabulary that this model was not told.
+    """
+    unknown = sorted({word for word in _words(text) if word not in VOCABULARY or word in without})
     if not unknown:
         return None
     words = ", ".join(f'"{word}"' for word in unknown)

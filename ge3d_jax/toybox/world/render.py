@@ -24,14 +24,15 @@ from ge3d_jax.splatting.cameras import Camera, camera_center, orbit_camera
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.objects import COLORS, KINDS, PRIMARY, SECONDARY
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 128
 
 # Cameras of the world, in world units and radians: close enough that an object fills the picture.
 RADIUS_RANGE = (3.35, 3.65)
-POLAR_RANGE = (1.0472, 1.3963)  # 60 to 80 degrees from +z: a little above the horizon
+POLAR_RANGE = (math.radians(30.0), math.radians(90.0))  # from +z: from well above down to the horizon
 FIELD_OF_VIEW = 0.5
 
-# For pictures of IMAGE_SIZE; larger ones, with smaller pixels, use more steps and a smaller distance.
+# For pictures of 64 pixels; larger ones, with smaller pixels, use more steps and a smaller distance.
+_COARSE_SIZE = 64
 _TRACE_STEPS = 40
 _HIT_DISTANCE = 4e-3  # a seventh of a pixel at the object
 _REACH = 1.0  # objects lie within this distance of the origin
@@ -58,28 +59,34 @@ class Layers:
 
 
 def toybox_camera(
-    azimuth: jax.Array | float, polar: jax.Array | float, radius: jax.Array | float = 3.5
+    azimuth: jax.Array | float,
+    polar: jax.Array | float,
+    radius: jax.Array | float = 3.5,
+    *,
+    size: int = IMAGE_SIZE,
 ) -> Camera:
-    """Camera of the world, looking at the origin, 64×64 pixels.
+    """Camera of the world, looking at the origin.
 
     Args:
         azimuth: radians, 0 = on +x, counterclockwise seen from above.
         polar: radians from +z.
         radius: distance to the origin, world units.
+        size: edge of the picture, pixels.
 
     Returns:
         The camera.
     """
-    return orbit_camera(azimuth=azimuth, polar=polar, radius=radius, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
+    return orbit_camera(azimuth=azimuth, polar=polar, radius=radius, fov=FIELD_OF_VIEW, size=size)
 
 
-def random_camera(key: jax.Array) -> Camera:
+def random_camera(key: jax.Array, *, size: int = IMAGE_SIZE) -> Camera:
     """A camera drawn uniformly from those that the bundled model was trained on."""
     azimuth_key, polar_key, radius_key = jax.random.split(key, 3)
     return toybox_camera(
         jax.random.uniform(azimuth_key, minval=-jnp.pi, maxval=jnp.pi),
         jax.random.uniform(polar_key, minval=POLAR_RANGE[0], maxval=POLAR_RANGE[1]),
         jax.random.uniform(radius_key, minval=RADIUS_RANGE[0], maxval=RADIUS_RANGE[1]),
+        size=size,
     )
 
 
@@ -97,7 +104,7 @@ def _rays(camera: Camera) -> jax.Array:
 
 def _distances(kind: str, points: jax.Array) -> jax.Array:
     """Signed distances (solids, ...) of points (..., 3) to the solids of a kind."""
-    return jnp.stack([value for _, value in KINDS[kind].solids(points)])
+    return jnp.stack([solid.distance for solid in KINDS[kind].solids(points)])
 
 
 @partial(jax.jit, static_argnums=0)
@@ -110,7 +117,7 @@ def _march(kind: str, camera: Camera) -> tuple[jax.Array, jax.Array]:
     """Where the rays of a camera meet a kind: points (R, 3), and whether they do (R,)."""
     # Rays that pass close to a surface need many steps: with this number, one in twenty on the outline of a
     # picture of 512 pixels stops too early.
-    fineness = max(1.0, camera.height / IMAGE_SIZE)
+    fineness = max(1.0, camera.height / _COARSE_SIZE)
     steps, hit_distance = math.ceil(_TRACE_STEPS * math.sqrt(fineness)), _HIT_DISTANCE / fineness
 
     origin = camera_center(camera)
@@ -151,11 +158,13 @@ def trace(kind: str, camera: Camera) -> Layers:
         points
     )
     facing = jnp.maximum(normals @ jnp.asarray(_LIGHT_DIRECTION), 0.0)
-    shade = jnp.where(
-        hit, _AMBIENT + _DIFFUSE * facing / jnp.maximum(jnp.linalg.norm(normals, axis=-1), 1e-6), 0.0
-    )
+    met = KINDS[kind].solids(points)
+    textures = jnp.stack([jnp.broadcast_to(solid.texture, nearest.shape) for solid in met])
+    texture = jnp.take_along_axis(textures, nearest[None], axis=0)[0]
+    light = _AMBIENT + _DIFFUSE * facing / jnp.maximum(jnp.linalg.norm(normals, axis=-1), 1e-6)
+    shade = jnp.where(hit, texture * light, 0.0)
 
-    paints = [paint for paint, _ in KINDS[kind].solids(points)]
+    paints = [solid.paint for solid in met]
     own_colors = jnp.asarray([(0.0, 0.0, 0.0) if isinstance(paint, str) else paint for paint in paints])
 
     def shade_of(slot: str) -> jax.Array:

@@ -39,7 +39,7 @@ class Surface:
 
 def _distances(kind: str, points: jax.Array) -> jax.Array:
     """Signed distances (S, ...) of points (..., 3) to the solids of a kind."""
-    return jnp.stack([value for _, value in KINDS[kind].solids(points)])
+    return jnp.stack([solid.distance for solid in KINDS[kind].solids(points)])
 
 
 @partial(jax.jit, static_argnames="kind")
@@ -89,7 +89,7 @@ def sample_surface(key: jax.Array, kind: str, count: int) -> Surface:
         found.append(points[kept])
     positions = np.concatenate(found)[:count]
     nearest = np.asarray(jnp.argmin(_distances(kind, jnp.asarray(positions)), axis=0))
-    paints = [paint for paint, _ in KINDS[kind].solids(jnp.zeros(3))]
+    paints = [solid.paint for solid in KINDS[kind].solids(jnp.zeros(3))]
     own_colors = np.array([(0.0,) * 3 if isinstance(paint, str) else paint for paint in paints], np.float32)
     has = {slot: np.array([paint == slot for paint in paints], np.float32) for slot in (PRIMARY, SECONDARY)}
     arrays = (positions, has[PRIMARY][nearest], has[SECONDARY][nearest], own_colors[nearest])

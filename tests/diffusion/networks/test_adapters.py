@@ -39,7 +39,7 @@ predict_epsilon = jax.jit(pipeline.predict_epsilon)
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(model_folder())
+    return load_model(model_folder("toybox64"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def stored():
 @pytest.fixture(scope="module")
 def golden(stored):
     """The stored arrays, once it is sure that what passed through the network passed through this one."""
-    weights = model_folder() / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = model_folder("toybox64") / "unet" / "diffusion_pytorch_model.safetensors"
     found, expected = hashlib.sha256(weights.read_bytes()).hexdigest(), str(stored["sha256_unet"])
     if found != expected:
         pytest.fail(

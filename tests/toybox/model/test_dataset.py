@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from ge3d_jax.toybox.model import dataset
-from ge3d_jax.toybox.model.dataset import Views, paint_pictures, plan_pictures
+from ge3d_jax.toybox.model.dataset import (
+    Views,
+    paint_pictures,
+    plan_pictures,
+    view_angles,
+    with_mirrored,
+)
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.render import toybox_camera
 
 COUNT = 4000
 
@@ -18,7 +25,9 @@ def views():
     rng = np.random.default_rng(0)
     kinds = np.repeat(np.arange(len(KINDS)), 5)
     layers = rng.integers(0, 256, size=(len(kinds), 4, 4, 6), dtype=np.uint8)
-    return Views(layers, kinds, rng.uniform(-np.pi, np.pi, len(kinds)).astype(np.float32))
+    azimuths = rng.uniform(-np.pi, np.pi, len(kinds)).astype(np.float32)
+    polars = np.deg2rad(rng.uniform(30, 90, len(kinds))).astype(np.float32)
+    return Views(layers, kinds, azimuths, polars)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +37,10 @@ def plan(views):
 
 def test_captions_tell_the_truth(views, plan):
     kinds, palette = list(KINDS), {name: np.asarray(rgb, np.float32) for name, rgb in COLORS.items()}
-    for index, (text, other) in enumerate(plan.captions):
+    np.testing.assert_allclose(plan.shares.sum(axis=1), 1, rtol=1e-6)
+    for index, (text, other, above) in enumerate(plan.captions):
         if not text:
-            assert not other
+            assert not other and not above
             continue
         sentence = parse(text)
         view = plan.views[index]
@@ -40,17 +50,20 @@ def test_captions_tell_the_truth(views, plan):
         np.testing.assert_array_equal(plan.secondary[index], palette[second])
         assert parse(other) == replace(sentence, view=parse(other).view)
         if sentence.view is None:
-            assert other == text
+            assert other == above == text
             continue
+        assert parse(above) == replace(sentence, view="overhead")
         # The angle from the front that the mixture of the two views represents.
         angles = {"front": 0.0, "side": 90.0, "back": 180.0}
-        share = plan.shares[index]
-        told = share * angles[sentence.view] + (1 - share) * angles[parse(other).view]
+        nearer, farther, overhead = plan.shares[index]
+        told = (nearer * angles[sentence.view] + farther * angles[parse(other).view]) / (nearer + farther)
         assert abs(told - abs(np.rad2deg(views.azimuths[view]))) < 1e-3
+        # A half of the text from 30° from the vertical, nothing at the horizon.
+        assert abs(90 - 120 * overhead - np.rad2deg(views.polars[view])) < 1e-3
 
 
 def test_shares_are_those_of_the_recipe(views, plan):
-    sentences = [parse(text) for text, _ in plan.captions if text]
+    sentences = [parse(text) for text, _, _ in plan.captions if text]
     white = (plan.background == 1).all(axis=1)
     black = (plan.background == 0).all(axis=1)
     shares = {
@@ -88,3 +101,17 @@ def test_pictures_are_the_layers_in_the_paint_of_the_plan(views, plan):
             + (1 - layers[..., 5:]) * plan.background[row]
         )
         np.testing.assert_allclose(picture, expected, atol=1e-5)
+
+
+def test_mirrored_views_are_as_high_on_the_other_side(views):
+    both = with_mirrored(views)
+    count = len(views.kinds)
+    np.testing.assert_array_equal(both.layers[count:], views.layers[:, :, ::-1])
+    np.testing.assert_array_equal(both.azimuths[count:], -views.azimuths)
+    np.testing.assert_array_equal(both.polars, np.tile(views.polars, 2))
+    np.testing.assert_array_equal(both.kinds, np.tile(views.kinds, 2))
+
+
+def test_angles_are_where_the_camera_stands():
+    camera = toybox_camera(2.0, 0.7, 3.5, size=16)
+    np.testing.assert_allclose(view_angles(camera), (2.0, 0.7), rtol=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.progress import Progress
 
 from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.scenes.start.point_e.networks import BaseConfig, UpsamplerConfig, parameter_shapes
@@ -104,7 +105,7 @@ def test_a_cloud_is_recognized_by_the_nearest_true_one(surfaces):
     assert chamfer(first, second) == pytest.approx(1 + (5 + 1) / 2)
 
 
-def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces, monkeypatch):
+def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces):
     small = Recipe(
         base_steps=4,
         base_clouds=2,
@@ -124,20 +125,23 @@ def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces
     class Stopped(Exception):
         pass
 
-    taken = []
-    step = point_e.cloud_step
+    class StoppingBar(Progress):
+        """Ends the training as it tells of the base network's fourth step, before that is saved."""
 
-    def stopping(*args, **options):
-        taken.append(options["config"])
-        if len(taken) == 4:
-            raise Stopped
-        return step(*args, **options)
+        steps = 0
 
-    with monkeypatch.context() as patched:
-        patched.setattr(point_e, "cloud_step", stopping)
-        with pytest.raises(Stopped):
-            train(small, tmp_path / "parts")
+        def update(self, task_id, **fields):
+            super().update(task_id, **fields)
+            self.steps += 1
+            if self.steps == 4:
+                raise Stopped
+
+    with pytest.raises(Stopped):
+        train(small, tmp_path / "parts", bar=StoppingBar(disable=True))
     again = train(small, tmp_path / "parts")
+    steps = [int(line.split()[0]) for line in (tmp_path / "parts/base.loss.txt").read_text().splitlines()]
+    # The step that the bar was told of when it ended the training is not written down.
+    assert steps == [1, 2, 3, 3, 4]
     for name in ("base.safetensors", "upsampler.safetensors", "config.json"):
         content = (model / name).read_bytes()
         assert (again / name).read_bytes() == content and (

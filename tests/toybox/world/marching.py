@@ -22,7 +22,17 @@ def camera_frame(azimuth, polar):
 
 
 def distances(kind, points):
-    return np.asarray(jnp.stack([value for _, value in KINDS[kind].solids(jnp.asarray(points, jnp.float32))]))
+    solids = KINDS[kind].solids(jnp.asarray(points, jnp.float32))
+    return np.asarray(jnp.stack([solid.distance for solid in solids]))
+
+
+def textures(kind, places):
+    """Factor on the light at surface points (N, 3), that of the solid there."""
+    solids = KINDS[kind].solids(jnp.asarray(places, jnp.float32))
+    nearest = np.argmin([solid.distance for solid in solids], axis=0)
+    return np.asarray(
+        [np.broadcast_to(solids[index].texture, nearest.shape)[row] for row, index in enumerate(nearest)]
+    )
 
 
 def march(kind, azimuth, polar, positions, *, step=2.5e-3):
@@ -48,7 +58,7 @@ def march(kind, azimuth, polar, positions, *, step=2.5e-3):
 
 
 def shade(kind, places):
-    """Light reflected at surface points (N, 3), with normals by central differences."""
+    """Light reflected at surface points (N, 3), with normals by central differences and without texture."""
     offsets = _DIFFERENCE * np.eye(3)
     slopes = [
         distances(kind, places + offset).min(axis=0) - distances(kind, places - offset).min(axis=0)
@@ -65,6 +75,6 @@ def paint_picture(kind, azimuth, *, size=16):
     x, y = np.meshgrid(centers, centers)
     positions = np.stack([x.ravel(), y.ravel()], axis=-1)
     met, _ = march(kind, azimuth, np.deg2rad(80.0), positions, step=1e-2)
-    paints = [paint for paint, _ in KINDS[kind].solids(jnp.zeros((1, 3)))]
+    paints = [solid.paint for solid in KINDS[kind].solids(jnp.zeros((1, 3)))]
     numbers = np.asarray([paints.index(paint) for paint in paints] + [-1])
     return numbers[met].reshape(size, size)

@@ -46,7 +46,7 @@ def test_captions_are_english(sentence, text):
 
 def test_guidance_prompts_are_sentences_with_a_view():
     views = [parse(text).view for text in view_prompts("a red mushroom")]
-    assert views == ["front", "side", "back"]
+    assert views == ["front", "side", "back"] and set(VIEWS) == {*views, "overhead"}
 
 
 def test_unknown_words_are_named_with_those_that_are_known():
@@ -55,6 +55,10 @@ def test_unknown_words_are_named_with_those_that_are_known():
     for word in ('"dragon"', '"hill"', "mushroom", "purple"):
         assert word in message
     assert '"red"' not in message
+    above = "The overhead view of a red house"
+    assert explain_unknown(above) is None and parse(above).view == "overhead"
+    told = explain_unknown(above, without=("overhead",))
+    assert told is not None and '"overhead"' in told and '"view"' not in told
 
 
 @pytest.mark.parametrize(

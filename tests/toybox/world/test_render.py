@@ -18,7 +18,7 @@ from ge3d_jax.toybox.world.render import (
     toybox_camera,
     trace,
 )
-from tests.toybox.world.marching import march, shade
+from tests.toybox.world.marching import march, shade, textures
 
 AZIMUTH, POLAR = 0.7, 1.2
 WHITE = jnp.ones(3)
@@ -28,7 +28,7 @@ HALVES = np.asarray([(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)])
 
 @pytest.fixture(scope="module")
 def duck():
-    return trace("duck", toybox_camera(AZIMUTH, POLAR))
+    return trace("duck", toybox_camera(AZIMUTH, POLAR, size=64))
 
 
 def test_tracing_agrees_with_slow_marching(duck):
@@ -45,8 +45,8 @@ def test_tracing_agrees_with_slow_marching(duck):
 
     # Pixels on one solid, or on none: away from edges the two methods must agree.
     whole = (met == met[:, :1]).all(axis=1)
-    light = shade("duck", places).reshape(-1, 4).mean(axis=1)
-    paints = [paint for paint, _ in KINDS["duck"].solids(jnp.zeros((1, 3)))]
+    light = (shade("duck", places) * textures("duck", places)).reshape(-1, 4).mean(axis=1)
+    paints = [solid.paint for solid in KINDS["duck"].solids(jnp.zeros((1, 3)))]
     expected = np.zeros((len(pixels), 5))
     for row in np.flatnonzero(whole & (met[:, 0] >= 0)):
         paint = paints[met[row, 0]]
@@ -76,7 +76,7 @@ def test_a_large_picture_has_a_fine_outline(duck):
 
 
 def test_a_mirrored_camera_sees_the_mirrored_picture(duck):
-    other = trace("duck", toybox_camera(-AZIMUTH, POLAR))
+    other = trace("duck", toybox_camera(-AZIMUTH, POLAR, size=64))
     for ours, theirs in zip(jax.tree.leaves(duck), jax.tree.leaves(other), strict=True):
         # A ray that grazes an edge may end up on either side of it.
         assert np.abs(np.asarray(ours) - np.asarray(theirs)[:, ::-1]).mean() < 1e-3
@@ -97,7 +97,7 @@ def test_paint_is_linear_and_the_background_shows_where_there_is_no_object(duck)
 
 
 def test_pictures_have_the_colors_of_the_sentence():
-    camera = toybox_camera(0.0, POLAR)
+    camera = toybox_camera(0.0, POLAR, size=64)
     plain = render_sentence(Sentence("duck", "blue"), camera, background=WHITE)
     named = render_sentence(Sentence("duck", "blue", KINDS["duck"].part_color), camera, background=WHITE)
     np.testing.assert_array_equal(plain, named)

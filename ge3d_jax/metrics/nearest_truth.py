@@ -1,0 +1,100 @@
+"""The ground truth nearest to a picture: kind and color as recognized, its camera searched.
+
+The gallery's cameras are up to 8° away from a picture's own, which costs a sharp picture several decibels. So
+azimuth, polar angle and radius are improved in turn, by steps that are halved, on small pictures: their means
+tell where an object is as well as large ones do, in a fraction of the time.
+"""
+
+import math
+from operator import itemgetter
+
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.metrics.recognition import RADIUS, Gallery, Recognition, shrink
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.render import (
+    POLAR_RANGE,
+    RADIUS_RANGE,
+    Layers,
+    paint_layers,
+    toybox_camera,
+    trace,
+)
+
+# The first steps in azimuth, polar angle (radians) and radius; half the gallery's, and of the radii.
+_FIRST_STEPS = (math.radians(7.5), math.radians(8.0), 0.1)
+_ROUNDS = 4
+_SEARCH_SIZE = 32
+# Mean squared error at which there is nothing left to look for.
+_EXACT = 1e-6
+_LEAST = (-math.inf, POLAR_RANGE[0], RADIUS_RANGE[0])
+_GREATEST = (math.inf, POLAR_RANGE[1], RADIUS_RANGE[1])
+_COLORS = tuple(COLORS.values())
+
+
+def nearest_truth(
+    gallery: Gallery, named: Recognition, images: np.ndarray, background: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ground truth nearest to pictures.
+
+    Args:
+        gallery: where they were looked for.
+        named: what was found for them.
+        images: (B, S, S, 3) in [0, 1]; S is a multiple of the gallery's edge.
+        background: (3,) or (B, 3) RGB in [0, 1], as for `recognize`.
+
+    Returns:
+        The pictures (B, S, S, 3) in [0, 1], and the fraction (B, S, S) of each pixel that the object covers.
+    """
+    behind = np.broadcast_to(np.asarray(background, np.float32), (len(images), 3))
+    found = []
+    for image, kind, color, view, ground in zip(
+        images, named.kinds, named.colors, named.views, behind, strict=True
+    ):
+        name = gallery.kinds[kind]
+        paints = _COLORS[color], COLORS[KINDS[name].part_color]
+        start = (gallery.azimuths[view], gallery.polars[view], RADIUS)
+        best = _seen_from(name, paints, start, image, ground)
+        if best[0] > _EXACT:
+            searched = _search(name, paints, shrink(image, _SEARCH_SIZE), ground, start)
+            best = min(best, _seen_from(name, paints, searched, image, ground), key=itemgetter(0))
+        found.append(best[1:])
+    pictures, outlines = zip(*found, strict=True)
+    return np.stack(pictures), np.stack(outlines)
+
+
+def _seen_from(
+    kind: str, paints: tuple, place: tuple[float, ...], image: np.ndarray, background: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean squared error to `image` of the truth that a camera sees, its picture, and its outline."""
+    layers, picture = _picture(kind, paints, place, background, np.shape(image)[-2])
+    return float(np.mean((picture - image) ** 2)), np.asarray(picture), np.asarray(layers.alpha)
+
+
+def _picture(
+    kind: str, paints: tuple, place: tuple[float, ...], background: np.ndarray, size: int
+) -> tuple[Layers, jnp.ndarray]:
+    layers = trace(kind, toybox_camera(*place, size=size))
+    primary, secondary = map(jnp.asarray, paints)
+    return layers, paint_layers(layers, primary, secondary, jnp.asarray(background))
+
+
+def _search(
+    kind: str, paints: tuple, image: jnp.ndarray, background: np.ndarray, start: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Azimuth, polar angle and radius of the camera whose picture is nearest to `image`."""
+
+    def error_at(place: tuple[float, ...]) -> float:
+        return float(jnp.mean((_picture(kind, paints, place, background, _SEARCH_SIZE)[1] - image) ** 2))
+
+    best, least = start, error_at(start)
+    for round_ in range(_ROUNDS):
+        for axis, step in enumerate(_FIRST_STEPS):
+            for change in (step, -step):
+                value = best[axis] + change / 2**round_
+                tried = (*best[:axis], min(max(value, _LEAST[axis]), _GREATEST[axis]), *best[axis + 1 :])
+                if (error := error_at(tried)) < least:
+                    best, least = tried, error
+                    break
+    return best
