@@ -1,0 +1,149 @@
+"""Pictures to edit, and what is known of the result: of the Toybox world, or a folder in PIE-Bench's layout.
+
+PIE-Bench (Ju et al., arXiv 2310.01506): mapping_file.json with an entry for each picture of
+annotation_images/: `image_path`, `original_prompt`, `editing_prompt` with brackets around what is new,
+`editing_type_id`, `blended_word`, two words or none, and `mask`, runs of the part that is edited.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.tensor_files import read_json
+from ge3d_jax.editing.control import WordEdit
+from ge3d_jax.formats.pictures import load_image, read_picture
+from ge3d_jax.metrics.edits import mask_from_runs
+from ge3d_jax.toybox.world.captions import Sentence
+from ge3d_jax.toybox.world.edits import Edit
+from ge3d_jax.viewer.sheet import to_uint8
+
+_MAPPING, _PICTURES = "mapping_file.json", "annotation_images"
+# Published names of `editing_type_id`.
+PIE_KINDS = (
+    "random",
+    "change object",
+    "add object",
+    "delete object",
+    "change content",
+    "change pose",
+    "change color",
+    "change material",
+    "change background",
+    "change style",
+)
+# What the published runs give the word that is new.
+_PIE_FACTOR = 2.0
+# Colors of the truth that differ by less are the same: half a step of eight bits.
+_SAME = 0.5 / 255.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to edit.
+
+    Attributes:
+        name: of the case.
+        kind: of edit.
+        prompts: what the picture shows, and what it is to show.
+        picture: uint8 (H, W, 3).
+        kept: (H, W) bool, where the edit changes nothing.
+        truth: uint8 (H, W, 3), the edited picture; None where nobody knows it.
+        target: what the truth shows, where that can be recognized.
+        words: how attention is edited.
+        blend: words of both prompts where the picture may change; none for everywhere.
+    """
+
+    name: str
+    kind: str
+    prompts: tuple[str, str]
+    picture: np.ndarray
+    kept: np.ndarray
+    truth: np.ndarray | None
+    target: Sentence | None
+    words: WordEdit
+    blend: tuple[str, ...]
+
+
+def toybox_cases(edits: Sequence[Edit], size: int, words: WordEdit) -> list[Case]:
+    """Cases of the Toybox world, pictures (size, size, 3)."""
+    cases = []
+    for index, edit in enumerate(edits):
+        picture, truth = edit.pictures(size)
+        kept = np.abs(picture - truth).max(axis=-1) < _SAME
+        cases.append(
+            Case(
+                f"{index:03d}",
+                edit.name,
+                edit.prompts,
+                to_uint8(picture),
+                kept,
+                to_uint8(truth),
+                edit.target,
+                words,
+                (),
+            )
+        )
+    return cases
+
+
+def pie_cases(folder: Path, size: int, words: WordEdit, *, count: int | None = None) -> list[Case]:
+    """Cases of a folder in PIE-Bench's layout.
+
+    As in the published runs, a new word counts twice, and both words say where the picture may change.
+
+    Args:
+        folder: with the mapping and the pictures.
+        size: edge of the model's pictures, pixels; the masks are for pictures of that size.
+        words: how attention is edited otherwise.
+        count: so many, the first of each kind in turn; None for all.
+
+    Raises:
+        UserError: a file is missing, an entry is incomplete, or a picture is of another size.
+    """
+    file = folder / _MAPPING
+    if not file.is_file():
+        raise UserError(f"{folder} has no {_MAPPING}; give the folder that PIE-Bench was unpacked to.")
+    entries = read_json(file)
+    if not entries:
+        raise UserError(f"{file} holds no entries; give PIE-Bench's own file.")
+    names = list(entries) if count is None else _spread(entries)[:count]
+    return [_pie_case(folder, name, entries[name], size, words) for name in names]
+
+
+def _spread(entries: dict[str, dict[str, object]]) -> list[str]:
+    """The names, one of each kind in turn."""
+    place: dict[object, int] = {}
+    order = []
+    for name, entry in entries.items():
+        kind = entry.get("editing_type_id")
+        place[kind] = place.get(kind, -1) + 1
+        order.append((place[kind], str(kind), name))
+    return [name for _, _, name in sorted(order)]
+
+
+def _pie_case(folder: Path, name: str, entry: dict[str, object], size: int, words: WordEdit) -> Case:
+    wanted = ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "blended_word", "mask")
+    missing = [key for key in wanted if key not in entry]
+    if missing:
+        raise UserError(f"The entry {name} of {folder / _MAPPING} lacks {', '.join(missing)}; get it anew.")
+    file = folder / _PICTURES / str(entry["image_path"])
+    height, width = read_picture(file)[0].shape[:2]
+    if (height, width) != (size, size):
+        raise UserError(
+            f"{file} has {width} by {height} pixels, and the model makes {size} by {size}; the masks are for "
+            "pictures as they are, so give a model of their size."
+        )
+    number = str(entry["editing_type_id"])
+    kind = PIE_KINDS[int(number)] if number.isdigit() and int(number) < len(PIE_KINDS) else number
+    source, target = (re.sub(r"[\[\]]", "", str(entry[key])) for key in ("original_prompt", "editing_prompt"))
+    blend = tuple(str(entry["blended_word"]).split())
+    if len(blend) == 2:
+        words = WordEdit(words.form, words.cross, words.self_attention, {blend[1]: _PIE_FACTOR})
+    runs = [int(number) for number in entry["mask"]]  # type: ignore[attr-defined]
+    edited = mask_from_runs(runs, height, width)
+    picture = to_uint8(load_image(file, size=size))
+    return Case(name, kind, (source, target), picture, ~edited, None, None, words, blend)
