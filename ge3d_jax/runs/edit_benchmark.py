@@ -25,7 +25,7 @@ from ge3d_jax.metrics.edits import masked_mse, masked_psnr, masked_ssim
 from ge3d_jax.metrics.recognition import Gallery, estimate_background, recognize
 from ge3d_jax.runs.edit_by_method import make_task
 from ge3d_jax.runs.edit_cases import Case
-from ge3d_jax.runs.folder import prepare_folder, write_json
+from ge3d_jax.runs.folder import prepare_folder, slug, write_json
 from ge3d_jax.toybox.world.objects import COLORS
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
@@ -221,7 +221,7 @@ def benchmark(
     """
     results = {}
     for name, make in editors.items():
-        own = prepare_folder(folder / name.strip("()").replace(" ", "-"))
+        own = prepare_folder(folder / slug(name))
         wanted = _fingerprint(cases, settings.get(name), batch)
         file, pictures = own / "numbers.json", own / "edited.npz"
         stored = json.loads(file.read_text()) if file.is_file() and pictures.is_file() else {}
@@ -331,7 +331,7 @@ def save_benchmark(
     """Write results.json, README.md with the tables, and edits.png."""
     pictures = {}
     for name in results:
-        with np.load(folder / name.strip("()").replace(" ", "-") / "edited.npz") as saved:
+        with np.load(folder / slug(name) / "edited.npz") as saved:
             pictures[name] = saved["edited"]
     save_png(folder / "edits.png", sheet(cases, pictures))
     write_json(folder / "results.json", {**about, "methods": dict(results)})

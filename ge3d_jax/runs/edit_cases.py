@@ -7,7 +7,7 @@ annotation_images/: `image_path`, `original_prompt`, `editing_prompt` with brack
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ def _pie_case(folder: Path, name: str, entry: dict[str, object], size: int, word
     source, target = (re.sub(r"[\[\]]", "", str(entry[key])) for key in ("original_prompt", "editing_prompt"))
     blend = tuple(str(entry["blended_word"]).split())
     if len(blend) == 2:
-        words = WordEdit(words.form, words.cross, words.self_attention, {blend[1]: _PIE_FACTOR})
+        words = replace(words, factors={blend[1]: _PIE_FACTOR})
     runs = [int(number) for number in entry["mask"]]  # type: ignore[attr-defined]
     edited = mask_from_runs(runs, height, width)
     picture = to_uint8(load_image(file, size=size))
