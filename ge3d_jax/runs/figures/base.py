@@ -1,0 +1,189 @@
+"""What every figure of the paper has in common: its sizes, what it is made with, what it leaves behind."""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.video import save_mp4
+from ge3d_jax.runs.folder import versions, write_json
+from ge3d_jax.viewer.sheet import save_png
+
+# "small" is a first look on two CPU cores, "full" an evening on them, "paper" what the paper did, for a
+# cluster with Stable Diffusion.
+SIZES = ("small", "full", "paper")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a figure is made with.
+
+    Attributes:
+        size: one of SIZES.
+        folder: where objects and records are kept; what is there is not made again.
+        model: another model than the preset's; None for that.
+        report: told of the progress, a line each.
+    """
+
+    size: str
+    folder: Path
+    model: str | None = None
+    report: Callable[[str], None] = print
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a figure.
+
+    Attributes:
+        rows: plain numbers and words, a line of the CSV file each; they may have different columns.
+        text: the tables for people, Markdown.
+        pictures: uint8 (H, W, 3) by a suffix of the file's name; "" for the figure's own.
+        videos: uint8 (T, H, W, 3) by suffix.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    text: str
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    videos: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the paper's figures or tables.
+
+    Attributes:
+        title: what it shows, a line.
+        source: where the paper has it, as "Figure 9".
+        expected: what the paper's argument lets one expect, a sentence or two.
+        seconds: about how long it takes on two CPU cores, by size; a size that is missing was never timed.
+        make: makes it, going on where an earlier call stopped.
+    """
+
+    title: str
+    source: str
+    expected: str
+    seconds: Mapping[str, float]
+    make: Callable[[Work], Made]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step of a figure that is done.
+
+    Attributes:
+        numbers: whatever JSON can hold.
+        arrays: by name.
+    """
+
+    numbers: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def remember(path: Path, asked: Mapping[str, Any], make: Callable[[], Record]) -> Record:
+    """Do a step of a figure, unless that was done before.
+
+    Args:
+        path: of the record, without a suffix.
+        asked: all that the step depends on, as JSON can hold it: settings, prompt, seed, the model's
+            fingerprint.
+        make: does the step.
+
+    Returns:
+        What `make` returned, now or earlier.
+
+    Raises:
+        UserError: the record is of a step that was asked for otherwise, or cannot be read.
+    """
+    told, arrays = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.npz")
+    asked = json.loads(json.dumps(asked))
+    if told.is_file():
+        return _recall(told, arrays, asked)
+    record = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if record.arrays:
+        with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **dict(record.arrays))
+    # Last, since a record is done when this file is there.
+    write_json(told, {"versions": versions(), "asked": asked, "numbers": dict(record.numbers)})
+    return record
+
+
+def _recall(told: Path, arrays: Path, asked: Mapping[str, Any]) -> Record:
+    try:
+        content = json.loads(told.read_text(encoding="utf-8"))
+        earlier, numbers = content["asked"], content["numbers"]
+        kept = {}
+        if arrays.is_file():
+            with np.load(arrays) as found:
+                kept = {name: found[name] for name in found}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"The record {told} cannot be read ({error}); remove it, and this step is done again."
+        ) from error
+    if earlier != asked:
+        differing = ", ".join(
+            sorted(name for name in {*earlier, *asked} if earlier.get(name) != asked.get(name))
+        )
+        raise UserError(
+            f"The record {told} was made with another {differing}; give another folder with --work, or "
+            f"remove {told.parent}."
+        )
+    return Record(numbers, kept)
+
+
+def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
+    """Write what came of a figure: NAME.json, NAME.csv, NAME.md, and its pictures and videos.
+
+    Args:
+        made: what came of it.
+        name: the figure's.
+        command: that makes it again, for the reader.
+        out: the folder of results.
+    """
+    for suffix, picture in made.pictures.items():
+        save_png(out / f"{_file_name(name, suffix)}.png", picture)
+    for suffix, frames in made.videos.items():
+        save_mp4(out / f"{_file_name(name, suffix)}.mp4", frames, fps=12)
+    with atomic_path(out / f"{name}.md") as path:
+        path.write_text(made.text.rstrip() + "\n", encoding="utf-8")
+    with atomic_path(out / f"{name}.csv") as path:
+        path.write_text(_csv(made.rows), encoding="utf-8")
+    content = {
+        "versions": versions(),
+        "command": command,
+        "pictures": [f"{_file_name(name, suffix)}.png" for suffix in made.pictures],
+        "videos": [f"{_file_name(name, suffix)}.mp4" for suffix in made.videos],
+        "rows": [dict(row) for row in made.rows],
+    }
+    # Last, since a figure is made when this file is there.
+    write_json(out / f"{name}.json", content)
+
+
+def _file_name(name: str, suffix: str) -> str:
+    return f"{name}_{suffix}" if suffix else name
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows with all columns that any of them has, in the order of their first appearance."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of words with the same columns, as a Markdown table."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,54 @@
+"""Making one of the paper's figures from its name: time told, lock held, files written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ge3d_jax.core.caching import keep_compiled_code
+from ge3d_jax.core.files import locked
+from ge3d_jax.runs.figures.base import Figure, Work, write_made
+from ge3d_jax.runs.figures.figures import FIGURES
+from ge3d_jax.runs.folder import prepare_folder
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, rounded to what an estimate can promise."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def told_time(figure: Figure, size: str) -> str:
+    """About how long a figure takes, or that nobody knows."""
+    seconds = figure.seconds.get(size)
+    return "never timed" if seconds is None else f"about {duration(seconds)} on two CPU cores"
+
+
+def make_figure(
+    name: str, *, size: str, out: Path, work: Path, model: str | None, report: Callable[[str], None]
+) -> None:
+    """Make a figure, and write its table, numbers and pictures.
+
+    Args:
+        name: in FIGURES.
+        size: one of SIZES.
+        out: folder of the results.
+        work: folder of objects and records; the figure has one of its own in it, for each size.
+        model: another model than the size's own.
+        report: told of the progress.
+
+    Raises:
+        UserError: a folder that cannot be written to, that another process uses, or whose records are of
+            other settings; a model that cannot be read.
+        KeyboardInterrupt: the user stopped it; what is done is kept.
+    """
+    keep_compiled_code()
+    figure = FIGURES[name]
+    out, folder = prepare_folder(out), prepare_folder(work / name / size)
+    report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; what is done is not done again.")
+    with locked(folder):
+        made = figure.make(Work(size, folder, model, report))
+    command = f"python experiments/figures/{name}.py --size={size}"
+    write_made(made, name=name, command=command, out=out)
+    report(f"{name} is in {out / f'{name}.md'}")
