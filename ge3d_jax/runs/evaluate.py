@@ -25,7 +25,6 @@ from ge3d_jax.metrics.nearest_truth import nearest_truth
 from ge3d_jax.metrics.pictures import psnr
 from ge3d_jax.metrics.recognition import (
     GALLERY_SIZE,
-    RADIUS,
     Gallery,
     confusion_matrix,
     estimate_background,
@@ -40,7 +39,7 @@ from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, RADIUS, random_camera, render_sentence
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
