@@ -19,7 +19,7 @@ def pictures():
     noise = random.random((4, 80, 64, 3))
     smooth = sum(np.roll(noise[1], shift, axis=axis) for axis in (0, 1) for shift in range(6)) / 12
     grating = 0.5 + 0.3 * np.sin(np.arange(64) / 3.0)[:, None] + 0.2 * (noise[2] - 0.5)
-    drawn = np.stack([noise[0], smooth, grating, noise[3] ** 4])[:, :64]
+    drawn = np.stack([(noise[0] + noise[3]) / 2, smooth, grating, noise[3] ** 4])[:, :64]
     return np.round(255 * np.clip(drawn, 0.0, 1.0)).astype(np.uint8)
 
 

@@ -1,12 +1,13 @@
 """BRISQUE: how natural a picture looks, from the statistics of its pixels alone (Mittal et al. 2012).
 
-What photographs have in common: pixels, less their surroundings' mean and over their deviation, are distributed
-as a generalized Gaussian, and products of neighbors as an asymmetric one. Blur, noise and blocks change its shape.
-Features are these shapes at two scales; a support vector regression, trained on people's opinions of
-photographs, makes a number of them: about 0 is like a pristine photograph, 100 bad. Drawn objects on white are no
-photographs, so that numbers serve to compare objects, not to praise one.
+What photographs have in common: pixels, less their surroundings' mean and over their deviation, are
+distributed as a generalized Gaussian, and products of neighbors as an asymmetric one. Blur, noise and blocks
+change its shape. Features are these shapes at two scales; a support vector regression, trained on people's
+opinions of photographs, makes a number of them: about 0 is like a pristine photograph, 100 bad. Objects drawn
+on white are no photographs, so that the numbers serve to compare objects, not to praise one.
 
-The published regression is in the package `brisque` (Apache-2.0), whose code these features are tested against.
+The published regression comes with the package `brisque` (Apache-2.0); features and scores are tested against
+what its code gives. Shapes are kept within the authors' range, which that code leaves out.
 
 | name | meaning | shape |
 |---|---|---|
@@ -141,11 +142,8 @@ def halved(gray: np.ndarray) -> np.ndarray:
     for axis in (0, 1):
         count = gray.shape[axis] // 2
         padded = np.pad(gray, [(1, 1) if each == axis else (0, 0) for each in (0, 1)], mode="edge")
-        taps = [np.take(padded, 2 * np.arange(count) + tap, axis=axis) for tap in range(4)]
-        gray = (
-            sum(weight * tap for weight, tap in zip(_HALVING[1:], taps[1:], strict=True))
-            + _HALVING[0] * taps[0]
-        )
+        taps = np.stack([np.take(padded, 2 * np.arange(count) + tap, axis=axis) for tap in range(4)])
+        gray = np.tensordot(_HALVING, taps, axes=1)
     return gray
 
 
@@ -180,7 +178,7 @@ def load_brisque(folder: Path | None = None) -> BrisqueModel:
     """The published regression.
 
     Args:
-        folder: with svm.txt (LIBSVM's text format) and normalize.pickle; None for that of the package brisque.
+        folder: with svm.txt (LIBSVM's text format) and normalize.pickle; None for the package's.
 
     Raises:
         UserError: the package is not installed, with how to get it; files that are missing or damaged.
