@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ge3d_jax.core.caching import cache_folder
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.metrics.bootstrap import error_by_halves, mean_and_error
 from ge3d_jax.metrics.colors import colors_of, contrast_ratio, saturation_ratio
 from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
@@ -208,6 +209,17 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def check_metrics(names: Sequence[str]) -> None:
+    """Check that metrics exist.
+
+    Raises:
+        UserError: one that does not.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"There is no metric {name!r}; use some of {', '.join(METRICS)}.")
+
+
 def load_judges(report: Callable[[str], None] | None = None) -> Gallery:
     """The recognizer's gallery; the first time on a machine it takes two minutes to trace.
 
@@ -229,7 +241,11 @@ def judge_object(
 
     Returns:
         The numbers by name; None for what the object has not, as the fronts of a mushroom.
+
+    Raises:
+        UserError: a metric that does not exist.
     """
+    check_metrics(metrics or ())
     facts = Facts(judged, gallery)
     return {
         name: metric.of_object(facts)
@@ -250,7 +266,11 @@ def judge_group(
     Returns:
         Two numbers each: by name, and its standard error over prompts by name with "_error" behind it. None
         for the diversity of single seeds, and for errors of too few prompts.
+
+    Raises:
+        UserError: a metric that does not exist.
     """
+    check_metrics(metrics or ())
     numbers: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         if metric.of_objects is not None and (metrics is None or name in metrics):
