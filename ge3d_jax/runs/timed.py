@@ -157,7 +157,8 @@ class Studio:
         each = timed.seconds / timed.iterations
         if each > budget:
             raise UserError(
-                f"A budget of {budget:g} seconds is too short: one iteration takes {each:.2g} here; give more."
+                f"A budget of {budget:g} seconds is too short: one iteration takes {each:.2g} here; give at "
+                "least as much."
             )
         return Pace(each, int(budget / each))
 
