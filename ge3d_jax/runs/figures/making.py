@@ -1,5 +1,6 @@
 """Making one of the paper's figures from its name: time told, lock held, files written."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def told_time(figure: Figure, size: str) -> str:
     """About how long a figure takes, or that nobody knows."""
     seconds = figure.seconds.get(size)
     return "never timed" if seconds is None else f"about {duration(seconds)} on two CPU cores"
+
+
+def command_of(name: str, size: str, model: str | None) -> str:
+    """The command that makes a figure."""
+    command = f"python experiments/figures/{name}.py --size={size}"
+    return command if model is None else f"{command} --model={shlex.quote(model)}"
 
 
 def make_figure(
@@ -49,6 +56,5 @@ def make_figure(
     report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; what is done is not done again.")
     with locked(folder):
         made = figure.make(Work(size, folder, model, report))
-    command = f"python experiments/figures/{name}.py --size={size}"
-    write_made(made, name=name, command=command, out=out)
+    write_made(made, name=name, command=command_of(name, size, model), out=out)
     report(f"{name} is in {out / f'{name}.md'}")
