@@ -3,10 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from ge3d_jax.cli import script
+
+if TYPE_CHECKING:
+    from ge3d_jax.runs.figures.making import Changed
 
 _SIZES = ("small", "full", "paper")
 # Results of the full size are committed; a first look does not replace them.
@@ -56,16 +60,25 @@ def run(main: Callable[[], int | None]) -> None:
     script.run(main)
 
 
-def run_figure(name: str) -> None:
+def run_figure(name: str, changed: Callable[[str], "Changed | None"] | None = None) -> None:
     """Be the script of one figure: experiments/figures/NAME.py.
 
     Args:
         name: of the figure, in FIGURES.
+        changed: from the size, what flags of the script's own change; None if they change nothing.
     """
 
     def main() -> None:
         from ge3d_jax.runs.figures.making import make_figure
 
-        make_figure(name, size=SIZE.value, out=out(), work=work(), model=MODEL.value, report=report)
+        make_figure(
+            name,
+            size=SIZE.value,
+            out=out(),
+            work=work(),
+            model=MODEL.value,
+            report=report,
+            changed=None if changed is None else changed(SIZE.value),
+        )
 
     run(main)

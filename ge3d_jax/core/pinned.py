@@ -29,13 +29,13 @@ def do_pinned(
     processes: int,
     report: Callable[[str], None],
 ) -> None:
-    """Do jobs, each by a process that stays on one core; one process is this one, on all its cores.
+    """Do jobs, each by a process that stays on one core; a single one is this one, on all its cores.
 
     Args:
         do: does a job, and is told where to report; a function of a module, as jobs and what is in them have
             to be sent.
         jobs: in the order in which to begin them.
-        processes: how many, at most one for each job and core.
+        processes: how many, as far as there are jobs and cores.
         report: told of what the jobs report, a line each.
 
     Raises:
@@ -43,11 +43,11 @@ def do_pinned(
         RuntimeError: a process ended, or another error in one.
         KeyboardInterrupt: the user stopped it.
     """
-    cores = usable_cores()[: min(processes, len(jobs))]
-    if len(cores) < 2:
+    if processes == 1:
         for job in jobs:
             do(job, report)
         return
+    cores = usable_cores()[: min(processes, len(jobs))]
     # A process that is forked from one that uses JAX may hang.
     context = multiprocessing.get_context("spawn")
     waiting, told = context.Queue(), context.Queue()

@@ -37,7 +37,7 @@ from ge3d_jax.viewer.sheet import to_uint8
 
 _FIELDS = ("positions", "log_scales", "quaternions", "opacity_logits", "sh", "mask")
 # Of an object's eight views, those that its pictures show: front, left, back, right.
-_SIDES = slice(None, None, 2)
+SIDES = slice(None, None, 2)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _group_path(series: Series, objects: Sequence[tuple[str, int]]) -> Path:
     return series.folder / f"together-{digest}"
 
 
-def _is_of_world(prompt: str) -> bool:
+def is_of_world(prompt: str) -> bool:
     """Whether the truth is known."""
     try:
         parse(prompt)
@@ -343,7 +343,7 @@ class _Workshop:
         """Judge an object at each of its moments."""
         moments, sides = [], []
         for index, told in enumerate(made.numbers["moments"]):
-            if not _is_of_world(prompt):
+            if not is_of_world(prompt):
                 pictures, numbers = object_pictures(_splats(made, index)), dict(told)
             else:
                 judged = self._see(prompt, seed, made, index)
@@ -351,14 +351,14 @@ class _Workshop:
             if made.numbers["diverged"]:
                 numbers["failed"] = 1.0
             moments.append(numbers)
-            sides.append(to_uint8(pictures[_SIDES]))
+            sides.append(to_uint8(pictures[SIDES]))
         return Record({"moments": moments}, {"sides": np.stack(sides)})
 
     def judge_together(self, settings: Config, objects: Sequence[tuple[str, int]]) -> Record:
         """Judge objects that are there together, each at its end."""
         series, seen = self._series, []
         for prompt, seed in objects:
-            if _is_of_world(prompt):
+            if is_of_world(prompt):
                 made = remember(series.path(prompt, seed), _asked(series, settings, prompt, seed), _never)
                 seen.append(self._see(prompt, seed, made, -1))
         return Record(judge_group(seen) if seen else {})
