@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ge3d_jax.core.errors import UserError
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
-from ge3d_jax.runs.figures.loss_series import SIDES, Done, is_of_world, make_all, read_series
+from ge3d_jax.runs.figures.loss_series import SIDES, Done, is_of_world
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
     EQUAL_TIMES,
     PAPER_MODEL,
     PAPER_PROMPTS,
     Settings,
+    made_or_read,
 )
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import see_truths
@@ -80,33 +80,6 @@ SIZES: Mapping[str, Settings] = {
 _OWN_COLUMN = "loss, iterations"
 # Of an object's four sides: the front and the back.
 _SHOWN = (0, 2)
-
-
-def compare(settings: Settings, work: Work, *, only_done: bool = False) -> dict[str, list[Done]]:
-    """Make what is missing, and read what there is.
-
-    Args:
-        settings: what is compared.
-        work: where it is kept.
-        only_done: make nothing.
-
-    Returns:
-        What there is of each loss, by the part of the comparison.
-
-    Raises:
-        UserError: see `make_all`; or there is nothing yet.
-    """
-    parts = settings.series(work)
-    if only_done:
-        for series in (one for part in parts.values() for one in part):
-            series.check()
-    else:
-        make_all([series for part in parts.values() for series in part], work.report)
-    found = {name: [read_series(series) for series in part] for name, part in parts.items()}
-    done = {name: [one for one in part if one is not None] for name, part in found.items()}
-    if not any(done.values()):
-        raise UserError(f"Nothing is done in {work.folder} yet; leave --only_done out.")
-    return {name: part for name, part in done.items() if part}
 
 
 def rows_of(part: str, all_done: Sequence[Done]) -> list[dict[str, Any]]:
@@ -210,10 +183,10 @@ def make(work: Work, *, settings: Settings | None = None, only_done: bool = Fals
         only_done: make no object, but a table of those that are there.
 
     Raises:
-        UserError: see `compare`.
+        UserError: see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
-    parts = compare(settings, work, only_done=only_done)
+    parts = made_or_read(settings, work, only_done=only_done)
     rows = [row for name, all_done in parts.items() for row in rows_of(name, all_done)]
     true_sides = truths(settings.prompts, work, keep=not only_done)
     pictures = {

