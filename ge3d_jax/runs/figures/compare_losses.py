@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
 from ge3d_jax.runs.figures.loss_series import SIDES, Done, is_of_world
 from ge3d_jax.runs.figures.loss_settings import (
@@ -174,19 +175,26 @@ def _pair(sides: np.ndarray | None) -> list[np.ndarray | None]:
     return [None if sides is None else sides[index] for index in _SHOWN]
 
 
-def make(work: Work, *, settings: Settings | None = None, only_done: bool = False) -> Made:
+def make(
+    work: Work,
+    *,
+    settings: Settings | None = None,
+    only_done: bool = False,
+    gallery: Gallery | None = None,
+) -> Made:
     """Make the table.
 
     Args:
         work: see `Figure`.
         settings: others than those of the size.
         only_done: make no object, but a table of those that are there.
+        gallery: what objects are recognized by; None for the recognizer's.
 
     Raises:
         UserError: see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
-    parts = made_or_read(settings, work, only_done=only_done)
+    parts = made_or_read(settings, work, only_done=only_done, gallery=gallery)
     rows = [row for name, all_done in parts.items() for row in rows_of(name, all_done)]
     true_sides = truths(settings.prompts, work, keep=not only_done)
     pictures = {

@@ -7,8 +7,8 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.metrics.bootstrap import mean_and_error
+from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
-from ge3d_jax.runs.figures.curves import Curve, Panel, draw_panels
 from ge3d_jax.runs.figures.loss_series import Done
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
@@ -21,6 +21,7 @@ from ge3d_jax.runs.figures.loss_settings import (
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.picture_table import picture_table
+from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 
 # The paper's ablation: every node counts 1 throughout.
 _WITHOUT_DBC = Trial("ge3d", {"guidance.dbc": "false"})
@@ -60,6 +61,8 @@ SIZES: Mapping[str, Settings] = {
         model=PAPER_MODEL,
     ),
 }
+# What the table is of: every object of the Toybox world has it.
+_LEADING = "psnr"
 _LABELS = {_WITHOUT_DBC.label: "ge3d without DBC"}
 
 
@@ -79,8 +82,8 @@ def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
     ]
 
 
-def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Curve]:
-    """The mean of a metric over prompts, with its standard error, over the mean of "seconds" or "iterations".
+def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Line]:
+    """The mean of a metric over prompts, over the mean of "seconds" or "iterations"; GE3D's with its error.
 
     Args:
         rows: of `rows_of`.
@@ -89,62 +92,56 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Curve
     """
     drawn = []
     for loss in dict.fromkeys(row["loss"] for row in rows):
-        own = [row for row in rows if row["loss"] == loss]
-        moments = sorted({row["moment"] for row in own})
-        at = [[row for row in own if row["moment"] == moment] for moment in moments]
-        estimates = [mean_and_error(_by_prompt(some, metric)) for some in at]
-        drawn.append(
-            Curve(
-                label=loss,
-                x=[float(np.mean([row[x] for row in some])) for some in at],
-                y=[mean for mean, _ in estimates],
-                errors=[error for _, error in estimates] if loss.startswith("ge3d") else None,
-                is_dashed=loss in _LABELS.values(),
-                is_thick=loss.startswith("ge3d"),
-            )
-        )
+        own = [row for row in rows if row["loss"] == loss and row.get(metric) is not None]
+        points = []
+        for moment in sorted({row["moment"] for row in own}):
+            at = [row for row in own if row["moment"] == moment]
+            mean, error = mean_and_error(_by_prompt(at, metric))
+            assert mean is not None
+            points.append((float(np.mean([row[x] for row in at])), mean, error or 0.0))
+        if points:
+            across, means, errors = zip(*points, strict=True)
+            # More than two bands hide each other.
+            band = errors if loss.startswith("ge3d") and any(errors) else ()
+            drawn.append(Line(loss, across, means, band, dashed=loss in _LABELS.values()))
     return drawn
 
 
 def _by_prompt(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[float | None]]:
     values: dict[str, list[float | None]] = {}
     for row in rows:
-        values.setdefault(row["prompt"], []).append(row.get(metric))
+        values.setdefault(row["prompt"], []).append(float(row[metric]))
     return values
 
 
-def first_reached(curve: Curve, level: float) -> float | None:
-    """Where a curve first comes to a level, between its points by a line; None if it never does."""
-    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
-    for index, (x, y) in enumerate(points):
+def first_reached(line: Line, level: float) -> float | None:
+    """Where a curve first comes to a level, straight from point to point; None if it never does."""
+    for index, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
         if y >= level:
             if index == 0:
                 return x
-            before_x, before_y = points[index - 1]
+            before_x, before_y = line.x[index - 1], line.y[index - 1]
             return before_x + (level - before_y) / (y - before_y) * (x - before_x)
     return None
 
 
 def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[str, Any]]) -> str:
-    by_time, by_iteration = curves(rows, "psnr", "seconds"), curves(rows, "psnr", "iterations")
-    ends = [curve.y[-1] for curve in by_time if curve.y[-1] is not None]
-    if not ends:
+    by_time, by_iteration = curves(rows, _LEADING, "seconds"), curves(rows, _LEADING, "iterations")
+    if not by_time:
         return _how(settings, all_done)
-    # What all of them come to at the end.
-    level = min(ends)
-    lines = []
-    for timed, counted in zip(by_time, by_iteration, strict=True):
-        end = timed.y[-1]
-        lines.append(
-            {
-                "loss": timed.label,
-                "iterations": f"{counted.x[-1]:.0f}",
-                f"seconds to {level:.1f} dB": _told(first_reached(timed, level), 0),
-                f"iterations to {level:.1f} dB": _told(first_reached(counted, level), 0),
-                "PSNR halfway": _told(timed.y[(len(timed.y) - 1) // 2], 1),
-                "PSNR at the end": _told(end, 1),
-            }
-        )
+    # What all of them come to in the end.
+    level = min(line.y[-1] for line in by_time)
+    lines = [
+        {
+            "loss": timed.label,
+            "iterations": f"{counted.x[-1]:.0f}",
+            f"seconds to {level:.1f} dB": _told(first_reached(timed, level), 0),
+            f"iterations to {level:.1f} dB": _told(first_reached(counted, level), 0),
+            "PSNR halfway": f"{np.interp(0.5 * timed.x[-1], timed.x, timed.y):.1f}",
+            "PSNR at the end": f"{timed.y[-1]:.1f}",
+        }
+        for timed, counted in zip(by_time, by_iteration, strict=True)
+    ]
     return f"{_how(settings, all_done)}\n\n{markdown_table(lines)}"
 
 
@@ -166,11 +163,11 @@ def _how(settings: Settings, all_done: Sequence[Done]) -> str:
 def draw_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> np.ndarray:
     """Two rows of panels, a column for each metric: over seconds, and over iterations."""
     panels = [
-        Panel(x, METRICS[metric].label, curves(rows, metric, x), is_log=x == "iterations")
+        Panel("", x, METRICS[metric].label, curves(rows, metric, x))
         for x in ("seconds", "iterations")
         for metric in metrics
     ]
-    return draw_panels(panels, columns=len(metrics))
+    return draw_plot(panels, columns=len(metrics))
 
 
 def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
@@ -188,22 +185,30 @@ def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
     return picture_table(padded, names, headings)
 
 
-def make(work: Work, *, settings: Settings | None = None, only_done: bool = False) -> Made:
+def make(
+    work: Work,
+    *,
+    settings: Settings | None = None,
+    only_done: bool = False,
+    gallery: Gallery | None = None,
+) -> Made:
     """Make the curves.
 
     Args:
         work: see `Figure`.
         settings: others than those of the size.
         only_done: make no object, but curves of those that are there.
+        gallery: what objects are recognized by; None for the recognizer's.
 
     Raises:
-        UserError: see `made_or_read`.
+        UserError: metrics that give no curves, or see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
     of_objects = [name for name in settings.metrics if METRICS[name].of_object is not None]
     if not of_objects:
         raise UserError("All metrics are of many objects, which give no curves; give some of one, as psnr.")
-    all_done = made_or_read(settings, work, only_done=only_done)[EQUAL_TIMES]
+    check_plotting()
+    all_done = made_or_read(settings, work, only_done=only_done, gallery=gallery)[EQUAL_TIMES]
     rows = rows_of(all_done)
     pictures = {"": draw_curves(rows, of_objects), "objects": draw_objects(all_done)}
     return Made(rows, _text(settings, all_done, rows), pictures)

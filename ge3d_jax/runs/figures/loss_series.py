@@ -134,7 +134,9 @@ class Done:
     together: dict[str, float | None]
 
 
-def make_all(all_series: Sequence[Series], report: Callable[[str], None]) -> None:
+def make_all(
+    all_series: Sequence[Series], report: Callable[[str], None], *, gallery: Gallery | None = None
+) -> None:
     """Make and judge the objects of several series that are not there yet, a series by a process at a time.
 
     With several processes each keeps one processor core, so that all losses run alike.
@@ -142,6 +144,7 @@ def make_all(all_series: Sequence[Series], report: Callable[[str], None]) -> Non
     Args:
         all_series: in their order, with the same number of processes.
         report: told of each object that is new.
+        gallery: what objects are recognized by; None for the recognizer's.
 
     Raises:
         UserError: input that cannot be, before anything runs; records that were asked for otherwise; a budget
@@ -161,12 +164,11 @@ def make_all(all_series: Sequence[Series], report: Callable[[str], None]) -> Non
                 f"The times are those of {processes} processes with a core each, but there are {cores} "
                 "cores; give fewer with --processes."
             )
-        # Traced once, before each process asks for it.
-        load_judges(report)
-    do_pinned(make_series, missing, processes=processes, report=report)
+    do = partial(make_series, gallery=load_judges(report) if gallery is None else gallery)
+    do_pinned(do, missing, processes=processes, report=report)
 
 
-def make_series(series: Series, report: Callable[[str], None]) -> None:
+def make_series(series: Series, report: Callable[[str], None], *, gallery: Gallery) -> None:
     """Make and judge the objects of a series that are not there yet; see `make_all`."""
     workshop = _Workshop(series, report)
     settings = _settings(series, _pace(series, workshop.pace))
@@ -176,7 +178,7 @@ def make_series(series: Series, report: Callable[[str], None]) -> None:
         is_new = not _is_judged(series, prompt, seed)
         made = remember(series.path(prompt, seed), asked, partial(workshop.make, prompt, seed, settings))
         judged = remember(
-            series.judged_path(prompt, seed), asked, partial(workshop.judge, prompt, seed, made)
+            series.judged_path(prompt, seed), asked, partial(workshop.judge, prompt, seed, made, gallery)
         )
         if is_new:
             last = judged.numbers["moments"][-1]
@@ -305,10 +307,6 @@ class _Workshop:
         model = self._series.asked.model
         return Studio(model.load(model.check()))
 
-    @cached_property
-    def _gallery(self) -> Gallery:
-        return load_judges(self._report)
-
     def pace(self) -> Pace:
         """See `Studio.pace`."""
         series = self._series
@@ -339,7 +337,7 @@ class _Workshop:
             {name: np.stack([getattr(one.gaussians, name) for one in moments]) for name in _FIELDS},
         )
 
-    def judge(self, prompt: str, seed: int, made: Record) -> Record:
+    def judge(self, prompt: str, seed: int, made: Record, gallery: Gallery) -> Record:
         """Judge an object at each of its moments."""
         moments, sides = [], []
         for index, told in enumerate(made.numbers["moments"]):
@@ -347,7 +345,7 @@ class _Workshop:
                 pictures, numbers = object_pictures(_splats(made, index)), dict(told)
             else:
                 judged = self._see(prompt, seed, made, index)
-                pictures, numbers = judged.pictures, told | judge_object(judged, self._gallery)
+                pictures, numbers = judged.pictures, told | judge_object(judged, gallery)
             if made.numbers["diverged"]:
                 numbers["failed"] = 1.0
             moments.append(numbers)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.asked import asked_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
@@ -92,13 +93,16 @@ class Settings:
         }
 
 
-def made_or_read(settings: Settings, work: Work, *, only_done: bool = False) -> dict[str, list[Done]]:
+def made_or_read(
+    settings: Settings, work: Work, *, only_done: bool = False, gallery: Gallery | None = None
+) -> dict[str, list[Done]]:
     """Make what is missing, and read what there is.
 
     Args:
         settings: what is compared.
         work: where it is kept.
         only_done: make nothing.
+        gallery: see `make_all`.
 
     Returns:
         What there is of each loss, by the part of the comparison.
@@ -111,7 +115,8 @@ def made_or_read(settings: Settings, work: Work, *, only_done: bool = False) -> 
         for series in (one for part in parts.values() for one in part):
             series.check()
     else:
-        make_all([series for part in parts.values() for series in part], work.report)
+        all_series = [series for part in parts.values() for series in part]
+        make_all(all_series, work.report, gallery=gallery)
     found = {name: [read_series(series) for series in part] for name, part in parts.items()}
     done = {name: [one for one in part if one is not None] for name, part in found.items()}
     if not any(done.values()):
