@@ -17,6 +17,7 @@ SEED ?= 0
 SPLATS ?= outputs/a-yellow-duck-0/object.ply
 GPU ?= h100
 WORKERS ?= 2
+SIZE ?= small
 # A file's tests stay with one worker, which compiles once what they share. Files are taken in the order of
 # tests/conftest.py, the longest first.
 PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
@@ -36,7 +37,7 @@ OTHER_TESTS := tests/torch tests/gpu_plan tests/splat_transform
 # Both legs of the bundled model's training; the second one begins with what the first one installed.
 LEG := --views_per_kind=128 --pictures=32768 --vae_steps=3500 --unet_batch=48 --save_every=200 --install
 
-.PHONY: help demo train mesh test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
+.PHONY: help demo train mesh figures test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +53,9 @@ train: $(VENV)/.runtime  ## Train the bundled model anew, in two legs, and put i
 
 mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
+
+figures: $(VENV)/.runtime  ## The paper's tables and figures, a first look: make figures SIZE=full for all of it
+	@$(VENV)/bin/python experiments/figures/page.py --size="$(SIZE)"
 
 test: check-format lint types pytest  ## Formatting, lint, types and tests
 

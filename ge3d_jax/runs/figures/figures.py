@@ -1,5 +1,9 @@
 """The paper's tables and figures by name. A new one is a file beside this one and a line here."""
 
+from ge3d_jax.runs.figures import compare_losses, convergence
 from ge3d_jax.runs.figures.base import Figure
 
-FIGURES: dict[str, Figure] = {}
+FIGURES: dict[str, Figure] = {
+    "compare_losses": compare_losses.FIGURE,
+    "convergence": convergence.FIGURE,
+}

@@ -1,0 +1,112 @@
+"""Plots of curves, as pictures. Needs matplotlib (requirements-figures.txt)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.extras import load_package
+
+_PANEL_INCHES = (4.4, 3.4)
+_LEGEND_INCHES = 0.5
+_DOTS_PER_INCH = 100
+_BAND_OPACITY = 0.2
+_FEW_LABELS = 10
+# In a row of the legend.
+_LABELS_PER_PANEL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Attributes:
+        label: what the legend says; curves of one label have one color in all panels.
+        x, y: as many numbers each.
+        error: half the height of a band around it at each x; none for no band.
+        dashed: whether it is dashed.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] = ()
+    dashed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A plot beside others.
+
+    Attributes:
+        title: above it.
+        x_label, y_label: along its axes.
+        lines: what it shows.
+        level: height of a thin horizontal line, for what is known or ideal; None for none.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    level: float | None = None
+
+
+def _matplotlib(module: str) -> Any:
+    return load_package(module, wanted_by="A plot", install="-r requirements-figures.txt")
+
+
+def check_plotting() -> None:
+    """Whether plots can be drawn, to be asked before long work. Raises UserError."""
+    _matplotlib("matplotlib.figure")
+
+
+def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
+    """Panels in rows, with one legend above for all of them.
+
+    Args:
+        panels: at least one.
+        columns: panels in a row.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = _PANEL_INCHES
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    figure = _matplotlib("matplotlib.figure").Figure(
+        figsize=(columns * width, rows * height + _LEGEND_INCHES), dpi=_DOTS_PER_INCH, layout="constrained"
+    )
+    canvas = _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    # The first list has ten, easier to tell apart.
+    lists = _matplotlib("matplotlib").colormaps
+    colors = lists["tab10" if len(labels) <= _FEW_LABELS else "tab20"].colors
+    handles = {}
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+        for line in panel.lines:
+            color = colors[labels.index(line.label) % len(colors)]
+            style = "--" if line.dashed else "-"
+            (drawn,) = axes.plot(line.x, line.y, style, color=color, label=line.label)
+            handles.setdefault(line.label, drawn)
+            if len(line.error):
+                low, high = np.asarray(line.y) - line.error, np.asarray(line.y) + line.error
+                axes.fill_between(line.x, low, high, color=color, alpha=_BAND_OPACITY, linewidth=0)
+        if panel.level is not None:
+            axes.axhline(panel.level, color="0.5", linewidth=0.8)
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend(
+        handles.values(),
+        handles,
+        loc="outside upper center",
+        ncols=min(len(handles), _LABELS_PER_PANEL * columns),
+    )
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
