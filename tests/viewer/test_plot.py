@@ -9,6 +9,8 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
+# Rows of pixels that it takes, above the panels.
+LEGEND = 42
 
 
 def pixels(image, color):
@@ -22,7 +24,7 @@ def test_a_label_has_one_color_in_all_panels():
     assert image.dtype == np.uint8 and image.shape[2] == 3
     middle = image.shape[1] // 2
     assert image.shape[1] > 1.9 * image.shape[0]
-    below = slice(image.shape[0] // 5, None)
+    below = slice(LEGEND, None)
     rows, columns = pixels(image[below], BLUE)
     assert len(columns) and columns.max() < middle
     orange_rows, orange_columns = pixels(image[below], ORANGE)
@@ -30,7 +32,7 @@ def test_a_label_has_one_color_in_all_panels():
     # Greater numbers are higher up.
     assert orange_rows[orange_columns < middle].max() < rows.min()
     # The legend, above, says both.
-    legend = image[: image.shape[0] // 6]
+    legend = image[:LEGEND]
     assert len(pixels(legend, BLUE)[0]) and len(pixels(legend, ORANGE)[0])
     np.testing.assert_array_equal(
         image, draw_plot([Panel("a", "x", "y", [first, second]), Panel("b", "x", "y", [second])])
@@ -42,7 +44,7 @@ def test_errors_are_a_band_on_both_sides():
     narrow = draw_plot([Panel("", "", "", [*around, Line("seen", [0, 1], [0.0, 0.0])])])
     wide = draw_plot([Panel("", "", "", [*around, Line("seen", [0, 1], [0.0, 0.0], [1.0, 1.0])])])
     changed = np.nonzero((narrow != wide).any(axis=(1, 2)))[0]
-    lines = [np.median(pixels(narrow[60:], color)[0]) + 60 for color in (BLUE, ORANGE)]
+    lines = [np.median(pixels(narrow[LEGEND:], color)[0]) + LEGEND for color in (BLUE, ORANGE)]
     unit = (lines[0] - lines[1]) / 6
     assert np.ptp(changed) == pytest.approx(2 * unit, abs=3)
     assert changed.mean() == pytest.approx(np.mean(lines), abs=3)
@@ -58,7 +60,7 @@ def test_panels_stand_in_rows_and_may_have_a_level():
     plain, marked = (draw_plot([Panel("", "", "", [line], level)]) for level in (None, 1.5))
     assert len(np.nonzero((plain != marked).any(axis=(1, 2)))[0]) < 12
     solid = draw_plot([Panel("", "", "", [Line("one", [0, 5], [1.0, 2.0])])])
-    assert len(pixels(solid[60:], BLUE)[0]) > 1.2 * len(pixels(plain[60:], BLUE)[0])
+    assert len(pixels(solid[LEGEND:], BLUE)[0]) > 1.2 * len(pixels(plain[LEGEND:], BLUE)[0])
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
