@@ -111,10 +111,14 @@ def size_of(points: np.ndarray) -> float:
 
 
 def specks(gaussians: Gaussians, kind: str, size: float) -> float:
-    """Share of the opacity of splats whose centers lie outside a kind by more than 5 % of `size`."""
+    """Share of the opacity of splats whose centers lie outside a kind by more than 5 % of `size`.
+
+    0 where there is no splat.
+    """
     opacity = np.where(gaussians.mask, jax.nn.sigmoid(gaussians.opacity_logits), 0.0)
     outside = np.asarray(distance_to(kind, gaussians.positions)) > _STRAY * size
-    return float(np.sum(opacity * outside) / np.sum(opacity))
+    total = np.sum(opacity)
+    return float(np.sum(opacity * outside) / total) if total else 0.0
 
 
 @partial(jax.jit, static_argnames="buffer_capacity")
