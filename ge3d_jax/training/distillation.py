@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from flax import struct
 
 from ge3d_jax.core.random import Draws, normal
-from ge3d_jax.diffusion.denoiser import Denoiser, Predict
+from ge3d_jax.diffusion.denoiser import Denoiser, Predict, ViewTexts
 from ge3d_jax.diffusion.pipeline import (
     StableDiffusion,
     decode_latents,
@@ -46,6 +46,22 @@ class Prompted:
 
     model: StableDiffusion
     embeddings: PromptEmbeddings
+
+
+class Sight(NamedTuple):
+    """What an iteration sees, of B views.
+
+    Attributes:
+        renders: of the scene.
+        images: (B, H, W, 3), the renders, mirrored where chance says so.
+        latents: (B, h, w, C), theirs.
+        text: what the prompt says about them.
+    """
+
+    renders: Renders
+    images: jax.Array
+    latents: jax.Array
+    text: ViewTexts
 
 
 def prompt_embeddings(
@@ -278,20 +294,12 @@ class Distillation:
         """The model as a loss asks it, for a device's share of the views."""
         return Denoiser(model, model.schedule, self._views_at_a_time(views), self.predict)
 
-    def look(
-        self,
-        scene: Any,
-        learned: Any,
-        perturbations: Any,
-        context: Prompted,
-        drawn: Draws,
-        progress: Progress,
-        axis: str | None,
-    ) -> tuple[jax.Array, Numbers, Renders]:
-        """Render, encode, and ask the loss; see `Task`."""
+    def see(
+        self, scene: Any, perturbations: Any, context: Prompted, drawn: Draws, progress: Progress
+    ) -> Sight:
+        """Render and encode; the arguments are those of `look`."""
         config, shared, per_view = self.config, drawn.shared, drawn.per_view
         model = with_attention_chunk(context.model, config.attention_chunk)
-        views = per_view["azimuth"].shape[0]
         renders = config.scene.render(
             scene,
             progress.iteration,
@@ -311,6 +319,23 @@ class Distillation:
             rule=config.prompts.perp_neg_rule,
             polar=polar_angles(per_view["cameras"]),
         )
+        return Sight(renders, images, latents, text)
+
+    def look(
+        self,
+        scene: Any,
+        learned: Any,
+        perturbations: Any,
+        context: Prompted,
+        drawn: Draws,
+        progress: Progress,
+        axis: str | None,
+    ) -> tuple[jax.Array, Numbers, Renders]:
+        """Render, encode, and ask the loss; see `Task`."""
+        config, shared, per_view = self.config, drawn.shared, drawn.per_view
+        model = with_attention_chunk(context.model, config.attention_chunk)
+        views = per_view["azimuth"].shape[0]
+        renders, images, latents, text = self.see(scene, perturbations, context, drawn, progress)
         denoiser = self.denoiser(model, views)
 
         def ask(latents: jax.Array) -> tuple[jax.Array, Numbers]:

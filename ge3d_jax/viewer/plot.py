@@ -99,6 +99,8 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
         if panel.level is not None:
             axes.axhline(panel.level, color="0.5", linewidth=0.8)
         axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        if all(float(x).is_integer() for line in panel.lines for x in line.x):
+            axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()

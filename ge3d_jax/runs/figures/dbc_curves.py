@@ -1,0 +1,213 @@
+"""Section 8.1: how the nodes are balanced over a run, and what share of the gradient each then has.
+
+Symbols: k, iteration; n, nodes; ω_i(k), weight of node i; d_i = x_{t_i} − x̂_{t_i}. The share of node i is
+‖ω_i·d_i‖/Σ_j ‖ω_j·d_j‖, norms over all views of an iteration; without balancing every ω_i is 1.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.guidance.base import Progress
+from ge3d_jax.metrics.bootstrap import mean_and_error
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table
+from ge3d_jax.runs.figures.observed_nodes import ObservedRun, find_trajectories, loss_of
+from ge3d_jax.runs.folder import slug
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.distillation import Distillation, Prompted
+from ge3d_jax.training.presets import PUBLISHED
+from ge3d_jax.training.state import TrainState
+from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
+
+# Points of a curve of weights.
+_POINTS = 101
+# Parts of a run in the table.
+_PARTS = ("first", "middle", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is run.
+
+    Attributes:
+        preset: what the settings begin with.
+        prompts: a run for each.
+        seed: of all of them.
+        every: iterations from one look to the next.
+        overrides: settings to change.
+    """
+
+    preset: str
+    prompts: tuple[str, ...]
+    seed: int = 0
+    every: int = 5
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def run(self, prompt: str) -> ObservedRun:
+        """That of a prompt."""
+        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.every)
+
+
+SIZES: Mapping[str, Settings] = {
+    "small": Settings("toybox64", ("a red mushroom",), every=10),
+    "full": Settings(
+        "toybox", ("a red mushroom", "a yellow duck", "a blue robot", "a green house", "a pink pig")
+    ),
+    "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), every=50),
+}
+
+
+def shares(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of each node in the gradient, (n,) of sum 1; 0 where nothing differs.
+
+    Args:
+        differences: (n, ...), d_i.
+        weights: (n,), ω_i.
+    """
+    norms = weights * np.sqrt(np.sum(differences**2, axis=tuple(range(1, differences.ndim))))
+    return norms / max(float(norms.sum()), np.finfo(np.float64).tiny)
+
+
+def look(task: Distillation, state: TrainState, context: Prompted, drawn: Draws) -> Record:
+    """What is kept of an iteration: lists over the nodes, but for `active`."""
+    found = find_trajectories(task, state, context, drawn)
+    differences = found.differences.astype(np.float64)
+    plain = (np.arange(len(found.weights)) < found.active).astype(np.float64)
+    return Record(
+        {
+            "active": found.active,
+            "times": found.times[:-1].tolist(),
+            "weights": found.weights.tolist(),
+            "shares": shares(differences, found.weights.astype(np.float64)).tolist(),
+            "plain_shares": shares(differences, plain).tolist(),
+        }
+    )
+
+
+def weight_curves(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """ω_i over a run where all nodes are active: the iterations (K,), and the weights (K, n)."""
+    loss, total = loss_of(config), config.iterations
+    iterations = np.linspace(0, total, min(_POINTS, total + 1)).round().astype(int)
+    count = loss.nodes.count
+    weights = [np.asarray(loss.weights(Progress(int(k), total), count)) for k in iterations]  # type: ignore[arg-type]
+    return iterations, np.stack(weights)
+
+
+def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
+    """A row for each look and node: means over the prompts, and standard errors.
+
+    Args:
+        records: by prompt, then by the number of iterations done.
+    """
+    first = next(iter(records.values()))
+    rows = []
+    for done, record in first.items():
+        for node in range(len(record.numbers["weights"])):
+            row: dict[str, Any] = {"iteration": done, "node": node}
+            for column, name in (
+                ("time", "times"), ("weight", "weights"), ("share", "shares"), ("plain_share", "plain_shares")
+            ):  # fmt: skip
+                by_prompt = {
+                    prompt: [own[done].numbers[name][node] if node < own[done].numbers["active"] else None]
+                    for prompt, own in records.items()
+                }
+                mean, error = mean_and_error(by_prompt)
+                row[column] = None if mean is None else round(mean, 5)
+                if column in ("share", "plain_share"):
+                    row[f"{column}_error"] = None if error is None else round(error, 5)
+            rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean share of each node in the first, the middle and the last third of the run, Markdown."""
+    last = max(row["iteration"] for row in rows)
+
+    def mean(column: str, node: int, part: int) -> str:
+        values = [
+            row[column]
+            for row in rows
+            if row["node"] == node
+            and row[column] is not None
+            and min(int(3 * (row["iteration"] - 1) / last), 2) == part
+        ]
+        return f"{100 * np.mean(values):.0f} %" if values else "–"
+
+    lines = []
+    for node in sorted({row["node"] for row in rows}):
+        line = {"node": str(node)}
+        for column, label in (("share", "balanced"), ("plain_share", "not balanced")):
+            for part, name in enumerate(_PARTS):
+                line[f"{label}, {name} third"] = mean(column, node, part)
+        lines.append(line)
+    return markdown_table(lines)
+
+
+def picture(config: Config, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The weights over the run, and each node's share with them and without."""
+    iterations, weights = weight_curves(config)
+    nodes = range(weights.shape[1])
+    panels = [
+        Panel(
+            "weights ω",
+            "iteration",
+            "",
+            [Line(_name(node), iterations.tolist(), weights[:, node].tolist()) for node in nodes],
+        )
+    ]
+    for column, title in (
+        ("share", "share of the gradient"),
+        ("plain_share", "share where nodes are not balanced"),
+    ):
+        lines = []
+        for node in nodes:
+            own = [row for row in rows if row["node"] == node and row[column] is not None]
+            errors = [row[f"{column}_error"] for row in own]
+            lines.append(
+                Line(
+                    _name(node),
+                    [row["iteration"] for row in own],
+                    [row[column] for row in own],
+                    () if None in errors else errors,
+                )
+            )
+        panels.append(Panel(title, "iteration", "", lines))
+    return draw_plot(panels)
+
+
+def _name(node: int) -> str:
+    return f"node {node}" + (" (finest)" if node == 0 else "")
+
+
+def make(work: Work) -> Made:
+    """Run, look and draw."""
+    return make_of(SIZES[work.size], work)
+
+
+def make_of(settings: Settings, work: Work) -> Made:
+    """The figure of any settings. Raises UserError as `generate` does."""
+    check_plotting()
+    runs = {prompt: settings.run(prompt) for prompt in settings.prompts}
+    for run in runs.values():
+        run.check(work.model)
+    records = {}
+    for prompt, run in runs.items():
+        work.report(f'"{prompt}"')
+        records[prompt] = run.observe(work.folder / slug(prompt), look, model=work.model, report=work.report)
+    rows = rows_of(records)
+    config = runs[settings.prompts[0]].config
+    text = f"# {FIGURE.title}\n\nShare of each node in the gradient, mean:\n\n{table(rows)}\n"
+    return Made(rows, text + "![curves](dbc_curves.png)\n", {"": picture(config, rows)})
+
+
+FIGURE = Figure(
+    title="How the nodes are balanced over a run",
+    source="Section 8.1",
+    expected="The coarsest node has most of the gradient at first and the finest at last. Where nodes are not "
+    "balanced all have nearly equal shares throughout, the finest a little more towards the end.",
+    seconds={"small": 75, "full": 720},
+    make=make,
+)
