@@ -5,13 +5,16 @@ All pictures are on white, from cameras that the object and the truth share.
 | name | meaning | best |
 |---|---|---|
 | psnr | peak signal-to-noise ratio to the true views, decibels, mean over the views | ∞ |
+| ssim | structural similarity to the true views, mean over the views | 1 |
 | overlap | intersection over union of the silhouettes, where more than half of a pixel is covered | 1 |
 | sharpness | mean squared difference of neighboring pixels, over that of the true views; blur lowers it | 1 |
 | tint | mean chroma (greatest minus least channel) where the truth is neutral | 0 |
 | chamfer | mean distance from one visible surface to the other and back, over the object's size | 0 |
+| depth | mean difference of the depths where both cover a pixel, over the object's size | 0 |
 | specks | share of the splats' opacity that lies outside the object by more than 5 % of its size | 0 |
 """
 
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 
@@ -20,12 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ge3d_jax.metrics.pictures import psnr
+from ge3d_jax.metrics.pictures import psnr, ssim
 from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import Rendered, grow_to_fit, render
 from ge3d_jax.toybox.world.captions import Sentence
-from ge3d_jax.toybox.world.render import distance_to, paint_layers, sentence_colors, surface, trace
+from ge3d_jax.toybox.world.render import (
+    distance_to,
+    paint_layers,
+    sentence_colors,
+    surface,
+    trace,
+)
 
 _FIRST_BUFFER = 2**16
 # A pixel belongs to the silhouette if more than this fraction of it is covered.
@@ -36,6 +45,23 @@ _NEUTRAL, _INSIDE = 0.03, 0.99
 _STRAY = 0.05
 # Of the true surface's points, four to a pixel, every so manieth is used.
 _STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Views:
+    """An object, or the truth, from V cameras.
+
+    Attributes:
+        pictures: float32 (V, H, W, 3) on white, in [0, 1].
+        alphas: float32 (V, H, W), fraction of each pixel that is covered.
+        depths: float32 (V, H, W), mean z in the camera's space, world units; 0 where nothing is.
+        points: (N, 3) of the surface that is seen, world units.
+    """
+
+    pictures: np.ndarray
+    alphas: np.ndarray
+    depths: np.ndarray
+    points: np.ndarray
 
 
 def overlap(alpha: np.ndarray, true_alpha: np.ndarray) -> float:
@@ -70,6 +96,15 @@ def chamfer(points: np.ndarray, true_points: np.ndarray) -> float:
     return float(0.5 * (np.mean(there) + np.mean(back)))
 
 
+def depth_difference(views: Views, truth: Views) -> float | None:
+    """Mean difference of depths where both cover more than half of a pixel, world units.
+
+    None where they share no pixel.
+    """
+    shared = (views.alphas > _COVERED) & (truth.alphas > _COVERED)
+    return float(np.mean(np.abs(views.depths - truth.depths)[shared])) if shared.any() else None
+
+
 def size_of(points: np.ndarray) -> float:
     """Longest edge of the axis-aligned box around points (N, 3)."""
     return float(np.max(np.ptp(points, axis=0)))
@@ -99,41 +134,97 @@ def _seen_points(rendered: Rendered, camera: Camera) -> np.ndarray:
     return local @ np.asarray(camera.world_to_camera)[:3, :3] + np.asarray(camera_center(camera))
 
 
-def measure_likeness(gaussians: Gaussians, sentence: Sentence, cameras: Camera) -> dict[str, float | None]:
-    """Compare an object with what a sentence describes.
+_ssim = jax.jit(ssim)
+
+
+def object_views(gaussians: Gaussians, cameras: Camera) -> Views:
+    """Look at an object.
 
     Args:
         gaussians: the object.
-        sentence: what it should be.
-        cameras: with a leading axis; where both are looked at from.
+        cameras: with a leading axis.
 
-    Returns:
-        The numbers by the names in the module's table. `tint` is None where nothing neutral is seen.
+    Raises:
+        UserError: the splats cover more tiles than there is memory for.
     """
-    pictures, truths, alphas, true_alphas, points, true_points = ([] for _ in range(6))
+    pictures, alphas, depths, points = ([] for _ in range(4))
     capacity = _FIRST_BUFFER
     for index in range(len(cameras.intrinsics)):
         camera = jax.tree.map(itemgetter(index), cameras)
         rendered, capacity = grow_to_fit(
             partial(_render, gaussians, camera), capacity, width=cameras.width, height=cameras.height
         )
-        layers = trace(sentence.kind, camera)
-        places, hit = surface(sentence.kind, camera)
         pictures.append(np.clip(rendered.rgb, 0.0, 1.0))
-        truths.append(np.asarray(paint_layers(layers, *sentence_colors(sentence), jnp.ones(3))))
         alphas.append(np.asarray(rendered.alpha))
-        true_alphas.append(np.asarray(layers.alpha))
+        depths.append(np.asarray(rendered.depth))
         points.append(_seen_points(rendered, camera))
-        true_points.append(np.asarray(places)[np.asarray(hit)][::_STRIDE])
-    shown, true = np.stack(pictures), np.stack(truths)
-    outline, true_outline = np.stack(alphas), np.stack(true_alphas)
-    met = np.concatenate(true_points)
-    size = size_of(met)
+    return Views(np.stack(pictures), np.stack(alphas), np.stack(depths), np.concatenate(points))
+
+
+def true_views(sentence: Sentence, cameras: Camera) -> Views:
+    """Look at what a sentence describes.
+
+    Args:
+        sentence: of the Toybox world.
+        cameras: with a leading axis.
+    """
+    pictures, alphas, depths, points = ([] for _ in range(4))
+    for index in range(len(cameras.intrinsics)):
+        camera = jax.tree.map(itemgetter(index), cameras)
+        layers = trace(sentence.kind, camera)
+        places, hit = (np.asarray(each) for each in surface(sentence.kind, camera))
+        pictures.append(np.asarray(paint_layers(layers, *sentence_colors(sentence), jnp.ones(3))))
+        alphas.append(np.asarray(layers.alpha))
+        depths.append(_mean_depth(places, hit, camera))
+        points.append(places[hit][::_STRIDE])
+    return Views(np.stack(pictures), np.stack(alphas), np.stack(depths), np.concatenate(points))
+
+
+def _mean_depth(places: np.ndarray, hit: np.ndarray, camera: Camera) -> np.ndarray:
+    """Depths (H, W) of a traced surface: means over a pixel's rays that meet it, 0 where none does."""
+    into = np.asarray(camera.world_to_camera)[2]
+    rays = round((len(places) / (camera.height * camera.width)) ** 0.5)
+    grid = camera.height, rays, camera.width, rays
+    total = np.where(hit, places @ into[:3] + into[3], 0.0).reshape(grid).sum(axis=(1, 3))
+    return (total / np.maximum(hit.reshape(grid).sum(axis=(1, 3)), 1)).astype(np.float32)
+
+
+def compare_views(
+    views: Views, truth: Views, gaussians: Gaussians, sentence: Sentence
+) -> dict[str, float | None]:
+    """Compare an object with what a sentence describes, both seen from the same cameras.
+
+    Args:
+        views: the object's, from `object_views`.
+        truth: the sentence's, from `true_views`.
+        gaussians: the object.
+        sentence: what it should be.
+
+    Returns:
+        The numbers by the names in the module's table. `tint` is None where nothing neutral is seen, `depth`
+        where the object covers no pixel of the truth; `chamfer` is infinite where nothing is seen.
+    """
+    pairs = list(zip(views.pictures, truth.pictures, strict=True))
+    size = size_of(truth.points)
+    depth = depth_difference(views, truth)
     return {
-        "psnr": float(np.mean([psnr(ours, theirs) for ours, theirs in zip(shown, true, strict=True)])),
-        "overlap": overlap(outline, true_outline),
-        "sharpness": sharpness(shown, true),
-        "tint": tint(shown, true, true_outline),
-        "chamfer": chamfer(np.concatenate(points), met) / size,
+        "psnr": float(np.mean([psnr(ours, theirs) for ours, theirs in pairs])),
+        "ssim": float(np.mean([_ssim(ours, theirs) for ours, theirs in pairs])),
+        "overlap": overlap(views.alphas, truth.alphas),
+        "sharpness": sharpness(views.pictures, truth.pictures),
+        "tint": tint(views.pictures, truth.pictures, truth.alphas),
+        "chamfer": chamfer(views.points, truth.points) / size,
+        "depth": None if depth is None else depth / size,
         "specks": specks(gaussians, sentence.kind, size),
     }
+
+
+def measure_likeness(gaussians: Gaussians, sentence: Sentence, cameras: Camera) -> dict[str, float | None]:
+    """Look at an object and at what a sentence describes, and compare them; see `compare_views`.
+
+    Args:
+        gaussians: the object.
+        sentence: what it should be.
+        cameras: with a leading axis; where both are looked at from.
+    """
+    return compare_views(object_views(gaussians, cameras), true_views(sentence, cameras), gaussians, sentence)

@@ -36,7 +36,7 @@ from ge3d_jax.metrics.recognition import (
 from ge3d_jax.runs.asked import asked_by_file
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.generate import generate
-from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
@@ -274,10 +274,14 @@ def mean_likeness(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return _rounded({name: float(np.mean(column)) if column else None for name, column in known.items()})
 
 
+def likeness_cameras() -> Camera:
+    """Where objects and the truth are looked at from: VIEWS cameras once around, the front first."""
+    return cameras_around(turntable_azimuths(VIEWS), replace(_VIEWPOINT, size=_LIKENESS_SIZE))
+
+
 def object_likeness(prompt: str, gaussians: Gaussians) -> dict[str, float | None]:
     """How near an object is to what the sentence describes; see `metrics.likeness`."""
-    cameras = cameras_around(turntable_azimuths(VIEWS), replace(_VIEWPOINT, size=_LIKENESS_SIZE))
-    return _rounded(measure_likeness(gaussians, parse(prompt), cameras))
+    return _rounded(measure_likeness(gaussians, parse(prompt), likeness_cameras()))
 
 
 def model_fingerprint(folder: Path) -> str:
