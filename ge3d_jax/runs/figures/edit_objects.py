@@ -71,7 +71,7 @@ class Settings:
         seed: of all runs.
         preset: what all runs' settings begin with.
         overrides: settings of all runs to change.
-        edit_overrides: of the edits alone.
+        source_overrides, edit_overrides: of the sources or the edits alone.
         model: another one than the preset's; None for that.
         has_truth: whether the sentences are of the Toybox world, whose truth is known.
     """
@@ -85,6 +85,7 @@ class Settings:
     seed: int = 0
     preset: str = "toybox"
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    source_overrides: Mapping[str, Any] = field(default_factory=dict)
     edit_overrides: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     has_truth: bool = True
@@ -126,7 +127,7 @@ class Row:
 def way_overrides(settings: Settings, way: str) -> dict[str, Any]:
     """The settings to change of the runs of a way or of the sources, from those of the preset."""
     if way == SOURCE:
-        return dict(settings.overrides)
+        return {**settings.overrides, **settings.source_overrides}
     inversion = {} if way == RESTYLED else {"guidance.inversion": way}
     return {**settings.overrides, **settings.edit_overrides, **inversion}
 
