@@ -73,7 +73,10 @@ SIZES: Mapping[str, Settings] = {
     "paper": Settings(
         Plan(
             "paper",
-            ("A decorative lantern, red, warm lighting, 8K, HDR", "A giraffe with a scarf, realistic, 8K, HDR."),
+            (
+                "A decorative lantern, red, warm lighting, 8K, HDR",
+                "A giraffe with a scarf, realistic, 8K, HDR.",
+            ),
             (0, 1),
             is_known=False,
         ),
