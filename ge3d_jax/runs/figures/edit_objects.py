@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,14 +151,15 @@ def edited_rows(settings: Settings, work: Work, judges: Callable[[], Gallery]) -
     # The preset of a bundled model's name uses it.
     bundled = settings.preset if settings.preset in MODELS else None
     place = ModelChoice(model or bundled).check()
-    asked = {**dataclasses.asdict(settings), "model": model, "weights": model_fingerprint(place)}
+    weights = model_fingerprint(place)
+    asked = {**dataclasses.asdict(settings), "model": model, "weights": weights}
     del asked["edits"]
     rows = []
     for edit in settings.edits:
         record = remember(
             work.folder / edit.name,
             {**asked, **dataclasses.asdict(edit)},
-            partial(_edited, edit, settings, work, model, judges),
+            partial(_edited, edit, settings, work, model, work.folder / f"{edit.name}-{weights}", judges),
         )
         rows += [
             Row(edit, way, numbers, record.arrays[way]) for way, numbers in record.numbers["ways"].items()
@@ -166,10 +168,14 @@ def edited_rows(settings: Settings, work: Work, judges: Callable[[], Gallery]) -
 
 
 def _edited(
-    edit: Edit, settings: Settings, work: Work, model: str | None, judges: Callable[[], Gallery]
+    edit: Edit,
+    settings: Settings,
+    work: Work,
+    model: str | None,
+    folder: Path,
+    judges: Callable[[], Gallery],
 ) -> Record:
-    """One edit, every way: the numbers and pictures of each."""
-    folder = work.folder / f"{edit.name}-objects"
+    """One edit, every way: the numbers and pictures of each; objects are kept in `folder`."""
 
     def made(way: str, prompt: str, **given: Any) -> Views:
         work.report(f"{edit.name}: {prompt}, {LABELS[way]}")

@@ -1,12 +1,12 @@
 """Does an exact inversion in every iteration make generation better than plain DDIM inversion?
 
-The way up of an iteration is not undone by its way down: DDIM inversion asks the network at the start of each
-step, and guidance leads away from another text than the way up followed. NPI leads guidance away from that very
-text; direct inversion takes off at each node what a guided way down to it would miss the way up by.
+The way up of an iteration is not undone by its way down: DDIM inversion asks the network at the start of
+each step, and guidance leads away from another text than the way up followed. NPI leads guidance away from
+that very text; direct inversion takes off at each node what a guided way down to it would miss the way up by.
 
-Where the way up follows the negative prompt, as in the public code, guidance leads away from it already: plain
-is NPI there. So the figure has both cases, an empty negative prompt on both ways, and an empty way up beside a
-negative prompt that guidance leads away from, as in the paper's text.
+Where the way up follows the negative prompt, as in the public code, guidance leads away from it already:
+plain is NPI there. So the figure has both cases, the preset's negative prompt on both ways, and an empty way
+up beside a negative prompt that guidance leads away from, as in the paper's text.
 """
 
 from collections.abc import Mapping

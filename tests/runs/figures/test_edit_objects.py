@@ -77,7 +77,7 @@ def test_every_edit_has_a_row_of_each_way(made):
 
 def test_the_ways_differ_and_begin_with_the_source(made):
     *_, folder = made
-    objects = folder / "color-objects"
+    (objects,) = (path for path in folder.iterdir() if path.is_dir())
     (source,) = objects.glob("source/*/*/object.ply")
     told = {}
     for way in ("source", "direct", "npi", "start"):
