@@ -6,6 +6,8 @@ from ge3d_jax.runs.figures import (
     convergence,
     dbc_curves,
     diversity,
+    edit_objects,
+    exact_inversion,
     only_x0,
     repeat_edit,
 )
@@ -19,4 +21,6 @@ FIGURES: dict[str, Figure] = {
     "ablate_timesteps": ablate_timesteps.FIGURE,
     "only_x0": only_x0.FIGURE,
     "dbc_curves": dbc_curves.FIGURE,
+    "edit_objects": edit_objects.FIGURE,
+    "exact_inversion": exact_inversion.FIGURE,
 }
