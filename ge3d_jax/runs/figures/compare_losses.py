@@ -131,9 +131,14 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
         else "One process worked at a time."
     )
     return (
-        f"{count}, {len(series.prompts)} prompts with {len(series.seeds)} seeds: {length}. Seconds are those "
-        f"of the iterations; compiling is not counted. {cores} Mean ± standard error over prompts."
+        f"{count}, {_counted(series.prompts, 'prompt')} with {_counted(series.seeds, 'seed')}: {length}. "
+        "Seconds are those of the iterations; compiling is not counted. "
+        f"{cores} Mean ± standard error over prompts."
     )
+
+
+def _counted(things: Sequence[Any], name: str) -> str:
+    return f"1 {name}" if len(things) == 1 else f"{len(things)} {name}s"
 
 
 def truths(prompts: Sequence[str], work: Work, *, keep: bool) -> dict[str, np.ndarray]:
