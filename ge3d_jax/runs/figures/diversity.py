@@ -18,6 +18,8 @@ from ge3d_jax.viewer.sheet import image_grid
 
 THROUGHOUT = "other seeds throughout"
 _BY = "seeds"
+# Differences are drawn this many times as dark as they are.
+_DARKER = 4
 _METRICS = (
     "shape_diversity",
     "texture_diversity",
@@ -81,7 +83,8 @@ def compare_seeds(settings: Settings, work: Work, gallery: Gallery | None = None
     """
     swept = sweep_arms(arms(settings), settings.plan, work, gallery)
     rows = told_rows(swept, _BY)
-    return Made(rows, table(rows, _BY, metrics=_METRICS), {"": draw(settings.plan, swept)})
+    pictures = {"": draw(settings.plan, swept), "differences": draw_differences(settings.plan, swept)}
+    return Made(rows, table(rows, _BY, metrics=_METRICS), pictures)
 
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
@@ -94,6 +97,20 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
                 labels.append(f"{_short(name)} {seed}")
     columns = len(swept) * len(plan.seeds)
     return image_grid(pictures, labels, columns=columns)
+
+
+def draw_differences(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
+    """How the fronts differ from that of the first seed, several times as dark as they do; laid out alike."""
+    pictures, labels = [], []
+    for index in range(len(plan.prompts)):
+        for name, one in swept.items():
+            fronts = one.pictures[index, :, 0].astype(int)
+            for place, seed in enumerate(plan.seeds[1:], 1):
+                difference = np.abs(fronts[place] - fronts[0]).max(axis=-1, keepdims=True)
+                gray = 255 - np.minimum(_DARKER * difference, 255)
+                pictures.append(np.repeat(gray, 3, axis=-1).astype(np.uint8))
+                labels.append(f"{_short(name)} {seed}")
+    return image_grid(pictures, labels, columns=len(swept) * (len(plan.seeds) - 1))
 
 
 def _short(name: str) -> str:

@@ -14,8 +14,10 @@ from ge3d_jax.runs.figures.diversity import (
     arms,
     compare_seeds,
     draw,
+    draw_differences,
     share_name,
 )
+from ge3d_jax.runs.figures.swept import Swept
 from ge3d_jax.training.presets import configured
 from tests.runs.figures.tiny_sweep import grays_of, numbered, tiny_plan, work_in
 from tests.tiny_model import write_tiny_model
@@ -112,3 +114,17 @@ def test_the_picture_has_a_row_for_each_prompt_and_the_seeds_by_arm():
         share_name(0.5): numbered(200, prompts=2, seeds=2),
     }
     assert grays_of(draw(plan, swept), 4) == [[100, 103, 200, 203], [110, 113, 210, 213]]
+
+
+def test_differences_are_from_the_first_seed_and_four_times_as_dark():
+    plan = tiny_plan(prompts=("a", "b"), seeds=(0, 1, 2))
+    swept = {
+        name: numbered(first, prompts=2, seeds=3)
+        for name, first in ((THROUGHOUT, 100), (share_name(0.5), 60))
+    }
+    # Seeds differ by 3 from each other.
+    assert grays_of(draw_differences(plan, swept), 4) == [[255 - 12, 255 - 24] * 2] * 2
+    dark = swept[THROUGHOUT].pictures.copy()
+    dark[1, 1] = 255
+    swept[THROUGHOUT] = Swept([], dark)
+    assert grays_of(draw_differences(plan, swept), 4)[1][0] == 0
