@@ -12,11 +12,12 @@ PYTHON ?= $(shell for name in python3.12 python3.13 python3.11 python3 python; d
 	if "$$name" -c '$(PROBE)' >/dev/null 2>&1; then command -v "$$name"; break; fi; done)
 # Where the environment is; another Python beside the first: make types PYTHON=python3.13 VENV=.venv-3.13
 VENV ?= .venv
-PROMPT ?= a red mushroom
+PROMPT ?= a yellow duck
 SEED ?= 0
-SPLATS ?= outputs/a-red-mushroom-0/object.ply
+SPLATS ?= outputs/a-yellow-duck-0/object.ply
 GPU ?= h100
 WORKERS ?= 2
+SIZE ?= small
 # A file's tests stay with one worker, which compiles once what they share. Files are taken in the order of
 # tests/conftest.py, the longest first.
 PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
@@ -36,7 +37,7 @@ OTHER_TESTS := tests/torch tests/gpu_plan tests/splat_transform
 # Both legs of the bundled model's training; the second one begins with what the first one installed.
 LEG := --views_per_kind=128 --pictures=32768 --vae_steps=3500 --unet_batch=48 --save_every=200 --install
 
-.PHONY: help demo train mesh test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
+.PHONY: help demo train mesh figures test check-format lint types pytest test-fast test-formats test-torch plan-gpu test-gpu-plan format update clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,10 +49,13 @@ train: $(VENV)/.runtime  ## Train the bundled model anew, in two legs, and put i
 	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox $(LEG) --unet_steps=6400 --unet_learning_rate=2e-3
 	mkdir -p runs/toybox-2
 	test -e runs/toybox-2/vae || cp -r runs/toybox/vae runs/toybox/views.npz runs/toybox-2
-	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox-2 $(LEG) --unet_steps=7400 --unet_learning_rate=1.5e-3 --seed=1 --start_from=toybox
+	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox-2 $(LEG) --unet_steps=9000 --unet_learning_rate=1.5e-3 --seed=1 --start_from=toybox
 
-mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-red-mushroom-0/object.ply
+mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
+
+figures: $(VENV)/.runtime  ## The paper's tables and figures, a first look: make figures SIZE=full for all of it
+	@$(VENV)/bin/python experiments/figures/page.py --size="$(SIZE)"
 
 test: check-format lint types pytest  ## Formatting, lint, types and tests
 

@@ -1,28 +1,71 @@
 """The flags of every script in experiments/figures, and what such a script does."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from ge3d_jax.cli import script
 
+if TYPE_CHECKING:
+    from ge3d_jax.runs.figures.making import Changed
+
 _SIZES = ("small", "full", "paper")
+# Results of the full size are committed; a first look does not replace them.
+_COMMITTED, _OTHERS = Path("docs/results"), Path("outputs/figures")
 
 SIZE = flags.DEFINE_enum(
     "size", "full", _SIZES, "A first look on two CPU cores, an evening on them, or the paper's scale."
 )
-OUT = flags.DEFINE_string("out", "docs/results", "Folder of tables and pictures.")
-WORK = flags.DEFINE_string(
-    "work", "outputs/figures", "Folder of objects and records; what is there is not made again."
+_OUT = flags.DEFINE_string(
+    "out", None, f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if not full."
+)
+_WORK = flags.DEFINE_string(
+    "work", str(_OTHERS), "Folder of objects and records; what is there is not made again."
 )
 MODEL = flags.DEFINE_string("model", None, "Another model than the size's own.")
 
 
-def run_figure(name: str) -> None:
+def out() -> Path:
+    """The folder of tables and pictures. Raises UserError where its name is empty."""
+    if _OUT.value is None:
+        return _COMMITTED if SIZE.value == "full" else _OTHERS / SIZE.value
+    return _named("out", _OUT.value)
+
+
+def work() -> Path:
+    """The folder of objects and records. Raises UserError where its name is empty."""
+    return _named("work", _WORK.value)
+
+
+def _named(flag: str, folder: str) -> Path:
+    from ge3d_jax.core.errors import UserError
+
+    if not folder.strip():
+        raise UserError(f"--{flag} names no folder; give one, or leave the flag out.")
+    return Path(folder)
+
+
+def report(line: str) -> None:
+    """Print a line at once, also where it goes to a file."""
+    print(line, flush=True)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run the script that was started, with these flags beside its own, and its docstring in --help."""
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    script.run(main)
+
+
+def run_figure(name: str, changed: Callable[[str], "Changed | None"] | None = None) -> None:
     """Be the script of one figure: experiments/figures/NAME.py.
 
     Args:
         name: of the figure, in FIGURES.
+        changed: from the size, what flags of the script's own change; None if they change nothing.
     """
 
     def main() -> None:
@@ -31,10 +74,11 @@ def run_figure(name: str) -> None:
         make_figure(
             name,
             size=SIZE.value,
-            out=Path(OUT.value),
-            work=Path(WORK.value),
+            out=out(),
+            work=work(),
             model=MODEL.value,
-            report=lambda line: print(line, flush=True),
+            report=report,
+            changed=None if changed is None else changed(SIZE.value),
         )
 
-    script.run(main)
+    run(main)

@@ -66,8 +66,8 @@ class DDPM(Method):
         up, below = states[: self.made + 1], times[self.steps - self.made :]
         way = dataclasses.replace(
             way_down(task, below, up, scale=self.scale),
-            scales=jnp.asarray([self.source_scale, self.scale], jnp.float32),
-            eta=jnp.float32(1.0),
+            scales=jnp.asarray([self.source_scale, self.scale], up.dtype),
+            eta=jnp.asarray(1.0, up.dtype),
             noise=drawn[self.steps - self.made :],
         )
         task = dataclasses.replace(task, control=task.control.first(self.made))

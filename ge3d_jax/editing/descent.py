@@ -55,7 +55,7 @@ class Way:
         top: (2P, h, w, C), where it starts.
         conditional: (N, 2P, L, D), the text of each step.
         unconditional: (N, 2P, L, D), what guidance leads away from.
-        scales: (2,), s of sources and of targets.
+        scales: (2,), s of sources and of targets, in the latents' precision, as what they are to undo.
         path: (N, P, h, w, C), z* after each step down.
         holds_source: () bool, whether the sources are put onto z* after each step.
         eta: (), η.
@@ -124,10 +124,10 @@ def way_down(
         top=jnp.concatenate([up[-1], up[-1]]),
         conditional=both((task.source, task.target) if conditional is None else conditional),
         unconditional=both((task.empties, task.empties) if unconditional is None else unconditional),
-        scales=jnp.full(2, scale, jnp.float32),
+        scales=jnp.full(2, scale, up.dtype),
         path=up[-2::-1],
         holds_source=jnp.asarray(holds_source),
-        eta=jnp.float32(0.0),
+        eta=jnp.zeros((), up.dtype),
         noise=jnp.zeros((steps, 1, 1, 1, 1), up.dtype),
         proximal=no_proximal() if proximal is None else proximal,
     )

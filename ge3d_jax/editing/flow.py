@@ -68,7 +68,7 @@ class FlowEdit(Method):
             self.times(denoiser)[self.steps - self.made :],
             noise,
             task.control.first(self.made),
-            scales=jnp.asarray([self.source_scale, self.scale], jnp.float32),
+            scales=jnp.asarray([self.source_scale, self.scale], task.latents.dtype),
         )
         source = jnp.broadcast_to(task.latents, states.shape)
         return Edited(task.latents[None], states, source, maps)

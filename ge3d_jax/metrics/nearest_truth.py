@@ -1,8 +1,8 @@
 """The ground truth nearest to a picture: kind and color as recognized, its camera searched.
 
 The gallery's cameras are up to 8° away from a picture's own, which costs a sharp picture several decibels. So
-azimuth, polar angle and radius are improved in turn, by steps that are halved, on small pictures: their means
-tell where an object is as well as large ones do, in a fraction of the time.
+azimuth and polar angle are improved in turn, by steps that are halved, on small pictures: their means tell
+where an object is as well as large ones do, in a fraction of the time.
 """
 
 import math
@@ -11,25 +11,24 @@ from operator import itemgetter
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.metrics.recognition import RADIUS, Gallery, Recognition, shrink
+from ge3d_jax.metrics.recognition import Gallery, Recognition, shrink
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import (
     POLAR_RANGE,
-    RADIUS_RANGE,
     Layers,
     paint_layers,
     toybox_camera,
     trace,
 )
 
-# The first steps in azimuth, polar angle (radians) and radius; half the gallery's, and of the radii.
-_FIRST_STEPS = (math.radians(7.5), math.radians(8.0), 0.1)
+# The first steps in azimuth and polar angle, radians: half the gallery's.
+_FIRST_STEPS = (math.radians(7.5), math.radians(8.0))
 _ROUNDS = 4
 _SEARCH_SIZE = 32
 # Mean squared error at which there is nothing left to look for.
 _EXACT = 1e-6
-_LEAST = (-math.inf, POLAR_RANGE[0], RADIUS_RANGE[0])
-_GREATEST = (math.inf, POLAR_RANGE[1], RADIUS_RANGE[1])
+_LEAST = (-math.inf, POLAR_RANGE[0])
+_GREATEST = (math.inf, POLAR_RANGE[1])
 _COLORS = tuple(COLORS.values())
 
 
@@ -54,7 +53,7 @@ def nearest_truth(
     ):
         name = gallery.kinds[kind]
         paints = _COLORS[color], COLORS[KINDS[name].part_color]
-        start = (gallery.azimuths[view], gallery.polars[view], RADIUS)
+        start = (gallery.azimuths[view], gallery.polars[view])
         best = _seen_from(name, paints, start, image, ground)
         if best[0] > _EXACT:
             searched = _search(name, paints, shrink(image, _SEARCH_SIZE), ground, start)
@@ -83,7 +82,7 @@ def _picture(
 def _search(
     kind: str, paints: tuple, image: jnp.ndarray, background: np.ndarray, start: tuple[float, ...]
 ) -> tuple[float, ...]:
-    """Azimuth, polar angle and radius of the camera whose picture is nearest to `image`."""
+    """Azimuth and polar angle of the camera whose picture is nearest to `image`."""
 
     def error_at(place: tuple[float, ...]) -> float:
         return float(jnp.mean((_picture(kind, paints, place, background, _SEARCH_SIZE)[1] - image) ** 2))

@@ -31,7 +31,6 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
 AZIMUTHS = 24
 POLAR_DEGREES = (38.0, 54.0, 70.0, 86.0)
-RADIUS = 3.5
 GALLERY_SIZE = 64
 # A view shows the front if it is within this angle of +x; 45° is on the grid, hence the margin.
 _FRONT_DEGREES = 45.0 + 0.1
@@ -107,9 +106,7 @@ def build_gallery(
             report(f"tracing the gallery: {kind}")
         for polar in np.deg2rad(polar_degrees):
             half = [
-                layer_bytes(
-                    render.trace(kind, render.toybox_camera(circle[index], polar, RADIUS, size=GALLERY_SIZE))
-                )
+                layer_bytes(render.trace(kind, render.toybox_camera(circle[index], polar, size=GALLERY_SIZE)))
                 for index in range(azimuths // 2 + 1)
             ]
             layers += half + [half[azimuths - i][:, ::-1] for i in range(len(half), azimuths)]
@@ -124,7 +121,7 @@ def build_gallery(
 
 def _world_fingerprint() -> str:
     """A hash that changes with anything the gallery's pictures depend on."""
-    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, RADIUS, GALLERY_SIZE)).encode())
+    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, render.RADIUS, GALLERY_SIZE)).encode())
     for module in (cameras, shapes, textures, objects, render):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:12]

@@ -25,7 +25,7 @@ from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_prompt, check_seed, picture_size
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, render_sentence
 from ge3d_jax.viewer.comparison import save_comparison
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
@@ -33,7 +33,6 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 SMALLEST_PICTURE = 192
 # The camera of a source prompt that is drawn: the middle of the range of the Toybox world's cameras.
 SOURCE_POLAR_DEGREES = 70.0
-_RADIUS = 3.5
 # States of either way on the sheet of the trajectory.
 _SHOWN_STATES = 6
 _MOST_COLUMNS = 8
@@ -46,7 +45,7 @@ def draw_source(sentence: str, azimuth_degrees: float, size: int) -> jax.Array:
     camera = orbit_camera(
         azimuth=jnp.deg2rad(azimuth_degrees),
         polar=jnp.deg2rad(SOURCE_POLAR_DEGREES),
-        radius=_RADIUS,
+        radius=RADIUS,
         fov=FIELD_OF_VIEW,
         size=size,
     )

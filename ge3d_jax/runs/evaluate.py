@@ -25,7 +25,6 @@ from ge3d_jax.metrics.nearest_truth import nearest_truth
 from ge3d_jax.metrics.pictures import psnr
 from ge3d_jax.metrics.recognition import (
     GALLERY_SIZE,
-    RADIUS,
     Gallery,
     confusion_matrix,
     estimate_background,
@@ -40,7 +39,7 @@ from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, random_camera, render_sentence
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, IMAGE_SIZE, RADIUS, random_camera, render_sentence
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
@@ -308,8 +307,16 @@ def loss_name(
     return kind_of(configured(preset, guidance=guidance, overrides=overrides), "guidance")
 
 
-def _finished_seconds(folder: Path, prompt: str, seed: int, preset: str, settings: Config) -> float | None:
-    """Seconds that the finished run in `folder` took; None if there is none with these settings."""
+def _finished_seconds(
+    folder: Path,
+    prompt: str,
+    seed: int,
+    preset: str,
+    settings: Config,
+    start: str | None,
+    edit_from: str | None,
+) -> float | None:
+    """Seconds that the finished run in `folder` took; None if there is none that was asked for the same."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
     if not all(file.is_file() for file in files):
         return None
@@ -321,8 +328,8 @@ def _finished_seconds(folder: Path, prompt: str, seed: int, preset: str, setting
     except UserError:
         return None
     lines = files[1].read_text(encoding="utf-8").splitlines()
-    asked = (found.preset, found.prompt, found.seed, found.start, found.settings)
-    if not lines or asked != (preset, prompt, seed, None, settings):
+    asked = (found.preset, found.prompt, found.seed, found.start, found.edit_from, found.settings)
+    if not lines or asked != (preset, prompt, seed, start, edit_from, settings):
         return None
     last = json.loads(lines[-1])
     return last["seconds"] if last["iteration"] == settings.iterations else None
@@ -336,6 +343,8 @@ def make_object(
     preset: str = PRESET,
     model: str | None = None,
     guidance: str | None = None,
+    start: Path | None = None,
+    edit_from: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Gaussians, float]:
     """Generate an object, or load it if that has been done already.
@@ -347,6 +356,9 @@ def make_object(
         preset: what the settings begin with; of the name of a bundled model.
         model: another model than the preset's.
         guidance: the loss, None for the preset's.
+        start: the splat file to begin with, None for the preset's start.
+        edit_from: what that shows, to keep what the prompt does not change; then `overrides` say which
+            `guidance.inversion`.
         overrides: settings to change.
 
     Returns:
@@ -357,8 +369,10 @@ def make_object(
         KeyboardInterrupt: the user stopped the run.
     """
     out = folder / loss_name(guidance, overrides, preset=preset) / f"{slug(prompt)}-{seed}"
-    config = configured(preset, guidance=guidance, overrides=overrides)
-    if _finished_seconds(out, prompt, seed, preset, config) is None:
+    begun_with = None if start is None else str(start)
+    config = configured(preset, guidance=guidance, start=begun_with, overrides=overrides)
+    asked = (prompt, seed, preset, config, begun_with, edit_from)
+    if _finished_seconds(out, *asked) is None:
         result = generate(
             prompt,
             preset=preset,
@@ -366,6 +380,8 @@ def make_object(
             seed=seed,
             model=model,
             out=out,
+            start=begun_with,
+            edit_from=edit_from,
             overrides=overrides,
             preview_every=0,
         )
@@ -373,7 +389,7 @@ def make_object(
             raise KeyboardInterrupt
         if result.diverged:
             raise UserError(f'No object for "{prompt}": {result.advice[0]}')
-    seconds = _finished_seconds(out, prompt, seed, preset, config)
+    seconds = _finished_seconds(out, *asked)
     if seconds is None:
         raise RuntimeError(f"The run in {out} did not write the expected files.")
     return load_ply(out / "object.ply"), seconds

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ge3d_jax.metrics.recognition import AZIMUTHS, POLAR_DEGREES, RADIUS
+from ge3d_jax.metrics.recognition import AZIMUTHS, POLAR_DEGREES
 from ge3d_jax.runs.evaluate import VIEWS, WHITE
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.model.recipe import SAMPLING_GUIDANCE, SAMPLING_STEPS
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
+from ge3d_jax.toybox.world.render import RADIUS
 from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint, render_around
 

@@ -113,7 +113,9 @@ class Config:
     mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation.
     `picture_weight`: how much renders are drawn to the decoded latents that the loss wants, if it says what
     these are; 0 leaves that out, and needs no decoder. With `shared_nodes` the times of an iteration are the
-    same for every seed, as in a sweep, whose seeds are computed together.
+    same for every seed, as in a sweep, whose seeds are computed together. With `first_seed`, chance is that
+    seed's at the start and for the first `first_seed_share` of the iterations, and the run's own from there
+    on: seeds that part from one object.
 
     Three settings trade time for memory and change nothing else. With `vae_rematerialize` the VAE encodes one
     view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
@@ -131,6 +133,8 @@ class Config:
     flip_probability: float = 0.5
     total_variation: float = 1.0
     shared_nodes: bool = False
+    first_seed: int | None = None
+    first_seed_share: float = 0.5
     picture_weight: float = 0.0
     guidance: Loss = choice(lambda: LOSSES, GE3D())
     prompts: PromptConfig = PromptConfig()
@@ -149,6 +153,15 @@ class Config:
             attention_chunk=(self.attention_chunk, 1),
             picture_weight=(self.picture_weight, 0),
         )
+        if self.first_seed is not None and not 0 <= self.first_seed < 2**32:
+            raise UserError(
+                f"The setting first_seed is {self.first_seed}; give a whole number from 0 to {2**32 - 1}."
+            )
+        if not 0 <= self.first_seed_share <= 1:
+            raise UserError(
+                f"The setting first_seed_share is {self.first_seed_share}; give a share of the iterations, "
+                "from 0 to 1."
+            )
         if self.views % self.views_per_pass:
             raise UserError(
                 f"The setting views_per_batch is {self.views_per_batch}, which does not divide views, "

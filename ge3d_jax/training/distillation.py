@@ -123,6 +123,13 @@ def with_pictures(
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
 
 
+def _first_key(config: Config, key: jax.Array) -> jax.Array:
+    """The key of the seed that a run begins with, for one of the seed with this `key`."""
+    if config.first_seed is None:
+        return key
+    return jax.random.key(config.first_seed, impl=jax.random.key_impl(key))
+
+
 def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any = None) -> TrainState:
     """The state before the first iteration.
 
@@ -135,13 +142,14 @@ def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any 
     Raises:
         UserError: a start that the scene cannot take.
     """
-    start_key, run_key = jax.random.split(key)
+    _, run_key = jax.random.split(key)
+    start_key, first_key = jax.random.split(_first_key(config, key))
     scene = config.scene.begin(start_key, start)
     return initial_state(
         scene,
         config.scene.parameters(scene),
         run_key,
-        learned=config.guidance.begin(run_key, model),
+        learned=config.guidance.begin(first_key, model),
         learned_optimizer=config.guidance.optimizer(),
     )
 
@@ -205,14 +213,24 @@ class Distillation:
         """As the loss says."""
         return self.config.guidance.shares_learned
 
+    def run_key(self, state: TrainState) -> jax.Array:
+        """PRNG key that chance goes by where `state` is; at first the first seed's, if there is one."""
+        config = self.config
+        if config.first_seed is None:
+            return state.key
+        _, first_key = jax.random.split(_first_key(config, state.key))
+        shared = round(config.first_seed_share * config.iterations)
+        return jnp.where(state.iteration < shared, first_key, state.key)
+
     def update_key(self, state: TrainState) -> jax.Array:
         """PRNG key of what the scene does after the update."""
-        return jax.random.fold_in(jax.random.fold_in(state.key, state.iteration), _UPDATE_STREAM)
+        return jax.random.fold_in(jax.random.fold_in(self.run_key(state), state.iteration), _UPDATE_STREAM)
 
     def draw(self, state: TrainState, context: Prompted) -> Draws:
         """Cameras, backgrounds, a flip, and what the scene, the encoder and the loss draw."""
         config, views = self.config, self.config.views
-        keys = jax.random.split(jax.random.fold_in(state.key, state.iteration), 7)
+        run_key = self.run_key(state)
+        keys = jax.random.split(jax.random.fold_in(run_key, state.iteration), 7)
         times_key = self._shared_key(state) if config.shared_nodes else keys[1]
         shape = (views, *latent_shape(context.model, config.image_size))
         cameras, azimuth = sample_cameras(
@@ -226,7 +244,7 @@ class Distillation:
         draw_scene = partial(draw_by_view, config.scene) if config.shared_nodes else config.scene.draw
         scene = draw_scene(keys[2], state.scene, views)
         loss = config.guidance.draw(
-            DrawKeys(times=times_key, noise=keys[4], run=state.key),
+            DrawKeys(times=times_key, noise=keys[4], run=run_key),
             Progress(state.iteration, config.iterations),
             shape,
         )

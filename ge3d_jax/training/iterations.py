@@ -59,7 +59,7 @@ OnIterationOf = Callable[[int, int, HostNumbers, TrainState], bool | None]
 
 def follow_schedule(state: TrainState, done: int, task: Task) -> tuple[TrainState, dict[str, int]]:
     """What the scene does after the iteration that makes it `done` in all. Donates `state`."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, _SCHEDULE_STREAM), state.iteration)
+    key = jax.random.fold_in(jax.random.fold_in(task.run_key(state), _SCHEDULE_STREAM), state.iteration)
     scene, moments, numbers = task.scene.on_schedule(key, state.scene, state.moments, done, task.iterations)
     return state.with_scene(scene, moments), numbers
 

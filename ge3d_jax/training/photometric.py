@@ -119,6 +119,10 @@ class Photometric:
     def _keys(self, state: TrainState) -> jax.Array:
         return jax.random.split(jax.random.fold_in(state.key, state.iteration))
 
+    def run_key(self, state: TrainState) -> jax.Array:
+        """The state's."""
+        return state.key
+
     def update_key(self, state: TrainState) -> jax.Array:
         """PRNG key of what the scene does after the update."""
         return self._keys(state)[1]

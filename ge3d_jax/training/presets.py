@@ -158,6 +158,8 @@ PRESETS["toybox"] = with_overrides(
         "image_size": 128,
         # What the model was trained on. With narrower ones, objects lean towards the middle of that.
         "cameras.polar_degrees": (30.0, 90.0),
+        "cameras.radius_begin": (3.5, 3.5),
+        "cameras.radius_end": (3.5, 3.5),
         # The front first, then farther and farther around: no text tells left from right, so that from all
         # sides at once some objects look both ways. After 25 iterations all sides count alike.
         "cameras.azimuth_degrees_begin": 90.0,

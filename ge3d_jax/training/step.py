@@ -50,6 +50,9 @@ class Task(Protocol):
     def draw(self, state: TrainState, context: Any) -> Draws:
         """What chance decides in the iteration `state` stands before: a function of its key and iteration."""
 
+    def run_key(self, state: TrainState) -> jax.Array:
+        """PRNG key that chance goes by where `state` is; mostly the state's own."""
+
     def update_key(self, state: TrainState) -> jax.Array:
         """PRNG key of what the scene does after the update."""
 

@@ -12,6 +12,9 @@ _PANEL_INCHES = (4.4, 3.4)
 _LEGEND_INCHES = 0.5
 _DOTS_PER_INCH = 100
 _BAND_OPACITY = 0.2
+_FEW_LABELS = 10
+# In a row of the legend.
+_LABELS_PER_PANEL = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +83,13 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
         figsize=(columns * width, rows * height + _LEGEND_INCHES), dpi=_DOTS_PER_INCH, layout="constrained"
     )
     canvas = _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    # The first list has ten, easier to tell apart.
+    lists = _matplotlib("matplotlib").colormaps
+    colors = lists["tab10" if len(labels) <= _FEW_LABELS else "tab20"].colors
     handles = {}
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
         for line in panel.lines:
-            color = f"C{labels.index(line.label) % 10}"
+            color = colors[labels.index(line.label) % len(colors)]
             style = "--" if line.dashed else "-"
             (drawn,) = axes.plot(line.x, line.y, style, color=color, label=line.label)
             handles.setdefault(line.label, drawn)
@@ -98,6 +104,11 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    figure.legend(
+        handles.values(),
+        handles,
+        loc="outside upper center",
+        ncols=min(len(handles), _LABELS_PER_PANEL * columns),
+    )
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

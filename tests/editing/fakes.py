@@ -5,6 +5,7 @@ maps of words have a place.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -33,6 +34,12 @@ def _of_text(model: dict[str, jax.Array], x: jax.Array, t: jax.Array, text: jax.
 
 def denoiser(pictures: int, *, knows_only_text: bool = False) -> Denoiser:
     """A model for P pictures; `knows_only_text`: its ODE is then a straight line that any step follows."""
+    return _denoiser(pictures, knows_only_text, jnp.result_type(float))
+
+
+@functools.cache
+def _denoiser(pictures: int, knows_only_text: bool, precision: Any) -> Denoiser:
+    """The same one each time, so that what asks it is compiled once; `precision` is that of the moment."""
     smooth = fakes.smooth_denoiser(pictures)
     predict = _of_text if knows_only_text else smooth.predict
 

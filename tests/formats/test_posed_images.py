@@ -15,8 +15,8 @@ from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.projection import project
 from ge3d_jax.toybox.world.captions import Sentence
-from ge3d_jax.toybox.world.posed_images import RADIUS, write_posed_images
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, render_sentence
+from ge3d_jax.toybox.world.posed_images import write_posed_images
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, render_sentence
 from tests.formats.splat_files import random_gaussians
 
 SENTENCE = Sentence("duck", "blue")

@@ -9,6 +9,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs import evaluate as evaluation
 from ge3d_jax.runs import evaluation_report as report
 from ge3d_jax.runs.evaluation_prompts import PROMPTS, check_prompts, hidden_prompts
@@ -46,6 +47,14 @@ def test_hidden_prompts_are_others_and_follow_the_seed():
 def test_prompts_that_cannot_be_judged_are_refused(prompt, says):
     with pytest.raises(UserError, match=says):
         check_prompts(["a red mushroom", prompt])
+
+
+def test_the_truth_is_seen_right_from_every_side():
+    gallery = build_gallery(("duck", "mushroom"), azimuths=8, polar_degrees=(70.0,))
+    figures = evaluation.measure_object(gallery, "a blue duck", evaluation.true_pictures("a blue duck"))
+    assert figures["right_kind_and_color"] == 1.0 and figures["fronts_at_degrees"] == [0]
+    found = [view["named_azimuth_degrees"] for view in figures["views"]]
+    np.testing.assert_allclose((np.arange(8) * 45 - found + 180) % 360 - 180, 0, atol=0.1)
 
 
 class Generated(Exception):

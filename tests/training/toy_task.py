@@ -81,6 +81,9 @@ class ToyTask:
         key = jax.random.fold_in(state.key, state.iteration)
         return Draws(shared=(), per_view=jax.random.uniform(key, (self.views,), minval=-1.0))
 
+    def run_key(self, state):
+        return state.key
+
     def update_key(self, state):
         return state.key
 

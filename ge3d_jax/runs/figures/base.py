@@ -113,7 +113,8 @@ def remember(path: Path, asked: Mapping[str, Any], make: Callable[[], Record]) -
         with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **dict(record.arrays))
     # Last, since a record is done when this file is there.
-    write_json(told, {"versions": versions(), "asked": asked, "numbers": dict(record.numbers)})
+    content = {"asked": asked, "numbers": dict(record.numbers), "arrays": list(record.arrays)}
+    write_json(told, {"versions": versions(), **content})
     return record
 
 
@@ -121,18 +122,18 @@ def _recall(told: Path, arrays: Path, asked: Mapping[str, Any]) -> Record:
     try:
         content = json.loads(told.read_text(encoding="utf-8"))
         earlier, numbers = content["asked"], content["numbers"]
+        names = content["arrays"]
         kept = {}
-        if arrays.is_file():
+        if names:
             with np.load(arrays) as found:
-                kept = {name: found[name] for name in found}
+                kept = {name: found[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"The record {told} cannot be read ({error}); remove it, and this step is done again."
         ) from error
     if earlier != asked:
-        differing = ", ".join(
-            sorted(name for name in {*earlier, *asked} if earlier.get(name) != asked.get(name))
-        )
+        same = {name for name in earlier if name in asked and earlier[name] == asked[name]}
+        differing = ", ".join(sorted({*earlier, *asked} - same))
         raise UserError(
             f"The record {told} was made with another {differing}; give another folder with --work, or "
             f"remove {told.parent}."

@@ -1,10 +1,28 @@
 """The paper's tables and figures by name. A new one is a file beside this one and a line here."""
 
-from ge3d_jax.runs.figures import dbc_curves, node_gallery, repeat_edit
+from ge3d_jax.runs.figures import (
+    ablate_timesteps,
+    compare_losses,
+    convergence,
+    dbc_curves,
+    diversity,
+    edit_objects,
+    exact_inversion,
+    node_gallery,
+    only_x0,
+    repeat_edit,
+)
 from ge3d_jax.runs.figures.base import Figure
 
 FIGURES: dict[str, Figure] = {
+    "compare_losses": compare_losses.FIGURE,
+    "repeat_edit": repeat_edit.FIGURE,
+    "convergence": convergence.FIGURE,
+    "diversity": diversity.FIGURE,
+    "ablate_timesteps": ablate_timesteps.FIGURE,
+    "only_x0": only_x0.FIGURE,
     "dbc_curves": dbc_curves.FIGURE,
     "node_gallery": node_gallery.FIGURE,
-    "repeat_edit": repeat_edit.FIGURE,
+    "edit_objects": edit_objects.FIGURE,
+    "exact_inversion": exact_inversion.FIGURE,
 }

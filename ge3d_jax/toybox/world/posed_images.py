@@ -12,9 +12,8 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.toybox.world.captions import Sentence
-from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, paint_layers, sentence_colors, trace
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, paint_layers, sentence_colors, trace
 
-RADIUS = 3.5
 # From high above to a little below the horizon, radians from +z; uniform on that part of the sphere.
 POLAR_RANGE = (np.deg2rad(20.0), np.deg2rad(110.0))
 SMALLEST_SIZE = 16

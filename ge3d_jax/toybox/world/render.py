@@ -27,7 +27,7 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS, PRIMARY, SECONDARY
 IMAGE_SIZE = 128
 
 # Cameras of the world, in world units and radians: close enough that an object fills the picture.
-RADIUS_RANGE = (3.35, 3.65)
+RADIUS = 3.5  # always the same, since no sentence tells how large a thing looks
 POLAR_RANGE = (math.radians(30.0), math.radians(90.0))  # from +z: from well above down to the horizon
 FIELD_OF_VIEW = 0.5
 
@@ -61,7 +61,7 @@ class Layers:
 def toybox_camera(
     azimuth: jax.Array | float,
     polar: jax.Array | float,
-    radius: jax.Array | float = 3.5,
+    radius: jax.Array | float = RADIUS,
     *,
     size: int = IMAGE_SIZE,
 ) -> Camera:
@@ -81,11 +81,10 @@ def toybox_camera(
 
 def random_camera(key: jax.Array, *, size: int = IMAGE_SIZE) -> Camera:
     """A camera drawn uniformly from those that the bundled model was trained on."""
-    azimuth_key, polar_key, radius_key = jax.random.split(key, 3)
+    azimuth_key, polar_key = jax.random.split(key)
     return toybox_camera(
         jax.random.uniform(azimuth_key, minval=-jnp.pi, maxval=jnp.pi),
         jax.random.uniform(polar_key, minval=POLAR_RANGE[0], maxval=POLAR_RANGE[1]),
-        jax.random.uniform(radius_key, minval=RADIUS_RANGE[0], maxval=RADIUS_RANGE[1]),
         size=size,
     )
 

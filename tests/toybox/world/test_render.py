@@ -11,7 +11,7 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import (
     FIELD_OF_VIEW,
     POLAR_RANGE,
-    RADIUS_RANGE,
+    RADIUS,
     paint_layers,
     random_camera,
     render_sentence,
@@ -114,6 +114,6 @@ def test_random_cameras_stay_within_their_ranges():
     centers = np.stack([camera_center(random_camera(key)) for key in jax.random.split(jax.random.key(0), 20)])
     radii = np.linalg.norm(centers, axis=1)
     polars = np.arccos(centers[:, 2] / radii)
-    assert (radii > RADIUS_RANGE[0] - 1e-4).all() and (radii < RADIUS_RANGE[1] + 1e-4).all()
+    np.testing.assert_allclose(radii, RADIUS, rtol=1e-6)
     assert (polars > POLAR_RANGE[0] - 1e-4).all() and (polars < POLAR_RANGE[1] + 1e-4).all()
     assert (centers[:, 0] > 0).any() and (centers[:, 0] < 0).any()

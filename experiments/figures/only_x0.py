@@ -1,0 +1,14 @@
+"""Figure 11: GE3D beside only the end of its path, with the same nodes and guidance.
+
+  python experiments/figures/only_x0.py --size=small
+
+On two CPU cores: see FIGURE.seconds.
+
+Expected: with the end alone, surfaces are flatter or shapes less right. At size "full" there is a third line,
+the end alone with the settings that were found for it.
+"""
+
+from ge3d_jax.cli import figure_flags
+
+if __name__ == "__main__":
+    figure_flags.run_figure("only_x0")

@@ -1,0 +1,70 @@
+"""The flags of the scripts in experiments/figures that compare losses, beside those of every figure."""
+
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from ge3d_jax.cli import figure_flags
+
+if TYPE_CHECKING:
+    from ge3d_jax.runs.figures.making import Changed
+
+_LOSSES = flags.DEFINE_list("losses", None, "Losses, separated by commas, instead of the size's own.")
+_TRIALS = flags.DEFINE_string("trials", None, "File with a loss and its settings on each line, instead.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File with a prompt on each line, instead of the size's own.")
+_SEEDS = flags.DEFINE_string("seeds", None, "Seeds, as 0-3 or 0,5, instead of the size's own.")
+_SECONDS = flags.DEFINE_float("seconds", None, "Seconds that the iterations of an object may take.")
+_METRICS = flags.DEFINE_list("metrics", None, "Metrics, separated by commas, instead of the size's own.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Processes at work at a time, each on one processor core.", lower_bound=1
+)
+_ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no object; show those that are done.")
+
+
+def _given() -> list[str]:
+    """These flags as they were typed."""
+    found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _PROCESSES]
+    texts = {flag.name: flag.value for flag in found if flag.present}
+    typed = [
+        f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in texts.items()
+    ]
+    return [*typed, *(["--only_done"] if _ONLY_DONE.value else [])]
+
+
+def _changed(name: str, size: str) -> "Changed | None":
+    """A figure that compares losses as these flags change it; None where they were left out."""
+    from ge3d_jax.runs.figures.loss_settings import Flags
+    from ge3d_jax.runs.figures.making import Changed
+    from ge3d_jax.runs.sweep_plan import parse_seeds
+
+    given = _given()
+    if not given:
+        return None
+    asked = Flags(
+        losses=_LOSSES.value,
+        trials=None if _TRIALS.value is None else Path(_TRIALS.value),
+        prompts=None if _PROMPTS.value is None else Path(_PROMPTS.value),
+        seeds=None if _SEEDS.value is None else parse_seeds(_SEEDS.value),
+        seconds=_SECONDS.value,
+        metrics=_METRICS.value,
+        processes=_PROCESSES.value,
+    )
+    module = importlib.import_module(f"ge3d_jax.runs.figures.{name}")
+    settings = asked.applied(module.SIZES[size], figure_flags.MODEL.value)
+    make = partial(module.make, settings=settings, only_done=_ONLY_DONE.value)
+    return Changed(make, given, only_reads=_ONLY_DONE.value)
+
+
+def run_loss_figure(name: str) -> None:
+    """Be the script of a figure that compares losses: experiments/figures/NAME.py.
+
+    Args:
+        name: of the figure, in FIGURES; its module has SIZES, and a `make` that takes settings.
+    """
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    figure_flags.run_figure(name, partial(_changed, name))

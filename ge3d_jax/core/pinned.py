@@ -1,0 +1,131 @@
+"""Jobs in processes of their own, each on one processor core, so that the times they take can be compared."""
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from ge3d_jax.core.errors import UserError
+
+_Job = TypeVar("_Job")
+# How often to look whether a process ended without a word, seconds.
+_LOOK_EVERY = 1.0
+
+
+def usable_cores() -> list[int]:
+    """Numbers of the cores that this process may run on; of all where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def do_pinned(
+    do: Callable[[_Job, Callable[[str], None]], None],
+    jobs: Sequence[_Job],
+    *,
+    processes: int,
+    report: Callable[[str], None],
+) -> None:
+    """Do jobs, each by a process that stays on one core; a single one is this one, on all its cores.
+
+    Args:
+        do: does a job, and is told where to report; a function of a module, as jobs and what is in them have
+            to be sent.
+        jobs: in the order in which to begin them.
+        processes: how many, as far as there are jobs and cores.
+        report: told of what the jobs report, a line each.
+
+    Raises:
+        UserError: of a job; the others are ended.
+        RuntimeError: a process ended, or another error in one.
+        KeyboardInterrupt: the user stopped it.
+    """
+    if processes == 1:
+        for job in jobs:
+            do(job, report)
+        return
+    cores = usable_cores()[: min(processes, len(jobs))]
+    # A process that is forked from one that uses JAX may hang.
+    context = multiprocessing.get_context("spawn")
+    waiting, told = context.Queue(), context.Queue()
+    for job in (*jobs, *(None for _ in cores)):
+        waiting.put(job)
+    workers = [context.Process(target=_work, args=(do, waiting, told), daemon=True) for _ in cores]
+    try:
+        for worker, core in zip(workers, cores, strict=True):
+            _start_on(core, worker)
+        _listen(workers, told, report)
+    finally:
+        for worker in workers:
+            if worker.pid is not None:
+                worker.terminate()
+                worker.join()
+
+
+def _start_on(core: int, worker: BaseProcess) -> None:
+    """Start a process on a core: it is there before it imports anything that counts the cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        worker.start()
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        worker.start()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _listen(workers: Iterable[BaseProcess], told: Any, report: Callable[[str], None]) -> None:
+    """Report until all processes are through. Raises what went wrong in one."""
+    at_work = {worker.pid: worker for worker in workers}
+    while at_work:
+        try:
+            kind, pid, text = told.get(timeout=_LOOK_EVERY)
+        except queue.Empty:
+            for worker in at_work.values():
+                if worker.exitcode:
+                    raise RuntimeError(f"A process ended with status {worker.exitcode}.") from None
+            continue
+        if kind == "line":
+            report(text)
+        elif kind == "through":
+            del at_work[pid]
+        elif kind == "refused":
+            raise UserError(text)
+        elif kind == "stopped":
+            raise KeyboardInterrupt
+        else:
+            raise RuntimeError(text)
+
+
+def _work(do: Callable[[Any, Callable[[str], None]], None], waiting: Any, told: Any) -> None:
+    """Be one of the processes."""
+    from ge3d_jax.core.caching import keep_compiled_code
+    from ge3d_jax.core.devices import use_processor_cores
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    own = os.getpid()
+    try:
+        use_processor_cores()
+        keep_compiled_code()
+        while (job := waiting.get()) is not None:
+            do(job, lambda line: told.put(("line", own, line)))
+    except UserError as error:
+        told.put(("refused", own, str(error)))
+    except KeyboardInterrupt:
+        told.put(("stopped", own, ""))
+    except Exception as error:
+        told.put(("failed", own, f"{type(error).__name__}: {error}"))
+    else:
+        told.put(("through", own, ""))
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, also where that one was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,88 @@
+"""How well an object was edited: what the edit does not name stays, and the rest becomes what was asked for.
+
+All views are on white, from cameras that all objects share. D are the pixels where the true source and the
+true target differ; "the rest" is where both are covered and look the same.
+
+| name | meaning | best |
+|---|---|---|
+| outline | intersection over union of the silhouettes with the source object's | 1 if the shape is to stay |
+| moved | Chamfer distance of the visible surface to the source object's, over its size | 0 if it is to stay |
+| rest_psnr | PSNR of the rest to the source object, decibels; None where there is no rest | ∞ |
+| reached | share of the views that are nearer to the true target than to the true source, on D | 1 |
+| way_left | RMS distance to the true target on D, over the source object's; 1 is as far as before | 0 |
+| psnr | PSNR to the true target's views, mean over them, decibels | ∞ |
+| overlap | intersection over union of the silhouettes with the true target's | 1 |
+| chamfer | Chamfer distance of the visible surface to the true target's, over its size | 0 |
+"""
+
+import math
+
+import numpy as np
+
+from ge3d_jax.metrics.likeness import Views, chamfer, overlap, size_of
+
+# Pixels of the truths differ from here on; antialiased edges of equal things differ by less.
+_DIFFERENT = 0.02
+_COVERED = 0.5
+# Decibels of equal pictures: files hold no infinity.
+LOUDEST = 99.0
+
+
+def measure_kept(edited: Views, source: Views) -> dict[str, float]:
+    """How much of the source object's shape an edited one has: `outline` and `moved`.
+
+    Args:
+        edited: the edited object.
+        source: the object that it was edited from.
+    """
+    return {
+        "outline": overlap(edited.alphas, source.alphas),
+        "moved": chamfer(edited.points, source.points) / size_of(source.points),
+    }
+
+
+def measure_reached(
+    edited: Views, source: Views, true_target: Views, true_source: Views
+) -> dict[str, float | None]:
+    """Whether an edited object is what it was to be: `rest_psnr`, `reached` and `way_left`.
+
+    Args:
+        edited: the edited object.
+        source: the object that it was edited from.
+        true_target, true_source: what the two sentences describe; they differ somewhere.
+    """
+    gap = np.max(np.abs(true_target.pictures - true_source.pictures), axis=-1)
+    differs = gap > _DIFFERENT
+    rest = ~differs & (true_target.alphas > _COVERED) & (true_source.alphas > _COVERED)
+
+    def distances(views: Views, other: Views) -> np.ndarray:
+        """Squared distances of colors on D, summed over it, of each view."""
+        squares = np.sum((views.pictures.astype(np.float64) - other.pictures) ** 2, axis=-1)
+        return np.sum(squares * differs, axis=(1, 2))
+
+    to_target, to_source = distances(edited, true_target), distances(edited, true_source)
+    tells = differs.any(axis=(1, 2))
+    before = float(np.sum(distances(source, true_target)))
+    kept = None
+    if rest.any():
+        kept = _decibels(float(np.mean((edited.pictures.astype(np.float64) - source.pictures)[rest] ** 2)))
+    return {
+        "rest_psnr": kept,
+        "reached": float(np.mean((to_target < to_source)[tells])),
+        "way_left": math.sqrt(float(np.sum(to_target)) / before) if before else None,
+    }
+
+
+def measure_truth(edited: Views, true_target: Views) -> dict[str, float]:
+    """How near an edited object is to the true one: `psnr`, `overlap` and `chamfer`."""
+    errors = np.mean((edited.pictures.astype(np.float64) - true_target.pictures) ** 2, axis=(1, 2, 3))
+    return {
+        "psnr": float(np.mean([_decibels(float(error)) for error in errors])),
+        "overlap": overlap(edited.alphas, true_target.alphas),
+        "chamfer": chamfer(edited.points, true_target.points) / size_of(true_target.points),
+    }
+
+
+def _decibels(error: float) -> float:
+    """PSNR of a mean squared error of pictures in [0, 1]."""
+    return LOUDEST if error == 0 else min(-10.0 * math.log10(error), LOUDEST)

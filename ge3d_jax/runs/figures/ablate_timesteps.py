@@ -1,0 +1,185 @@
+"""Figure 9: how far the nodes of GE3D reach and how long its jumps are, without balancing the nodes.
+
+Both are told as they are in the first iteration; over the run they become less as they do in the preset. There
+are as many nodes as it takes to come that far: a path of long jumps is a cheap one.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ge3d_jax.guidance.trajectories import Nodes
+from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
+from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
+from ge3d_jax.runs.judging import METRICS, load_judges
+from ge3d_jax.runs.judging_table import estimates, table
+from ge3d_jax.training.presets import configured
+from ge3d_jax.viewer.sheet import image_grid
+
+_BY = "nodes"
+_METRICS = (
+    "views_right",
+    "one_front",
+    "failed",
+    "psnr",
+    "overlap",
+    "chamfer",
+    "sharpness",
+    "saturation",
+    "contrast",
+    "shrunken_fid",
+)
+# Those that have a grid of their own.
+_IN_GRIDS = ("views_right", "psnr", "sharpness")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is made.
+
+    Attributes:
+        plan: prompts, seeds, and settings of all objects.
+        farthest: bounds of the nodes' times in the first iteration.
+        jumps: bounds of the jumps in the first iteration.
+        shown: how many prompts the picture shows.
+    """
+
+    plan: Plan
+    farthest: tuple[int, ...]
+    jumps: tuple[int, ...]
+    shown: int = 3
+
+
+SIZES: Mapping[str, Settings] = {
+    "small": Settings(
+        Plan("toybox64", ("a red mushroom",), (0,), {"iterations": 100}), (300, 600), (60, 120)
+    ),
+    "full": Settings(
+        Plan("toybox64", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,)),
+        (300, 600, 900),
+        (60, 120, 240),
+    ),
+    "paper": Settings(
+        Plan(
+            "paper",
+            ("A decorative lantern, red, warm lighting, 8K, HDR",),
+            (0,),
+            {"scene.start.prompt": "A lantern."},
+            is_known=False,
+        ),
+        (240, 480, 700, 960),
+        (40, 80, 160),
+    ),
+}
+
+
+def scaled_nodes(usual: Nodes, farthest: int, jump: int) -> Nodes:
+    """Nodes that reach another time by other jumps, annealed in the same proportions.
+
+    Args:
+        usual: whose proportions.
+        farthest: what `max_step` begins with.
+        jump: what `jump_max` begins with.
+
+    Returns:
+        Nodes, as many as there can be.
+    """
+
+    def scaled(pair: tuple[int, int], factor: float) -> tuple[int, int]:
+        begin, end = (max(1, round(factor * value)) for value in pair)
+        return begin, end
+
+    by_jump = jump / usual.jump_max[0]
+    jump_max, jump_min = scaled(usual.jump_max, by_jump), scaled(usual.jump_min, by_jump)
+    max_step = scaled(usual.max_step, farthest / usual.max_step[0])
+    # The last node lies below the bound, and no jump is shorter than the least.
+    count = max((bound - 1) // least for bound, least in zip(max_step, jump_min, strict=True))
+    return Nodes(count=count, jump_max=jump_max, jump_min=jump_min, max_step=max_step)
+
+
+def arm_name(farthest: int, jump: int) -> str:
+    """How tables name a cell of the grid."""
+    return f"to {farthest} by {jump}"
+
+
+def cells(settings: Settings) -> dict[str, tuple[int, int]]:
+    """The grid: farthest time and jump by the name of the arm."""
+    pairs = itertools.product(settings.farthest, settings.jumps)
+    return {arm_name(*pair): pair for pair in pairs}
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """An arm for each cell. Raises UserError for nodes that cannot be."""
+    usual = configured(settings.plan.preset, overrides=settings.plan.overrides).guidance.nodes
+
+    def overrides(farthest: int, jump: int) -> dict[str, object]:
+        nodes = scaled_nodes(usual, farthest, jump)
+        names = ("count", "jump_max", "jump_min", "max_step")
+        return {"guidance.dbc": False} | {f"guidance.nodes.{name}": getattr(nodes, name) for name in names}
+
+    return [Arm(name, overrides(*pair)) for name, pair in cells(settings).items()]
+
+
+def compare_nodes(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+    """Make the objects, and tell how good they are.
+
+    Args:
+        settings: what is made.
+        work: where it is kept.
+        gallery: see `sweep_arms`.
+    """
+    grid, swept = cells(settings), sweep_arms(arms(settings), settings.plan, work, gallery)
+    told = {name: {"farthest": farthest, "jump": jump} for name, (farthest, jump) in grid.items()}
+    rows = told_rows(swept, _BY, told)
+    tables = [table(rows, _BY, metrics=_METRICS)]
+    if settings.plan.is_known:
+        tables += [grid_table(rows, settings, name) for name in _IN_GRIDS]
+    return Made(rows, "\n".join(tables), {"": draw(settings, swept)})
+
+
+def grid_table(rows: list[dict[str, object]], settings: Settings, metric: str) -> str:
+    """A metric over the grid: a line for each farthest time, a column for each jump."""
+    found = estimates(rows, _BY, [metric])
+    digits = METRICS[metric].digits
+
+    def cell(farthest: int, jump: int) -> str:
+        mean, _ = found[arm_name(farthest, jump)][metric]
+        return "–" if mean is None else f"{mean:.{digits}f}"
+
+    lines = [
+        {METRICS[metric].label: f"to {farthest}"}
+        | {f"jumps below {jump}": cell(farthest, jump) for jump in settings.jumps}
+        for farthest in settings.farthest
+    ]
+    return markdown_table(lines)
+
+
+def draw(settings: Settings, swept: Mapping[str, Swept]) -> np.ndarray:
+    """The fronts with the first seed: a row for each farthest time, a column for each prompt and jump."""
+    pictures, labels = [], []
+    shown = settings.plan.prompts[: settings.shown]
+    for farthest in settings.farthest:
+        for index in range(len(shown)):
+            for jump in settings.jumps:
+                pictures.append(swept[arm_name(farthest, jump)].pictures[index, 0, 0])
+                labels.append(arm_name(farthest, jump))
+    return image_grid(pictures, labels, columns=len(shown) * len(settings.jumps))
+
+
+def make(work: Work) -> Made:
+    """The figure."""
+    settings = SIZES[work.size]
+    return compare_nodes(settings, work, load_judges(work.report) if settings.plan.is_known else None)
+
+
+FIGURE = Figure(
+    title="How far the nodes reach and how long the jumps are, without balancing the nodes",
+    source="Figure 9",
+    expected="Nodes that reach too near change too little, and the shape stays wrong; short jumps keep more "
+    "detail than long ones, and take longer.",
+    seconds={},
+    make=make,
+)

@@ -1,0 +1,226 @@
+"""Figures 5, 6 and 7: how objects get better with time and with iterations, GE3D with and without DBC."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.metrics.bootstrap import mean_and_error
+from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
+from ge3d_jax.runs.figures.loss_series import Done
+from ge3d_jax.runs.figures.loss_settings import (
+    ALL_LOSSES,
+    EQUAL_TIMES,
+    PAPER_MODEL,
+    PAPER_PROMPTS,
+    Settings,
+    made_or_read,
+)
+from ge3d_jax.runs.judging import METRICS
+from ge3d_jax.runs.trials import Trial
+from ge3d_jax.viewer.picture_table import picture_table
+from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
+
+# The paper's ablation: every node counts 1 throughout.
+_WITHOUT_DBC = Trial("ge3d", {"guidance.dbc": "false"})
+_METRICS = ("psnr", "views_right", "chamfer", "overlap")
+_PROMPTS = ("a green robot", "a blue duck", "an orange television", "a cyan mushroom")
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SIZES: Mapping[str, Settings] = {
+    "small": Settings(
+        preset="toybox64",
+        trials=(Trial("ge3d"), _WITHOUT_DBC, Trial("sds")),
+        prompts=_PROMPTS[1:2],
+        seeds=(0,),
+        budget=10.0,
+        processes=2,
+        metrics=_METRICS,
+        shares=(0.25, 0.5, 0.75),
+    ),
+    "full": Settings(
+        preset="toybox",
+        trials=(ALL_LOSSES[0], _WITHOUT_DBC, *ALL_LOSSES[1:]),
+        prompts=_PROMPTS,
+        seeds=(0,),
+        budget=90.0,
+        processes=2,
+        metrics=_METRICS,
+        shares=_SHARES,
+    ),
+    "paper": Settings(
+        preset="paper",
+        trials=(ALL_LOSSES[0], _WITHOUT_DBC, *ALL_LOSSES[1:]),
+        prompts=PAPER_PROMPTS,
+        seeds=(0,),
+        budget=1800.0,
+        processes=1,
+        metrics=_METRICS,
+        shares=_SHARES,
+        model=PAPER_MODEL,
+    ),
+}
+# What the table is of: every object of the Toybox world has it.
+_LEADING = "psnr"
+_LABELS = {_WITHOUT_DBC.label: "ge3d without DBC"}
+
+
+def label_of(done: Done) -> str:
+    """What a loss is called here."""
+    label = done.series.trial.label
+    return _LABELS.get(label, label)
+
+
+def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
+    """A line for each object at each moment."""
+    return [
+        {"loss": label_of(done), "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
+        for done in all_done
+        for one in done.objects
+        for index, numbers in enumerate(one.moments)
+    ]
+
+
+def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Line]:
+    """The mean of a metric over prompts, over the mean of "seconds" or "iterations"; GE3D's with its error.
+
+    Args:
+        rows: of `rows_of`.
+        metric: in METRICS.
+        x: a number of the rows.
+    """
+    drawn = []
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        own = [row for row in rows if row["loss"] == loss and row.get(metric) is not None]
+        points = []
+        for moment in sorted({row["moment"] for row in own}):
+            at = [row for row in own if row["moment"] == moment]
+            mean, error = mean_and_error(_by_prompt(at, metric))
+            assert mean is not None
+            points.append((float(np.mean([row[x] for row in at])), mean, error or 0.0))
+        if points:
+            across, means, errors = zip(*points, strict=True)
+            # More than two bands hide each other.
+            band = errors if loss.startswith("ge3d") and any(errors) else ()
+            drawn.append(Line(loss, across, means, band, dashed=loss in _LABELS.values()))
+    return drawn
+
+
+def _by_prompt(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[float | None]]:
+    values: dict[str, list[float | None]] = {}
+    for row in rows:
+        values.setdefault(row["prompt"], []).append(float(row[metric]))
+    return values
+
+
+def first_reached(line: Line, level: float) -> float | None:
+    """Where a curve first comes to a level, straight from point to point; None if it never does."""
+    for index, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+        if y >= level:
+            if index == 0:
+                return x
+            before_x, before_y = line.x[index - 1], line.y[index - 1]
+            return before_x + (level - before_y) / (y - before_y) * (x - before_x)
+    return None
+
+
+def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[str, Any]]) -> str:
+    by_time, by_iteration = curves(rows, _LEADING, "seconds"), curves(rows, _LEADING, "iterations")
+    if not by_time:
+        return _how(settings, all_done)
+    # What all of them come to in the end.
+    level = min(line.y[-1] for line in by_time)
+    lines = [
+        {
+            "loss": timed.label,
+            "iterations": f"{counted.x[-1]:.0f}",
+            f"seconds to {level:.1f} dB": _told(first_reached(timed, level), 0),
+            f"iterations to {level:.1f} dB": _told(first_reached(counted, level), 0),
+            "PSNR halfway": f"{np.interp(0.5 * timed.x[-1], timed.x, timed.y):.1f}",
+            "PSNR at the end": f"{timed.y[-1]:.1f}",
+        }
+        for timed, counted in zip(by_time, by_iteration, strict=True)
+    ]
+    return f"{_how(settings, all_done)}\n\n{markdown_table(lines)}"
+
+
+def _told(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _how(settings: Settings, all_done: Sequence[Done]) -> str:
+    there = sum(len(done.objects) for done in all_done)
+    wanted = len(settings.trials) * len(all_done[0].series.objects)
+    count = f"{there} objects" if there == wanted else f"{there} of {wanted} objects so far"
+    return (
+        f"{count}, each made in about {settings.budget:g} seconds, and judged on the way, at equal shares of "
+        "the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what a "
+        "curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
+    )
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> np.ndarray:
+    """Two rows of panels, a column for each metric: over seconds, and over iterations."""
+    panels = [
+        Panel("", x, METRICS[metric].label, curves(rows, metric, x))
+        for x in ("seconds", "iterations")
+        for metric in metrics
+    ]
+    return draw_plot(panels, columns=len(metrics))
+
+
+def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
+    """The front of each loss's first object, a row each, at all moments."""
+    rows, names = [], []
+    for done in all_done:
+        first = done.objects[0]
+        rows.append([[sides[0]] for sides in first.sides])
+        names.append(label_of(done))
+    longest = max(len(row) for row in rows)
+    shares = [*all_done[0].series.shares, 1.0]
+    headings = [f"{share:.0%}" for share in shares[-longest:]]
+    # Short runs come to several shares at once.
+    padded = [[[None]] * (longest - len(row)) + row for row in rows]
+    return picture_table(padded, names, headings)
+
+
+def make(
+    work: Work,
+    *,
+    settings: Settings | None = None,
+    only_done: bool = False,
+    gallery: Gallery | None = None,
+) -> Made:
+    """Make the curves.
+
+    Args:
+        work: see `Figure`.
+        settings: others than those of the size.
+        only_done: make no object, but curves of those that are there.
+        gallery: what objects are recognized by; None for the recognizer's.
+
+    Raises:
+        UserError: metrics that give no curves, or see `made_or_read`.
+    """
+    settings = settings or SIZES[work.size]
+    of_objects = [name for name in settings.metrics if METRICS[name].of_object is not None]
+    if not of_objects:
+        raise UserError("All metrics are of many objects, which give no curves; give some of one, as psnr.")
+    check_plotting()
+    all_done = made_or_read(settings, work, only_done=only_done, gallery=gallery)[EQUAL_TIMES]
+    rows = rows_of(all_done)
+    pictures = {"": draw_curves(rows, of_objects), "objects": draw_objects(all_done)}
+    return Made(rows, _text(settings, all_done, rows), pictures)
+
+
+FIGURE = Figure(
+    title="Quality over time and over iterations, GE3D with and without DBC beside the other losses",
+    source="Figures 5, 6 and 7",
+    expected=(
+        "The paper's claim: GE3D is good sooner than the other losses, and balancing its nodes over the run "
+        "makes it sooner still."
+    ),
+    seconds={"small": 150.0, "full": 4000.0},
+    make=make,
+)

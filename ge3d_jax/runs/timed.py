@@ -1,0 +1,173 @@
+"""Objects by the clock: made one after the other in this process, whose seconds leave compiling out.
+
+Nothing is written. The iterations of all objects with the same settings are one compiled program.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from ge3d_jax.core.devices import batch_mesh, place
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.pipeline import StableDiffusion
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
+from ge3d_jax.training.iterations import HostNumbers, follow_schedule, iterate
+from ge3d_jax.training.length import lasting
+from ge3d_jax.training.state import TrainState
+from ge3d_jax.training.step import Programs
+
+# A run in short by which a loss's speed is measured. The first and the last iterations may cost another time.
+REHEARSED = 20
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An object on the way.
+
+    Attributes:
+        iteration: how many were done.
+        seconds: that they took, without compiling.
+        gaussians: the object, on the host.
+    """
+
+    iteration: int
+    seconds: float
+    gaussians: Gaussians
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a run made, and how long it took.
+
+    Attributes:
+        gaussians: the object, on the host.
+        iterations: how many were done.
+        seconds: that they took, without compiling and without what is done for `moments`.
+        diverged: whether it ended early, since its gradients were not finite.
+        moments: the object after the iterations that were asked for.
+    """
+
+    gaussians: Gaussians
+    iterations: int
+    seconds: float
+    diverged: bool
+    moments: tuple[Moment, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a loss is.
+
+    Attributes:
+        seconds_per_iteration: mean of a whole run in short, without compiling.
+        iterations: that fit the budget.
+    """
+
+    seconds_per_iteration: float
+    iterations: int
+
+
+class Studio:
+    """Makes objects with one diffusion model; keeps what was compiled for the settings at hand."""
+
+    def __init__(self, diffusion: StableDiffusion) -> None:
+        """Makes objects with that model."""
+        self._diffusion = diffusion
+        self._settings: Config | None = None
+        self._programs: Programs = {}
+
+    def make(self, prompt: str, seed: int, settings: Config, *, moments: Collection[int] = ()) -> Timed:
+        """Make an object.
+
+        Args:
+            prompt: what to make.
+            seed: of the run: the same as `generate` makes with it.
+            settings: of the run, without a reconstructive stage.
+            moments: iterations after which to keep the object.
+
+        Raises:
+            UserError: settings with a reconstructive stage, or that do not fit the device.
+            KeyboardInterrupt: the user stopped it.
+        """
+        if settings.reconstruction.start is not None:
+            raise UserError(
+                "The reconstructive stage has no iterations whose time can be told apart; leave "
+                "reconstruction.start out."
+            )
+        task = Distillation(settings)
+        context = Prompted(self._diffusion, prompt_embeddings(settings, self._diffusion, prompt))
+        asked = dataclasses.replace(settings, scene=settings.scene.asked_for(prompt))
+        state = begin(asked, self._diffusion, jax.random.key(seed), start=settings.scene.from_file())
+        if self._settings != settings:
+            # One at a time: compiled iterations take much memory.
+            self._programs, self._settings = {}, settings
+            self._compile(state, context, task)
+        known = set(self._programs)
+        kept: list[Moment] = []
+        aside, begun = 0.0, time.monotonic()
+
+        def elapsed() -> float:
+            compiling = sum(self._programs[key][1].seconds for key in self._programs if key not in known)
+            return time.monotonic() - begun - compiling - aside
+
+        def on_iteration(done: int, numbers: HostNumbers, state: TrainState) -> None:
+            nonlocal aside
+            if done in moments:
+                seconds, left = elapsed(), time.monotonic()
+                kept.append(Moment(done, seconds, _on_host(task.scene.shown(state.scene, done))))
+                aside += time.monotonic() - left
+
+        result = iterate(
+            state, context, task, parts=_parts(settings), on_iteration=on_iteration, programs=self._programs
+        )
+        jax.block_until_ready(result.state.scene)
+        seconds = elapsed()
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return Timed(_on_host(result.object), result.iterations, seconds, result.diverged, tuple(kept))
+
+    def _compile(self, state: TrainState, context: Prompted, task: Distillation) -> None:
+        """Compile an iteration, and what the scene does on its schedule."""
+        iterate(state, context, task, parts=_parts(task.config), stop_at=1, programs=self._programs)
+        # Placed as in the run, or it would be compiled again.
+        mesh = batch_mesh(_parts(task.config), copied=context)
+        state = place(jax.tree.map(lambda leaf: leaf.copy(), state), mesh)
+        for done in range(1, task.iterations + 1):
+            state, _ = follow_schedule(state, done, task)
+        jax.block_until_ready(state.scene)
+
+    def pace(self, prompt: str, settings: Config, budget: float) -> Pace:
+        """How many iterations fit a time, by a run in short whose schedules have all come to their end.
+
+        Args:
+            prompt: what to make meanwhile.
+            settings: of the run.
+            budget: seconds.
+
+        Raises:
+            UserError: not one iteration fits; see `make` for others.
+        """
+        timed = self.make(prompt, 0, lasting(settings, REHEARSED))
+        each = timed.seconds / timed.iterations
+        if each > budget:
+            raise UserError(
+                f"A budget of {budget:g} seconds is too short: one iteration takes {each:.2g} here; give at "
+                "least as much."
+            )
+        return Pace(each, int(budget / each))
+
+
+def _on_host(gaussians: Gaussians) -> Gaussians:
+    """Copies: the next iteration takes over the memory of the arrays."""
+    return jax.tree.map(np.array, gaussians)
+
+
+def _parts(settings: Config) -> int:
+    """See `ObjectRequest.parts`."""
+    return settings.views_per_pass // settings.guidance.views_together

@@ -1,0 +1,91 @@
+"""What a comparison of losses compares: a loss, and what differs from its settings for the preset."""
+
+import hashlib
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.folder import slug
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.presets import configured
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A loss, and what differs from its settings for the preset.
+
+    Attributes:
+        guidance: the loss's name.
+        overrides: settings by dotted name.
+    """
+
+    guidance: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> str:
+        """The overrides in one line."""
+        return " ".join(f"{name}={value}" for name, value in self.overrides.items())
+
+    @property
+    def label(self) -> str:
+        """The loss and the overrides in one line."""
+        return " ".join(filter(None, (self.guidance, self.changes)))
+
+    @property
+    def folder_name(self) -> str:
+        """Name of a folder for what it makes, without those of other trials in the way."""
+        if not self.overrides:
+            return self.guidance
+        # A slug is cut at some length, and trials may differ behind it.
+        digest = hashlib.sha256(self.changes.encode()).hexdigest()[:8]
+        return f"{self.guidance}-{slug(self.changes)}-{digest}"
+
+    def settings(self, preset: str) -> Config:
+        """The settings of its runs. Raises UserError where they cannot be."""
+        return configured(preset, guidance=self.guidance, overrides=self.overrides)
+
+
+def parse_trials(text: str, source: str, *, preset: str) -> list[Trial]:
+    """Read trials, one a line: a loss's name, then name=value for each setting; # begins a comment.
+
+    Args:
+        text: the lines; a value with spaces stands in quotes.
+        source: where they are from, for messages.
+        preset: what the settings begin with.
+
+    Raises:
+        UserError: a line that is no trial or repeats one, with its number, or no trials at all.
+    """
+    trials: list[Trial] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+            if not words:
+                continue
+            pairs = [word.partition("=") for word in words[1:]]
+            if not all(name and equals for name, equals, _ in pairs):
+                raise UserError("write the loss and then name=value for each setting.")
+            trial = Trial(words[0], {name: value for name, _, value in pairs})
+            trial.settings(preset)
+            if trial in trials:
+                raise UserError(f"{trial.label!r} is there twice; leave one of them out.")
+        except (UserError, ValueError) as error:
+            raise UserError(f"{source}, line {number}: {error}") from error
+        trials.append(trial)
+    if not trials:
+        raise UserError(f"{source} has no trials; write a loss's name on each line.")
+    return trials
+
+
+def read_trials(file: Path, *, preset: str) -> list[Trial]:
+    """`parse_trials` of a file. Raises UserError where it cannot be read, too."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The file of trials {file} cannot be read ({error}); give a text with a loss on each line."
+        ) from error
+    return parse_trials(text, str(file), preset=preset)

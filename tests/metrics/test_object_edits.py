@@ -1,0 +1,83 @@
+"""Edited objects whose distances are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ge3d_jax.metrics.likeness import Views
+from ge3d_jax.metrics.object_edits import LOUDEST, measure_kept, measure_reached, measure_truth
+
+
+def views(top=0.0, bottom=0.0, *, wide=4, shift=0.0, count=2):
+    """A white picture with a square of two halves, gray each, and a surface of a square of edge 2."""
+    pictures, alphas = np.ones((count, 8, 8, 3), np.float32), np.zeros((count, 8, 8), np.float32)
+    pictures[:, 2:4, 2 : 2 + wide], pictures[:, 4:6, 2 : 2 + wide] = top, bottom
+    alphas[:, 2:6, 2 : 2 + wide] = 1.0
+    corners = np.array([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0]], float)
+    return Views(pictures, alphas, alphas, corners + [0, 0, shift])
+
+
+def test_the_shape_is_measured_against_the_source():
+    assert measure_kept(views(), views()) == {"outline": 1.0, "moved": 0.0}
+    kept = measure_kept(views(wide=3, shift=0.5), views())
+    assert kept == {"outline": pytest.approx(12 / 16), "moved": pytest.approx(0.5 / 2)}
+    # The size is the source's.
+    larger = dataclasses.replace(views(shift=0.5), points=2 * views().points)
+    assert measure_kept(views(), larger)["moved"] == pytest.approx(measure_kept(larger, views())["moved"] / 2)
+
+
+def test_the_edit_is_where_the_truths_differ():
+    true_source, true_target = views(top=0.2, bottom=0.6), views(top=0.8, bottom=0.6)
+    source = views(top=0.3, bottom=0.5)
+
+    def reached(edited):
+        return measure_reached(edited, source, true_target, true_source)
+
+    assert reached(source) == {"rest_psnr": LOUDEST, "reached": 0.0, "way_left": pytest.approx(1.0)}
+    # 0.1 of 0.5 of the way is left, and the rest is off by 0.1.
+    almost = reached(views(top=0.7, bottom=0.6))
+    assert almost == {
+        "rest_psnr": pytest.approx(20.0, abs=1e-3),
+        "reached": 1.0,
+        "way_left": pytest.approx(0.2, abs=1e-4),
+    }
+    # Nearer to the source than to the target by a little, and the other way around.
+    assert reached(views(top=0.49))["reached"] == 0.0
+    assert reached(views(top=0.51))["reached"] == 1.0
+    # What is outside of both outlines, or of one alone, is no rest.
+    outside = views(top=0.8, bottom=0.5)
+    outside.pictures[:, 0] = 0.0
+    assert reached(outside)["rest_psnr"] == LOUDEST
+
+
+def test_views_in_which_nothing_differs_do_not_count():
+    true_source, true_target = views(top=0.2), views(top=0.8)
+    true_target.pictures[1] = true_source.pictures[1]
+    edited = views(top=0.8)
+    found = measure_reached(edited, views(top=0.2), true_target, true_source)
+    assert found["reached"] == 1.0 and found["way_left"] == 0.0
+
+
+def test_without_a_rest_or_a_way_there_is_no_number():
+    true_source, true_target = views(top=0.2, bottom=0.2), views(top=0.8, bottom=0.8)
+    found = measure_reached(true_source, true_target, true_target, true_source)
+    assert found == {"rest_psnr": None, "reached": 0.0, "way_left": None}
+
+
+def test_differences_of_one_channel_count():
+    true_source, true_target = views(), views()
+    true_target.pictures[:, 2:4, 2:6, 2] = 0.5
+    assert measure_reached(true_target, true_source, true_target, true_source)["way_left"] == 0.0
+
+
+def test_the_distance_to_the_truth():
+    assert measure_truth(views(), views()) == {"psnr": LOUDEST, "overlap": 1.0, "chamfer": 0.0}
+    off = views(shift=1.0, wide=2)
+    off.pictures[0], off.pictures[1] = views().pictures[0] + 0.1, views().pictures[1] + 0.01
+    found = measure_truth(off, views())
+    assert found == {
+        "psnr": pytest.approx(30.0, abs=1e-3),
+        "overlap": pytest.approx(0.5),
+        "chamfer": pytest.approx(0.5),
+    }

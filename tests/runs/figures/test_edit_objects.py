@@ -1,0 +1,162 @@
+"""The figure of edited objects on a tiny random model: its rows, its files, and going on."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.metrics.recognition import build_gallery
+from ge3d_jax.runs.figures import edit_objects
+from ge3d_jax.runs.figures.base import Work
+from ge3d_jax.runs.figures.edit_objects import SIZES, Edit, Settings, way_overrides
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.training.presets import configured
+from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+
+TINY = Settings(
+    edits=(Edit("color", "a red mushroom", "a blue mushroom"),),
+    overrides={"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "nodes.count": 2},
+    source_overrides={"start.count": 50},
+    edit_overrides={"guidance.scale": 2.0},
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    return build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
+
+
+def work_in(folder, model, stop_at=None):
+    told = []
+
+    def report(line):
+        if len(told) == stop_at:
+            raise Stopped
+        told.append(line)
+
+    return Work("small", folder, model, report), told
+
+
+@pytest.fixture(scope="module")
+def made(model, gallery, tmp_path_factory):
+    """The figure, stopped after two objects and made again; what was told both times, and the folder."""
+    folder = tmp_path_factory.mktemp("work")
+    work, first = work_in(folder, model, stop_at=2)
+    with pytest.raises(Stopped):
+        edit_objects.edited_rows(TINY, work, lambda: gallery)
+    work, second = work_in(folder, model)
+    return edit_objects.edited_rows(TINY, work, lambda: gallery), first, second, folder
+
+
+def test_every_edit_has_a_row_of_each_way(made):
+    rows, *_ = made
+    ways = ["source", "direct", "npi", "start", "truth"]
+    assert [(row.edit.name, row.way) for row in rows] == [("color", way) for way in ways]
+    source, direct, _, _, truth = rows
+    assert source.numbers["outline"] == 1.0 and source.numbers["moved"] == 0.0
+    assert source.numbers["way_left"] == pytest.approx(1.0)
+    assert truth.numbers["way_left"] == 0.0 and truth.numbers["reached"] == 1.0
+    assert truth.numbers["overlap"] == 1.0 and truth.numbers["recognized"] == 1.0
+    assert 0 < direct.numbers["outline"] < 1 and direct.numbers.keys() == truth.numbers.keys()
+    assert all(row.pictures.shape == (8, 128, 128, 3) and row.pictures.dtype == np.uint8 for row in rows)
+
+
+def test_the_ways_differ_and_begin_with_the_source(made):
+    *_, folder = made
+    (objects,) = (path for path in folder.iterdir() if path.is_dir())
+    (source,) = objects.glob("source/*/*/object.ply")
+    told = {}
+    for way in ("source", "direct", "npi", "start"):
+        (file,) = objects.glob(f"{way}/*/*/config.json")
+        told[way] = json.loads(file.read_text())
+    inversions = {way: one["settings"]["guidance"]["inversion"] for way, one in told.items()}
+    assert inversions == {"source": "plain", "direct": "direct", "npi": "npi", "start": "plain"}
+    assert {way: one.get("edit_from") for way, one in told.items()} == {
+        "source": None,
+        "direct": "a red mushroom",
+        "npi": "a red mushroom",
+        "start": None,
+    }
+    assert {way: one["start"] for way, one in told.items() if way != "source"} == dict.fromkeys(
+        ("direct", "npi", "start"), str(source)
+    )
+    scales = {way: one["settings"]["guidance"]["scale"] for way, one in told.items()}
+    assert scales["source"] != 2.0 and scales["direct"] == scales["npi"] == scales["start"] == 2.0
+    splats = [load_ply(next(objects.glob(f"{way}/*/*/object.ply"))).sh for way in ("direct", "npi", "start")]
+    assert not np.array_equal(splats[0], splats[1]) and not np.array_equal(splats[1], splats[2])
+
+
+def test_a_stopped_figure_goes_on_and_ends_the_same(made, model, gallery, tmp_path):
+    rows, first, second, _ = made
+    assert len(first) == 2 and len(second) == 4
+    work, told = work_in(tmp_path, model)
+    through = edit_objects.edited_rows(TINY, work, lambda: gallery)
+    assert told == second
+    assert edit_objects.rows_of(through) == edit_objects.rows_of(rows)
+    for one, other in zip(through, rows, strict=True):
+        np.testing.assert_array_equal(one.pictures, other.pictures)
+
+    # What is done is not looked at again, and other settings are refused.
+    def never():
+        raise Stopped
+
+    assert len(edit_objects.edited_rows(TINY, work, never)) == 5 and told == second
+    with pytest.raises(UserError, match="made with another seed"):
+        edit_objects.edited_rows(dataclasses.replace(TINY, seed=1), work, never)
+
+
+def test_tables_and_pictures(made):
+    rows, *_ = made
+    kind = Edit("kind", "a red mushroom", "a red duck")
+    rows = rows + [dataclasses.replace(row, edit=kind) for row in rows]
+    text = edit_objects.tables(rows)
+    assert 'From "a red mushroom" to "a blue mushroom":\n\n| color | outline as the source\'s, IoU |' in text
+    assert "| (the source) | 1.000 | 0.000 | 99.0 | " in text and text.count("| NPI |") == 2
+    told = edit_objects.rows_of(rows)
+    assert told[0]["edit"] == "color" and told[0]["way"] == "source" and told[0]["outline"] == 1.0
+    json.dumps(told)
+    sheets = edit_objects.pictures(rows)
+    assert list(sheets) == ["color", "kind"]
+    # Eight sides, five lines.
+    height, width = sheets["color"].shape[:2]
+    assert width == 8 * (128 + 6) + 6 and height > 5 * 128
+    np.testing.assert_array_equal(sheets["color"][6:134, 6:134], rows[0].pictures[0])
+
+
+def test_without_a_truth_only_what_stays_is_measured(model, tmp_path):
+    settings = dataclasses.replace(TINY, ways=("direct",), has_truth=False)
+    work, _ = work_in(tmp_path, model)
+
+    def never():
+        raise Stopped
+
+    rows = edit_objects.edited_rows(settings, work, never)
+    assert [row.way for row in rows] == ["source", "direct"]
+    assert rows[1].numbers.keys() == {"outline", "moved"}
+    assert "recognized" not in edit_objects.tables(rows)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_settings_of_each_size_can_be(size):
+    settings = SIZES[size]
+    for way in ("source", *settings.ways):
+        config = configured(settings.preset, start="a.ply", overrides=way_overrides(settings, way))
+        assert config.guidance.inversion == {"direct": "direct", "npi": "npi"}.get(way, "plain")
+    assert len(settings.edits) == 3 and len({edit.name for edit in settings.edits}) == 3
+    if settings.has_truth:
+        for edit in settings.edits:
+            parse(edit.source), parse(edit.target)

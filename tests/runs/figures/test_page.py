@@ -1,0 +1,141 @@
+"""All figures together: times told, those that are missing made, and the page that shows them."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.figures import page
+from ge3d_jax.runs.figures.base import Figure, Made, write_made
+from ge3d_jax.runs.figures.making import command_of, duration, told_time
+
+
+def figure(title, **seconds):
+    return Figure(title, "Figure 9", "One expects this.", seconds, lambda work: Made([], ""))
+
+
+FIGURES = {
+    "first": figure("The first: far & near", small=60.0, full=7200.0),
+    "second": figure("The second", small=30.0),
+    "third": figure("The third", small=100.0, full=3600.0),
+}
+
+
+def made(name, out, *, size="full", model=None):
+    picture = np.zeros((2, 2, 3), np.uint8)
+    write_made(
+        Made([{"n": 1}], f"| {name} 12.5 |\n", {"": picture}, {"turn": np.zeros((1, 4, 4, 3), np.uint8)}),
+        name=name,
+        command=command_of(name, size, model),
+        out=out,
+    )
+
+
+def test_figures_are_chosen_by_name():
+    assert list(page.choose(FIGURES, None)) == list(FIGURES)
+    assert list(page.choose(FIGURES, ["third", " first"])) == ["first", "third"]
+    with pytest.raises(UserError, match="no figure 'forth'; use some of first, second, third"):
+        page.choose(FIGURES, ["first", "forth"])
+    with pytest.raises(UserError, match="no figure in the list; use some of"):
+        page.choose(FIGURES, [])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(89, "89 seconds"), (90, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours"), (36000, "10.0 hours")],
+)
+def test_times_are_told_as_people_do(seconds, told):
+    assert duration(seconds) == told
+    assert told_time(figure("x", small=seconds), "small") == f"about {told} on two CPU cores"
+    assert told_time(figure("x", small=seconds), "full") == "never timed"
+
+
+def test_the_time_of_all_that_is_missing_is_told():
+    missing = {name: FIGURES[name] for name in ("second", "third")}
+    assert page.told_times(FIGURES, missing, "small") == [
+        "first: made already",
+        "second: about 30 seconds on two CPU cores",
+        "third: about 2 minutes on two CPU cores",
+        "2 figures to make, size small: about 2 minutes on two CPU cores.",
+    ]
+    assert page.told_times(missing, missing, "full")[-1] == (
+        "2 figures to make, size full: more than 60 minutes, 1 of them never timed."
+    )
+    assert page.told_times(missing, missing, "paper")[-1] == (
+        "2 figures to make, size paper: 2 of them never timed."
+    )
+    assert page.told_times(missing, {}, "full")[-1] == "Nothing is left to make, size full."
+
+
+def test_what_is_made_depends_on_the_command(tmp_path):
+    is_made = partial(page.is_made, "first", out=tmp_path)
+    assert not is_made(command_of("first", "full", None))
+    made("first", tmp_path)
+    assert is_made(command_of("first", "full", None))
+    assert not is_made(command_of("first", "small", None))
+    assert not is_made(command_of("first", "full", "a model"))
+    assert command_of("first", "full", "a model").endswith("first.py --size=full --model='a model'")
+    (tmp_path / "first.md").unlink()
+    with pytest.raises(UserError, match=r"first\.json and first\.md cannot be read .* the figure is made"):
+        is_made(command_of("first", "full", None))
+
+
+def test_one_that_fails_does_not_stop_the_others():
+    done, said = [], []
+
+    def make(name):
+        if name == "first":
+            raise UserError("The folder is full; make room.")
+        if name == "second":
+            raise ZeroDivisionError("by zero")
+        done.append(name)
+
+    failed = page.make_each(FIGURES, make, report=said.append)
+    assert done == ["third"]
+    assert failed == [
+        "first was not made: The folder is full; make room.",
+        "second was not made: ZeroDivisionError: by zero",
+    ]
+    # Only what nobody can mend has its place in the code told.
+    assert said[0] == failed[0] and said[1].startswith("Traceback") and said[2:] == [failed[1]]
+
+    def stop(name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        page.make_each(FIGURES, stop, report=said.append)
+
+
+def test_the_page_shows_what_is_there(tmp_path):
+    out = tmp_path / "docs" / "results"
+    made("first", out)
+    made("third", out)
+    (out / "readings").mkdir()
+    (out / "readings" / "third.md").write_text("It did not win.\n", encoding="utf-8")
+    written = page.write_page(FIGURES, size="full", model=None, out=out)
+    assert written == tmp_path / "docs" / "results.md"
+    text = written.read_text(encoding="utf-8")
+    first, third, missing = text.split("\n## ")[1:]
+    assert first.strip() == (
+        "The first: far & near\n\nFigure 9. One expects this.\n\n| first 12.5 |\n\n"
+        "![The first: far & near](results/first.png)\n\n[Video: first_turn.mp4](results/first_turn.mp4)\n\n"
+        "```sh\npython experiments/figures/first.py --size=full\n```"
+    )
+    assert third.strip().endswith("```\n\nIt did not win.") and "It did" not in first
+    assert missing == ("Not made yet\n\n- The second: `python experiments/figures/second.py --size=full`\n")
+    assert "- [The first: far & near](#the-first-far--near) (Figure 9)\n" in text
+    assert "[results](results)" in text
+
+
+def test_the_page_of_other_sizes_is_in_their_folder(tmp_path):
+    made("second", tmp_path, size="small")
+    written = page.write_page({"second": FIGURES["second"]}, size="small", model=None, out=tmp_path)
+    text = written.read_text(encoding="utf-8")
+    assert written == tmp_path / "README.md" and "](./second.png)" in text and "Not made yet" not in text
+    assert (
+        page.write_page(FIGURES, size="paper", model=None, out=tmp_path / "new")
+        .read_text()
+        .count("`python e")
+        == 4
+    )
