@@ -14,7 +14,8 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.metrics.bootstrap import mean_and_error
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table
-from ge3d_jax.runs.figures.observed_nodes import ObservedRun, find_trajectories, loss_of
+from ge3d_jax.runs.figures.node_trajectories import find_trajectories, loss_of
+from ge3d_jax.runs.figures.observed_runs import ObservedRun
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted
@@ -36,27 +37,27 @@ class Settings:
         preset: what the settings begin with.
         prompts: a run for each.
         seed: of all of them.
-        every: iterations from one look to the next.
+        looks: how often a run is looked at.
         overrides: settings to change.
     """
 
     preset: str
     prompts: tuple[str, ...]
     seed: int = 0
-    every: int = 5
+    looks: int = 46
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self, prompt: str) -> ObservedRun:
         """That of a prompt."""
-        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.every)
+        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings("toybox64", ("a red mushroom",), every=10),
+    "small": Settings("toybox64", ("a red mushroom",), looks=26),
     "full": Settings(
         "toybox", ("a red mushroom", "a yellow duck", "a blue robot", "a green house", "a pink pig")
     ),
-    "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), every=50),
+    "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), looks=61),
 }
 
 
@@ -174,7 +175,8 @@ def picture(config: Config, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
                     () if None in errors else errors,
                 )
             )
-        panels.append(Panel(title, "iteration", "", lines))
+        level = 1.0 / weights.shape[1] if column == "plain_share" else None
+        panels.append(Panel(title, "iteration", "", lines, level))
     return draw_plot(panels)
 
 
@@ -192,11 +194,14 @@ def make_of(settings: Settings, work: Work) -> Made:
     check_plotting()
     runs = {prompt: settings.run(prompt) for prompt in settings.prompts}
     for run in runs.values():
+        loss_of(run.config)
         run.check(work.model)
     records = {}
     for prompt, run in runs.items():
         work.report(f'"{prompt}"')
-        records[prompt] = run.observe(work.folder / slug(prompt), look, model=work.model, report=work.report)
+        records[prompt] = run.observe(
+            work.folder / slug(prompt), look, about={}, model=work.model, report=work.report
+        )
     rows = rows_of(records)
     config = runs[settings.prompts[0]].config
     text = f"# {FIGURE.title}\n\nShare of each node in the gradient, mean:\n\n{table(rows)}\n"
@@ -206,8 +211,8 @@ def make_of(settings: Settings, work: Work) -> Made:
 FIGURE = Figure(
     title="How the nodes are balanced over a run",
     source="Section 8.1",
-    expected="The coarsest node has most of the gradient at first and the finest at last. Where nodes are not "
-    "balanced all have nearly equal shares throughout, the finest a little more towards the end.",
+    expected="The coarsest node has most of the gradient at first and the finest at last. Where nodes are "
+    "not balanced all have nearly equal shares throughout, the finest a little more towards the end.",
     seconds={"small": 75, "full": 720},
     make=make,
 )

@@ -8,6 +8,7 @@ from ge3d_jax.runs.figures import (
     diversity,
     edit_objects,
     exact_inversion,
+    node_gallery,
     only_x0,
     repeat_edit,
 )
@@ -21,6 +22,7 @@ FIGURES: dict[str, Figure] = {
     "ablate_timesteps": ablate_timesteps.FIGURE,
     "only_x0": only_x0.FIGURE,
     "dbc_curves": dbc_curves.FIGURE,
+    "node_gallery": node_gallery.FIGURE,
     "edit_objects": edit_objects.FIGURE,
     "exact_inversion": exact_inversion.FIGURE,
 }

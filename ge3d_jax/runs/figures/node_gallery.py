@@ -1,0 +1,250 @@
+"""Figure 15: the nodes of both trajectories, decoded, over the iterations of a run.
+
+The states themselves are noisy; shown are the clean pictures that the network takes them for. All looks share
+one camera, so that a row shows how one node develops.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.diffusion.pipeline import decode_latents
+from ge3d_jax.metrics.pictures import psnr
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table
+from ge3d_jax.runs.figures.node_trajectories import clean_predictions, find_trajectories, loss_of
+from ge3d_jax.runs.figures.observed_runs import ObservedRun
+from ge3d_jax.toybox import MODELS
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.render import render_sentence
+from ge3d_jax.training.config import Config
+from ge3d_jax.training.distillation import Distillation, Prompted
+from ge3d_jax.training.presets import PUBLISHED
+from ge3d_jax.training.state import TrainState
+from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
+from ge3d_jax.viewer.turntable import Viewpoint, cameras_around
+
+_SHOWN_EDGE = 96
+_LOUDEST = 99.0  # decibels, of equal pictures in the files
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is run and looked at.
+
+    Attributes:
+        preset: what the settings begin with.
+        prompt, seed: of the run.
+        looks: columns of the gallery.
+        azimuth_degrees: of the camera.
+        overrides: settings to change.
+    """
+
+    preset: str
+    prompt: str
+    seed: int = 0
+    looks: int = 6
+    azimuth_degrees: float = 30.0
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def run(self) -> ObservedRun:
+        """The run."""
+        return ObservedRun(self.prompt, self.seed, self.preset, self.overrides, self.looks)
+
+
+SIZES: Mapping[str, Settings] = {
+    "small": Settings("toybox64", "a red mushroom", looks=5),
+    "full": Settings("toybox", "a yellow duck"),
+    "paper": Settings("paper/radio", PUBLISHED["paper/radio"][0]),
+}
+
+
+def camera_of(config: Config, azimuth_degrees: float) -> Any:
+    """A batch of one camera in the middle of those that a run ends with."""
+    viewpoint = Viewpoint(
+        radius=float(np.mean(config.cameras.radius_end)),
+        polar=float(np.deg2rad(np.mean(config.cameras.polar_degrees))),
+        fov=float(np.mean(config.cameras.fov_radians_end)),
+        size=config.image_size,
+    )
+    return cameras_around(jnp.deg2rad(jnp.asarray([azimuth_degrees])), viewpoint)
+
+
+def from_one_side(drawn: Draws, config: Config, azimuth_degrees: float) -> Draws:
+    """What chance decided, but for one view, from a fixed camera, not mirrored, on the plain background."""
+    first = jax.tree.map(lambda leaf: leaf[:1], drawn.per_view)
+    fixed = {
+        "cameras": camera_of(config, azimuth_degrees),
+        "azimuth": jnp.deg2rad(jnp.asarray([azimuth_degrees], jnp.float32)),
+        "backgrounds": jnp.asarray([config.background.color], jnp.float32),
+    }
+    return Draws(shared={**drawn.shared, "flip": jnp.asarray(False)}, per_view={**first, **fixed})
+
+
+_decode = jax.jit(decode_latents)
+
+
+def look(
+    azimuth_degrees: float, task: Distillation, state: TrainState, context: Prompted, drawn: Draws
+) -> Record:
+    """What is kept of an iteration.
+
+    Args:
+        azimuth_degrees: of the camera.
+        task, state, context, drawn: of the run.
+
+    Returns:
+        Numbers: `active`, a, and `times` of the active nodes and the top, a + 1. Arrays, uint8: `render` (H,
+        W, 3); `noising` (a, H, W, 3), what the network takes x_{t_0} … x_{t_{a−1}} for; `denoising` (a + 1,
+        H, W, 3), the picture x̂_{t_0}, then what it takes x̂_{t_1} … x̂_{t_a} for.
+    """
+    fixed = from_one_side(drawn, task.config, azimuth_degrees)
+    found = find_trajectories(task, state, context, fixed)
+    kept = slice(found.active + 1)
+    times, schedule = found.times[kept], context.model.schedule
+    noising = clean_predictions(schedule, found.noised[kept, 0], times)
+    denoising = clean_predictions(schedule, found.denoised[kept, 0], times)
+    denoising = np.concatenate([found.denoised[:1, 0], denoising])
+    # The same number of pictures whatever the number of active nodes, for one program.
+    count = len(found.times)
+    latents = np.zeros((2 * count, *noising.shape[1:]), np.float32)
+    latents[: len(noising)], latents[count : count + len(denoising)] = noising, denoising
+    pictures = to_uint8(np.asarray(_decode(context.model, jnp.asarray(latents))))
+    return Record(
+        {"active": found.active, "times": times.tolist()},
+        {
+            "render": to_uint8(found.images[0]),
+            "noising": pictures[: len(noising)],
+            "denoising": pictures[count : count + len(denoising)],
+        },
+    )
+
+
+def true_view(settings: Settings) -> np.ndarray | None:
+    """What a perfect object would show, uint8 (H, W, 3); None where nobody knows it."""
+    if settings.preset not in MODELS:
+        return None
+    camera = jax.tree.map(lambda leaf: leaf[0], camera_of(settings.run.config, settings.azimuth_degrees))
+    return to_uint8(np.asarray(render_sentence(parse(settings.prompt), camera, background=jnp.ones(3))))
+
+
+def _decibels(picture: np.ndarray, truth: np.ndarray | None) -> float | None:
+    if truth is None:
+        return None
+    return round(min(float(psnr(picture / 255.0, truth / 255.0)), _LOUDEST), 2)
+
+
+def rows_of(records: Mapping[int, Record], truth: np.ndarray | None) -> list[dict[str, Any]]:
+    """A row for each look and node, the render's without a node: PSNR to the truth of all that is shown."""
+    rows = []
+    for done, record in records.items():
+        arrays = record.arrays
+        rows.append(
+            {
+                "iteration": done,
+                "node": None,
+                "time": None,
+                "render_psnr": _decibels(arrays["render"], truth),
+                "noising_psnr": None,
+                "denoising_psnr": None,
+            }
+        )
+        for node, time in enumerate(record.numbers["times"]):
+            is_top = node == record.numbers["active"]
+            rows.append(
+                {
+                    "iteration": done,
+                    "node": node,
+                    "time": time,
+                    "render_psnr": None,
+                    "noising_psnr": None if is_top else _decibels(arrays["noising"][node], truth),
+                    "denoising_psnr": _decibels(arrays["denoising"][node], truth),
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """PSNR to the truth of the render and of the end of each trajectory, a line for each look, Markdown."""
+
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1f} dB"
+
+    lines = []
+    for render in (row for row in rows if row["node"] is None):
+        own = [row for row in rows if row["iteration"] == render["iteration"] and row["node"] is not None]
+        lines.append(
+            {
+                "iteration": str(render["iteration"]),
+                "farthest time": str(own[-1]["time"]),
+                "render": cell(render["render_psnr"]),
+                "taken for, at the top": cell(own[-1]["denoising_psnr"]),
+                "edited": cell(own[0]["denoising_psnr"]),
+            }
+        )
+    return markdown_table(lines)
+
+
+def picture(records: Mapping[int, Record], truth: np.ndarray | None) -> np.ndarray:
+    """A column for each look; rows: the render, the nodes going up, the nodes coming down."""
+    nodes = max(record.numbers["active"] for record in records.values())
+    blank = np.full_like(next(iter(records.values())).arrays["render"], 255)
+    shown = [record.arrays["render"] for record in records.values()]
+    labels = [f"iteration {done}" for done in records]
+
+    def row(name: str, node: int, word: str) -> None:
+        for record in records.values():
+            own = record.arrays[name]
+            shown.append(own[node] if node < len(own) else blank)
+            labels.append(f"{word}, t = {record.numbers['times'][node]}" if node < len(own) else "–")
+
+    for node in range(nodes):
+        row("noising", node, "up")
+    for node in reversed(range(nodes + 1)):
+        row("denoising", node, "down")
+    columns = len(records)
+    if truth is not None:
+        for index in reversed(range(len(shown) // columns)):
+            shown.insert((index + 1) * columns, blank if index else truth)
+            labels.insert((index + 1) * columns, "" if index else "truth")
+        columns += 1
+    return image_grid([enlarge(one, minimum=_SHOWN_EDGE) for one in shown], labels, columns=columns)
+
+
+def make(work: Work) -> Made:
+    """Run, look and draw."""
+    return make_of(SIZES[work.size], work)
+
+
+def make_of(settings: Settings, work: Work) -> Made:
+    """The figure of any settings. Raises UserError as `generate` does."""
+    run = settings.run
+    loss_of(run.config)
+    run.check(work.model)
+    records = run.observe(
+        work.folder,
+        partial(look, settings.azimuth_degrees),
+        about={"azimuth_degrees": settings.azimuth_degrees},
+        model=work.model,
+        report=work.report,
+    )
+    truth = true_view(settings)
+    rows = rows_of(records, truth)
+    text = f'# {FIGURE.title}\n\n"{settings.prompt}", PSNR to the true view:\n\n{table(rows)}\n'
+    return Made(rows, text + "![nodes](node_gallery.png)\n", {"": picture(records, truth)})
+
+
+FIGURE = Figure(
+    title="The nodes of both trajectories over a run",
+    source="Figure 15",
+    expected="Early on, the way up forgets the blurred render and the way down draws a clean object in its "
+    "place; later both ways show the same object, and what still differs are details.",
+    seconds={"small": 75, "full": 150},
+    make=make,
+)
