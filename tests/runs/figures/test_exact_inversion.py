@@ -20,7 +20,15 @@ from ge3d_jax.training.presets import configured
 from tests.guidance import fakes
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
-TINY = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+TINY = {
+    "iterations": 2,
+    "views": 1,
+    "image_size": IMAGE_SIZE,
+    "start.count": 50,
+    "nodes.count": 2,
+    "scene.capacity": 64,
+    "scene.buffer_capacity": 4096,
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
