@@ -5,8 +5,7 @@ change what is still open then. The paper shows one shape with other textures.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
