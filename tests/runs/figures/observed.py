@@ -11,7 +11,7 @@ SMALL = {
     "nodes.count": 2,
     "nodes.jump_max": [90, 90],
     "nodes.jump_min": [89, 89],
-    "nodes.max_step": [200, 100],
+    "nodes.max_step": [300, 100],
     "reconstruction.rings": [[80, 2], [60, 2]],
     "reconstruction.held_out": 2,
     "reconstruction.passes": 2,
