@@ -54,7 +54,7 @@ train: $(VENV)/.runtime  ## Train the bundled model anew, in two legs, and put i
 mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
 
-figures: $(VENV)/.runtime  ## The paper's tables and figures, a first look: make figures SIZE=full for all of it
+figures: $(VENV)/.figures  ## The paper's tables and figures, a first look: make figures SIZE=full for all of it
 	@$(VENV)/bin/python experiments/figures/page.py --size="$(SIZE)"
 
 test: check-format lint types pytest  ## Formatting, lint, types and tests
@@ -111,6 +111,10 @@ $(VENV)/.runtime: requirements.txt pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/p
 
 $(VENV)/.mesh: $(VENV)/.runtime requirements-mesh.txt
 	@$(PIP_INSTALL) -r requirements-mesh.txt
+	@touch $@
+
+$(VENV)/.figures: $(VENV)/.runtime requirements-figures.txt
+	@$(PIP_INSTALL) -r requirements-figures.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.mesh requirements-dev.txt

@@ -4,8 +4,9 @@
 
 About a minute (small) or three (full) on two CPU cores. The paper's scale takes Stable Diffusion:
 --size=paper --model=FOLDER.
-To be expected: early on, the way up forgets the blurred render and the way down draws a clean object in its
-place; later both ways show the same object, and what still differs are details.
+To be expected: the way up keeps at every node what the render shows. The way down draws the object that the
+text asks for, at the top in coarse and wrong colors, lower down in right ones; its end changes little over
+the run, and the renders come to it.
 """
 
 from ge3d_jax.cli import figure_flags

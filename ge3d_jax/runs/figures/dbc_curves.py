@@ -204,8 +204,8 @@ def make_of(settings: Settings, work: Work) -> Made:
         )
     rows = rows_of(records)
     config = runs[settings.prompts[0]].config
-    text = f"# {FIGURE.title}\n\nShare of each node in the gradient, mean:\n\n{table(rows)}\n"
-    return Made(rows, text + "![curves](dbc_curves.png)\n", {"": picture(config, rows)})
+    text = f"Share of each node in the gradient, mean:\n\n{table(rows)}"
+    return Made(rows, text, {"": picture(config, rows)})
 
 
 FIGURE = Figure(

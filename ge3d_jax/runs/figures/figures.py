@@ -3,6 +3,7 @@
 from ge3d_jax.runs.figures import (
     ablate_timesteps,
     compare_losses,
+    compare_views,
     convergence,
     dbc_curves,
     diversity,
@@ -10,6 +11,7 @@ from ge3d_jax.runs.figures import (
     exact_inversion,
     node_gallery,
     only_x0,
+    reconstruct,
     repeat_edit,
 )
 from ge3d_jax.runs.figures.base import Figure
@@ -22,6 +24,8 @@ FIGURES: dict[str, Figure] = {
     "ablate_timesteps": ablate_timesteps.FIGURE,
     "only_x0": only_x0.FIGURE,
     "dbc_curves": dbc_curves.FIGURE,
+    "compare_views": compare_views.FIGURE,
+    "reconstruct": reconstruct.FIGURE,
     "node_gallery": node_gallery.FIGURE,
     "edit_objects": edit_objects.FIGURE,
     "exact_inversion": exact_inversion.FIGURE,

@@ -236,15 +236,16 @@ def make_of(settings: Settings, work: Work) -> Made:
     )
     truth = true_view(settings)
     rows = rows_of(records, truth)
-    text = f'# {FIGURE.title}\n\n"{settings.prompt}", PSNR to the true view:\n\n{table(rows)}\n'
-    return Made(rows, text + "![nodes](node_gallery.png)\n", {"": picture(records, truth)})
+    text = f'"{settings.prompt}"' + (", PSNR to the true view" if truth is not None else "")
+    return Made(rows, f"{text}:\n\n{table(rows)}", {"": picture(records, truth)})
 
 
 FIGURE = Figure(
     title="The nodes of both trajectories over a run",
     source="Figure 15",
-    expected="Early on, the way up forgets the blurred render and the way down draws a clean object in its "
-    "place; later both ways show the same object, and what still differs are details.",
+    expected="The way up keeps at every node what the render shows. The way down draws the object that the "
+    "text asks for, at the top in coarse and wrong colors, lower down in right ones; its end changes little "
+    "over the run, and the renders come to it.",
     seconds={"small": 75, "full": 150},
     make=make,
 )

@@ -508,8 +508,7 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None) -> Made:
     rows = [row for name, own in records.items() for row in mean_rows(name, own, settings.tasks)]
     return Made(
         rows=rows,
-        text=f"# {FIGURE.title}\n\n{table(rows, settings.shown)}\n![edits](repeat_edit.png)\n\n"
-        "![curves](repeat_edit_curves.png)\n",
+        text=table(rows, settings.shown),
         pictures={
             "": sheet(pictures, {name: own[0] for name, own in records.items()}, settings),
             "curves": curves(rows),

@@ -1,0 +1,252 @@
+"""Section 7.2: what the reconstructive stage makes of an object, after more and more iterations before it.
+
+One run is looked at several times; each time the stage is gone through from where the run is, and the run
+goes on as if nothing had been. What it gives is what a run gives that ends there with the stage.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ge3d_jax.core.random import Draws
+from ge3d_jax.metrics.likeness import Views
+from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
+from ge3d_jax.runs.figures.observed_runs import ObservedRun
+from ge3d_jax.runs.folder import prepare_folder, slug
+from ge3d_jax.runs.judged import see, see_truths
+from ge3d_jax.runs.judging import METRICS, judge_object, load_judges
+from ge3d_jax.runs.judging_table import estimates, table
+from ge3d_jax.runs.reconstruct import reconstruct
+from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.toybox import MODELS
+from ge3d_jax.training.distillation import Distillation, Prompted
+from ge3d_jax.training.iterations import RunResult
+from ge3d_jax.training.presets import PUBLISHED
+from ge3d_jax.training.state import TrainState
+from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
+from ge3d_jax.viewer.sheet import image_grid, to_uint8
+from ge3d_jax.viewer.turntable import Viewpoint, render_around
+
+STAGES = ("before", "after")
+_METRICS = ("views_right", "psnr", "ssim", "overlap", "chamfer", "sharpness", "saturation", "contrast")
+_PLOTTED = ("psnr", "chamfer", "sharpness", "saturation")
+_SHOWN_AZIMUTH, _SHOWN_EDGE = np.deg2rad(45.0), 128
+
+# (prompt, seed, object) → its numbers
+Judge = Callable[[str, int, Gaussians], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is run.
+
+    Attributes:
+        preset: what the settings begin with.
+        prompts: a run for each.
+        seed: of all of them.
+        looks: how often the stage is gone through in a run, evenly from its first iteration to its last.
+        overrides: settings to change.
+    """
+
+    preset: str
+    prompts: tuple[str, ...]
+    seed: int = 0
+    looks: int = 5
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the prompts are sentences of the Toybox world, so that their truth is known."""
+        return self.preset in MODELS
+
+    def run(self, prompt: str) -> ObservedRun:
+        """That of a prompt."""
+        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)
+
+
+SIZES: Mapping[str, Settings] = {
+    "small": Settings(
+        "toybox64", ("a yellow duck",), looks=3, overrides={"iterations": 120, "reconstruction.passes": 20}
+    ),
+    "full": Settings("toybox", ("a yellow duck", "a blue robot", "a red mushroom", "an orange cat"), looks=6),
+    "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), looks=6),
+}
+
+
+def shown_from_one_side(gaussians: Gaussians) -> np.ndarray:
+    """An object on white, uint8 (H, W, 3)."""
+    viewpoint = Viewpoint(size=_SHOWN_EDGE)
+    return render_around(gaussians, [float(_SHOWN_AZIMUTH)], viewpoint=viewpoint)[0]
+
+
+def go_through_stage(
+    folder: Path,
+    prompt: str,
+    seed: int,
+    judge: Judge,
+    task: Distillation,
+    state: TrainState,
+    context: Prompted,
+    drawn: Draws,
+) -> Record:
+    """The stage from where a run is.
+
+    Args:
+        folder: of the stages.
+        prompt, seed: of the run.
+        judge: numbers of an object.
+        task, state, context, drawn: of the run.
+
+    Returns:
+        Numbers: by STAGES those of `judge`, with `fitted` and `held_out`, PSNR to the edited pictures in
+        decibels. Arrays: by STAGES a picture.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+    """
+    done = int(state.iteration)
+    begun = RunResult(state, done, task, interrupted=False, diverged=False)
+    own = prepare_folder(folder / f"stage-{done:05d}")
+    ended = reconstruct(own, task, context, begun, progress=False)
+    if ended.interrupted:
+        raise KeyboardInterrupt
+    edits = json.loads((own / "reconstruction.json").read_text(encoding="utf-8"))["psnr"]
+    objects = dict(zip(STAGES, (begun.object, ended.object), strict=True))
+    numbers = {
+        name: {
+            **judge(prompt, seed, gaussians),
+            "fitted": edits["fitted"][name],
+            "held_out": edits["held_out"][name],
+        }
+        for name, gaussians in objects.items()
+    }
+    return Record(numbers, {name: shown_from_one_side(gaussians) for name, gaussians in objects.items()})
+
+
+def judge_by_truth(truths: Mapping[str, Views], gallery: Gallery) -> Judge:
+    """A judge of objects whose truth is known."""
+
+    def judge(prompt: str, seed: int, gaussians: Gaussians) -> dict[str, Any]:
+        return judge_object(see(prompt, seed, gaussians, truth=truths[prompt]), gallery, metrics=_METRICS)
+
+    return judge
+
+
+def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
+    """A row for each prompt, number of iterations, and side of the stage."""
+    return [
+        {
+            "run": f"{done} iterations, {stage}",
+            "iterations": done,
+            "stage": stage,
+            "prompt": prompt,
+            **record.numbers[stage],
+        }
+        for prompt, own in records.items()
+        for done, record in own.items()
+        for stage in STAGES
+    ]
+
+
+def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on how well the held-out views agree with their own edits, before and after."""
+    means = [np.mean([row["held_out"] for row in rows if row["stage"] == stage]) for stage in STAGES]
+    return (
+        f"Views that are not fitted agree with what the model makes of them to {means[0]:.1f} dB before the "
+        f"stage and {means[1]:.1f} dB after it, mean over all."
+    )
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Some numbers against the iterations, before and after the stage."""
+    found = estimates(rows, "run", _PLOTTED)
+    iterations = sorted({row["iterations"] for row in rows})
+    panels = []
+    for metric in _PLOTTED:
+        lines = []
+        for stage in STAGES:
+            values = [found[f"{done} iterations, {stage}"][metric] for done in iterations]
+            errors = [error for _, error in values]
+            means = [np.nan if mean is None else mean for mean, _ in values]
+            lines.append(
+                Line(f"{stage} the stage", iterations, means, () if None in errors else errors)  # type: ignore[arg-type]
+            )
+        level = 1.0 if METRICS[metric].better == "one" else None
+        panels.append(Panel(METRICS[metric].label, "iterations before the stage", "", lines, level))
+    return draw_plot(panels, columns=2)
+
+
+def picture(records: Mapping[str, Mapping[int, Record]], truths: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows: before and after the stage, for each prompt; columns: iterations, then the truth if known."""
+    shown, labels = [], []
+    for prompt, own in records.items():
+        for stage in STAGES:
+            shown += [record.arrays[stage] for record in own.values()]
+            labels += [f"{stage}, {done}" for done in own]
+            if prompt in truths:
+                shown.append(truths[prompt])
+                labels.append("truth")
+    return image_grid(shown, labels, columns=len(shown) // (len(STAGES) * len(records)))
+
+
+def make(work: Work) -> Made:
+    """Run, go through the stages, and draw."""
+    settings = SIZES[work.size]
+    return make_of(settings, work, load_judges(work.report) if settings.is_known else None)
+
+
+def make_of(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+    """The figure of any settings.
+
+    Args:
+        settings: what is run.
+        work: with what.
+        gallery: of the recognizer; not used where the truth is not known.
+
+    Raises:
+        UserError: as `generate` does.
+    """
+    check_plotting()
+    runs = {prompt: settings.run(prompt) for prompt in settings.prompts}
+    for run in runs.values():
+        run.check(work.model)
+
+    def unknown(prompt: str, seed: int, gaussians: Gaussians) -> dict[str, Any]:
+        return {}
+
+    judge: Judge = unknown
+    truths: dict[str, Views] = {}
+    if settings.is_known and gallery is not None:
+        truths = see_truths(settings.prompts)
+        judge = judge_by_truth(truths, gallery)
+    records = {}
+    for prompt, run in runs.items():
+        work.report(f'"{prompt}"')
+        folder = work.folder / slug(prompt)
+        look = partial(go_through_stage, folder, prompt, settings.seed, judge)
+        records[prompt] = run.observe(folder, look, about={}, model=work.model, report=work.report)
+    rows = rows_of(records)
+    # Of eight views, the second is from the side that is shown.
+    shown = {prompt: to_uint8(views.pictures[1]) for prompt, views in truths.items()}
+    pictures = {"": picture(records, shown)}
+    text = agreement(rows)
+    if truths:
+        pictures["curves"] = curves(rows)
+        text = f"{table(rows, 'run', metrics=_METRICS)}\n{text}"
+    return Made(rows, text, pictures)
+
+
+FIGURE = Figure(
+    title="The reconstructive stage after more and more iterations",
+    source="Section 7.2",
+    expected="After few iterations the stage brings an object nearly to where the rest of the run would; "
+    "after many it sharpens it a little.",
+    seconds={"small": 120, "full": 3600},
+    make=make,
+)
