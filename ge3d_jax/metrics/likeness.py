@@ -202,7 +202,7 @@ def trace_views(kind: str, cameras: Camera) -> Traced:
 def paint_views(traced: Traced, sentence: Sentence) -> Views:
     """Paint a traced kind as a sentence of it says, on white."""
     pictures = paint_layers(traced.layers, *sentence_colors(sentence), jnp.ones(3))
-    return Views(np.asarray(pictures), traced.layers.alpha, traced.depths, traced.points)
+    return Views(np.asarray(pictures), np.asarray(traced.layers.alpha), traced.depths, traced.points)
 
 
 def true_views(sentence: Sentence, cameras: Camera) -> Views:
