@@ -15,12 +15,23 @@ def frechet_distance(made: np.ndarray, real: np.ndarray) -> float:
     """
     first, second = (np.asarray(features, np.float64) for features in (made, real))
     means = first.mean(axis=0) - second.mean(axis=0)
-    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
-    # tr (C₁C₂)^½ from the root of C₁: C₁^½ C₂ C₁^½ is symmetric and has the eigenvalues of C₁C₂.
-    values, vectors = np.linalg.eigh(covariances[0])
+    # Rows A and B with C₁ = AᵀA and C₂ = BᵀB.
+    rows = [(each - each.mean(axis=0)) / np.sqrt(len(each) - 1) for each in (first, second)]
+    crossed = _crossed_of_rows(*rows) if len(first) < first.shape[1] else _crossed_of_covariances(*rows)
+    return float(means @ means + np.sum(rows[0] ** 2) + np.sum(rows[1] ** 2) - 2.0 * crossed)
+
+
+def _crossed_of_rows(first: np.ndarray, second: np.ndarray) -> float:
+    """tr (C₁C₂)^½, for fewer pictures than numbers: C₁C₂ has the eigenvalues of (ABᵀ)(ABᵀ)ᵀ, and zeros."""
+    return float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
+
+
+def _crossed_of_covariances(first: np.ndarray, second: np.ndarray) -> float:
+    """tr (C₁C₂)^½ from the root of C₁: C₁^½ C₂ C₁^½ is symmetric and has the eigenvalues of C₁C₂."""
+    values, vectors = np.linalg.eigh(first.T @ first)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    crossed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0.0)).sum()
-    return float(means @ means + np.trace(covariances[0]) + np.trace(covariances[1]) - 2.0 * crossed)
+    inner = np.linalg.eigvalsh(root @ (second.T @ second) @ root)
+    return float(np.sqrt(np.maximum(inner, 0.0)).sum())
 
 
 def kernel_distance(made: np.ndarray, real: np.ndarray) -> float:

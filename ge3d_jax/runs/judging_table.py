@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.runs.judging import METRICS, Estimate, Metric
+from ge3d_jax.runs.judging import METRICS, Estimate, Metric, check_metrics
+
+_ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 
 
 def estimates(
@@ -20,7 +22,11 @@ def estimates(
 
     Returns:
         By group and metric the mean and its error; None where there is no number.
+
+    Raises:
+        UserError: a metric that does not exist.
     """
+    check_metrics(metrics)
     groups = dict.fromkeys(str(row[by]) for row in rows)
     return {
         group: {name: _estimate([row for row in rows if str(row[by]) == group], name) for name in metrics}
@@ -39,24 +45,51 @@ def _estimate(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate:
     return mean_and_error(values)
 
 
-def _cell(metric: Metric, estimate: Estimate) -> str:
+def _cell(metric: Metric, estimate: Estimate, *, is_best: bool) -> str:
     mean, error = estimate
     if mean is None:
         return "–"
     text = f"{mean:.{metric.digits}f}"
+    text = f"**{text}**" if is_best else text
     return text if error is None else f"{text} ± {error:.{metric.digits}f}"
+
+
+def _best(metric: Metric, means: Sequence[float | None]) -> float | None:
+    """The best of several means as the table shows it; None where all that are shown are equal."""
+    known = [round(mean, metric.digits) for mean in means if mean is not None]
+    if metric.better is None or len(set(known)) < 2:
+        return None
+    order = {"higher": lambda mean: -mean, "lower": lambda mean: mean, "one": lambda mean: abs(mean - 1.0)}
+    return min(known, key=order[metric.better])
 
 
 def table(rows: Sequence[Mapping[str, Any]], by: str = "loss", *, metrics: Sequence[str]) -> str:
     """A table in Markdown: a line for each group, a column for each metric, mean ± standard error.
 
+    The best mean of a column is bold, whatever the errors say, and an arrow tells which is: ↑ the highest,
+    ↓ the lowest, → 1 the nearest to 1.
+
     Args:
         rows: as for `estimates`.
         by: what tells groups apart; the first column.
         metrics: names in METRICS; one that no group has a number of is left out.
+
+    Raises:
+        UserError: a metric that does not exist.
     """
     found = estimates(rows, by, metrics)
-    shown = [name for name in metrics if any(group[name][0] is not None for group in found.values())]
-    lines = [[by, *(METRICS[name].label for name in shown)], ["---"] * (len(shown) + 1)]
-    lines += [[group, *(_cell(METRICS[name], own[name]) for name in shown)] for group, own in found.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = {group: [group] for group in found}
+    head = [by]
+    for name in metrics:
+        metric, means = METRICS[name], [own[name][0] for own in found.values()]
+        if all(mean is None for mean in means):
+            continue
+        head.append(metric.label + _ARROWS[metric.better])
+        best = _best(metric, means)
+        for group, own in found.items():
+            mean = own[name][0]
+            is_best = mean is not None and round(mean, metric.digits) == best
+            lines[group].append(_cell(metric, own[name], is_best=is_best))
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines.values()]) + "\n"
+    )
