@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.runs.evaluate import true_pictures
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures import compare_losses
 from ge3d_jax.runs.figures.base import Work, write_made
 from ge3d_jax.runs.figures.loss_settings import EQUAL_TIMES, OWN_LENGTHS
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.sheet import to_uint8
-from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_gallery, tiny_settings
+from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
 from tests.tiny_model import write_tiny_model
 
 SETTINGS = tiny_settings(own_length=1)
@@ -32,12 +31,16 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make(model):
-    gallery = tiny_gallery()
+def judges():
+    return tiny_judges()
+
+
+@pytest.fixture(scope="module")
+def make(model, judges):
 
     def make(folder, settings=SETTINGS, report=lambda line: None, **how):
         work = Work("small", folder, model, report)
-        return compare_losses.make(work, settings=settings, gallery=gallery, **how)
+        return compare_losses.make(work, settings=settings, judges=judges, **how)
 
     return make
 
@@ -140,7 +143,7 @@ def test_the_tables_are_means_over_prompts(gone_on):
     )
     assert second.startswith("\n\n1 object, 1 prompt with 1 seed: the iterations of the preset `toybox64`")
     header, _, line = first.strip().splitlines()[-3:]
-    assert header == "| loss, iterations | PSNR to the truth, dB | diversity of shape | seconds |"
+    assert header == "| loss, iterations | PSNR to the truth, dB ↑ | diversity of shape ↑ | seconds ↓ |"
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == f"`{SDS.label}`, {timed[0]['iterations']}"
     assert cells[1].split(" ± ")[0] == f"{np.mean([row['psnr'] for row in timed]):.1f}"
@@ -148,11 +151,11 @@ def test_the_tables_are_means_over_prompts(gone_on):
     assert cells[2].startswith(f"{together['shape_diversity']:.3f} ± ")
 
 
-def test_the_picture_has_the_truth_above_the_losses(gone_on):
+def test_the_picture_has_the_truth_above_the_losses(gone_on, judges):
     _, made, _ = gone_on
     picture = made.pictures[""]
     assert picture.dtype == np.uint8 and picture.shape[0] > 2 * 128 and picture.shape[1] > 4 * 128
-    truth = to_uint8(true_pictures(PROMPTS[1])[[0, 4]])
+    truth = to_uint8(judges.truths[PROMPTS[1]].pictures[[0, 4]])
     for side in truth:
         assert _is_in(side, picture[:170])
     # One prompt has the front and the back of one object.
@@ -163,7 +166,7 @@ def _is_in(part, whole):
     """Whether a picture is to be found in another one, but for rounding."""
     height, width = part.shape[:2]
     windows = np.lib.stride_tricks.sliding_window_view(whole[..., 1], (height, width))
-    return np.abs(windows[:, ::1].astype(int) - part[..., 1]).mean(axis=(2, 3)).min() < 1.5
+    return np.abs(windows.astype(int) - part[..., 1]).mean(axis=(2, 3)).min() < 1.5
 
 
 def test_records_of_another_run_are_refused(make, gone_on):
