@@ -176,6 +176,6 @@ FIGURE = Figure(
     source="Figure 9",
     expected="Nodes that reach too near change too little, and the shape stays wrong; short jumps keep more "
     "detail than long ones, and take longer.",
-    seconds={"small": 110.0, "full": 1900.0},
+    seconds={"small": 140.0, "full": 1900.0},
     make=make,
 )
