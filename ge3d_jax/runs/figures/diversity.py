@@ -127,6 +127,6 @@ FIGURE = Figure(
     source="Figure 8",
     expected="Seeds that go together at first have less diversity of shape than other seeds throughout, and "
     "keep more of that of texture.",
-    seconds={"small": 85.0, "full": 3500.0},
+    seconds={"small": 95.0, "full": 3500.0},
     make=make,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from ge3d_jax.guidance.x0 import X0
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work
-from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
+from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import PUBLISHED, configured
@@ -68,7 +68,7 @@ SIZES: Mapping[str, Settings] = {
 
 def only_the_end(config: Config) -> dict[str, Any]:
     """Settings by dotted name that put x0 in the place of GE3D, with all that both have as it is there."""
-    ge3d = config.guidance
+    ge3d = ge3d_of(config)
     names = [field.name for field in dataclasses.fields(X0) if field.name != "nodes"]
     return {
         "guidance.kind": "x0",

@@ -9,6 +9,7 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.recognition import Gallery
@@ -22,6 +23,7 @@ from ge3d_jax.runs.judging import judge_group, judge_object, load_judges
 from ge3d_jax.runs.request import check_prompt, check_seed
 from ge3d_jax.runs.sweep import SweepResult, sweep
 from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.training.config import Config
 from ge3d_jax.viewer.sheet import to_uint8
 
 _Row = dict[str, Any]
@@ -206,6 +208,13 @@ def _seen(objects: Mapping[tuple[str, int], Gaussians]) -> Record:
     views = {key: object_views(gaussians, cameras) for key, gaussians in objects.items()}
     rows: list[_Row] = [{"prompt": prompt, "seed": seed} for prompt, seed in objects]
     return _record(rows, views)
+
+
+def ge3d_of(config: Config) -> GE3D:
+    """The loss of settings, which is GE3D. Raises TypeError where it is another."""
+    if not isinstance(config.guidance, GE3D):
+        raise TypeError(f"The loss is {type(config.guidance).__name__}, but these figures vary GE3D.")
+    return config.guidance
 
 
 def told_rows(swept: Mapping[str, Swept], by: str, told: Mapping[str, _Row] | None = None) -> list[_Row]:

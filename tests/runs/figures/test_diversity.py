@@ -1,5 +1,6 @@
 """Figure 8: its arms, its picture, and that it ends the same wherever it was stopped."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,12 @@ def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, model, galle
     others = replace(SETTINGS, plan=tiny_plan(**{"guidance.kind": "sds", "views": 2}))
     with pytest.raises(UserError, match="was made with another settings"):
         compare_seeds(others, work_in(tmp_path / "work", model), gallery)
+    # Nor with another model.
+    shutil.copytree(model, tmp_path / "model")
+    weights = next((tmp_path / "model").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(UserError, match="was made with another model"):
+        compare_seeds(SETTINGS, work_in(tmp_path / "work", tmp_path / "model"), gallery)
 
 
 def test_seeds_part_from_the_first_of_them():
