@@ -10,6 +10,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.recognition import build_gallery
+from ge3d_jax.runs.evaluate import make_object
 from ge3d_jax.runs.figures import edit_objects
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.edit_objects import SIZES, Edit, Settings, way_overrides
@@ -20,12 +21,12 @@ from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 TINY = Settings(
     edits=(Edit("color", "a red mushroom", "a blue mushroom"),),
     ways=("direct", "start"),
+    preset="toybox64",
     overrides={
         "iterations": 2,
         "views": 1,
         "image_size": IMAGE_SIZE,
         "nodes.count": 2,
-        "scene.capacity": 64,
         "scene.buffer_capacity": 4096,
     },
     source_overrides={"start.count": 50},
@@ -67,8 +68,12 @@ def made(model, gallery, tmp_path_factory):
     work, first = work_in(folder, model, stop_at=2)
     with pytest.raises(Stopped):
         edit_objects.edited_rows(TINY, work, lambda: gallery)
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("object.ply")}
     work, second = work_in(folder, model)
-    return edit_objects.edited_rows(TINY, work, lambda: gallery), first, second, folder
+    rows = edit_objects.edited_rows(TINY, work, lambda: gallery)
+    # What was made before is not made again.
+    assert len(before) == 2 and before == {file: file.stat().st_mtime_ns for file in before}
+    return rows, first, second, folder
 
 
 def test_every_edit_has_a_row_of_each_way(made):
@@ -102,6 +107,29 @@ def test_the_ways_differ_and_begin_with_the_source(made):
     assert scales["source"] != 2.0 and scales["direct"] == scales["start"] == 2.0
     splats = [load_ply(next(objects.glob(f"{way}/*/*/object.ply"))).sh for way in ("direct", "start")]
     assert not np.array_equal(*splats)
+
+
+def test_an_edit_of_something_else_is_another_object(made, model, tmp_path):
+    *_, folder = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("*/direct/*/*/config.json")
+
+    def told(**changes):
+        make_object(
+            "a blue mushroom",
+            seed=0,
+            folder=file.parents[2],
+            preset="toybox64",
+            model=model,
+            overrides=way_overrides(TINY, "direct"),
+            **changes,
+        )
+        config = json.loads(file.read_text())
+        return config["start"], config["edit_from"]
+
+    (start,) = tmp_path.glob("*/source/*/*/object.ply")
+    assert told(start=start, edit_from="a red mushroom") == (str(start), "a red mushroom")
+    assert told(start=start, edit_from="a green mushroom") == (str(start), "a green mushroom")
 
 
 def test_a_stopped_figure_goes_on_and_ends_the_same(made, model, gallery, tmp_path):
