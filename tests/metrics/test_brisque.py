@@ -57,6 +57,11 @@ def test_a_drawn_distribution_is_found_again(alpha, left, right):
     assert found[1] == pytest.approx(np.mean(values), abs=0.02)
 
 
+def test_what_is_neither_above_nor_below_counts_to_the_right():
+    assert fit_asymmetric(np.asarray([-1.0, -3.0, 0.0, 0.0, 2.0, 4.0]))[2:] == pytest.approx((5.0, 5.0))
+    assert fit_asymmetric(np.asarray([0.0, 1.0])) is fit_asymmetric(np.asarray([-1.0, 0.0])) is None
+
+
 def test_shapes_stay_within_the_authors_range():
     # All of one size has no tails at all, and two rare giants nothing else.
     assert fit_asymmetric(np.asarray([-1.0, 1.0] * 50))[0] == 10.0

@@ -113,6 +113,18 @@ def test_an_object_that_is_not_there_has_failed_and_is_a_size_away(gallery, trut
     assert judge_object(Judged(DUCK, 0, ball, faint, duck), gallery, metrics=["failed"]) == {"failed": 1.0}
 
 
+def test_ratios_are_those_of_the_object_to_the_truth(gallery, truths, ball):
+    duck = truths[DUCK]
+    inside = duck.alphas[..., None]
+    # Half way to a grey, and covered as before.
+    dull = replace(duck, pictures=0.5 * duck.pictures + 0.5 * (0.4 * inside + 1.0 - inside))
+    found = judge_object(Judged(DUCK, 0, ball, dull, duck), gallery)
+    assert found["saturation"] == pytest.approx(0.5, abs=0.01)
+    assert found["contrast"] == pytest.approx(0.5, abs=0.01)
+    # Its outline against the white is nearly as sharp.
+    assert found["sharpness"] < 0.97
+
+
 def test_only_what_was_asked_for(gallery, truths, ball):
     judged = Judged(DUCK, 0, ball, truths[DUCK], truths[DUCK])
     assert list(judge_object(judged, gallery, metrics=["overlap", "psnr"])) == ["psnr", "overlap"]
