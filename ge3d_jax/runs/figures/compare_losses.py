@@ -128,7 +128,8 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
         else "One process worked at a time."
     )
     return (
-        f"{count}, {_counted(len(series.prompts), 'prompt')} with {_counted(len(series.seeds), 'seed')}: {length}. "
+        f"{count}, {_counted(len(series.prompts), 'prompt')} with "
+        f"{_counted(len(series.seeds), 'seed')}: {length}. "
         "Seconds are those of the iterations; compiling is not counted. "
         f"{cores} Mean ± standard error over prompts."
     )

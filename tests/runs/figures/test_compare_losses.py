@@ -163,10 +163,9 @@ def test_the_picture_has_the_truth_above_the_losses(gone_on, judges):
 
 
 def _is_in(part, whole):
-    """Whether a picture is to be found in another one, but for rounding."""
-    height, width = part.shape[:2]
-    windows = np.lib.stride_tricks.sliding_window_view(whole[..., 1], (height, width))
-    return np.abs(windows.astype(int) - part[..., 1]).mean(axis=(2, 3)).min() < 1.5
+    """Whether the middle line of a picture is part of a line of another one."""
+    middle = part[len(part) // 2].tobytes()
+    return any(middle in line.tobytes() for line in whole)
 
 
 def test_records_of_another_run_are_refused(make, gone_on):
@@ -226,6 +225,6 @@ def test_the_settings_of_the_paper_check_out():
     paper = compare_losses.SIZES["paper"]
     assert len(paper.prompts) == 7 and paper.processes == 1 and paper.own_length == 7
     for trial in paper.trials:
-        settings = trial.settings(paper.preset)
-        assert settings.image_size == 512
+        assert trial.settings(paper.preset).image_size >= 256
+    assert Trial("ge3d").settings("paper").iterations == 3000
     assert Trial("sds").settings("paper").iterations == 10_000
