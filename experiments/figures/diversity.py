@@ -1,8 +1,9 @@
 """Figure 8: objects of other seeds, and of seeds that go together for a part of the iterations.
 
-  python experiments/figures/diversity.py --size=small
+    python experiments/figures/diversity.py --size=small
 
-On two CPU cores: see FIGURE.seconds.
+A minute and a half on two CPU cores, and an hour at size "full"; a stopped one goes on
+where it was. The first figure on a machine takes two minutes more, to trace what objects are recognized by.
 
 Expected: seeds that go together at first, the start included, have less diversity of shape than other seeds
 throughout, and keep more of that of texture. diversity.png has the objects, diversity.md how far the seeds of

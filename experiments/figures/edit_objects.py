@@ -2,7 +2,8 @@
 
     python experiments/figures/edit_objects.py
 
-Color, part and kind of an object each: half an hour on two CPU cores; --size=small takes about two minutes.
+Color, part and kind of an object each: half an hour on two CPU cores; --size=small, a color alone, takes two
+minutes.
 Expected: with an exact way back to the source what the edit does not name stays nearer to it than by
 restyling, and the target is reached all the same. docs/results then has edit_objects.md (the tables), .csv,
 .json and a picture of each edit from eight sides.

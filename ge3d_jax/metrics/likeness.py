@@ -29,6 +29,7 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import Rendered, grow_to_fit, render
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.render import (
+    Layers,
     distance_to,
     paint_layers,
     sentence_colors,
@@ -60,6 +61,21 @@ class Views:
 
     pictures: np.ndarray
     alphas: np.ndarray
+    depths: np.ndarray
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A kind from V cameras, before painting.
+
+    Attributes:
+        layers: float32 arrays with a leading axis of V.
+        depths: as of `Views`.
+        points: as of `Views`.
+    """
+
+    layers: Layers
     depths: np.ndarray
     points: np.ndarray
 
@@ -165,6 +181,30 @@ def object_views(gaussians: Gaussians, cameras: Camera) -> Views:
     return Views(np.stack(pictures), np.stack(alphas), np.stack(depths), np.concatenate(points))
 
 
+def trace_views(kind: str, cameras: Camera) -> Traced:
+    """Look at a kind, before it is painted.
+
+    Args:
+        kind: of the Toybox world.
+        cameras: with a leading axis.
+    """
+    layers, depths, points = ([] for _ in range(3))
+    for index in range(len(cameras.intrinsics)):
+        camera = jax.tree.map(itemgetter(index), cameras)
+        layers.append(trace(kind, camera))
+        places, hit = (np.asarray(each) for each in surface(kind, camera))
+        depths.append(_mean_depth(places, hit, camera))
+        points.append(places[hit][::_STRIDE])
+    stacked = jax.tree.map(lambda *each: np.stack(each), *layers)
+    return Traced(stacked, np.stack(depths), np.concatenate(points))
+
+
+def paint_views(traced: Traced, sentence: Sentence) -> Views:
+    """Paint a traced kind as a sentence of it says, on white."""
+    pictures = paint_layers(traced.layers, *sentence_colors(sentence), jnp.ones(3))
+    return Views(np.asarray(pictures), np.asarray(traced.layers.alpha), traced.depths, traced.points)
+
+
 def true_views(sentence: Sentence, cameras: Camera) -> Views:
     """Look at what a sentence describes.
 
@@ -172,16 +212,7 @@ def true_views(sentence: Sentence, cameras: Camera) -> Views:
         sentence: of the Toybox world.
         cameras: with a leading axis.
     """
-    pictures, alphas, depths, points = ([] for _ in range(4))
-    for index in range(len(cameras.intrinsics)):
-        camera = jax.tree.map(itemgetter(index), cameras)
-        layers = trace(sentence.kind, camera)
-        places, hit = (np.asarray(each) for each in surface(sentence.kind, camera))
-        pictures.append(np.asarray(paint_layers(layers, *sentence_colors(sentence), jnp.ones(3))))
-        alphas.append(np.asarray(layers.alpha))
-        depths.append(_mean_depth(places, hit, camera))
-        points.append(places[hit][::_STRIDE])
-    return Views(np.stack(pictures), np.stack(alphas), np.stack(depths), np.concatenate(points))
+    return paint_views(trace_views(sentence.kind, cameras), sentence)
 
 
 def _mean_depth(places: np.ndarray, hit: np.ndarray, camera: Camera) -> np.ndarray:

@@ -119,8 +119,8 @@ def build_gallery(
     )
 
 
-def _world_fingerprint() -> str:
-    """A hash that changes with anything the gallery's pictures depend on."""
+def world_fingerprint() -> str:
+    """A hash that changes with anything the gallery's pictures, and other traced ones, depend on."""
     digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, render.RADIUS, GALLERY_SIZE)).encode())
     for module in (cameras, shapes, textures, objects, render):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -129,7 +129,7 @@ def _world_fingerprint() -> str:
 
 def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> Gallery:
     """The whole gallery, from a file in `folder`; traced and stored there the first time."""
-    file = folder / f"toybox-gallery-{_world_fingerprint()}.npz"
+    file = folder / f"toybox-gallery-{world_fingerprint()}.npz"
     if not file.exists():
         gallery = build_gallery(report=report)
         with atomic_path(file) as path:

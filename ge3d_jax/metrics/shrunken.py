@@ -2,6 +2,10 @@
 
 These are not the published FID and KID, whose features are Inception's: they compare sets of pictures as the
 recognizer of the Toybox world does, by colors of coarse pixels, and only numbers of one size can be compared.
+
+KID is unbiased for pictures drawn apart. Where each picture has a true one of its own in the other set, as
+here, its pair with that one counts, and those of a set's pictures with themselves do not: good objects come
+out a little below 0, the more so the fewer pictures there are.
 """
 
 import numpy as np

@@ -1,14 +1,21 @@
 """An object with what it is judged by: its views and the true ones, from the same cameras."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
+import jax
 import numpy as np
 
-from ge3d_jax.metrics.likeness import Views, object_views, true_views
+from ge3d_jax.core.caching import cache_folder
+from ge3d_jax.core.files import atomic_path
+from ge3d_jax.metrics.likeness import Traced, Views, object_views, paint_views, trace_views
+from ge3d_jax.metrics.recognition import world_fingerprint
 from ge3d_jax.runs.evaluate import likeness_cameras
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.render import Layers
 from ge3d_jax.viewer.sheet import to_uint8
 
 
@@ -38,18 +45,37 @@ class Judged:
         return to_uint8(self.views.pictures).astype(np.float32) / 255.0
 
 
-def see_truths(prompts: Sequence[str]) -> dict[str, Views]:
-    """The true views of prompts, to be shared by all their objects; a prompt takes a second or two.
+def see_truths(prompts: Sequence[str], folder: Path | None = None) -> dict[str, Views]:
+    """The true views of prompts, to be shared by all their objects.
+
+    A kind takes some seconds to trace; it is kept in a file, which all its colors are painted from.
 
     Args:
-        prompts: sentences of the Toybox world; repetitions are traced once.
+        prompts: sentences of the Toybox world.
+        folder: for the files; None for the package's cache.
 
     Raises:
         UserError: a prompt that is not of the Toybox world.
     """
     sentences = {prompt: parse(prompt) for prompt in prompts}
+    kinds = dict.fromkeys(sentence.kind for sentence in sentences.values())
+    traced = {kind: _load_traced(kind, folder or cache_folder()) for kind in kinds}
+    return {prompt: paint_views(traced[sentence.kind], sentence) for prompt, sentence in sentences.items()}
+
+
+def _load_traced(kind: str, folder: Path) -> Traced:
+    """A kind from the cameras of likeness, from its file; traced and stored there the first time."""
     cameras = likeness_cameras()
-    return {prompt: true_views(sentence, cameras) for prompt, sentence in sentences.items()}
+    places = np.concatenate([np.ravel(each) for each in jax.tree.leaves(cameras)])
+    looked_from = hashlib.sha256(np.float32(places).tobytes()).hexdigest()[:8]
+    file = folder / f"toybox-{kind}-{world_fingerprint()}-{looked_from}.npz"
+    if not file.exists():
+        made = trace_views(kind, cameras)
+        with atomic_path(file) as path, open(path, "wb") as stream:
+            np.savez_compressed(stream, depths=made.depths, points=made.points, **vars(made.layers))
+    with np.load(file) as stored:
+        layers = Layers(**{field.name: stored[field.name] for field in fields(Layers)})
+        return Traced(layers, stored["depths"], stored["points"])
 
 
 def see(

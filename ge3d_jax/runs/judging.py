@@ -194,7 +194,9 @@ METRICS: dict[str, Metric] = {
     "contrast": Metric(
         "contrast, of the truth's", 2, "one", of_object=lambda facts: contrast_ratio(*facts.colors)
     ),
-    "brisque": Metric("BRISQUE", 1, "lower", needs="brisque"),
+    # No direction: it takes the sharp outlines and even colors of the truth itself for damage, 83 to 99, and
+    # likes blurred objects better, about 60.
+    "brisque": Metric("BRISQUE", 1, None, needs="brisque"),
     "clip_similarity": Metric("CLIP similarity", 3, "higher", needs="clip"),
     "seconds": Metric("seconds", 0, "lower", of_object=lambda facts: facts.judged.seconds),
     "shape_diversity": Metric("diversity of shape", 3, "higher", of_objects=_diversity(shape_diversity)),

@@ -5,7 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.metrics.likeness import chamfer, measure_likeness, overlap, sharpness, size_of, specks, tint
+from ge3d_jax.metrics.likeness import (
+    Views,
+    chamfer,
+    compare_views,
+    depth_difference,
+    measure_likeness,
+    object_views,
+    overlap,
+    sharpness,
+    size_of,
+    specks,
+    tint,
+    true_views,
+)
+from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import distance_to, surface, toybox_camera
@@ -95,3 +109,70 @@ def test_specks_are_the_share_of_the_opacity_outside(on_the_surface):
     assert specks(both.replace(mask=jnp.arange(40) < 30), "snowman", 1.5) == 0.0
     near = splats(np.asarray([[0.0, 0.0, -0.74 - 0.049], [0.0, 0.0, -0.74 - 0.051]]))
     assert specks(near, "snowman", 1.0) == pytest.approx(0.5)
+
+
+def flat_views(depth, alpha):
+    """One view of 4 by 4 pixels."""
+    depths, alphas = (np.broadcast_to(np.asarray(each, float), (1, 4, 4)) for each in (depth, alpha))
+    return Views(np.ones((1, 4, 4, 3)), alphas, depths, np.zeros((1, 3)))
+
+
+def test_depths_differ_where_both_cover():
+    rows = np.asarray([1.0, 1.0, 0.4, 0.0])[:, None]
+    assert depth_difference(flat_views(3.0, rows), flat_views(3.2, 1.0)) == pytest.approx(0.2)
+    steps = np.asarray([3.0, 3.3, 9.0, 0.0])[:, None]
+    assert depth_difference(flat_views(steps, rows), flat_views(3.2, 1.0)) == pytest.approx(0.15)
+    assert depth_difference(flat_views(3.0, rows), flat_views(3.0, 1.0 - rows)) is None
+
+
+@pytest.fixture(scope="module")
+def two_cameras():
+    return cameras_around(turntable_azimuths(2), Viewpoint(size=64))
+
+
+@pytest.fixture(scope="module")
+def truth(two_cameras):
+    return true_views(SENTENCE, two_cameras)
+
+
+def test_the_truth_is_like_itself(truth, on_the_surface):
+    found = compare_views(truth, truth, splats(on_the_surface), SENTENCE)
+    assert found["psnr"] == np.inf and found["ssim"] == pytest.approx(1.0)
+    assert found["overlap"] == found["sharpness"] == 1.0 and found["tint"] < 0.01
+    assert found["chamfer"] == found["depth"] == 0.0
+
+
+def test_true_depths_are_those_of_the_surface(truth, two_cameras):
+    inside = truth.alphas == 1.0
+    assert truth.depths.shape == (2, 64, 64) and not truth.depths[truth.alphas == 0.0].any()
+    # The snowman is half a unit thick at least, and its middle 3.5 away.
+    assert 2.7 < truth.depths[inside].min() < 3.3 and 3.3 < truth.depths[inside].max() < 3.7
+    # A point at its depth in the middle of a pixel lies on the surface.
+    camera = jax.tree.map(lambda each: each[0], two_cameras)
+    rows, columns = np.nonzero(inside[0])
+    focal_x, focal_y, center_x, center_y = np.asarray(camera.intrinsics)
+    depth = truth.depths[0][rows, columns]
+    local = [(columns + 0.5 - center_x) / focal_x * depth, (rows + 0.5 - center_y) / focal_y * depth, depth]
+    rotation = np.asarray(camera.world_to_camera)[:3, :3]
+    points = np.stack(local, axis=-1) @ rotation + np.asarray(camera_center(camera))
+    assert np.median(np.abs(distance_to("snowman", points))) < 3e-3
+
+
+def test_an_object_and_the_truth_are_looked_at_apart(truth, two_cameras, on_the_surface):
+    ours = object_views(splats(on_the_surface), two_cameras)
+    assert ours.pictures.shape == truth.pictures.shape and ours.pictures.max() <= 1.0
+    shared = (ours.alphas > 0.5) & (truth.alphas == 1.0)
+    assert np.median(np.abs(ours.depths - truth.depths)[shared]) < 0.05
+    apart = compare_views(ours, truth, splats(on_the_surface), SENTENCE)
+    assert apart == measure_likeness(splats(on_the_surface), SENTENCE, two_cameras)
+    assert apart["depth"] < 0.04 and 0.5 < apart["ssim"] < 0.95
+    # Distances are in sizes of the object.
+    assert apart["depth"] == pytest.approx(depth_difference(ours, truth) / size_of(truth.points))
+
+
+def test_nothing_is_like_nothing(truth, two_cameras, on_the_surface):
+    none = splats(on_the_surface)
+    none = none.replace(mask=jnp.zeros_like(none.mask))
+    found = compare_views(object_views(none, two_cameras), truth, none, SENTENCE)
+    assert found["overlap"] == found["specks"] == 0.0
+    assert found["depth"] is None and found["chamfer"] == np.inf

@@ -103,9 +103,12 @@ def test_a_stage_whose_time_cannot_be_told_apart_is_refused(studio):
         studio.make(PROMPT, 0, with_overrides(SETTINGS, {"reconstruction.start": 0.5}))
 
 
-def test_settings_that_change_are_compiled_anew_and_times_know_nothing_of_it(studio):
-    # A view overflows the buffer, which grows in the middle of the run.
-    tight = with_overrides(SETTINGS, {"buffer_capacity": 64})
+def test_what_is_compiled_on_the_way_is_left_out_too(studio):
+    # Splats become more than there was room for at first.
+    growing = {"scene.density.kind": "clone_split", "gradient_threshold": 0.0, "first": 2, "every": 2}
+    grown = with_overrides(SETTINGS, growing | {"density.last": 4, "scene.capacity": 800})
     begun = time.monotonic()
-    made = studio.make(PROMPT, 3, tight)
-    assert made.iterations == 6 and made.seconds < 0.5 * (time.monotonic() - begun)
+    made = studio.make(PROMPT, 3, grown, moments={5})
+    all_seconds = time.monotonic() - begun
+    assert made.iterations == 6 and made.gaussians.capacity > 50
+    assert made.moments[0].seconds < made.seconds < 0.3 * all_seconds

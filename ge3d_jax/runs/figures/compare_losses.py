@@ -1,14 +1,12 @@
 """Table 1: all losses beside each other, in equal times and in their own numbers of iterations."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
-from ge3d_jax.runs.figures.loss_series import SIDES, Done, is_of_world
+from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.loss_series import SIDES, Done, Judges
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
     EQUAL_TIMES,
@@ -18,7 +16,6 @@ from ge3d_jax.runs.figures.loss_settings import (
     made_or_read,
 )
 from ge3d_jax.runs.folder import slug
-from ge3d_jax.runs.judged import see_truths
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.picture_table import picture_table
@@ -119,7 +116,7 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
     there = sum(len(done.objects) for done in all_done)
     series = all_done[0].series
     wanted = len(settings.trials) * len(series.objects)
-    count = f"{there} objects" if there == wanted else f"{there} of {wanted} objects so far"
+    count = _counted(there, "object") if there == wanted else f"{there} of {wanted} objects so far"
     length = (
         f"as many iterations as fit {settings.budget:g} seconds, and schedules stretched to them"
         if part == EQUAL_TIMES
@@ -131,28 +128,14 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
         else "One process worked at a time."
     )
     return (
-        f"{count}, {len(series.prompts)} prompts with {len(series.seeds)} seeds: {length}. Seconds are those "
-        f"of the iterations; compiling is not counted. {cores} Mean ± standard error over prompts."
+        f"{count}, {_counted(len(series.prompts), 'prompt')} with {_counted(len(series.seeds), 'seed')}: {length}. "
+        "Seconds are those of the iterations; compiling is not counted. "
+        f"{cores} Mean ± standard error over prompts."
     )
 
 
-def truths(prompts: Sequence[str], work: Work, *, keep: bool) -> dict[str, np.ndarray]:
-    """Four sides of what each prompt describes, uint8 (4, H, W, 3), of those whose truth is known.
-
-    Args:
-        prompts: of any world.
-        work: where they are kept.
-        keep: whether to keep them.
-    """
-
-    def seen(prompt: str) -> Record:
-        return Record({}, {"sides": to_uint8(see_truths([prompt])[prompt].pictures[SIDES])})
-
-    def of(prompt: str) -> Record:
-        make = partial(seen, prompt)
-        return remember(work.folder / "truth" / slug(prompt), {"prompt": prompt}, make) if keep else make()
-
-    return {prompt: of(prompt).arrays["sides"] for prompt in prompts if is_of_world(prompt)}
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def draw(all_done: Sequence[Done], true_sides: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -180,7 +163,7 @@ def make(
     *,
     settings: Settings | None = None,
     only_done: bool = False,
-    gallery: Gallery | None = None,
+    judges: Judges | None = None,
 ) -> Made:
     """Make the table.
 
@@ -188,15 +171,15 @@ def make(
         work: see `Figure`.
         settings: others than those of the size.
         only_done: make no object, but a table of those that are there.
-        gallery: what objects are recognized by; None for the recognizer's.
+        judges: what objects are judged by; None for those of the Toybox world.
 
     Raises:
         UserError: see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
-    parts = made_or_read(settings, work, only_done=only_done, gallery=gallery)
+    parts, judges = made_or_read(settings, work, only_done=only_done, judges=judges)
     rows = [row for name, all_done in parts.items() for row in rows_of(name, all_done)]
-    true_sides = truths(settings.prompts, work, keep=not only_done)
+    true_sides = {prompt: to_uint8(truth.pictures[SIDES]) for prompt, truth in judges.truths.items()}
     pictures = {
         "" if name == EQUAL_TIMES else slug(name).replace("-", "_"): draw(all_done, true_sides)
         for name, all_done in parts.items()

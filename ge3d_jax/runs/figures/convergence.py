@@ -7,9 +7,8 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
-from ge3d_jax.runs.figures.loss_series import Done
+from ge3d_jax.runs.figures.loss_series import Done, Judges
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
     EQUAL_TIMES,
@@ -152,9 +151,10 @@ def _told(value: float | None, digits: int) -> str:
 def _how(settings: Settings, all_done: Sequence[Done]) -> str:
     there = sum(len(done.objects) for done in all_done)
     wanted = len(settings.trials) * len(all_done[0].series.objects)
-    count = f"{there} objects" if there == wanted else f"{there} of {wanted} objects so far"
+    objects = "1 object" if there == 1 else f"{there} objects"
+    count = objects if there == wanted else f"{there} of {wanted} objects so far"
     return (
-        f"{count}, each made in about {settings.budget:g} seconds, and judged on the way, at equal shares of "
+        f"{count}, made in about {settings.budget:g} seconds each and judged on the way, at equal shares of "
         "the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what a "
         "curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
     )
@@ -190,7 +190,7 @@ def make(
     *,
     settings: Settings | None = None,
     only_done: bool = False,
-    gallery: Gallery | None = None,
+    judges: Judges | None = None,
 ) -> Made:
     """Make the curves.
 
@@ -198,7 +198,7 @@ def make(
         work: see `Figure`.
         settings: others than those of the size.
         only_done: make no object, but curves of those that are there.
-        gallery: what objects are recognized by; None for the recognizer's.
+        judges: what objects are judged by; None for those of the Toybox world.
 
     Raises:
         UserError: metrics that give no curves, or see `made_or_read`.
@@ -208,7 +208,8 @@ def make(
     if not of_objects:
         raise UserError("All metrics are of many objects, which give no curves; give some of one, as psnr.")
     check_plotting()
-    all_done = made_or_read(settings, work, only_done=only_done, gallery=gallery)[EQUAL_TIMES]
+    parts, _ = made_or_read(settings, work, only_done=only_done, judges=judges)
+    all_done = parts[EQUAL_TIMES]
     rows = rows_of(all_done)
     pictures = {"": draw_curves(rows, of_objects), "objects": draw_objects(all_done)}
     return Made(rows, _text(settings, all_done, rows), pictures)

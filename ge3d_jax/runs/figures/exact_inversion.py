@@ -147,6 +147,6 @@ FIGURE = Figure(
         "A way down that misses the way up moves the object where no word asks for it; without that, objects "
         "may come nearer to the truth, at more passes through the network."
     ),
-    seconds={},
+    seconds={"small": 80.0, "full": 4800.0},
     make=make,
 )

@@ -23,10 +23,10 @@ FIGURES: dict[str, Figure] = {
     "diversity": diversity.FIGURE,
     "ablate_timesteps": ablate_timesteps.FIGURE,
     "only_x0": only_x0.FIGURE,
-    "dbc_curves": dbc_curves.FIGURE,
-    "compare_views": compare_views.FIGURE,
-    "reconstruct": reconstruct.FIGURE,
     "node_gallery": node_gallery.FIGURE,
+    "compare_views": compare_views.FIGURE,
+    "dbc_curves": dbc_curves.FIGURE,
+    "reconstruct": reconstruct.FIGURE,
     "edit_objects": edit_objects.FIGURE,
     "exact_inversion": exact_inversion.FIGURE,
 }

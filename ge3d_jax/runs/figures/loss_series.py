@@ -6,7 +6,7 @@ schedules have all come to their end, tells how long one takes. All schedules ar
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -103,6 +103,24 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Judges:
+    """What objects are judged by.
+
+    Attributes:
+        gallery: the recognizer's.
+        truths: the true views of each prompt whose truth is known.
+    """
+
+    gallery: Gallery
+    truths: Mapping[str, Views]
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], report: Callable[[str], None]) -> "Judges":
+        """Those of the Toybox world; kinds that were never judged before are traced, some seconds each."""
+        return cls(load_judges(report), see_truths([prompt for prompt in prompts if _is_of_world(prompt)]))
+
+
+@dataclass(frozen=True)
 class Judgment:
     """What came of an object of a series.
 
@@ -134,25 +152,21 @@ class Done:
     together: dict[str, float | None]
 
 
-def make_all(
-    all_series: Sequence[Series], report: Callable[[str], None], *, gallery: Gallery | None = None
-) -> None:
+def make_all(all_series: Sequence[Series], judges: Judges, report: Callable[[str], None]) -> None:
     """Make and judge the objects of several series that are not there yet, a series by a process at a time.
 
     With several processes each keeps one processor core, so that all losses run alike.
 
     Args:
         all_series: in their order, with the same number of processes.
+        judges: what objects are judged by.
         report: told of each object that is new.
-        gallery: what objects are recognized by; None for the recognizer's.
 
     Raises:
-        UserError: input that cannot be, before anything runs; records that were asked for otherwise; a budget
-            too short for one iteration.
+        UserError: more processes than cores; records that were asked for otherwise; a budget too short for
+            one iteration.
         KeyboardInterrupt: the user stopped it; what is done is kept.
     """
-    for series in all_series:
-        series.check()
     processes = all_series[0].processes
     missing = [series for series in all_series if not _is_complete(series)]
     if not missing:
@@ -164,13 +178,12 @@ def make_all(
                 f"The times are those of {processes} processes with a core each, but there are {cores} "
                 "cores; give fewer with --processes."
             )
-    do = partial(make_series, gallery=load_judges(report) if gallery is None else gallery)
-    do_pinned(do, missing, processes=processes, report=report)
+    do_pinned(partial(make_series, judges=judges), missing, processes=processes, report=report)
 
 
-def make_series(series: Series, report: Callable[[str], None], *, gallery: Gallery) -> None:
+def make_series(series: Series, report: Callable[[str], None], *, judges: Judges) -> None:
     """Make and judge the objects of a series that are not there yet; see `make_all`."""
-    workshop = _Workshop(series, report)
+    workshop = _Workshop(series, judges, report)
     settings = _settings(series, _pace(series, workshop.pace))
     objects = series.objects
     for number, (prompt, seed) in enumerate(objects, 1):
@@ -178,7 +191,7 @@ def make_series(series: Series, report: Callable[[str], None], *, gallery: Galle
         is_new = not _is_judged(series, prompt, seed)
         made = remember(series.path(prompt, seed), asked, partial(workshop.make, prompt, seed, settings))
         judged = remember(
-            series.judged_path(prompt, seed), asked, partial(workshop.judge, prompt, seed, made, gallery)
+            series.judged_path(prompt, seed), asked, partial(workshop.judge, prompt, seed, made)
         )
         if is_new:
             last = judged.numbers["moments"][-1]
@@ -193,8 +206,12 @@ def make_series(series: Series, report: Callable[[str], None], *, gallery: Galle
     )
 
 
-def read_series(series: Series) -> Done | None:
+def read_series(series: Series, judges: Judges) -> Done | None:
     """What there is of a series; None where it has no object yet.
+
+    Args:
+        series: which.
+        judges: what objects are judged by that were not judged together yet.
 
     Raises:
         UserError: records that were asked for otherwise, or that cannot be read.
@@ -202,7 +219,7 @@ def read_series(series: Series) -> Done | None:
     done = [one for one in series.objects if _is_judged(series, *one)]
     if not done:
         return None
-    workshop = _Workshop(series, print)
+    workshop = _Workshop(series, judges, print)
     settings = _settings(series, _pace(series, _never))
     objects = []
     for prompt, seed in done:
@@ -284,7 +301,7 @@ def _group_path(series: Series, objects: Sequence[tuple[str, int]]) -> Path:
     return series.folder / f"together-{digest}"
 
 
-def is_of_world(prompt: str) -> bool:
+def _is_of_world(prompt: str) -> bool:
     """Whether the truth is known."""
     try:
         parse(prompt)
@@ -294,13 +311,13 @@ def is_of_world(prompt: str) -> bool:
 
 
 class _Workshop:
-    """What makes and judges the objects of a series, each opened when it is first needed."""
+    """What makes and judges the objects of a series, opened when it is first needed."""
 
-    def __init__(self, series: Series, report: Callable[[str], None]) -> None:
+    def __init__(self, series: Series, judges: Judges, report: Callable[[str], None]) -> None:
         """Nothing is opened yet."""
         self._series = series
+        self._judges = judges
         self._report = report
-        self._truths: dict[str, Views] = {}
 
     @cached_property
     def _studio(self) -> Studio:
@@ -337,15 +354,15 @@ class _Workshop:
             {name: np.stack([getattr(one.gaussians, name) for one in moments]) for name in _FIELDS},
         )
 
-    def judge(self, prompt: str, seed: int, made: Record, gallery: Gallery) -> Record:
+    def judge(self, prompt: str, seed: int, made: Record) -> Record:
         """Judge an object at each of its moments."""
         moments, sides = [], []
         for index, told in enumerate(made.numbers["moments"]):
-            if not is_of_world(prompt):
+            if prompt not in self._judges.truths:
                 pictures, numbers = object_pictures(_splats(made, index)), dict(told)
             else:
                 judged = self._see(prompt, seed, made, index)
-                pictures, numbers = judged.pictures, told | judge_object(judged, gallery)
+                pictures, numbers = judged.pictures, told | judge_object(judged, self._judges.gallery)
             if made.numbers["diverged"]:
                 numbers["failed"] = 1.0
             moments.append(numbers)
@@ -356,16 +373,14 @@ class _Workshop:
         """Judge objects that are there together, each at its end."""
         series, seen = self._series, []
         for prompt, seed in objects:
-            if is_of_world(prompt):
+            if prompt in self._judges.truths:
                 made = remember(series.path(prompt, seed), _asked(series, settings, prompt, seed), _never)
                 seen.append(self._see(prompt, seed, made, -1))
         return Record(judge_group(seen) if seen else {})
 
     def _see(self, prompt: str, seed: int, made: Record, index: int) -> Judged:
-        if prompt not in self._truths:
-            self._truths |= see_truths([prompt])
         seconds = made.numbers["moments"][index]["seconds"]
-        return see(prompt, seed, _splats(made, index), seconds, truth=self._truths[prompt])
+        return see(prompt, seed, _splats(made, index), seconds, truth=self._judges.truths[prompt])
 
 
 def _splats(made: Record, index: int) -> Gaussians:

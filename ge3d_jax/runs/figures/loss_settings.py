@@ -6,13 +6,12 @@ from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.losses import LOSSES
-from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.asked import asked_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Work
-from ge3d_jax.runs.figures.loss_series import Done, Series, make_all, read_series
-from ge3d_jax.runs.judging import METRICS
+from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, make_all, read_series
+from ge3d_jax.runs.judging import METRICS, check_metrics
 from ge3d_jax.runs.request import TOYBOX_MARKER, check_prompt
 from ge3d_jax.runs.sweep_plan import read_lines
 from ge3d_jax.runs.trials import Trial, read_trials
@@ -94,34 +93,35 @@ class Settings:
 
 
 def made_or_read(
-    settings: Settings, work: Work, *, only_done: bool = False, gallery: Gallery | None = None
-) -> dict[str, list[Done]]:
+    settings: Settings, work: Work, *, only_done: bool = False, judges: Judges | None = None
+) -> tuple[dict[str, list[Done]], Judges]:
     """Make what is missing, and read what there is.
 
     Args:
         settings: what is compared.
         work: where it is kept.
         only_done: make nothing.
-        gallery: see `make_all`.
+        judges: what objects are judged by; None for those of the Toybox world.
 
     Returns:
-        What there is of each loss, by the part of the comparison.
+        What there is of each loss, by the part of the comparison; and the judges.
 
     Raises:
-        UserError: see `make_all`; or there is nothing yet.
+        UserError: input that cannot be, before anything runs; see `make_all` for others; nothing is there.
     """
     parts = settings.series(work)
-    if only_done:
-        for series in (one for part in parts.values() for one in part):
-            series.check()
-    else:
-        all_series = [series for part in parts.values() for series in part]
-        make_all(all_series, work.report, gallery=gallery)
-    found = {name: [read_series(series) for series in part] for name, part in parts.items()}
+    all_series = [series for part in parts.values() for series in part]
+    for series in all_series:
+        series.check()
+    if judges is None:
+        judges = Judges.of(settings.prompts, work.report)
+    if not only_done:
+        make_all(all_series, judges, work.report)
+    found = {name: [read_series(series, judges) for series in part] for name, part in parts.items()}
     done = {name: [one for one in part if one is not None] for name, part in found.items()}
     if not any(done.values()):
         raise UserError(f"Nothing is done in {work.folder} yet; leave --only_done out.")
-    return {name: part for name, part in done.items() if part}
+    return {name: part for name, part in done.items() if part}, judges
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,7 @@ def _prompts(file: Path, preset: str, model: str | None) -> tuple[str, ...]:
 
 def _metrics(names: Sequence[str]) -> tuple[str, ...]:
     wanted = tuple(name.strip() for name in dict.fromkeys(names))
-    unknown = [name for name in wanted if name not in METRICS]
-    if unknown or not wanted:
-        told = f"no metric {unknown[0]!r}" if unknown else "no metric in the list"
-        raise UserError(f"There is {told}; use some of {', '.join(METRICS)}.")
+    if not wanted:
+        raise UserError(f"--metrics names no metric; use some of {', '.join(METRICS)}.")
+    check_metrics(wanted)
     return wanted

@@ -9,6 +9,7 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.recognition import Gallery
@@ -16,11 +17,13 @@ from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.evaluate import likeness_cameras, model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Record, Work, remember
+from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import see, see_truths
-from ge3d_jax.runs.judging import judge_group, judge_object
+from ge3d_jax.runs.judging import judge_group, judge_object, load_judges
 from ge3d_jax.runs.request import check_prompt, check_seed
 from ge3d_jax.runs.sweep import SweepResult, sweep
 from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.training.config import Config
 from ge3d_jax.viewer.sheet import to_uint8
 
 _Row = dict[str, Any]
@@ -75,14 +78,16 @@ class Swept:
     pictures: np.ndarray
 
 
-def sweep_arms(arms: Sequence[Arm], plan: Plan, work: Work, gallery: Gallery | None) -> dict[str, Swept]:
+def sweep_arms(
+    arms: Sequence[Arm], plan: Plan, work: Work, gallery: Gallery | None = None
+) -> dict[str, Swept]:
     """Make the objects of all arms, or take those that were made.
 
     Args:
         arms: with different names.
         plan: what they have in common.
         work: where objects and records are kept.
-        gallery: to recognize objects with; not used where the truth is not known.
+        gallery: to recognize objects with; None for that of `load_judges`, as soon as it is needed.
 
     Returns:
         By name of the arm.
@@ -100,9 +105,11 @@ def sweep_arms(arms: Sequence[Arm], plan: Plan, work: Work, gallery: Gallery | N
 
         def make(arm: Arm = arm) -> Record:
             objects = _make_objects(arm, plan, work)
-            return _judged(objects, gallery) if plan.is_known else _seen(objects)
+            if not plan.is_known:
+                return _seen(objects)
+            return _judged(objects, gallery or load_judges(work.report))
 
-        record = remember(work.folder / "arms" / arm.name, wanted[arm.name], make)
+        record = remember(work.folder / "arms" / slug(arm.name), wanted[arm.name], make)
         swept[arm.name] = Swept(list(record.numbers["rows"]), record.arrays["pictures"])
     return swept
 
@@ -139,7 +146,7 @@ def _make_objects(arm: Arm, plan: Plan, work: Work) -> dict[tuple[str, int], Gau
         preset=plan.preset,
         guidance=arm.guidance,
         model=work.model,
-        out=work.folder / "objects" / arm.name,
+        out=work.folder / "objects" / slug(arm.name),
         overrides=_all_overrides(arm, plan),
         preview_every=0,
         resume=True,
@@ -179,10 +186,8 @@ def _record(rows: list[_Row], views: Mapping[tuple[str, int], Views]) -> Record:
     return Record({"rows": [*rows, *of_prompts]}, {"pictures": np.stack(pictures)})
 
 
-def _judged(objects: Mapping[tuple[str, int], Gaussians], gallery: Gallery | None) -> Record:
+def _judged(objects: Mapping[tuple[str, int], Gaussians], gallery: Gallery) -> Record:
     """The objects against the truth."""
-    if gallery is None:
-        raise ValueError("Objects whose truth is known are recognized with a gallery.")
     truths = see_truths([prompt for prompt, _ in objects])
     seen = [
         see(prompt, seed, gaussians, truth=truths[prompt]) for (prompt, seed), gaussians in objects.items()
@@ -203,6 +208,13 @@ def _seen(objects: Mapping[tuple[str, int], Gaussians]) -> Record:
     views = {key: object_views(gaussians, cameras) for key, gaussians in objects.items()}
     rows: list[_Row] = [{"prompt": prompt, "seed": seed} for prompt, seed in objects]
     return _record(rows, views)
+
+
+def ge3d_of(config: Config) -> GE3D:
+    """The loss of settings, which is GE3D. Raises TypeError where it is another."""
+    if not isinstance(config.guidance, GE3D):
+        raise TypeError(f"The loss is {type(config.guidance).__name__}, but these figures vary GE3D.")
+    return config.guidance
 
 
 def told_rows(swept: Mapping[str, Swept], by: str, told: Mapping[str, _Row] | None = None) -> list[_Row]:

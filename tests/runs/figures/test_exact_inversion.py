@@ -20,7 +20,15 @@ from ge3d_jax.training.presets import configured
 from tests.guidance import fakes
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
-TINY = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+TINY = {
+    "iterations": 2,
+    "views": 1,
+    "image_size": IMAGE_SIZE,
+    "start.count": 50,
+    "nodes.count": 2,
+    "scene.capacity": 64,
+    "scene.buffer_capacity": 4096,
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -84,7 +92,7 @@ def test_plain_is_npi_where_both_ways_have_one_text():
 def test_the_figure_of_a_tiny_model(tmp_path):
     write_tiny_model(tmp_path / "model")
     gallery = build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
-    plan = Plan("toybox", ("a red mushroom",), (0,), TINY)
+    plan = Plan("toybox64", ("a red mushroom",), (0,), TINY)
     settings = Settings(plan, same=("plain",), apart=("direct",))
     told = []
     work = Work("small", tmp_path / "work", str(tmp_path / "model"), told.append)

@@ -1,0 +1,50 @@
+"""What the tests of the figures that compare losses share: settings that are made in seconds."""
+
+import numpy as np
+
+from ge3d_jax.metrics.likeness import object_views
+from ge3d_jax.metrics.recognition import build_gallery
+from ge3d_jax.runs.evaluate import likeness_cameras
+from ge3d_jax.runs.figures.loss_series import Judges
+from ge3d_jax.runs.figures.loss_settings import Settings
+from ge3d_jax.runs.trials import Trial
+from ge3d_jax.splatting.gaussians import make_gaussians
+from tests.tiny_model import IMAGE_SIZE
+
+TINY = {
+    "iterations": "3",
+    "views": "2",
+    "image_size": str(IMAGE_SIZE),
+    "start.count": "50",
+    "buffer_capacity": "4096",
+}
+SDS = Trial("sds", TINY)
+PROMPTS = ("a red mushroom", "a blue duck")
+BALLS = {PROMPTS[0]: (0.8, 0.2, 0.1), PROMPTS[1]: (0.1, 0.2, 0.8), "a green lamp": (0.1, 0.7, 0.2)}
+
+
+def tiny_settings(**changes):
+    """Two prompts with two seeds by SDS."""
+    given = {
+        "preset": "toybox64",
+        "trials": (SDS,),
+        "prompts": PROMPTS,
+        "seeds": (0, 1),
+        "budget": 0.2,
+        "processes": 1,
+        "metrics": ("psnr", "shape_diversity", "seconds"),
+    }
+    return Settings(**(given | changes))
+
+
+def tiny_judges():
+    """Two kinds from few sides; and balls for the truth, which are drawn in an instant."""
+    gallery = build_gallery(("duck", "mushroom"), azimuths=8, polar_degrees=(70.0,))
+    return Judges(gallery, {prompt: _ball(color) for prompt, color in BALLS.items()})
+
+
+def _ball(color):
+    ball = make_gaussians(
+        np.zeros((1, 3)), np.asarray([color]), np.full((1, 3), 0.25), np.asarray([0.99]), capacity=1
+    )
+    return object_views(ball, likeness_cameras())

@@ -1,0 +1,110 @@
+"""Metrics by weights: with a tiny CLIP and a made-up regression, and what is told where there are none."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from ge3d_jax.diffusion.weights.clip import load_text_tower, load_vision_tower
+from ge3d_jax.metrics.brisque import BrisqueModel, brisque
+from ge3d_jax.metrics.clip_similarity import clip_similarity, r_precision
+from ge3d_jax.metrics.cmmd import cmmd
+from ge3d_jax.metrics.frechet import frechet_distance
+from ge3d_jax.metrics.likeness import Views
+from ge3d_jax.runs.judged import Judged
+from ge3d_jax.runs.judging import METRICS
+from ge3d_jax.runs.judging_table import table
+from ge3d_jax.runs.weighted_metrics import Weights, find_weights, weigh_group, weigh_object
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.viewer.sheet import to_uint8
+from tests import tiny_clip
+
+PROMPTS = ("a red mushroom", "a blue robot", "a red robot", "a blue mushroom")
+BALL = make_gaussians(np.zeros((1, 3)), np.ones((1, 3)), np.ones((1, 3)), np.ones(1) / 2, capacity=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_clip.save(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    return find_weights(clip=folder, inception=lambda pictures: pictures[:, 8:10, 4, 0].astype(float))
+
+
+def noise(seed):
+    """Two views of noise."""
+    pictures = np.random.default_rng(seed).random((2, 24, 24, 3))
+    return Views(pictures, np.ones((2, 24, 24)), np.ones((2, 24, 24)), np.zeros((1, 3)))
+
+
+@pytest.fixture(scope="module")
+def objects():
+    truths = [noise(100 + index) for index in range(4)]
+    made = [Judged(prompt, 0, BALL, noise(index), truths[index]) for index, prompt in enumerate(PROMPTS)]
+    return [*made, replace(made[0], seed=1, views=noise(9))]
+
+
+def test_an_object_is_compared_with_its_sentence(folder, weights, objects):
+    text = load_text_tower(folder).features([PROMPTS[1]])[0]
+    seen = load_vision_tower(folder).features(list(to_uint8(objects[1].pictures)))
+    assert weigh_object(objects[1], weights)["clip_similarity"] == pytest.approx(clip_similarity(seen, text))
+
+
+def test_brisque_is_the_mean_over_the_views(objects):
+    random = np.random.default_rng(0)
+    model = BrisqueModel(
+        np.zeros(36), np.ones(36), random.normal(size=(3, 36)), random.normal(size=3), 0.01, -30.0
+    )
+    scores = [brisque(model, picture) for picture in objects[0].pictures]
+    assert scores[0] != scores[1]
+    weights = Weights(brisque=model)
+    assert weigh_object(objects[0], weights) == {"brisque": pytest.approx(np.mean(scores))}
+    # A view that shows nothing has none, and an object of which none shows anything neither.
+    views = objects[0].views
+    one = replace(views, pictures=np.stack([views.pictures[0], np.ones((24, 24, 3))]))
+    assert weigh_object(replace(objects[0], views=one), weights)["brisque"] == pytest.approx(scores[0])
+    blank = replace(views, pictures=np.ones((2, 24, 24, 3)))
+    assert weigh_object(replace(objects[0], views=blank), weights) == {}
+
+
+def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, objects):
+    found = weigh_group(objects, weights)
+    assert list(found) == ["r_precision", "r_precision_error", "cmmd", "cmmd_error", "fid", "fid_error"]
+    assert all(found[f"{name}_error"] is not None for name in ("r_precision", "cmmd", "fid"))
+
+    features = load_vision_tower(folder).features
+    texts = np.asarray(load_text_tower(folder).features(PROMPTS))
+    by_prompt = [[objects[0], objects[4]], *([one] for one in objects[1:4])]
+    made = [features(list(to_uint8(np.concatenate([one.pictures for one in group])))) for group in by_prompt]
+    real = [features(list(to_uint8(group[0].truth.pictures))) for group in by_prompt]
+    own = [r_precision(each, texts, np.full(len(each), index)) for index, each in enumerate(made)]
+    assert found["r_precision"] == pytest.approx(np.mean(own)) and 0 < np.mean(own) < 1
+    assert found["cmmd"] == pytest.approx(cmmd(np.concatenate(made), np.concatenate(real)))
+    pixels = [weights.inception(to_uint8(np.concatenate([one.pictures for one in objects])))]
+    pixels.append(weights.inception(to_uint8(np.concatenate([one.truth.pictures for one in objects[:4]]))))
+    assert found["fid"] == pytest.approx(frechet_distance(*pixels))
+    # Among one sentence there is nothing to choose.
+    assert list(weigh_group(objects[:1], weights))[0] == "cmmd"
+
+
+def test_all_names_are_metrics_that_need_weights(weights, objects):
+    found = {name for name in (*weigh_object(objects[0], weights), *weigh_group(objects, weights))}
+    named = {name for name in found if not name.endswith("_error")} | {"brisque"}
+    assert named == {name for name, metric in METRICS.items() if metric.needs}
+
+
+def test_what_is_absent_says_how_to_get_it_and_the_table_goes_on(tmp_path, objects):
+    weights = find_weights(clip=tmp_path, brisque_folder=tmp_path)
+    assert (weights.brisque, weights.clip, weights.inception) == (None, None, None)
+    regression, clip, inception = weights.absent
+    assert str(tmp_path) in regression and str(tmp_path) in clip and "Inception" in inception
+    assert weigh_object(objects[0], weights) == weigh_group(objects, weights) == {}
+    rows = [{"loss": "ge3d", "prompt": PROMPTS[0], "psnr": 20.0} | weigh_object(objects[0], weights)]
+    assert table(rows, metrics=["psnr", "brisque", "cmmd"]).splitlines()[-1] == "| ge3d | 20.0 |"
+    absent = find_weights().absent
+    assert any("give the folder" in each and "openai/clip" in each for each in absent)
+    if find_spec("brisque") is None:
+        assert any("pip install --no-deps" in each for each in absent)
