@@ -26,8 +26,19 @@ from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, 
 ARMS = (Arm("ge3d", guidance="ge3d"), Arm("ism", guidance="ism"))
 TRUTH = "truth"
 _BY = "loss"
-_METRICS = ("views_right", "one_front", "multi_faced", "failed", "psnr", "ssim", "overlap", "chamfer")
-_METRICS += ("sharpness", "saturation", "contrast")
+_METRICS = (
+    "views_right",
+    "one_front",
+    "multi_faced",
+    "failed",
+    "psnr",
+    "ssim",
+    "overlap",
+    "chamfer",
+    "sharpness",
+    "saturation",
+    "contrast",
+)
 _SHOWN_EDGE = 128
 # Prompts of the picture; the video shows all of them.
 _SHOWN_PROMPTS = 3

@@ -137,7 +137,7 @@ def true_view(settings: Settings) -> np.ndarray | None:
 def _decibels(picture: np.ndarray, truth: np.ndarray | None) -> float | None:
     if truth is None:
         return None
-    return round(min(float(psnr(picture / 255.0, truth / 255.0)), _LOUDEST), 2)
+    return round(min(float(psnr(jnp.asarray(picture) / 255.0, jnp.asarray(truth) / 255.0)), _LOUDEST), 2)
 
 
 def rows_of(records: Mapping[int, Record], truth: np.ndarray | None) -> list[dict[str, Any]]:

@@ -199,8 +199,9 @@ def target_texts(
     def joined(name: str) -> jax.Array:
         return jnp.concatenate([getattr(text, name) for text in each])
 
-    per_view = {name: joined(name) for name in ("positive", "avoided", "weights")}
-    return dataclasses.replace(each[0], **per_view)
+    return dataclasses.replace(
+        each[0], positive=joined("positive"), avoided=joined("avoided"), weights=joined("weights")
+    )
 
 
 def draw_pictures(
@@ -260,10 +261,13 @@ def _edit(
     # The losses that are compared do not go by cameras.
     cameras = cameras_around(jnp.zeros(latents.shape[0]), Viewpoint())
 
+    pictures, height, width, channels = latents.shape
+    shape = pictures, height, width, channels
+
     def one(z: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         times_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
         progress = Progress(k, edits)
-        drawn = loss.draw(DrawKeys(times=times_key, noise=noise_key, run=key), progress, z.shape)
+        drawn = loss.draw(DrawKeys(times=times_key, noise=noise_key, run=key), progress, shape)
 
         def ask(z: jax.Array) -> jax.Array:
             # A view of its own, each: SDS divides by their number.

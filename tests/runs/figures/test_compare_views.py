@@ -1,4 +1,4 @@
-"""Figures 4 and 14: the truth's frames, the picture and the video, and a figure that was stopped and made on."""
+"""Figures 4 and 14: the truth's frames, the picture and the video, and a figure made in two goes."""
 
 import csv
 import io

@@ -1,19 +1,22 @@
-"""Figure 15: what the network takes states for, one camera for all looks, and a gallery of blanks and rows."""
+"""Figure 15: what the network takes states for, one camera for all looks, and the gallery's rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.diffusion.pipeline import decode_latents, encode_images
+from ge3d_jax.diffusion.pipeline import decode_latents
 from ge3d_jax.diffusion.schedule import ddim_step, noise_schedule_from_config, predict_x0
 from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.guidance.base import Progress
 from ge3d_jax.runs.figures import node_gallery
 from ge3d_jax.runs.figures.base import Record, Work, write_made
 from ge3d_jax.runs.figures.node_gallery import SIZES, Settings
-from ge3d_jax.runs.figures.node_trajectories import clean_predictions
+from ge3d_jax.runs.figures.node_trajectories import clean_predictions, find_trajectories
 from ge3d_jax.splatting.cameras import camera_center
+from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
 from ge3d_jax.training.presets import configured
+from ge3d_jax.viewer.sheet import to_uint8
 from tests.runs.figures.observed import PROMPT, SMALL, Stopped, files_of, stopping
 from tests.tiny_model import IMAGE_SIZE
 
@@ -48,7 +51,8 @@ def test_the_camera_stands_in_the_middle_of_those_of_the_run():
     camera = node_gallery.camera_of(configured("toybox64"), 90.0)
     x, y, z = np.asarray(camera_center(jax.tree.map(lambda leaf: leaf[0], camera)))
     assert (camera.width, camera.height) == (64, 64)
-    np.testing.assert_allclose([x, y, z], 3.5 * np.asarray([0, np.sin(np.deg2rad(70)), np.cos(np.deg2rad(70))]), atol=1e-5)  # fmt: skip
+    polar = np.deg2rad(70)
+    np.testing.assert_allclose([x, y, z], [0, 3.5 * np.sin(polar), 3.5 * np.cos(polar)], atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +76,8 @@ def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, made, tmp_path):
     assert files_of(tmp_path / "out") == files_of(made / "out")
 
 
-def test_a_look_keeps_the_render_and_both_ways(made, tiny_place):
-    first, last = (
-        {name: value for name, value in np.load(made / f"iteration-0000{done}.npz").items()}
-        for done in (1, 4)
-    )
+def test_a_look_keeps_the_render_and_as_many_pictures_as_there_are_nodes(made):
+    first, last = (dict(np.load(made / f"iteration-0000{done}.npz")) for done in (1, 4))
     edge = (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert first["noising"].shape == (2, *edge) and first["denoising"].shape == (3, *edge)
     # One jump is left at the end.
@@ -84,10 +85,36 @@ def test_a_look_keeps_the_render_and_both_ways(made, tiny_place):
     assert first["render"].shape == last["render"].shape == edge
     # On white, whatever the run's backgrounds are.
     assert (first["render"][0, 0] > 240).all() and (last["render"][0, 0] > 240).all()
-    # The first prediction on the way up is near to the render through the autoencoder: there is little noise.
+
+
+def test_a_look_decodes_what_the_network_takes_the_states_for(tiny_place):
     model = load_model(tiny_place)
-    through = decode_latents(model, encode_images(model, jnp.asarray(last["render"][None]) / 255.0, None))
-    assert np.abs(through[0] - last["noising"][0] / 255.0).mean() < 0.1
+    config = SETTINGS.run.config
+    task = Distillation(config)
+    context = Prompted(model, prompt_embeddings(config, model, PROMPT))
+    state = begin(config, model, jax.random.key(0))
+    drawn = task.draw(state, context)
+    record = node_gallery.look(40.0, task, state, context, drawn)
+    fixed = node_gallery.from_one_side(drawn, config, 40.0)
+    found = find_trajectories(task, state, context, fixed)
+    assert found.active == record.numbers["active"] == 2
+    assert record.numbers["times"] == found.times.tolist() == [0, 89, 178]
+
+    def decoded(latents):
+        return to_uint8(np.asarray(decode_latents(model, jnp.asarray(latents, jnp.float32)))).astype(int)
+
+    up, down = (
+        clean_predictions(model.schedule, states[:, 0], found.times)
+        for states in (found.noised, found.denoised)
+    )
+    for name, wanted in (("noising", up), ("denoising", np.concatenate([found.denoised[0], down]))):
+        # Programs of other sizes round otherwise.
+        assert np.abs(record.arrays[name] - decoded(wanted)).max() <= 1
+    np.testing.assert_array_equal(record.arrays["render"], to_uint8(found.images[0]))
+    np.testing.assert_allclose(found.differences[0], found.latents - found.denoised[0])
+    np.testing.assert_allclose(found.differences[1], found.noised[1] - found.denoised[1])
+    weights = config.guidance.weights(Progress(0, config.iterations), 2)
+    np.testing.assert_allclose(found.weights, weights)
 
 
 def test_rows_tell_how_near_to_the_truth_everything_is():
@@ -123,8 +150,8 @@ def test_the_gallery_has_a_row_for_each_node_of_each_way():
     rows, columns = 1 + 3 + 4, 2
     assert without.shape[1] == columns * 102 + 6 and without.shape[0] % rows == 6
     height = without.shape[0] // rows
-    middles = [(height // 2 - 10 + row * height, 54 + column * 102) for row in range(rows) for column in range(columns)]  # fmt: skip
-    shades = np.asarray([without[place][0] for place in middles]).reshape(rows, columns)
+    lefts, tops = 54 + 102 * np.arange(columns), height // 2 - 10 + height * np.arange(rows)
+    shades = without[np.ix_(tops, lefts)][..., 0]
     assert (shades[:, 0] == 10).all()
     # The second run's third node up and top down are not there.
     assert shades[:, 1].tolist() == [20, 20, 20, 255, 255, 20, 20, 20]

@@ -35,10 +35,8 @@ def whole(tiny_place, gallery, tmp_path_factory):
 
 def test_a_stage_on_the_way_is_that_at_the_end_of_a_shorter_run(tiny_place, whole, tmp_path):
     folder, _ = whole
-    short = ge3d_jax.generate(
-        PROMPT, seed=3, model=tiny_place, out=tmp_path, overrides=SMALL, reconstruct_from=0.5, preview_every=0,
-        progress=False,
-    )  # fmt: skip
+    how = {"model": tiny_place, "overrides": SMALL, "preview_every": 0, "progress": False}
+    short = ge3d_jax.generate(PROMPT, seed=3, out=tmp_path, reconstruct_from=0.5, **how)
     assert short.iterations == 2
     own = folder / "a-red-mushroom" / "stage-00002" / "reconstruction.json"
     assert own.read_bytes() == (tmp_path / "reconstruction.json").read_bytes()
