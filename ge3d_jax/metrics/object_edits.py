@@ -26,6 +26,8 @@ _DIFFERENT = 0.02
 _COVERED = 0.5
 # Decibels of equal pictures: files hold no infinity.
 LOUDEST = 99.0
+# Distance of an object of which nothing is seen: a whole size away.
+FARTHEST = 1.0
 
 
 def measure_kept(edited: Views, source: Views) -> dict[str, float]:
@@ -37,7 +39,7 @@ def measure_kept(edited: Views, source: Views) -> dict[str, float]:
     """
     return {
         "outline": overlap(edited.alphas, source.alphas),
-        "moved": chamfer(edited.points, source.points) / size_of(source.points),
+        "moved": _distance(edited, source),
     }
 
 
@@ -79,8 +81,13 @@ def measure_truth(edited: Views, true_target: Views) -> dict[str, float]:
     return {
         "psnr": float(np.mean([_decibels(float(error)) for error in errors])),
         "overlap": overlap(edited.alphas, true_target.alphas),
-        "chamfer": chamfer(edited.points, true_target.points) / size_of(true_target.points),
+        "chamfer": _distance(edited, true_target),
     }
+
+
+def _distance(views: Views, other: Views) -> float:
+    """Chamfer distance of visible surfaces over the other's size."""
+    return min(chamfer(views.points, other.points) / size_of(other.points), FARTHEST)
 
 
 def _decibels(error: float) -> float:

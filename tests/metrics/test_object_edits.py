@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.metrics.likeness import Views
-from ge3d_jax.metrics.object_edits import LOUDEST, measure_kept, measure_reached, measure_truth
+from ge3d_jax.metrics.object_edits import FARTHEST, LOUDEST, measure_kept, measure_reached, measure_truth
 
 
 def views(top=0.0, bottom=0.0, *, wide=4, shift=0.0, count=2):
@@ -25,6 +25,13 @@ def test_the_shape_is_measured_against_the_source():
     # The size is the source's.
     larger = dataclasses.replace(views(shift=0.5), points=2 * views().points)
     assert measure_kept(views(), larger)["moved"] == pytest.approx(measure_kept(larger, views())["moved"] / 2)
+
+
+def test_an_object_that_is_gone_is_a_size_away():
+    gone = dataclasses.replace(views(), points=np.zeros((0, 3)), alphas=0 * views().alphas)
+    assert measure_kept(gone, views()) == {"outline": 0.0, "moved": FARTHEST}
+    assert measure_truth(gone, views())["chamfer"] == FARTHEST == 1.0
+    assert measure_kept(views(shift=9.0), views())["moved"] == FARTHEST
 
 
 def test_the_edit_is_where_the_truths_differ():

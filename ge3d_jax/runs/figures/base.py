@@ -109,9 +109,10 @@ def remember(path: Path, asked: Mapping[str, Any], make: Callable[[], Record]) -
         return _recall(told, arrays, asked)
     record = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if record.arrays:
+    named: dict[str, Any] = dict(record.arrays)
+    if named:
         with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **dict(record.arrays))
+            np.savez_compressed(file, **named)
     # Last, since a record is done when this file is there.
     content = {"asked": asked, "numbers": dict(record.numbers), "arrays": list(record.arrays)}
     write_json(told, {"versions": versions(), **content})

@@ -130,7 +130,7 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
         for name, one in swept.items():
             for view in _SHOWN_VIEWS:
                 pictures.append(one.pictures[index, 0, view])
-                labels.append(name.replace(", empty way up", ", empty up") if view == 0 else "")
+                labels.append(name.removesuffix(" way up") if view == 0 else "")
     return image_grid(pictures, labels, columns=len(swept) * len(_SHOWN_VIEWS))
 
 

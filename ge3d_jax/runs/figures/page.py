@@ -61,8 +61,8 @@ def read_results(name: str, out: Path) -> Results | None:
         return None
     try:
         content: Any = parse_json(file)
-        command, *files = (content[key] for key in ("command", "pictures", "videos"))
-        return Results(command, *files, text.read_text(encoding="utf-8"))
+        command, pictures, videos = (content[key] for key in ("command", "pictures", "videos"))
+        return Results(command, pictures, videos, text.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The results {file} and {text.name} cannot be read ({reason(error)}); remove {file}, and the "

@@ -188,10 +188,12 @@ def test_without_a_truth_only_what_stays_is_measured(made, model, tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_settings_of_each_size_can_be(size):
+def test_the_settings_of_each_size_can_be(made, size):
+    *_, folder = made
     settings = SIZES[size]
+    start = str(next(folder.glob("*/source/*/*/object.ply")))
     for way in ("source", *settings.ways):
-        config = configured(settings.preset, start="a.ply", overrides=way_overrides(settings, way))
+        config = configured(settings.preset, start=start, overrides=way_overrides(settings, way))
         assert config.guidance.inversion == {"direct": "direct", "npi": "npi"}.get(way, "plain")
     names = ["color", "part", "kind"]
     assert [edit.name for edit in settings.edits] == (names[:1] if size == "small" else names)

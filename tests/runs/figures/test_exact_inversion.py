@@ -101,7 +101,7 @@ def test_the_figure_of_a_tiny_model(tmp_path):
     objects = [row for row in made.rows if "seed" in row]
     assert [row["inversion"] for row in objects] == names
     assert [row["passes"] for row in objects] == [3, 5]
-    assert made.text.startswith("| inversion | views recognized |")
+    assert made.text.startswith("| inversion | views recognized")
     assert all(f"\n| {name} | " in made.text for name in names)
     assert 'away from "a grey gift" instead' in made.text
     assert made.text.endswith("each node: plain DDIM 3, NPI 3, direct inversion 5.\n")
