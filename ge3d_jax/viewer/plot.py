@@ -86,7 +86,7 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
     # The first list has ten, easier to tell apart.
     lists = _matplotlib("matplotlib").colormaps
     colors = lists["tab10" if len(labels) <= _FEW_LABELS else "tab20"].colors
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
         for line in panel.lines:
             color = colors[labels.index(line.label) % len(colors)]
