@@ -66,8 +66,8 @@ def test_panels_stand_in_rows_and_may_have_a_level():
 def test_a_legend_of_many_long_labels_stands_within_the_picture():
     lines = [Line(f"a rather long label, number {index}", [0, 1], [index, index]) for index in range(8)]
     image = draw_plot([Panel("a", "x", "y", lines), Panel("b", "x", "y", lines)])
-    # Its frame is whole: left and right of it there is nothing.
-    assert (image[:, :3] == 255).all() and (image[:, -3:] == 255).all()
+    # Left and right of its frame there is nothing.
+    assert (image[:LEGEND, :3] == 255).all() and (image[:LEGEND, -3:] == 255).all()
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
