@@ -42,10 +42,12 @@ class Prompted:
     Attributes:
         model: the diffusion model.
         embeddings: of the prompt.
+        source: the scene's state before an edit, for a loss that `needs_source_views`; else None.
     """
 
     model: StableDiffusion
     embeddings: PromptEmbeddings
+    source: Any = None
 
 
 class Sight(NamedTuple):
@@ -121,6 +123,15 @@ def with_pictures(
     (residual,) = pull_back(jnp.ones_like(scalar))
     wanted = jax.lax.stop_gradient(decode(latents - steps * residual))
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
+
+
+def with_room_for(renders: Renders, others: Renders) -> Renders:
+    """The renders, needing as large a buffer as those or the others of the same views."""
+    return dataclasses.replace(
+        renders,
+        needed=jnp.maximum(renders.needed, others.needed),
+        overflow=jnp.maximum(renders.overflow, others.overflow),
+    )
 
 
 def _first_key(config: Config, key: jax.Array) -> jax.Array:
@@ -321,6 +332,22 @@ class Distillation:
         )
         return Sight(renders, images, latents, text)
 
+    def see_source(self, context: Prompted, drawn: Draws, progress: Progress) -> Sight:
+        """What `see` would of the object before its edit, by the same draws; without a gradient.
+
+        Raises:
+            ValueError: the context has none.
+        """
+        if context.source is None:
+            raise ValueError("The loss asks for views of what is edited, and there is none in the context.")
+        views = drawn.per_view["azimuth"].shape[0]
+        of_scene = self.scene.fitted_draws(Draws(drawn.shared["scene"], drawn.per_view["scene"]), context.source)
+        own = Draws(
+            {**drawn.shared, "scene": of_scene.shared}, {**drawn.per_view, "scene": of_scene.per_view}
+        )
+        perturbations = self.scene.perturbations(context.source, views)
+        return jax.lax.stop_gradient(self.see(context.source, perturbations, context, own, progress))
+
     def look(
         self,
         scene: Any,
@@ -337,9 +364,14 @@ class Distillation:
         views = per_view["azimuth"].shape[0]
         renders, images, latents, text = self.see(scene, perturbations, context, drawn, progress)
         denoiser = self.denoiser(model, views)
+        source = None
+        if config.guidance.needs_source_views:
+            before = self.see_source(context, drawn, progress)
+            source = before.latents
+            renders = with_room_for(renders, before.renders)
 
         def ask(latents: jax.Array) -> tuple[jax.Array, Numbers]:
-            seen = SeenViews(latents, per_view["cameras"], config.views, axis)
+            seen = SeenViews(latents, per_view["cameras"], config.views, axis, source)
             drawn_by_loss = Draws(shared["loss"], per_view["loss"])
             return config.guidance(learned, seen, text, drawn_by_loss, denoiser, progress)
 
