@@ -121,13 +121,12 @@ class GE3D(Loss):
         scale: s, of the guided prediction.
         strength: λ, factor on the residual.
         noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
-            Where an edit tells what the views show, that takes its place.
+            Where an edit tells what the views show, that takes its place, but for "delta".
         inversion: how the way down makes up for the way up. "plain": not at all. "npi": guidance leads away
             from ∅ of the noising trajectory, not from the negative one. "direct": what a guided way down to
             that ∅ would miss the way up by is taken off at every node. Of arXiv 2305.16807 and 2310.01506.
-            "delta", for edits alone: what the views of the source, as it was, miss by under its own prompt is
-            taken off at every node, as in Delta Denoising Score, arXiv 2304.07090. Each way up follows the
-            prompt of its way down.
+            "delta", for edits alone: what a plain iteration would ask of the source, as it was and under its
+            own prompt, is taken off at every node, as in Delta Denoising Score, arXiv 2304.07090.
         offset_noise: strength of the noise that is constant over each channel of the image.
         dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
         dbc_width: σ of the balancing weights, as a share of the iterations.
@@ -245,10 +244,11 @@ class GE3D(Loss):
         nodes = (drawn.shared["node_times"], drawn.shared["active"])
         # One batch, so that both are compiled once and go through the same roundings.
         both = _joined_texts(*texts)
+        without = noising_text(both, self.noising_prompt)
         noise = drawn.per_view["noise"]
 
         def up(x: jax.Array, t: jax.Array) -> jax.Array:
-            (epsilon,) = denoiser.predict_for(x, t, both.positive)
+            (epsilon,) = denoiser.predict_for(x, t, without)
             return epsilon
 
         def down(x: jax.Array, t: jax.Array) -> jax.Array:

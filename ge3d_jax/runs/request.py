@@ -119,8 +119,9 @@ def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start
     if edit_from is None:
         if config.guidance.needs_source_views:
             raise UserError(
-                "This loss compares with what is edited (guidance.inversion is 'delta'), and edit_from does not "
-                "tell what that shows; give it with the object's file as start, or choose another inversion."
+                "This loss compares with what is edited (guidance.inversion is 'delta'), and edit_from does "
+                "not tell what that shows; give it with the object's file as start, or choose another "
+                "inversion."
             )
         return
     if not has_start:

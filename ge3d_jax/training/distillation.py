@@ -341,7 +341,9 @@ class Distillation:
         if context.source is None:
             raise ValueError("The loss asks for views of what is edited, and there is none in the context.")
         views = drawn.per_view["azimuth"].shape[0]
-        of_scene = self.scene.fitted_draws(Draws(drawn.shared["scene"], drawn.per_view["scene"]), context.source)
+        of_scene = self.scene.fitted_draws(
+            Draws(drawn.shared["scene"], drawn.per_view["scene"]), context.source
+        )
         own = Draws(
             {**drawn.shared, "scene": of_scene.shared}, {**drawn.per_view, "scene": of_scene.per_view}
         )

@@ -61,7 +61,11 @@ def test_an_edit_compares_with_the_source_unless_told_otherwise(model, start, ed
     assert config["settings"]["guidance"]["inversion"] == "delta"
     assert config["edit_from"] == SOURCE and len(config["start_sha256"]) == 64
     other = make(
-        model, tmp_path, start=start, edit_from=SOURCE, overrides={"guidance.inversion": "direct", "iterations": 1}
+        model,
+        tmp_path,
+        start=start,
+        edit_from=SOURCE,
+        overrides={"guidance.inversion": "direct", "iterations": 1},
     )
     config = config_of(other)
     assert config["settings"]["guidance"]["inversion"] == "direct" and "start_sha256" not in config
