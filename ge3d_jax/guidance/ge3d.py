@@ -198,10 +198,15 @@ class GE3D(Loss):
             drawn: as `draw` gives it.
             denoiser: the model.
             source: (B, h, w, C), the latents of the source; for "delta" alone.
+
+        Raises:
+            UserError: "delta" without a source.
         """
         if self.needs_source_views:
             if source is None or text.source is None:
-                raise ValueError('The inversion "delta" compares with views of a source, and there is none.')
+                raise UserError(
+                    "The inversion 'delta' compares with views of a source, and there is none; choose another."
+                )
             return self._delta_trajectories((z, source), (text, text.source), drawn, denoiser)
         without = noising_text(text, self.noising_prompt) if text.source is None else text.source.positive
         nodes = (drawn.shared["node_times"], drawn.shared["active"])

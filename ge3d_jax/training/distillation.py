@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.diffusion.denoiser import Denoiser, Predict, ViewTexts
 from ge3d_jax.diffusion.pipeline import (
@@ -336,10 +337,13 @@ class Distillation:
         """What `see` would of the object before its edit, by the same draws; without a gradient.
 
         Raises:
-            ValueError: the context has none.
+            UserError: the context has none.
         """
         if context.source is None:
-            raise ValueError("The loss asks for views of what is edited, and there is none in the context.")
+            raise UserError(
+                "This loss compares with views of what is edited, and nothing is; choose another "
+                "guidance.inversion."
+            )
         views = drawn.per_view["azimuth"].shape[0]
         of_scene = self.scene.fitted_draws(
             Draws(drawn.shared["scene"], drawn.per_view["scene"]), context.source

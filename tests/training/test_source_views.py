@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.scenes.splat_state import with_capacity
@@ -138,5 +139,5 @@ def test_other_inversions_do_not_look_at_the_source(task, state, context):
             getattr(after.scene.gaussians, field), getattr(other.scene.gaussians, field)
         )
     assert relative_error(after.scene.gaussians.sh, state.scene.gaussians.sh) > 0.0
-    with pytest.raises(ValueError, match="none in the context"):
+    with pytest.raises(UserError, match="nothing is"):
         task.see_source(without, drawn, PROGRESS)
