@@ -205,7 +205,7 @@ class GE3D(Loss):
         if self.needs_source_views:
             if source is None or text.source is None:
                 raise UserError(
-                    "The inversion 'delta' compares with views of a source, and there is none; choose another."
+                    "The inversion 'delta' compares with views of a source; there is none, so choose another."
                 )
             return self._delta_trajectories((z, source), (text, text.source), drawn, denoiser)
         without = noising_text(text, self.noising_prompt) if text.source is None else text.source.positive

@@ -102,6 +102,7 @@ def with_pictures(
     *,
     weight: float,
     steps: float,
+    lost: jax.Array | None = None,
 ) -> tuple[jax.Array, Numbers]:
     """A loss of latents that draws the pictures, too, towards what it wants: w/2·‖x − D(z − n·r)‖².
 
@@ -116,13 +117,17 @@ def with_pictures(
         latents: (B, h, w, C), z, theirs.
         weight: w.
         steps: n, how many residuals lead to what the loss wants.
+        lost: (B, H, W, 3), added to D(…): what decoding loses and is to stay, of an edit; None for nothing.
 
     Returns:
         Scalar of both, and the loss's numbers.
     """
     scalar, pull_back, numbers = jax.vjp(ask, latents, has_aux=True)
     (residual,) = pull_back(jnp.ones_like(scalar))
-    wanted = jax.lax.stop_gradient(decode(latents - steps * residual))
+    wanted = decode(latents - steps * residual)
+    if lost is not None:
+        wanted += lost
+    wanted = jax.lax.stop_gradient(wanted)
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
 
 
@@ -370,10 +375,9 @@ class Distillation:
         views = per_view["azimuth"].shape[0]
         renders, images, latents, text = self.see(scene, perturbations, context, drawn, progress)
         denoiser = self.denoiser(model, views)
-        source = None
-        if config.guidance.needs_source_views:
-            before = self.see_source(context, drawn, progress)
-            source = before.latents
+        before = self.see_source(context, drawn, progress) if config.guidance.needs_source_views else None
+        source = None if before is None else before.latents
+        if before is not None:
             renders = with_room_for(renders, before.renders)
 
         def ask(latents: jax.Array) -> tuple[jax.Array, Numbers]:
@@ -383,13 +387,15 @@ class Distillation:
 
         steps = config.guidance.steps_to_target
         if config.picture_weight and steps is not None:
+            decode = partial(decode_latents, model)
             scalar, numbers = with_pictures(
                 ask,
-                partial(decode_latents, model),
+                decode,
                 images,
                 latents,
                 weight=config.picture_weight,
                 steps=steps,
+                lost=None if before is None else before.images - decode(before.latents),
             )
         else:
             scalar, numbers = ask(latents)

@@ -58,6 +58,10 @@ def look(task):
     return look
 
 
+def first_moments(state):
+    return max(float(jnp.abs(moment).max()) for moment in state.optimizer_state.mu.values())
+
+
 def moved(scene, offset):
     gaussians = dataclasses.replace(scene.gaussians, positions=scene.gaussians.positions + offset)
     return dataclasses.replace(scene, gaussians=gaussians)
@@ -66,9 +70,14 @@ def moved(scene, offset):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_source_that_is_to_stay_what_it_is_stays(task, state, context, step, seed):
     state = state.replace(key=jax.random.key(seed))
-    after, numbers = step(state, context, task.draw(state, context))
+    drawn = task.draw(state, context)
+    after, numbers = step(state, context, drawn)
     assert float(numbers["gradient_norm"]) < 1e-5 and float(numbers["loss"]) < 1e-8
     assert int(after.iteration) == 1
+    # Neither the latents nor the pictures move what is seen, of a scene that nothing else moves.
+    other = dataclasses.replace(context, source=moved(state.scene, 0.2))
+    changed, _ = step(state, other, drawn)
+    assert first_moments(after) < 1e-3 * first_moments(changed)
 
 
 def test_what_has_been_changed_is_led_back(task, state, context, step):
