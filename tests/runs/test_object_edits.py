@@ -7,7 +7,7 @@ import pytest
 
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.asked import asked_by_preset
 from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.observers import Observer
@@ -18,12 +18,16 @@ SOURCE, TARGET = "a red mushroom", "a blue mushroom"
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "nodes.count": 2}
 
 
-class Breaks(Observer):
-    """Ends a run after its second iteration."""
+class DiesAt(Observer):
+    """Breaks a run off after an iteration."""
+
+    def __init__(self, number):
+        self.number = number
 
     def on_iteration(self, done, numbers, state):
-        if done == 2:
-            raise KeyboardInterrupt
+        if done == self.number:
+            raise RuntimeError
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +83,11 @@ def test_an_edit_to_what_is_there_leaves_it(model, start, edited, tmp_path):
 
 def test_a_stopped_edit_goes_on_with_the_same_source(model, start, edited, tmp_path):
     given = {"start": start, "edit_from": SOURCE, "save_seconds": 0}
-    first = make(model, tmp_path, **given, overrides={"iterations": 2})
-    assert first.iterations == 2
-    make(model, tmp_path, **given, resume=True)
-    for name in ("object.ply",):
-        saved = load_ply(tmp_path / name)
-        np.testing.assert_array_equal(saved.sh, load_ply(edited.folder / name).sh)
+    with pytest.raises(RuntimeError):
+        make(model, tmp_path, **given, observers=[DiesAt(3)])
+    resumed = make(model, tmp_path, **given, resume=True)
+    assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
+    assert (tmp_path / "object.ply").read_bytes() == (edited.folder / "object.ply").read_bytes()
 
 
 def test_a_run_does_not_go_on_with_another_source(model, edited, start, tmp_path):
@@ -109,8 +112,7 @@ def test_the_source_is_what_the_run_begins_with(model, start, tmp_path):
         return ObjectRequest.checked(asked, model, out=tmp_path)
 
     one = request()
-    diffusion = asked_model(model)
-    context = one.context(diffusion)
+    context = one.context(load_model(model))
     part = one.part(context, resume=False, preview_every=0)
     for source, begun in zip(
         (context.source.gaussians.positions, context.source.gaussians.sh),
@@ -120,12 +122,6 @@ def test_the_source_is_what_the_run_begins_with(model, start, tmp_path):
         np.testing.assert_array_equal(source, begun)
         # The state's own arrays are given away at each step.
         assert source.unsafe_buffer_pointer() != begun.unsafe_buffer_pointer()
-
-
-def asked_model(model):
-    from ge3d_jax.diffusion.weights.checkpoint import load_model
-
-    return load_model(model)
 
 
 def test_a_comparison_without_a_source_is_refused(model, start, tmp_path):
