@@ -167,13 +167,13 @@ _PICTURES = np.stack([np.concatenate([_THINGS[0][i], _THINGS[1][j]]) for i in ra
 
 def _knows_four_things(model, x, t, text):
     """The exact ε for pictures spread about four; a text's first number says which, and one below 0 any."""
-    alpha = model[jnp.asarray(t)]
+    alpha = jnp.reshape(model[jnp.asarray(t)], (-1, 1, 1, 1, 1))
     variance = alpha * _SPREAD**2 + 1 - alpha
     away = x[:, None] - jnp.sqrt(alpha) * _PICTURES
-    near = jax.nn.softmax(-0.5 * jnp.sum(away**2, axis=(2, 3, 4)) / variance)
+    near = jax.nn.softmax(-0.5 * jnp.sum(away**2 / variance, axis=(2, 3, 4)))
     which = text[:, 0, 0]
     asked = jnp.where(which[:, None] < 0, near, jax.nn.one_hot(which.astype(jnp.int32), 4))
-    return jnp.sqrt(1 - alpha) * jnp.einsum("bk,bkhwc->bhwc", asked, away) / variance
+    return jnp.einsum("bk,bkhwc->bhwc", asked, jnp.sqrt(1 - alpha) * away / variance)
 
 
 def _edited(inversion, iterations=60):
