@@ -266,8 +266,11 @@ class GE3D(Loss):
             jnp.split(trajectory, 2, axis=1) for trajectory in (noised, denoised)
         )
         # As in `ge3d_residual`, the latent itself is node 0 of the way up.
-        missed = source_states.at[0].set(latents[1]) - source_edited
-        return states, edited + missed
+        states, source_states = (
+            trajectory.at[0].set(z) for trajectory, z in zip((states, source_states), latents, strict=True)
+        )
+        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        return states, states - ((states - edited) - (source_states - source_edited))
 
     def weights(self, progress: Progress, active: jax.Array) -> jax.Array:
         """ω_i (n,), 0 for inactive nodes."""

@@ -102,7 +102,7 @@ def with_pictures(
     *,
     weight: float,
     steps: float,
-    lost: jax.Array | None = None,
+    source: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Numbers]:
     """A loss of latents that draws the pictures, too, towards what it wants: w/2·‖x − D(z − n·r)‖².
 
@@ -117,7 +117,8 @@ def with_pictures(
         latents: (B, h, w, C), z, theirs.
         weight: w.
         steps: n, how many residuals lead to what the loss wants.
-        lost: (B, H, W, 3), added to D(…): what decoding loses and is to stay, of an edit; None for nothing.
+        source: (B, H, W, 3) each, x and D(z) before an edit: what decoding loses of them is to stay, and is
+            added to D(z − n·r); None for nothing.
 
     Returns:
         Scalar of both, and the loss's numbers.
@@ -125,8 +126,9 @@ def with_pictures(
     scalar, pull_back, numbers = jax.vjp(ask, latents, has_aux=True)
     (residual,) = pull_back(jnp.ones_like(scalar))
     wanted = decode(latents - steps * residual)
-    if lost is not None:
-        wanted += lost
+    if source is not None:
+        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        wanted = (wanted - source[1]) + source[0]
     wanted = jax.lax.stop_gradient(wanted)
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
 
@@ -395,7 +397,7 @@ class Distillation:
                 latents,
                 weight=config.picture_weight,
                 steps=steps,
-                lost=None if before is None else before.images - decode(before.latents),
+                source=None if before is None else (before.images, decode(before.latents)),
             )
         else:
             scalar, numbers = ask(latents)
