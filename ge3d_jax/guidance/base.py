@@ -64,12 +64,15 @@ class SeenViews:
         cameras: batch of B.
         count: views of the iteration on all devices (static).
         axis: name of the devices' axis, None for a single device (static).
+        source: (B, h, w, C), the latents of what is edited as it was before, from the same cameras; None
+            where the loss does not ask for them.
     """
 
     latents: jax.Array
     cameras: Camera
     count: int = struct.field(pytree_node=False)
     axis: str | None = struct.field(pytree_node=False, default=None)
+    source: jax.Array | None = None
 
     def total(self, values: jax.Array) -> jax.Array:
         """The sum of what each device has."""
@@ -116,6 +119,11 @@ class Loss:
     def steps_to_target(self) -> float | None:
         """How many residuals lead from the latents to what the loss wants; None where it does not say."""
         return None
+
+    @property
+    def needs_source_views(self) -> bool:
+        """Whether it asks for the views of what is edited as it was before; see `SeenViews.source`."""
+        return False
 
     @property
     def shares_learned(self) -> bool:

@@ -104,6 +104,15 @@ def ge3d_residual(
     return Residual(gradient, jnp.dot(weights, squares, precision=exact))
 
 
+def _joined_texts(text: ViewTexts, other: ViewTexts) -> ViewTexts:
+    """What is said about the views of `text`, and behind them about those of the other."""
+    joined = {
+        name: jnp.concatenate([getattr(text, name), getattr(other, name)])
+        for name in ("positive", "avoided", "weights")
+    }
+    return dataclasses.replace(text, source=None, **joined)
+
+
 @dataclasses.dataclass(frozen=True)
 class GE3D(Loss):
     """The paper's loss.
@@ -112,10 +121,12 @@ class GE3D(Loss):
         scale: s, of the guided prediction.
         strength: λ, factor on the residual.
         noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
-            Where an edit tells what the views show, that takes its place.
+            Where an edit tells what the views show, that takes its place, but for "delta".
         inversion: how the way down makes up for the way up. "plain": not at all. "npi": guidance leads away
             from ∅ of the noising trajectory, not from the negative one. "direct": what a guided way down to
             that ∅ would miss the way up by is taken off at every node. Of arXiv 2305.16807 and 2310.01506.
+            "delta", for edits alone: what a plain iteration would ask of the source, as it was and under its
+            own prompt, is taken off at every node, as in Delta Denoising Score, arXiv 2304.07090.
         offset_noise: strength of the noise that is constant over each channel of the image.
         dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
         dbc_width: σ of the balancing weights, as a share of the iterations.
@@ -150,6 +161,11 @@ class GE3D(Loss):
             )
 
     @property
+    def needs_source_views(self) -> bool:
+        """For the inversion "delta"."""
+        return self.inversion == "delta"
+
+    @property
     def latest_time(self) -> int:
         """The farthest node there may be."""
         return max(self.nodes.max_step) - 1
@@ -167,9 +183,31 @@ class GE3D(Loss):
         return Draws(shared={"node_times": node_times, "active": active}, per_view={"noise": noise})
 
     def trajectories(
-        self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser
+        self,
+        z: jax.Array,
+        text: ViewTexts,
+        drawn: Draws,
+        denoiser: Denoiser,
+        source: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each."""
+        """The states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each.
+
+        Args:
+            z: (B, h, w, C), the latents.
+            text: what the prompt says about each view; for "delta" with what the source's does.
+            drawn: as `draw` gives it.
+            denoiser: the model.
+            source: (B, h, w, C), the latents of the source; for "delta" alone.
+
+        Raises:
+            UserError: "delta" without a source.
+        """
+        if self.needs_source_views:
+            if source is None or text.source is None:
+                raise UserError(
+                    "The inversion 'delta' compares with views of a source; there is none, so choose another."
+                )
+            return self._delta_trajectories((z, source), (text, text.source), drawn, denoiser)
         without = noising_text(text, self.noising_prompt) if text.source is None else text.source.positive
         nodes = (drawn.shared["node_times"], drawn.shared["active"])
 
@@ -194,6 +232,46 @@ class GE3D(Loss):
             )
         return noised, denoising_trajectory(guided, denoiser.schedule, noised[-1], *nodes)
 
+    def _delta_trajectories(
+        self,
+        latents: tuple[jax.Array, jax.Array],
+        texts: tuple[ViewTexts, ViewTexts],
+        drawn: Draws,
+        denoiser: Denoiser,
+    ) -> tuple[jax.Array, jax.Array]:
+        """x_{t_i} and x̂_{t_i} + (x − x̂)_{t_i} of the source: for equal views and prompts the same.
+
+        Args:
+            latents: of the views, and of the source's.
+            texts: about them, likewise.
+            drawn, denoiser: as for `trajectories`.
+        """
+        nodes = (drawn.shared["node_times"], drawn.shared["active"])
+        # One batch, so that both are compiled once and go through the same roundings.
+        both = _joined_texts(*texts)
+        without = noising_text(both, self.noising_prompt)
+        noise = drawn.per_view["noise"]
+
+        def up(x: jax.Array, t: jax.Array) -> jax.Array:
+            (epsilon,) = denoiser.predict_for(x, t, without)
+            return epsilon
+
+        def down(x: jax.Array, t: jax.Array) -> jax.Array:
+            return denoiser.branches(x, t, both, both.negative).guided(self.scale)
+
+        begun = jnp.concatenate(latents), jnp.concatenate([noise, noise])
+        noised = noising_trajectory(up, denoiser.schedule, *begun, *nodes)
+        denoised = denoising_trajectory(down, denoiser.schedule, noised[-1], *nodes)
+        (states, source_states), (edited, source_edited) = (
+            jnp.split(trajectory, 2, axis=1) for trajectory in (noised, denoised)
+        )
+        # As in `ge3d_residual`, the latent itself is node 0 of the way up.
+        states, source_states = (
+            trajectory.at[0].set(z) for trajectory, z in zip((states, source_states), latents, strict=True)
+        )
+        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        return states, states - ((states - edited) - (source_states - source_edited))
+
     def weights(self, progress: Progress, active: jax.Array) -> jax.Array:
         """ω_i (n,), 0 for inactive nodes."""
         if not self.dbc:
@@ -213,7 +291,7 @@ class GE3D(Loss):
     ) -> tuple[jax.Array, Numbers]:
         """The residual λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}); numbers: loss of each view, active_nodes."""
         z = jax.lax.stop_gradient(seen.latents)
-        noised, denoised = self.trajectories(z, text, drawn, denoiser)
+        noised, denoised = self.trajectories(z, text, drawn, denoiser, seen.source)
         active = drawn.shared["active"]
         residual = ge3d_residual(z, noised, denoised, self.weights(progress, active), strength=self.strength)
         return hand_over(seen, residual.gradient, loss=residual.losses, active_nodes=active)

@@ -24,7 +24,7 @@ Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Bounds = tuple[int, int]
 NOISING_PROMPTS = ("negative", "empty")
 # How the way down makes up for what the way up was told; see `guidance.ge3d.GE3D`.
-INVERSIONS = ("plain", "npi", "direct")
+INVERSIONS = ("plain", "npi", "direct", "delta")
 
 
 @dataclasses.dataclass(frozen=True)

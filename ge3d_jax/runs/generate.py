@@ -103,7 +103,7 @@ def generate(
             the path of a splat file of any format that is read, a point cloud with colors (.ply, .xyz), or a
             mesh (.glb, .obj, .ply, .stl). None for the preset's.
         edit_from: what the object of `start` shows, to keep what the prompt does not change: the setting
-            `guidance.inversion` is then "direct" unless `overrides` say otherwise.
+            `guidance.inversion` is then "delta" unless `overrides` say otherwise.
         start_growth: how points to begin with become more: "clones", "gaussian_dreamer" or "none"; None for
             the usual way.
         reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
@@ -156,8 +156,8 @@ def generate(
         textual_inversions=textual_inversions,
     )
     if edit_from is not None and asked.settings.guidance.uses_source:
-        exact = {"guidance.inversion": "direct"}
-        asked = asked.but(settings=with_overrides(asked.settings, {**exact, **_inversion_of(overrides)}))
+        kept = {"guidance.inversion": "delta"}
+        asked = asked.but(settings=with_overrides(asked.settings, {**kept, **_inversion_of(overrides)}))
     place = asked.model.check()
     request = ObjectRequest.checked(asked, place, out=out)
     prepare_folder(request.folder)

@@ -1,6 +1,7 @@
 """An object that is asked for: its inputs checked and described, and the run that makes it."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def _viewpoint(config: Config) -> Viewpoint:
 def _with_room_for(config: Config, start: Gaussians) -> Config:
     """The settings with a scene that holds what it begins with."""
     return dataclasses.replace(config, scene=config.scene.holding(start))
+
+
+def _fingerprint(start: Gaussians) -> str:
+    """What tells splats from others: a run that goes on must find the source that it began with."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(start):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _remove_old(folder: Path) -> None:
@@ -112,6 +121,11 @@ class ObjectRequest:
             "preset": asked.preset,
             "start": str(asked.start) if asked.start is not None else None,
             **({} if asked.edit_from is None else {"edit_from": asked.edit_from}),
+            **(
+                {"start_sha256": _fingerprint(started)}
+                if started is not None and settings.guidance.needs_source_views
+                else {}
+            ),
             **asked.model.describe(),
             "settings": to_tree(settings),
             "versions": versions(),
@@ -129,7 +143,11 @@ class ObjectRequest:
 
     def context(self, diffusion: StableDiffusion) -> Prompted:
         """The model and the prompt, for the run and others of the same prompt and settings."""
-        return Prompted(diffusion, prompt_embeddings(self.settings, diffusion, self.prompt, self.edit_from))
+        embeddings = prompt_embeddings(self.settings, diffusion, self.prompt, self.edit_from)
+        source = None
+        if self.settings.guidance.needs_source_views:
+            source = self.settings.scene.begin(jax.random.key(0), self.started)
+        return Prompted(diffusion, embeddings, source)
 
     def part(
         self,

@@ -113,10 +113,16 @@ def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start
     """Check that what an object is edited from can be used.
 
     Raises:
-        UserError: there is no object to edit, the model in `folder` does not know the words, or the loss has
-            no use for them.
+        UserError: there is no object to edit, the model in `folder` does not know the words, the loss has no
+            use for them, or it needs them and they are not told.
     """
     if edit_from is None:
+        if config.guidance.needs_source_views:
+            raise UserError(
+                "This loss compares with what is edited (guidance.inversion is 'delta'), and edit_from does "
+                "not tell what that shows; give it with the object's file as start, or choose another "
+                "inversion."
+            )
         return
     if not has_start:
         raise UserError(

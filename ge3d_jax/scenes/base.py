@@ -80,6 +80,9 @@ class Scene(Protocol):
     def draw(self, key: jax.Array, state: Any, views: int) -> Draws:
         """What chance decides in rendering an iteration's views."""
 
+    def fitted_draws(self, drawn: Draws, state: Any) -> Draws:
+        """What `draw` gave for a state, for another one that is no larger."""
+
     def perturbations(self, state: Any, views: int) -> Any:
         """Zeros with a leading axis of views, whose gradients `after_update` is given."""
 

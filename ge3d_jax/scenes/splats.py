@@ -164,6 +164,11 @@ class Splats:
         noise = self.scale_noise * normal(key, (views, state.gaussians.capacity, 3))
         return Draws(shared=(), per_view={"scale_noise": noise})
 
+    def fitted_draws(self, drawn: Draws, state: SplatState) -> Draws:
+        """The noise on the scales of as many splats as the state has."""
+        noise = drawn.per_view["scale_noise"][:, : state.gaussians.capacity]
+        return Draws(shared=drawn.shared, per_view={"scale_noise": noise})
+
     def perturbations(self, state: SplatState, views: int) -> jax.Array:
         """Offsets (B, N, 2) of the splats' places on each screen, pixels."""
         return jnp.zeros((views, state.gaussians.capacity, 2))

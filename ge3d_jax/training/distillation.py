@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.diffusion.denoiser import Denoiser, Predict, ViewTexts
 from ge3d_jax.diffusion.pipeline import (
@@ -42,10 +43,12 @@ class Prompted:
     Attributes:
         model: the diffusion model.
         embeddings: of the prompt.
+        source: the scene's state before an edit, for a loss that `needs_source_views`; else None.
     """
 
     model: StableDiffusion
     embeddings: PromptEmbeddings
+    source: Any = None
 
 
 class Sight(NamedTuple):
@@ -99,6 +102,7 @@ def with_pictures(
     *,
     weight: float,
     steps: float,
+    source: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Numbers]:
     """A loss of latents that draws the pictures, too, towards what it wants: w/2·‖x − D(z − n·r)‖².
 
@@ -113,14 +117,29 @@ def with_pictures(
         latents: (B, h, w, C), z, theirs.
         weight: w.
         steps: n, how many residuals lead to what the loss wants.
+        source: (B, H, W, 3) each, x and D(z) before an edit: what decoding loses of them is to stay, and is
+            added to D(z − n·r); None for nothing.
 
     Returns:
         Scalar of both, and the loss's numbers.
     """
     scalar, pull_back, numbers = jax.vjp(ask, latents, has_aux=True)
     (residual,) = pull_back(jnp.ones_like(scalar))
-    wanted = jax.lax.stop_gradient(decode(latents - steps * residual))
+    wanted = decode(latents - steps * residual)
+    if source is not None:
+        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        wanted = (wanted - source[1]) + source[0]
+    wanted = jax.lax.stop_gradient(wanted)
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers
+
+
+def with_room_for(renders: Renders, others: Renders) -> Renders:
+    """The renders, needing as large a buffer as those or the others of the same views."""
+    return dataclasses.replace(
+        renders,
+        needed=jnp.maximum(renders.needed, others.needed),
+        overflow=jnp.maximum(renders.overflow, others.overflow),
+    )
 
 
 def _first_key(config: Config, key: jax.Array) -> jax.Array:
@@ -321,6 +340,27 @@ class Distillation:
         )
         return Sight(renders, images, latents, text)
 
+    def see_source(self, context: Prompted, drawn: Draws, progress: Progress) -> Sight:
+        """What `see` would of the object before its edit, by the same draws; without a gradient.
+
+        Raises:
+            UserError: the context has none.
+        """
+        if context.source is None:
+            raise UserError(
+                "This loss compares with views of what is edited, and nothing is; choose another "
+                "guidance.inversion."
+            )
+        views = drawn.per_view["azimuth"].shape[0]
+        of_scene = self.scene.fitted_draws(
+            Draws(drawn.shared["scene"], drawn.per_view["scene"]), context.source
+        )
+        own = Draws(
+            {**drawn.shared, "scene": of_scene.shared}, {**drawn.per_view, "scene": of_scene.per_view}
+        )
+        perturbations = self.scene.perturbations(context.source, views)
+        return jax.lax.stop_gradient(self.see(context.source, perturbations, context, own, progress))
+
     def look(
         self,
         scene: Any,
@@ -337,21 +377,27 @@ class Distillation:
         views = per_view["azimuth"].shape[0]
         renders, images, latents, text = self.see(scene, perturbations, context, drawn, progress)
         denoiser = self.denoiser(model, views)
+        before = self.see_source(context, drawn, progress) if config.guidance.needs_source_views else None
+        source = None if before is None else before.latents
+        if before is not None:
+            renders = with_room_for(renders, before.renders)
 
         def ask(latents: jax.Array) -> tuple[jax.Array, Numbers]:
-            seen = SeenViews(latents, per_view["cameras"], config.views, axis)
+            seen = SeenViews(latents, per_view["cameras"], config.views, axis, source)
             drawn_by_loss = Draws(shared["loss"], per_view["loss"])
             return config.guidance(learned, seen, text, drawn_by_loss, denoiser, progress)
 
         steps = config.guidance.steps_to_target
         if config.picture_weight and steps is not None:
+            decode = partial(decode_latents, model)
             scalar, numbers = with_pictures(
                 ask,
-                partial(decode_latents, model),
+                decode,
                 images,
                 latents,
                 weight=config.picture_weight,
                 steps=steps,
+                source=None if before is None else (before.images, decode(before.latents)),
             )
         else:
             scalar, numbers = ask(latents)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
+from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.prompts import embed_prompt, view_texts
-from tests.guidance import smooth
+from ge3d_jax.guidance.trajectories import Nodes
+from tests.guidance import golden, smooth
 
 
 def _trajectories(world, text, **settings):
@@ -75,6 +78,76 @@ def test_without_a_source_the_noising_prompt_is_it():
         np.testing.assert_allclose(denoised, noised, atol=1e-12)
 
 
+def _residual(world, loss, text, drawn, latents, source=None):
+    """What the loss hands to the latents, and the loss of each view."""
+    seen = dataclasses.replace(golden.see(np.asarray(latents)), source=source)
+
+    def scalar(z):
+        views = dataclasses.replace(seen, latents=z)
+        return loss((), views, text, drawn, world.denoiser, world.progress(5000))
+
+    gradient, numbers = jax.jit(jax.grad(scalar, has_aux=True))(seen.latents)
+    return np.asarray(gradient), np.asarray(numbers["loss"])
+
+
+def _other_text(world):
+    """Another prompt, with other weights of the views to stay away from."""
+    text = world.text
+    return dataclasses.replace(
+        text, positive=-text.positive, avoided=-text.avoided, weights=0.3 * text.weights
+    )
+
+
+@pytest.mark.parametrize(("has_perp_neg", "noising_prompt"), [(False, "negative"), (True, "empty")])
+def test_delta_takes_off_what_is_asked_of_the_untouched_source(has_perp_neg, noising_prompt):
+    with jax.enable_x64(True):
+        world = smooth.world(has_perp_neg=has_perp_neg)
+        target, before = world.text, _other_text(world)
+        source = 0.5 * world.latents[::-1] + 0.2
+        loss = GE3D(inversion="delta", strength=0.3, noising_prompt=noising_prompt)
+        drawn = world.drawn(loss, 5000)
+        both = dataclasses.replace(target, source=before)
+        got, losses = _residual(world, loss, both, drawn, world.latents, source)
+        # Each of them by itself, in an ordinary iteration.
+        plain = dataclasses.replace(loss, inversion="plain")
+        of_target, of_source = (
+            _residual(world, plain, text, drawn, z)[0]
+            for text, z in ((target, world.latents), (before, source))
+        )
+        assert np.abs(of_source).max() > 0.01
+        np.testing.assert_allclose(got, of_target - of_source, atol=1e-10)
+        assert losses.shape == (2,) and np.all(losses > 0)
+
+
+@pytest.mark.parametrize("has_perp_neg", [False, True])
+def test_delta_asks_for_nothing_where_nothing_is_to_change(has_perp_neg):
+    with jax.enable_x64(True):
+        world = smooth.world(has_perp_neg=has_perp_neg)
+        same = dataclasses.replace(world.text, source=world.text)
+        loss = GE3D(inversion="delta")
+        drawn = world.drawn(loss, 5000)
+        gradient, losses = _residual(world, loss, same, drawn, world.latents, world.latents)
+        # Exactly: Adam would make steps of roundings.
+        np.testing.assert_array_equal(gradient, 0.0)
+        np.testing.assert_array_equal(losses, 0.0)
+        other = dataclasses.replace(world.text, source=_other_text(world))
+        for text, source in ((same, world.latents + 0.1), (other, world.latents)):
+            gradient, losses = _residual(world, loss, text, drawn, world.latents, source)
+            assert np.abs(gradient).max() > 0.01 and losses.min() > 0.01
+
+
+def test_delta_needs_the_source():
+    world = smooth.world(has_perp_neg=False)
+    told = dataclasses.replace(world.text, source=world.text)
+    loss = GE3D(inversion="delta")
+    assert loss.needs_source_views
+    assert not any(GE3D(inversion=name).needs_source_views for name in ("plain", "npi", "direct"))
+    drawn = world.drawn(loss, 5000)
+    for text, source in ((told, None), (world.text, world.latents)):
+        with pytest.raises(UserError, match="there is none"):
+            loss.trajectories(world.latents, text, drawn, world.denoiser, source)
+
+
 def test_texts_of_the_source_and_a_setting_that_does_not_exist():
     def encode(texts):
         return jnp.stack([jnp.full((2, 3), float(len(text))) for text in texts])
@@ -83,5 +156,70 @@ def test_texts_of_the_source_and_a_setting_that_does_not_exist():
     text = view_texts(embeddings, jnp.zeros(2), use_perp_neg=False)
     np.testing.assert_array_equal(text.source.positive - text.positive, 4.0)
     assert text.source.source is None
-    with pytest.raises(UserError, match="plain, npi, direct"):
+    with pytest.raises(UserError, match="plain, npi, direct, delta"):
         GE3D(inversion="exact")
+
+
+# A world of things of two shapes in two colors: rows of the picture hold the one and the other.
+_SPREAD, _EDGE = 0.3, 4
+_THINGS = np.random.default_rng(3).normal(size=(2, 2, _EDGE // 2, _EDGE, 4))
+_PICTURES = np.stack([np.concatenate([_THINGS[0][i], _THINGS[1][j]]) for i in range(2) for j in range(2)])
+
+
+def _knows_four_things(model, x, t, text):
+    """The exact ε for pictures spread about four; a text's first number says which, and one below 0 any."""
+    alpha = jnp.reshape(model[jnp.asarray(t)], (-1, 1, 1, 1, 1))
+    variance = alpha * _SPREAD**2 + 1 - alpha
+    away = x[:, None] - jnp.sqrt(alpha) * _PICTURES
+    near = jax.nn.softmax(-0.5 * jnp.sum(away**2 / variance, axis=(2, 3, 4)))
+    which = text[:, 0, 0]
+    asked = jnp.where(which[:, None] < 0, near, jax.nn.one_hot(which.astype(jnp.int32), 4))
+    return jnp.einsum("bk,bkhwc->bhwc", asked, jnp.sqrt(1 - alpha) * away / variance)
+
+
+def _edited(inversion, iterations=60):
+    """The first thing edited to the second, of the same shape: how far shape and color are off, and ‖r‖."""
+    schedule = golden.schedule()
+    denoiser = Denoiser(schedule.alphas_cumprod, schedule, 1, _knows_four_things)
+    says = {
+        name: jnp.full((1, 1, 1), value) for name, value in (("any", -1.0), ("source", 0.0), ("target", 1.0))
+    }
+    none = {"avoided": jnp.zeros((1, 0, 1, 1)), "weights": jnp.zeros((1, 0))}
+    nothing = {name: says["any"][0] for name in ("negative", "empty", "plain")}
+    before, text = (ViewTexts(positive=says[name], **none, **nothing) for name in ("source", "target"))
+    text = text if inversion == "plain" else dataclasses.replace(text, source=before)
+    nodes = Nodes(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300))
+    loss = GE3D(inversion=inversion, strength=0.3, nodes=nodes)
+    own = _SPREAD * np.random.default_rng(4).normal(size=_PICTURES[:1].shape)
+    source = jnp.asarray(_PICTURES[:1] + own, jnp.float32)
+    seen = golden.see(np.asarray(source))
+
+    def step(z, iteration):
+        progress = Progress(iteration, iterations)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), iteration), 3)
+        drawn = loss.draw(DrawKeys(*keys), progress, z.shape)
+
+        def scalar(z):
+            return loss(
+                (), dataclasses.replace(seen, latents=z, source=source), text, drawn, denoiser, progress
+            )[0]
+
+        residual = jax.grad(scalar)(z)
+        return z - residual, jnp.linalg.norm(residual)
+
+    z, norms = jax.jit(lambda z: jax.lax.scan(step, z, jnp.arange(iterations)))(source)
+    wanted, half = _PICTURES[1] + own, _EDGE // 2
+    off = np.asarray(z) - wanted
+    way = np.linalg.norm(_PICTURES[1] - _PICTURES[0])
+    return np.linalg.norm(off[:, :half]) / way, np.linalg.norm(off[:, half:]) / way, norms
+
+
+def test_delta_ends_at_the_edit_and_direct_never_ends():
+    """Direct inversion asks for as much when the edit is done: the source prompt fits it ever less."""
+    shape, color, norms = _edited("delta")
+    assert shape < 0.02 and color < 0.2 and norms[-1] < 0.1 * norms[0]
+    # An ordinary iteration ends, too, but forgets what was special about the shape.
+    forgotten, color, norms = _edited("plain")
+    assert forgotten > 0.1 and color < 0.3 and norms[-1] < 0.2 * norms[0]
+    _, far, norms = _edited("direct")
+    assert far > 10 and norms[-1] > 0.5 * norms[0]
