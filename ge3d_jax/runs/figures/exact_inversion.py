@@ -18,7 +18,6 @@ import numpy as np
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
-from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
 from ge3d_jax.viewer.sheet import image_grid
@@ -103,7 +102,7 @@ def arms(settings: Settings) -> list[Arm]:
     ]
 
 
-def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
     """Make the objects, and tell how good they are.
 
     Args:
@@ -136,8 +135,7 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
 
 def make(work: Work) -> Made:
     """The figure."""
-    settings = SIZES[work.size]
-    return compare_inversions(settings, work, load_judges(work.report) if settings.plan.is_known else None)
+    return compare_inversions(SIZES[work.size], work)
 
 
 FIGURE = Figure(
