@@ -89,4 +89,4 @@ def test_each_figure_has_one_script():
     assert {file.stem for file in FOLDER.glob("*.py")} == {*FIGURES, "page"}
     for name in FIGURES:
         text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-        assert f'figure_flags.run_figure("{name}")' in text and f"experiments/figures/{name}.py" in text
+        assert f'_figure("{name}")' in text and f"experiments/figures/{name}.py" in text

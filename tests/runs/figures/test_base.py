@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.runs.figures.base import Made, Record, markdown_table, remember, write_made
+from ge3d_jax.runs.figures.base import MOST_BYTES, Made, Record, remember, write_made
 
 ASKED = {"prompt": "a red mushroom", "seeds": (0, 1)}
 
@@ -108,6 +108,11 @@ def test_the_files_of_a_figure(tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_a_table_in_markdown():
-    rows = [{"loss": "ge3d", "PSNR": "20.1"}, {"PSNR": "–", "loss": "sds"}]
-    assert markdown_table(rows) == "| loss | PSNR |\n| --- | --- |\n| ge3d | 20.1 |\n| sds | – |\n"
+def test_a_picture_whose_file_would_be_too_large_is_made_smaller(tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=(800, 600, 3), dtype=np.uint8)
+    write_made(Made([], "", {"": noise}), name="look", command="", out=tmp_path)
+    with Image.open(tmp_path / "look.png") as written:
+        width, height = written.size
+    assert width / height == pytest.approx(600 / 800, rel=0.01)
+    # As large as fits, but for some.
+    assert 0.6 * MOST_BYTES < (tmp_path / "look.png").stat().st_size <= MOST_BYTES == 1_000_000

@@ -137,9 +137,9 @@ def test_every_object_has_its_line(gone_on):
 def test_the_tables_are_means_over_prompts(gone_on):
     _, made, _ = gone_on
     timed = [row for row in made.rows if row["part"] == EQUAL_TIMES and "prompt" in row]
-    first, second = made.text.split("## Own lengths")
+    first, second = made.text.split("### Own lengths")
     assert first.startswith(
-        "## Equal times\n\n4 objects, 2 prompts with 2 seeds: as many iterations as fit 0.2 s"
+        "### Equal times\n\n4 objects, 2 prompts with 2 seeds: as many iterations as fit 0.2 s"
     )
     assert second.startswith("\n\n1 object, 1 prompt with 1 seed: the iterations of the preset `toybox64`")
     header, _, line = first.strip().splitlines()[-3:]
