@@ -147,9 +147,9 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
 def _how(settings: Settings, all_done: Sequence[Done]) -> str:
     objects = counted_objects(settings, all_done)
     return (
-        f"{objects}, made in about {settings.budget:g} seconds each and judged on the way, at equal shares of "
-        "the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what a "
-        "curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
+        f"{objects}, made in about {settings.budget:g} seconds each and judged on the way, at equal shares "
+        "of the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what "
+        "a curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
     )
 
 
