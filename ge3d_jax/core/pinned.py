@@ -51,9 +51,10 @@ def do_pinned(
     # A process that is forked from one that uses JAX may hang.
     context = multiprocessing.get_context("spawn")
     waiting, told = context.Queue(), context.Queue()
-    for job in jobs:
-        waiting.put(job)
+    for one in jobs:
+        waiting.put(one)
     for _ in cores:
+        # The end, for each process.
         waiting.put(None)
     workers = [context.Process(target=_work, args=(do, waiting, told), daemon=True) for _ in cores]
     try:
