@@ -14,35 +14,28 @@ from ge3d_jax.diffusion.schedule import add_noise, predict_x0
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.trajectories import sample_time_nodes
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.figures import repeat_edit, repeated_edits
 from ge3d_jax.runs.figures.base import Record, Work, write_made
 from ge3d_jax.runs.figures.repeat_edit import SIZES
 from ge3d_jax.runs.figures.repeated_edits import Settings, Task
 from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.toybox import MODELS, model_folder
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.runs.figures.observed import Stopped, files_of, stopping
+from tests.tiny_model import IMAGE_SIZE
 
 TASKS = (Task("a red mushroom", "a blue mushroom", 30.0), Task("a red mushroom", "a green mushroom", 0.0))
 SMALL = Settings(preset="toybox64", tasks=TASKS, seeds=(0, 1), edits=3, shown=(1, 3), node_counts=(1, 2))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
+def model(tiny_place):
+    return load_model(tiny_place)
 
 
 @pytest.fixture(scope="module")
-def model(place):
-    return load_model(place)
-
-
-@pytest.fixture(scope="module")
-def gallery():
+def gallery(tiny_gallery):
     """Of pictures as small as the tiny model's."""
-    whole = build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
+    whole = tiny_gallery
     kinds, views, edge, _, layers = whole.layers.shape
     tiles = whole.layers.reshape(kinds, views, IMAGE_SIZE, edge // IMAGE_SIZE, IMAGE_SIZE, -1, layers)
     return dataclasses.replace(whole, layers=tiles.mean(axis=(3, 5)).round().astype(np.uint8))
@@ -160,25 +153,15 @@ def test_means_are_over_pictures_and_seeds():
     assert "| the picture as it was | 16.0 ± " in text and "| a way, after 1 edit | 40.0 ± " in text
 
 
-def test_a_stopped_figure_goes_on_to_the_same_files(place, gallery, tmp_path):
-    class Stopped(Exception):
-        pass
-
-    lines = []
-
-    def stopping(line):
-        lines.append(line)
-        if len(lines) == 4:
-            raise Stopped
-
+def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, gallery, tmp_path):
     def make(folder, report):
-        work = Work("small", folder, str(place), report)
+        work = Work("small", folder, str(tiny_place), report)
         made = repeat_edit.make_of(SMALL, work, gallery=gallery)
         write_made(made, name="repeat_edit", command="", out=folder / "out")
-        return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
+        return files_of(folder / "out")
 
     with pytest.raises(Stopped):
-        make(tmp_path / "stopped", stopping)
+        make(tmp_path / "stopped", stopping(4))
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "stopped").glob("*.npz")}
     assert len(kept) == 3
     told = []
@@ -197,10 +180,10 @@ def test_a_stopped_figure_goes_on_to_the_same_files(place, gallery, tmp_path):
     }  # fmt: skip
 
 
-def test_words_that_the_model_does_not_know_are_refused_first(place, gallery, tmp_path):
+def test_words_that_the_model_does_not_know_are_refused_first(tiny_place, gallery, tmp_path):
     wrong = dataclasses.replace(SMALL, tasks=(Task("a red mushroom", "a blue dragon", 0.0),))
     with pytest.raises(UserError, match="dragon"):
-        repeat_edit.make_of(wrong, Work("small", tmp_path, str(place)), gallery=gallery)
+        repeat_edit.make_of(wrong, Work("small", tmp_path, str(tiny_place)), gallery=gallery)
     assert not list(tmp_path.iterdir())
 
 
