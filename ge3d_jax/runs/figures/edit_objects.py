@@ -246,7 +246,7 @@ def rows_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "source": row.edit.source,
             "target": row.edit.target,
             "way": row.way,
-            **{name: None if value is None else round(value, 4) for name, value in row.numbers.items()},
+            **row.numbers,
         }
         for row in rows
     ]

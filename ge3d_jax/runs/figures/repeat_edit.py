@@ -79,13 +79,9 @@ def mean_rows(name: str, records: Sequence[Record], tasks: Sequence[Task]) -> li
                 for index, task in enumerate(tasks)
             }
             mean, error = mean_and_error(by_picture)
-            row |= {measure: _rounded(mean), f"{measure}_error": _rounded(error)}
+            row |= {measure: mean, f"{measure}_error": error}
         rows.append(row)
     return rows
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def _cell(row: Mapping[str, Any], measure: str) -> str:

@@ -116,3 +116,11 @@ def test_a_picture_whose_file_would_be_too_large_is_made_smaller(tmp_path):
     assert width / height == pytest.approx(600 / 800, rel=0.01)
     # As large as fits, but for some.
     assert 0.6 * MOST_BYTES < (tmp_path / "look.png").stat().st_size <= MOST_BYTES == 1_000_000
+
+
+def test_numbers_of_rows_are_such_as_files_can_hold(tmp_path):
+    rows = [{"psnr": 20.1234567, "small": 0.000012345678, "none": float("nan"), "far": float("inf"), "n": 3}]
+    write_made(Made(rows, ""), name="look", command="", out=tmp_path)
+    (told,) = json.loads((tmp_path / "look.json").read_text(encoding="utf-8"))["rows"]
+    assert told == {"psnr": 20.1235, "small": 0.0000123457, "none": None, "far": None, "n": 3}
+    assert (tmp_path / "look.csv").read_text().splitlines()[1] == "20.1235,1.23457e-05,,,3"
