@@ -142,8 +142,9 @@ FIGURE = Figure(
     title="An exact inversion in every iteration",
     source="Beyond the paper: the open question of its future work",
     expected=(
-        "A way down that misses the way up moves the object where no word asks for it; without that, objects "
-        "may come nearer to the truth, at more passes through the network."
+        "A way down that does not undo the way up changes the object where no word asks for it. An exact "
+        "inversion leaves that out, so that objects may come nearer to the truth, for more passes through "
+        "the network."
     ),
     seconds={"small": 80.0, "full": 4800.0},
     make=make,

@@ -211,13 +211,15 @@ def _edit(
     steps: float,
     edits: int,
 ) -> jax.Array:
+    pictures, height, width, channels = latents.shape
+    shape = (pictures, height, width, channels)
     # The losses that are compared do not go by cameras.
-    cameras = cameras_around(jnp.zeros(latents.shape[0]), Viewpoint())
+    cameras = cameras_around(jnp.zeros(pictures), Viewpoint())
 
     def one(z: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         times_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
         progress = Progress(k, edits)
-        drawn = loss.draw(DrawKeys(times=times_key, noise=noise_key, run=key), progress, latents.shape)
+        drawn = loss.draw(DrawKeys(times=times_key, noise=noise_key, run=key), progress, shape)
 
         def ask(z: jax.Array) -> jax.Array:
             # A view of its own, each: SDS divides by their number.
