@@ -13,8 +13,8 @@ _LEGEND_INCHES = 0.5
 _DOTS_PER_INCH = 100
 _BAND_OPACITY = 0.2
 _FEW_LABELS = 10
-# In a row of the legend.
-_LABELS_PER_PANEL = 3
+# That a row of the legend may take of the width.
+_LEGEND_SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +104,11 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(
-        handles.values(),
-        handles,
-        loc="outside upper center",
-        ncols=min(len(handles), _LABELS_PER_PANEL * columns),
-    )
+    for in_a_row in range(len(handles), 0, -1):
+        legend = figure.legend(handles.values(), handles, loc="outside upper center", ncols=in_a_row)
+        if legend.get_window_extent().width <= _LEGEND_SHARE * figure.bbox.width:
+            break
+        if in_a_row > 1:
+            legend.remove()
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

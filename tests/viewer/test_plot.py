@@ -63,6 +63,13 @@ def test_panels_stand_in_rows_and_may_have_a_level():
     assert len(pixels(solid[LEGEND:], BLUE)[0]) > 1.2 * len(pixels(plain[LEGEND:], BLUE)[0])
 
 
+def test_a_legend_of_many_long_labels_stands_within_the_picture():
+    lines = [Line(f"a rather long label, number {index}", [0, 1], [index, index]) for index in range(8)]
+    image = draw_plot([Panel("a", "x", "y", lines), Panel("b", "x", "y", lines)])
+    # Its frame is whole: left and right of it there is nothing.
+    assert (image[:, :3] == 255).all() and (image[:, -3:] == 255).all()
+
+
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
     check_plotting()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
