@@ -6,9 +6,11 @@
 A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
 objects are recognized by.
 
-Color, part and kind of an object each; at small size the color alone. Expected: with an exact way back to
-the source what the edit does not name stays nearer to it than by restyling, and the target is reached all
-the same. edit_objects.md has the tables, and there is a picture of each edit from eight sides.
+Color, part and kind of an object each; at small size the color alone.
+
+Expected: with an exact way back to the source what the edit does not name stays nearer to it than by
+restyling, and the target is reached all the same. edit_objects.md has the tables, and there is a picture of
+each edit from eight sides.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -6,8 +6,9 @@
 A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
 objects are recognized by.
 
-At full size four sentences, two seeds, five ways. Expected: exact inversions take more passes through the
-network and may bring objects nearer to the truth.
+At full size four sentences, two seeds, five ways.
+
+Expected: exact inversions take more passes through the network and may bring objects nearer to the truth.
 """
 
 from ge3d_jax.cli import figure_flags
