@@ -1,10 +1,12 @@
-"""Figures 4 and 14: objects of GE3D and of ISM from all sides, side by side, with the truth; also as a video.
+"""Figures 4 and 14: objects of GE3D and of ISM from all sides, side by side, with the truth; and as a video.
 
-    python experiments/figures/compare_views.py --size=small
+    python experiments/figures/compare_views.py --size=small  # 2 minutes on two CPU cores
+    python experiments/figures/compare_views.py               # 50 minutes, for docs/results.md
 
-About two minutes (small) or an hour (full) on two CPU cores. The paper's scale takes Stable Diffusion:
---size=paper --model=FOLDER.
-To be expected: from all sides GE3D's objects have more detail, and colors that are nearer to the truth.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by.
+
+Expected: from all sides GE3D's objects have more detail, and colors that are nearer to the truth.
 """
 
 from ge3d_jax.cli import figure_flags

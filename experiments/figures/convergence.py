@@ -1,12 +1,16 @@
 """Figures 5, 6 and 7: how objects get better with time and with iterations, GE3D with and without DBC.
 
-    python experiments/figures/convergence.py
+    python experiments/figures/convergence.py --size=small  # 2 minutes on two CPU cores
+    python experiments/figures/convergence.py               # 67 minutes, for docs/results.md
 
-Four sentences by twelve losses and GE3D without its dynamic balancing coefficient, 90 seconds each, judged
-eleven times on the way: about an hour on two CPU cores, one process on each. What is done is not done again,
-and --only_done shows what there is. Flags are those of compare_losses.py.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by. Needs requirements-figures.txt.
 
-To expect, after the paper: GE3D is good sooner than the others, with DBC sooner than without.
+At full size four sentences by twelve losses and GE3D without its dynamic balancing coefficient, 90 seconds
+each, judged eleven times on the way; one process on each of two cores. --only_done shows what there is, and
+the other flags are those of compare_losses.py.
+
+Expected, after the paper: GE3D is good sooner than the others, with DBC sooner than without.
 """
 
 from ge3d_jax.cli import loss_flags

@@ -1,12 +1,16 @@
-"""Edit three objects by a sentence: compared with the source, by direct inversion, NPI and plain restyling.
+"""Beyond the paper: objects edited by a sentence, by four ways.
 
-    python experiments/figures/edit_objects.py
+    python experiments/figures/edit_objects.py --size=small  # 2 minutes on two CPU cores
+    python experiments/figures/edit_objects.py               # 35 minutes, for docs/results.md
 
-Color, part and kind of an object each: 35 minutes on two CPU cores; --size=small, a color alone, takes two
-minutes.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by.
+
+Color, part and kind of an object each; at small size the color alone.
+
 Expected: compared with the views of the untouched source, what the edit does not name stays nearer to it than
-by restyling, and the target is reached all the same; direct inversion and NPI break the shape.
-docs/results then has edit_objects.md (the tables), .csv, .json and a picture of each edit from eight sides.
+by restyling, and the target is reached all the same; direct inversion and NPI break the shape. edit_objects.md
+has the tables, and there is a picture of each edit from eight sides.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -1,10 +1,14 @@
-"""Compare inversions inside GE3D's iterations: plain DDIM, negative-prompt inversion, direct inversion.
+"""Beyond the paper: inversions inside GE3D's iterations, plain DDIM, negative-prompt and direct inversion.
 
-    python experiments/figures/exact_inversion.py
+    python experiments/figures/exact_inversion.py --size=small  # 80 seconds on two CPU cores
+    python experiments/figures/exact_inversion.py               # 80 minutes, for docs/results.md
 
-Four prompts, two seeds, five ways: an hour and a half on two CPU cores; --size=small takes about a minute.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by.
+
+At full size four sentences, two seeds, five ways.
+
 Expected: exact inversions take more passes through the network and may bring objects nearer to the truth.
-docs/results then has exact_inversion.md (the table), .csv, .json and .png.
 """
 
 from ge3d_jax.cli import figure_flags

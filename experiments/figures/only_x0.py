@@ -1,11 +1,12 @@
 """Figure 11: GE3D beside only the end of its path, with the same nodes and guidance.
 
-    python experiments/figures/only_x0.py --size=small
+    python experiments/figures/only_x0.py --size=small  # 2 minutes on two CPU cores
+    python experiments/figures/only_x0.py               # 43 minutes, for docs/results.md
 
-A minute and a half on two CPU cores, and three quarters of an hour at size "full"; a stopped one goes on
-where it was. The first figure on a machine takes two minutes more, to trace what objects are recognized by.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by.
 
-Expected: with the end alone, surfaces are flatter or shapes less right. At size "full" there is a third line,
+Expected: with the end alone, surfaces are flatter or shapes less right. At full size there is a third line,
 the end alone with the settings that were found for it.
 """
 

@@ -3,8 +3,9 @@ r"""Make the paper's tables and figures, and the page that shows them.
     python experiments/figures/page.py --size=small
     python experiments/figures/page.py --size=full --times
 
-The first makes a first look in outputs/figures/small, in about a quarter of an hour on two CPU cores. The
-full size is what docs/results.md shows, made in an evening; --times only says how long each figure will take.
+The first makes a first look in outputs/figures/small, in about 20 minutes on two CPU cores. The full size,
+the default, is what docs/results.md shows, made in about ten hours; --times only says how long each figure
+will take.
 Figures that are made already stay as they are, and one that was stopped goes on where it was. One that fails
 does not stop the others; the exit status is then 1.
 

@@ -1,11 +1,13 @@
 """Section 7.2: objects before and after the reconstructive stage, with more and more iterations before it.
 
-    python experiments/figures/reconstruct.py --size=small
+    python experiments/figures/reconstruct.py --size=small  # 2 minutes on two CPU cores
+    python experiments/figures/reconstruct.py               # 60 minutes, for docs/results.md
 
-About two minutes (small) or an hour (full) on two CPU cores. The paper's scale takes Stable Diffusion:
---size=paper --model=FOLDER. Needs requirements-figures.txt.
-To be expected: after few iterations the stage brings an object nearly to where the rest of the run would;
-after many it sharpens it a little.
+A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
+objects are recognized by. Needs requirements-figures.txt.
+
+Expected: after few iterations the stage brings an object nearly to where the rest of the run would; after
+many it sharpens it a little.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -38,7 +38,7 @@ def _given() -> list[str]:
 def _changed(name: str, size: str) -> "Changed | None":
     """A figure that compares losses as these flags change it; None where they were left out."""
     from ge3d_jax.runs.figures.loss_settings import Flags
-    from ge3d_jax.runs.figures.making import Changed
+    from ge3d_jax.runs.figures.making import Changed, model_of
     from ge3d_jax.runs.sweep_plan import parse_seeds
 
     given = _given()
@@ -54,7 +54,7 @@ def _changed(name: str, size: str) -> "Changed | None":
         processes=_PROCESSES.value,
     )
     module = importlib.import_module(f"ge3d_jax.runs.figures.{name}")
-    settings = asked.applied(module.SIZES[size], figure_flags.MODEL.value)
+    settings = asked.applied(module.SIZES[size], model_of(size, figure_flags.MODEL.value))
     make = partial(module.make, settings=settings, only_done=_ONLY_DONE.value)
     return Changed(make, given, only_reads=_ONLY_DONE.value)
 

@@ -6,8 +6,8 @@ Ratios above 1 are what score distillation with high guidance is known for.
 
 import numpy as np
 
-# A pixel belongs to an object if more than this fraction of it is covered.
-_COVERED = 0.5
+from ge3d_jax.metrics.likeness import COVERED
+
 # Rec. 709.
 _LUMINANCE = np.asarray((0.2126, 0.7152, 0.0722))
 # Below these the truth is grey, or flat, and a ratio to it says nothing.
@@ -21,7 +21,7 @@ def colors_of(pictures: np.ndarray, alphas: np.ndarray) -> np.ndarray:
         pictures: (..., H, W, 3) on white, in [0, 1].
         alphas: (..., H, W), fraction of each pixel that is covered.
     """
-    covered = alphas > _COVERED
+    covered = alphas > COVERED
     alpha = alphas[covered][:, None]
     return np.clip((pictures[covered] - (1.0 - alpha)) / alpha, 0.0, 1.0)
 

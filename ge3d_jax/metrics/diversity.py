@@ -7,10 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ge3d_jax.metrics.likeness import Views, overlap
-
-# A pixel belongs to an object if more than this fraction of it is covered.
-_COVERED = 0.5
+from ge3d_jax.metrics.likeness import COVERED, Views, overlap
 
 
 def shape_diversity(objects: list[Views]) -> float | None:
@@ -28,7 +25,7 @@ def texture_diversity(objects: list[Views]) -> float | None:
     """
     differences = []
     for one, other in combinations(objects, 2):
-        shared = (one.alphas > _COVERED) & (other.alphas > _COVERED)
+        shared = (one.alphas > COVERED) & (other.alphas > COVERED)
         if shared.any():
             differences.append(float(np.mean(np.abs(one.pictures - other.pictures)[shared])))
     return float(np.mean(differences)) if differences else None

@@ -39,7 +39,9 @@ from ge3d_jax.toybox.world.render import (
 
 _FIRST_BUFFER = 2**16
 # A pixel belongs to the silhouette if more than this fraction of it is covered.
-_COVERED = 0.5
+COVERED = 0.5
+# Distance of surfaces, over the object's size, of an object that is not there: a whole size away.
+FARTHEST = 1.0
 # A pixel of the truth is neutral, and inside the object, within this of the ideal.
 _NEUTRAL, _INSIDE = 0.03, 0.99
 # How far outside a splat's center lies to be a speck, in sizes of the object.
@@ -82,7 +84,7 @@ class Traced:
 
 def overlap(alpha: np.ndarray, true_alpha: np.ndarray) -> float:
     """Intersection over union of silhouettes (..., H, W) in [0, 1]; 1 if both are empty."""
-    ours, theirs = alpha > _COVERED, true_alpha > _COVERED
+    ours, theirs = alpha > COVERED, true_alpha > COVERED
     union = np.sum(ours | theirs)
     return float(np.sum(ours & theirs) / union) if union else 1.0
 
@@ -117,7 +119,7 @@ def depth_difference(views: Views, truth: Views) -> float | None:
 
     None where they share no pixel.
     """
-    shared = (views.alphas > _COVERED) & (truth.alphas > _COVERED)
+    shared = (views.alphas > COVERED) & (truth.alphas > COVERED)
     return float(np.mean(np.abs(views.depths - truth.depths)[shared])) if shared.any() else None
 
 
@@ -145,7 +147,7 @@ def _render(gaussians: Gaussians, camera: Camera, buffer_capacity: int) -> tuple
 
 def _seen_points(rendered: Rendered, camera: Camera) -> np.ndarray:
     """The surface (N, 3) that a view shows: pixels at their mean depth, where the object covers them."""
-    covered = np.asarray(rendered.alpha) > _COVERED
+    covered = np.asarray(rendered.alpha) > COVERED
     rows, columns = np.nonzero(covered)
     focal_x, focal_y, center_x, center_y = np.asarray(camera.intrinsics)
     depth = np.asarray(rendered.depth)[covered]

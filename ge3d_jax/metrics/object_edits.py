@@ -19,15 +19,11 @@ import math
 
 import numpy as np
 
-from ge3d_jax.metrics.likeness import Views, chamfer, overlap, size_of
+from ge3d_jax.metrics.likeness import COVERED, FARTHEST, Views, chamfer, overlap, size_of
+from ge3d_jax.metrics.pictures import LOUDEST
 
 # Pixels of the truths differ from here on; antialiased edges of equal things differ by less.
 _DIFFERENT = 0.02
-_COVERED = 0.5
-# Decibels of equal pictures: files hold no infinity.
-LOUDEST = 99.0
-# Distance of an object of which nothing is seen: a whole size away.
-FARTHEST = 1.0
 
 
 def measure_kept(edited: Views, source: Views) -> dict[str, float]:
@@ -55,7 +51,7 @@ def measure_reached(
     """
     gap = np.max(np.abs(true_target.pictures - true_source.pictures), axis=-1)
     differs = gap > _DIFFERENT
-    rest = ~differs & (true_target.alphas > _COVERED) & (true_source.alphas > _COVERED)
+    rest = ~differs & (true_target.alphas > COVERED) & (true_source.alphas > COVERED)
 
     def distances(views: Views, other: Views) -> np.ndarray:
         """Squared distances of colors on D, summed over it, of each view."""

@@ -11,11 +11,18 @@ _SSIM_SIGMA = 1.5
 # These keep the quotients of flat patches finite, for images in [0, 1].
 _MEAN_CONSTANT = 0.01**2
 _VARIANCE_CONSTANT = 0.03**2
+# Decibels of equal pictures: files hold no infinity.
+LOUDEST = 99.0
 
 
 def psnr(first: jax.Array, second: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio of two images in [0, 1] of equal shape, () decibels."""
     return -10.0 * jnp.log10(jnp.mean((first - second) ** 2))
+
+
+def finite_psnr(first: jax.Array | np.ndarray, second: jax.Array | np.ndarray) -> float:
+    """`psnr` as a number for files: at most LOUDEST."""
+    return min(float(psnr(jnp.asarray(first), jnp.asarray(second))), LOUDEST)
 
 
 def _window_means(maps: jax.Array) -> jax.Array:

@@ -84,6 +84,11 @@ def asked_by_preset(
     )
 
 
+def model_by_preset(name: str, model: FilePath | None = None) -> ModelChoice:
+    """The model of a preset, or another one. Raises UserError for a preset that does not exist."""
+    return asked_by_preset(name, guidance=None, density=None, overrides=None).but(model=model).model
+
+
 def asked_by_file(
     file: FilePath,
     *,

@@ -22,6 +22,7 @@ from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images
 from ge3d_jax.editing.base import Method, edit_times
 from ge3d_jax.metrics.edits import masked_mse, masked_psnr, masked_ssim
+from ge3d_jax.metrics.pictures import LOUDEST
 from ge3d_jax.metrics.recognition import Gallery, estimate_background, recognize
 from ge3d_jax.runs.edit_by_method import make_task
 from ge3d_jax.runs.edit_cases import Case
@@ -50,7 +51,6 @@ COLUMNS: Mapping[str, str] = {
 }
 _SHARES = ("recognized", "reached", "way_left")
 _DECIMALS = {"kept_psnr": 1, "truth_psnr": 1, "kept_ssim": 3, "clip": 2, "clip_edited": 2, "seconds": 1}
-_LOUDEST = 99.0  # decibels, of equal pictures in the files
 _SHOWN_EDGE = 128
 
 
@@ -118,13 +118,13 @@ def measure(case: Case, edited: np.ndarray) -> Row:
     """
     source, made = (picture.astype(np.float64) / 255.0 for picture in (case.picture, edited))
     row: Row = {
-        "kept_psnr": min(masked_psnr(source, made, case.kept), _LOUDEST),
+        "kept_psnr": min(masked_psnr(source, made, case.kept), LOUDEST),
         "kept_ssim": masked_ssim(source, made, case.kept),
     }
     if case.truth is not None:
         truth, changed = case.truth.astype(np.float64) / 255.0, ~case.kept
         to_truth, to_source = (masked_mse(other, made, changed) for other in (truth, source))
-        row["truth_psnr"] = min(masked_psnr(truth, made), _LOUDEST)
+        row["truth_psnr"] = min(masked_psnr(truth, made), LOUDEST)
         row["way_left"] = math.sqrt(to_truth / masked_mse(source, truth, changed))
         row["reached"] = float(to_truth < to_source)
     return row

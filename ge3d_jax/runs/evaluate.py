@@ -185,12 +185,18 @@ def object_pictures(gaussians: Gaussians) -> np.ndarray:
     return frames.astype(np.float32) / 255.0
 
 
-def true_pictures(prompt: str) -> np.ndarray:
-    """What `object_pictures` would be of the object that the sentence describes."""
+def true_pictures(prompt: str, views: int = VIEWS, viewpoint: Viewpoint = _VIEWPOINT) -> np.ndarray:
+    """What `object_pictures` would be of the object that the sentence describes.
+
+    Args:
+        prompt: the sentence.
+        views: how many, once around.
+        viewpoint: where the camera is.
+    """
     sentence, behind = parse(prompt), jnp.asarray(WHITE)
-    cameras = cameras_around(turntable_azimuths(VIEWS), _VIEWPOINT)
-    views = [jax.tree.map(itemgetter(index), cameras) for index in range(VIEWS)]
-    return np.stack([render_sentence(sentence, view, background=behind) for view in views])
+    around = cameras_around(turntable_azimuths(views), viewpoint)
+    cameras = [jax.tree.map(itemgetter(index), around) for index in range(views)]
+    return np.stack([render_sentence(sentence, camera, background=behind) for camera in cameras])
 
 
 def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[str, Any]:
@@ -307,6 +313,19 @@ def loss_name(
     return kind_of(configured(preset, guidance=guidance, overrides=overrides), "guidance")
 
 
+def object_folder(
+    prompt: str,
+    *,
+    seed: int,
+    folder: Path,
+    preset: str = PRESET,
+    guidance: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Where `make_object`, whose arguments these are, keeps the object."""
+    return folder / loss_name(guidance, overrides, preset=preset) / f"{slug(prompt)}-{seed}"
+
+
 def _finished_seconds(
     folder: Path,
     prompt: str,
@@ -368,7 +387,9 @@ def make_object(
         UserError: see `generate`.
         KeyboardInterrupt: the user stopped the run.
     """
-    out = folder / loss_name(guidance, overrides, preset=preset) / f"{slug(prompt)}-{seed}"
+    out = object_folder(
+        prompt, seed=seed, folder=folder, preset=preset, guidance=guidance, overrides=overrides
+    )
     begun_with = None if start is None else str(start)
     config = configured(preset, guidance=guidance, start=begun_with, overrides=overrides)
     asked = (prompt, seed, preset, config, begun_with, edit_from)

@@ -20,7 +20,8 @@ from ge3d_jax.metrics.bootstrap import error_by_halves, mean_and_error
 from ge3d_jax.metrics.colors import colors_of, contrast_ratio, saturation_ratio
 from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.frechet import frechet_distance, kernel_distance
-from ge3d_jax.metrics.likeness import Views, compare_views
+from ge3d_jax.metrics.likeness import COVERED, FARTHEST, Views, compare_views
+from ge3d_jax.metrics.pictures import LOUDEST
 from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.metrics.shrunken import shrunken_features
 from ge3d_jax.runs.evaluate import measure_object
@@ -31,12 +32,6 @@ from ge3d_jax.toybox.world.captions import parse
 Estimate = tuple[float | None, float | None]
 # An object of which fewer views than this share are recognized, or of which nothing is seen, has failed.
 FAILED_BELOW = 0.5
-# Decibels of an object that is the truth itself: files hold no infinity.
-_LOUDEST = 99.0
-# Distances of surfaces, over the object's size, of an object that is not there: a whole size away.
-_FARTHEST = 1.0
-# A pixel is covered from here on.
-_COVERED = 0.5
 
 
 class Facts:
@@ -73,7 +68,7 @@ class Facts:
     @property
     def failed(self) -> bool:
         """Whether too few views are recognized, or nothing is seen at all."""
-        seen = bool((self.judged.views.alphas > _COVERED).any())
+        seen = bool((self.judged.views.alphas > COVERED).any())
         return not seen or self.recognized["right_kind_and_color"] < FAILED_BELOW
 
 
@@ -178,12 +173,12 @@ METRICS: dict[str, Metric] = {
     "fronts": Metric("fronts", 2, "one", of_object=lambda facts: facts.fronts),
     "multi_faced": Metric("several faces (Janus)", 2, "lower", of_object=_multi_faced),
     "failed": Metric("failed", 2, "lower", of_object=lambda facts: float(facts.failed)),
-    "psnr": Metric("PSNR to the truth, dB", 1, "higher", of_object=_likeness("psnr", most=_LOUDEST)),
+    "psnr": Metric("PSNR to the truth, dB", 1, "higher", of_object=_likeness("psnr", most=LOUDEST)),
     "ssim": Metric("SSIM to the truth", 3, "higher", of_object=_likeness("ssim")),
     "overlap": Metric("silhouette IoU", 3, "higher", of_object=_likeness("overlap")),
-    "chamfer": Metric("Chamfer, of the size", 3, "lower", of_object=_likeness("chamfer", most=_FARTHEST)),
+    "chamfer": Metric("Chamfer, of the size", 3, "lower", of_object=_likeness("chamfer", most=FARTHEST)),
     "depth": Metric(
-        "depth error, of the size", 3, "lower", of_object=_likeness("depth", worst=_FARTHEST, most=_FARTHEST)
+        "depth error, of the size", 3, "lower", of_object=_likeness("depth", worst=FARTHEST, most=FARTHEST)
     ),
     "sharpness": Metric("sharpness, of the truth's", 2, "one", of_object=_likeness("sharpness")),
     "tint": Metric("tint", 3, "lower", of_object=_likeness("tint")),

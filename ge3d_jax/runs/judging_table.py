@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.metrics.bootstrap import mean_and_error
 from ge3d_jax.runs.judging import METRICS, Estimate, Metric, check_metrics
 
@@ -47,11 +48,9 @@ def _estimate(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate:
 
 def _cell(metric: Metric, estimate: Estimate, *, is_best: bool) -> str:
     mean, error = estimate
-    if mean is None:
-        return "–"
-    text = f"{mean:.{metric.digits}f}"
-    text = f"**{text}**" if is_best else text
-    return text if error is None else f"{text} ± {error:.{metric.digits}f}"
+    text = number_cell(mean, metric.digits, error)
+    number, sign, rest = text.partition(" ± ")
+    return f"**{number}**{sign}{rest}" if is_best else text
 
 
 def _best(metric: Metric, means: Sequence[float | None]) -> float | None:
@@ -78,18 +77,14 @@ def table(rows: Sequence[Mapping[str, Any]], by: str = "loss", *, metrics: Seque
         UserError: a metric that does not exist.
     """
     found = estimates(rows, by, metrics)
-    lines = {group: [group] for group in found}
-    head = [by]
+    lines = {group: {by: group} for group in found}
     for name in metrics:
         metric, means = METRICS[name], [own[name][0] for own in found.values()]
         if all(mean is None for mean in means):
             continue
-        head.append(metric.label + _ARROWS[metric.better])
         best = _best(metric, means)
         for group, own in found.items():
             mean = own[name][0]
             is_best = mean is not None and round(mean, metric.digits) == best
-            lines[group].append(_cell(metric, own[name], is_best=is_best))
-    return (
-        "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines.values()]) + "\n"
-    )
+            lines[group][metric.label + _ARROWS[metric.better]] = _cell(metric, own[name], is_best=is_best)
+    return markdown_table(list(lines.values()))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ge3d_jax.runs.figures.figures import FIGURES
+from ge3d_jax.runs.figures.making import duration
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "figures"
@@ -90,3 +91,12 @@ def test_each_figure_has_one_script():
     for name in FIGURES:
         text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
         assert f'_figure("{name}")' in text and f"experiments/figures/{name}.py" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_script_tells_its_command_its_time_and_what_to_expect(name):
+    told = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+    small, full = (duration(FIGURES[name].seconds[size]) for size in ("small", "full"))
+    assert f"    python experiments/figures/{name}.py --size=small  # {small} on two CPU cores\n" in told
+    assert f"    python experiments/figures/{name}.py               # {full}, for docs/results.md\n" in told
+    assert "\n\nExpected" in told

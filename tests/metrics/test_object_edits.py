@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ge3d_jax.metrics.likeness import Views
-from ge3d_jax.metrics.object_edits import FARTHEST, LOUDEST, measure_kept, measure_reached, measure_truth
+from ge3d_jax.metrics.likeness import FARTHEST, Views
+from ge3d_jax.metrics.object_edits import measure_kept, measure_reached, measure_truth
+from ge3d_jax.metrics.pictures import LOUDEST
 
 
 def views(top=0.0, bottom=0.0, *, wide=4, shift=0.0, count=2):

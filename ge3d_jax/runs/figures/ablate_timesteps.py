@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
+from ge3d_jax.runs.figures.base import Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import estimates, table
@@ -143,8 +144,7 @@ def grid_table(rows: list[dict[str, object]], settings: Settings, metric: str) -
     digits = METRICS[metric].digits
 
     def cell(farthest: int, jump: int) -> str:
-        mean, _ = found[arm_name(farthest, jump)][metric]
-        return "–" if mean is None else f"{mean:.{digits}f}"
+        return number_cell(found[arm_name(farthest, jump)][metric][0], digits)
 
     lines = [
         {METRICS[metric].label: f"to {farthest}"}
@@ -174,8 +174,8 @@ def make(work: Work) -> Made:
 FIGURE = Figure(
     title="How far the nodes reach and how long the jumps are, without balancing the nodes",
     source="Figure 9",
-    expected="Nodes that reach too near change too little, and the shape stays wrong; short jumps keep more "
-    "detail than long ones, and take longer.",
+    expected="Nodes that reach only low noise change too little, and the shape stays wrong. Short jumps keep "
+    "more detail than long ones, and take longer.",
     seconds={"small": 140.0, "full": 1900.0},
     make=make,
 )

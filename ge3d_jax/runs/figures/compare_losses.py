@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from ge3d_jax.core.tables import counted
 from ge3d_jax.runs.figures.base import Figure, Made, Work
 from ge3d_jax.runs.figures.loss_series import SIDES, Done, Judges
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
     EQUAL_TIMES,
-    PAPER_MODEL,
     PAPER_PROMPTS,
     Settings,
+    counted_objects,
     made_or_read,
 )
 from ge3d_jax.runs.folder import slug
@@ -72,7 +73,6 @@ SIZES: Mapping[str, Settings] = {
         processes=1,
         metrics=_COLUMNS,
         own_length=len(PAPER_PROMPTS),
-        model=PAPER_MODEL,
     ),
 }
 _OWN_COLUMN = "loss, iterations"
@@ -104,7 +104,7 @@ def _text(settings: Settings, parts: Mapping[str, list[Done]], rows: Sequence[Ma
             if row["part"] == name
         ]
         paragraphs += [
-            f"## {name.capitalize()}",
+            f"### {name.capitalize()}",
             _how(settings, all_done, name),
             table(of_part, _OWN_COLUMN, metrics=settings.metrics),
         ]
@@ -113,10 +113,7 @@ def _text(settings: Settings, parts: Mapping[str, list[Done]], rows: Sequence[Ma
 
 def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
     """How the objects of a part were made, in a paragraph."""
-    there = sum(len(done.objects) for done in all_done)
     series = all_done[0].series
-    wanted = len(settings.trials) * len(series.objects)
-    count = _counted(there, "object") if there == wanted else f"{there} of {wanted} objects so far"
     length = (
         f"as many iterations as fit {settings.budget:g} seconds, and schedules stretched to them"
         if part == EQUAL_TIMES
@@ -128,15 +125,11 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
         else "One process worked at a time."
     )
     return (
-        f"{count}, {_counted(len(series.prompts), 'prompt')} with "
-        f"{_counted(len(series.seeds), 'seed')}: {length}. "
+        f"{counted_objects(settings, all_done)}, {counted(len(series.prompts), 'prompt')} with "
+        f"{counted(len(series.seeds), 'seed')}: {length}. "
         "Seconds are those of the iterations; compiling is not counted. "
         f"{cores} Mean ± standard error over prompts."
     )
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def draw(all_done: Sequence[Done], true_sides: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -3,25 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.evaluate import WHITE
+from ge3d_jax.runs.evaluate import WHITE, true_pictures
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
-from ge3d_jax.runs.figures.swept import Arm, Plan, sweep_arms, told_rows
+from ge3d_jax.runs.figures.swept import Arm, Plan, load_object, sweep_arms, told_rows
 from ge3d_jax.runs.folder import slug
-from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.judging_table import table
-from ge3d_jax.toybox.world.captions import parse
-from ge3d_jax.toybox.world.render import render_sentence
+from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.presets import PUBLISHED
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
-from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
+from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths
 
 ARMS = (Arm("ge3d", guidance="ge3d"), Arm("ism", guidance="ism"))
 TRUTH = "truth"
@@ -39,7 +33,7 @@ _METRICS = (
     "saturation",
     "contrast",
 )
-_SHOWN_EDGE = 128
+_VIEWPOINT = Viewpoint(size=128)
 # Prompts of the picture; the video shows all of them.
 _SHOWN_PROMPTS = 3
 
@@ -71,22 +65,14 @@ SIZES: Mapping[str, Settings] = {
 }
 
 
-def object_frames(work: Work, arm: str, prompt: str, seed: int, frames: int) -> np.ndarray:
-    """An object of `sweep_arms` on white, once around from the front, uint8 (frames, H, W, 3)."""
-    gaussians = load_ply(work.folder / "objects" / arm / f"{slug(prompt)}-{seed}" / "object.ply")
-    return render_around(
-        gaussians, turntable_azimuths(frames), viewpoint=Viewpoint(size=_SHOWN_EDGE), background=WHITE
-    )
+def object_frames(gaussians: Gaussians, frames: int) -> np.ndarray:
+    """An object on white, once around from the front, uint8 (frames, H, W, 3)."""
+    return render_around(gaussians, turntable_azimuths(frames), viewpoint=_VIEWPOINT, background=WHITE)
 
 
 def true_frames(prompt: str, frames: int) -> np.ndarray:
     """What the sentence describes, from the same cameras, uint8 (frames, H, W, 3)."""
-    cameras = cameras_around(jnp.asarray(turntable_azimuths(frames)), Viewpoint(size=_SHOWN_EDGE))
-    sentence, behind = parse(prompt), jnp.asarray(WHITE)
-    views = [jax.tree.map(itemgetter(index), cameras) for index in range(frames)]
-    return np.stack(
-        [to_uint8(np.asarray(render_sentence(sentence, view, background=behind))) for view in views]
-    )
+    return to_uint8(true_pictures(prompt, frames, _VIEWPOINT))
 
 
 # Frames, uint8 (T, H, W, 3), by prompt and then by the name of an arm, or TRUTH.
@@ -108,7 +94,7 @@ def collect_frames(settings: Settings, work: Work) -> dict[str, dict[str, np.nda
             )
             own[TRUTH] = record.arrays["frames"]
         for arm in ARMS:
-            own[arm.name] = object_frames(work, arm.name, prompt, plan.seeds[0], frames)
+            own[arm.name] = object_frames(load_object(work, arm, prompt, plan.seeds[0]), frames)
         collected[prompt] = own
     return collected
 
@@ -145,7 +131,7 @@ def video(collected: Frames) -> np.ndarray:
     )
 
 
-def compare_frames(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+def compare_frames(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
     """Make the objects, and show and judge them.
 
     Args:
@@ -166,8 +152,7 @@ def compare_frames(settings: Settings, work: Work, gallery: Gallery | None) -> M
 
 def make(work: Work) -> Made:
     """The figure."""
-    settings = SIZES[work.size]
-    return compare_frames(settings, work, load_judges(work.report) if settings.plan.is_known else None)
+    return compare_frames(SIZES[work.size], work)
 
 
 FIGURE = Figure(

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.runs.figures.base import Figure, Made, Work, markdown_table
+from ge3d_jax.runs.figures.base import Figure, Made, Work
 from ge3d_jax.runs.figures.loss_series import Done, Judges
 from ge3d_jax.runs.figures.loss_settings import (
     ALL_LOSSES,
     EQUAL_TIMES,
-    PAPER_MODEL,
     PAPER_PROMPTS,
     Settings,
+    counted_objects,
     made_or_read,
 )
 from ge3d_jax.runs.judging import METRICS
@@ -57,7 +58,6 @@ SIZES: Mapping[str, Settings] = {
         processes=1,
         metrics=_METRICS,
         shares=_SHARES,
-        model=PAPER_MODEL,
     ),
 }
 # What the table is of: every object of the Toybox world has it.
@@ -134,8 +134,8 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
         {
             "loss": timed.label,
             "iterations": f"{counted.x[-1]:.0f}",
-            f"seconds to {level:.1f} dB": _told(first_reached(timed, level), 0),
-            f"iterations to {level:.1f} dB": _told(first_reached(counted, level), 0),
+            f"seconds to {level:.1f} dB": number_cell(first_reached(timed, level), 0),
+            f"iterations to {level:.1f} dB": number_cell(first_reached(counted, level), 0),
             "PSNR halfway": f"{np.interp(0.5 * timed.x[-1], timed.x, timed.y):.1f}",
             "PSNR at the end": f"{timed.y[-1]:.1f}",
         }
@@ -144,19 +144,12 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
     return f"{_how(settings, all_done)}\n\n{markdown_table(lines)}"
 
 
-def _told(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def _how(settings: Settings, all_done: Sequence[Done]) -> str:
-    there = sum(len(done.objects) for done in all_done)
-    wanted = len(settings.trials) * len(all_done[0].series.objects)
-    objects = "1 object" if there == 1 else f"{there} objects"
-    count = objects if there == wanted else f"{there} of {wanted} objects so far"
+    objects = counted_objects(settings, all_done)
     return (
-        f"{count}, made in about {settings.budget:g} seconds each and judged on the way, at equal shares of "
-        "the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what a "
-        "curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
+        f"{objects}, made in about {settings.budget:g} seconds each and judged on the way, at equal shares "
+        "of the run. Compiling and judging are not counted. Schedules are stretched to the run, so that what "
+        "a curve shows halfway is not what a run of half the time would end with. Bands are standard errors."
     )
 
 

@@ -4,18 +4,19 @@ Symbols: k, iteration; n, nodes; ω_i(k), weight of node i; d_i = x_{t_i} − x�
 ‖ω_i·d_i‖/Σ_j ‖ω_j·d_j‖, norms over all views of an iteration; without balancing every ω_i is 1.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.tables import markdown_table
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
 from ge3d_jax.runs.figures.node_trajectories import find_trajectories, loss_of
-from ge3d_jax.runs.figures.observed_runs import ObservedRun
+from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted
@@ -29,27 +30,11 @@ _POINTS = 101
 _PARTS = ("first", "middle", "last")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is run.
+@dataclass(frozen=True)
+class Settings(ObservedRuns):
+    """What is run: enough looks for a curve."""
 
-    Attributes:
-        preset: what the settings begin with.
-        prompts: a run for each.
-        seed: of all of them.
-        looks: how often a run is looked at.
-        overrides: settings to change.
-    """
-
-    preset: str
-    prompts: tuple[str, ...]
-    seed: int = 0
     looks: int = 46
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def run(self, prompt: str) -> ObservedRun:
-        """That of a prompt."""
-        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)
 
 
 SIZES: Mapping[str, Settings] = {
@@ -116,9 +101,9 @@ def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]
                     for prompt, own in records.items()
                 }
                 mean, error = mean_and_error(by_prompt)
-                row[column] = None if mean is None else round(mean, 5)
+                row[column] = mean
                 if column in ("share", "plain_share"):
-                    row[f"{column}_error"] = None if error is None else round(error, 5)
+                    row[f"{column}_error"] = error
             rows.append(row)
     return rows
 

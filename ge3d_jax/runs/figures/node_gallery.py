@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.diffusion.pipeline import decode_latents
-from ge3d_jax.metrics.pictures import psnr
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, markdown_table
+from ge3d_jax.metrics.pictures import finite_psnr
+from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
 from ge3d_jax.runs.figures.node_trajectories import clean_predictions, find_trajectories, loss_of
 from ge3d_jax.runs.figures.observed_runs import ObservedRun
 from ge3d_jax.toybox import MODELS
@@ -30,7 +31,6 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around
 
 _SHOWN_EDGE = 96
-_LOUDEST = 99.0  # decibels, of equal pictures in the files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def true_view(settings: Settings) -> np.ndarray | None:
 def _decibels(picture: np.ndarray, truth: np.ndarray | None) -> float | None:
     if truth is None:
         return None
-    return round(min(float(psnr(jnp.asarray(picture) / 255.0, jnp.asarray(truth) / 255.0)), _LOUDEST), 2)
+    return round(finite_psnr(picture / 255.0, truth / 255.0), 2)
 
 
 def rows_of(records: Mapping[int, Record], truth: np.ndarray | None) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """PSNR to the truth of the render and of the end of each trajectory, a line for each look, Markdown."""
 
     def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.1f} dB"
+        return number_cell(value, 1) + ("" if value is None else " dB")
 
     lines = []
     for render in (row for row in rows if row["node"] is None):
@@ -241,11 +241,11 @@ def make_of(settings: Settings, work: Work) -> Made:
 
 
 FIGURE = Figure(
-    title="The nodes of both trajectories over a run",
+    title="What the model makes of each node, over a run",
     source="Figure 15",
-    expected="The way up keeps at every node what the render shows. The way down draws the object that the "
-    "text asks for, at the top in coarse and wrong colors, lower down in right ones; its end changes little "
-    "over the run, and the renders come to it.",
+    expected="The way up (noising) keeps at every node what the render shows. The way down (denoising) draws "
+    "the object that the text asks for, at the top in coarse and wrong colors, lower down in right ones; its "
+    "end changes little over the run, and the renders come to it.",
     seconds={"small": 75, "full": 150},
     make=make,
 )

@@ -1,7 +1,7 @@
 """Runs that are looked at on the way, each look kept, for figures of what happens in a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.settings import to_tree
+from ge3d_jax.runs.asked import model_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Record, remember
 from ge3d_jax.runs.generate import generate
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.runs.observers import Observer, Watched
 from ge3d_jax.runs.request import check_prompt
-from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted
 from ge3d_jax.training.iterations import HostNumbers
@@ -93,7 +93,7 @@ class ObservedRun:
         check_prompt(self.prompt, self._choice(model).check())
 
     def _choice(self, model: str | None) -> ModelChoice:
-        return ModelChoice.of(model or (self.preset if self.preset in MODELS else None))
+        return model_by_preset(self.preset, model)
 
     def observe(
         self,
@@ -153,3 +153,26 @@ class ObservedRun:
             raise RuntimeError(f"The run in {folder} was not looked at as expected.")
 
         return {done: remember(path, asked, missing) for done, path in paths.items()}
+
+
+@dataclass(frozen=True)
+class ObservedRuns:
+    """Runs of several prompts that are looked at alike.
+
+    Attributes:
+        preset: what the settings begin with.
+        prompts: a run for each.
+        seed: of all of them.
+        looks: how often each is looked at.
+        overrides: settings to change.
+    """
+
+    preset: str
+    prompts: tuple[str, ...]
+    seed: int = 0
+    looks: int = 5
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, prompt: str) -> ObservedRun:
+        """That of a prompt."""
+        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)

@@ -4,9 +4,9 @@ One run is looked at several times; each time the stage is gone through from whe
 goes on as if nothing had been. What it gives is what a run gives that ends there with the stage.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
-from ge3d_jax.runs.figures.observed_runs import ObservedRun
+from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.judged import see, see_truths
 from ge3d_jax.runs.judging import METRICS, judge_object, load_judges
@@ -42,32 +42,14 @@ _SHOWN_AZIMUTH, _SHOWN_EDGE = np.deg2rad(45.0), 128
 Judge = Callable[[str, int, Gaussians], Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is run.
-
-    Attributes:
-        preset: what the settings begin with.
-        prompts: a run for each.
-        seed: of all of them.
-        looks: how often the stage is gone through in a run, evenly from its first iteration to its last.
-        overrides: settings to change.
-    """
-
-    preset: str
-    prompts: tuple[str, ...]
-    seed: int = 0
-    looks: int = 5
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+@dataclass(frozen=True)
+class Settings(ObservedRuns):
+    """What is run; at each look the stage is gone through."""
 
     @property
     def is_known(self) -> bool:
         """Whether the prompts are sentences of the Toybox world, so that their truth is known."""
         return self.preset in MODELS
-
-    def run(self, prompt: str) -> ObservedRun:
-        """That of a prompt."""
-        return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)
 
 
 SIZES: Mapping[str, Settings] = {
@@ -197,17 +179,16 @@ def picture(records: Mapping[str, Mapping[int, Record]], truths: Mapping[str, np
 
 def make(work: Work) -> Made:
     """Run, go through the stages, and draw."""
-    settings = SIZES[work.size]
-    return make_of(settings, work, load_judges(work.report) if settings.is_known else None)
+    return make_of(SIZES[work.size], work)
 
 
-def make_of(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
+def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
     """The figure of any settings.
 
     Args:
         settings: what is run.
         work: with what.
-        gallery: of the recognizer; not used where the truth is not known.
+        gallery: to recognize objects with; None for that of `load_judges`.
 
     Raises:
         UserError: as `generate` does.
@@ -222,9 +203,9 @@ def make_of(settings: Settings, work: Work, gallery: Gallery | None) -> Made:
 
     judge: Judge = unknown
     truths: dict[str, Views] = {}
-    if settings.is_known and gallery is not None:
+    if settings.is_known:
         truths = see_truths(settings.prompts)
-        judge = judge_by_truth(truths, gallery)
+        judge = judge_by_truth(truths, gallery or load_judges(work.report))
     records = {}
     for prompt, run in runs.items():
         work.report(f'"{prompt}"')

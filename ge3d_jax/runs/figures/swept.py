@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def _make_objects(arm: Arm, plan: Plan, work: Work) -> dict[tuple[str, int], Gau
         preset=plan.preset,
         guidance=arm.guidance,
         model=work.model,
-        out=work.folder / "objects" / slug(arm.name),
+        out=_objects(work, arm),
         overrides=_all_overrides(arm, plan),
         preview_every=0,
         resume=True,
@@ -156,6 +157,16 @@ def _make_objects(arm: Arm, plan: Plan, work: Work) -> dict[tuple[str, int], Gau
         (outcome.prompt, outcome.seed): load_ply(result.folder / outcome.folder / "object.ply")
         for outcome in result.outcomes
     }
+
+
+def load_object(work: Work, arm: Arm, prompt: str, seed: int) -> Gaussians:
+    """An object that `sweep_arms` made. Raises UserError where its file cannot be read."""
+    return load_ply(_objects(work, arm) / f"{slug(prompt)}-{seed}" / "object.ply")
+
+
+def _objects(work: Work, arm: Arm) -> Path:
+    """The folder of an arm's sweep."""
+    return work.folder / "objects" / slug(arm.name)
 
 
 def _check(result: SweepResult) -> None:

@@ -1,7 +1,8 @@
-"""What the tests of figures share: the tiny model, as a folder."""
+"""What the tests of figures share: the tiny model, as a folder, and a gallery of one kind."""
 
 import pytest
 
+from ge3d_jax.metrics.recognition import build_gallery
 from tests.tiny_model import write_tiny_model
 
 
@@ -10,3 +11,9 @@ def tiny_place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="package")
+def tiny_gallery():
+    """Mushrooms from few sides."""
+    return build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.runs.figures.base import Made, Record, markdown_table, remember, write_made
+from ge3d_jax.runs.figures.base import MOST_BYTES, Made, Record, remember, write_made
 
 ASKED = {"prompt": "a red mushroom", "seeds": (0, 1)}
 
@@ -108,6 +108,19 @@ def test_the_files_of_a_figure(tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_a_table_in_markdown():
-    rows = [{"loss": "ge3d", "PSNR": "20.1"}, {"PSNR": "–", "loss": "sds"}]
-    assert markdown_table(rows) == "| loss | PSNR |\n| --- | --- |\n| ge3d | 20.1 |\n| sds | – |\n"
+def test_a_picture_whose_file_would_be_too_large_is_made_smaller(tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=(800, 600, 3), dtype=np.uint8)
+    write_made(Made([], "", {"": noise}), name="look", command="", out=tmp_path)
+    with Image.open(tmp_path / "look.png") as written:
+        width, height = written.size
+    assert width / height == pytest.approx(600 / 800, rel=0.01)
+    # As large as fits, but for some.
+    assert 0.6 * MOST_BYTES < (tmp_path / "look.png").stat().st_size <= MOST_BYTES == 1_000_000
+
+
+def test_numbers_of_rows_are_such_as_files_can_hold(tmp_path):
+    rows = [{"psnr": 20.1234567, "small": 0.000012345678, "none": float("nan"), "far": float("inf"), "n": 3}]
+    write_made(Made(rows, ""), name="look", command="", out=tmp_path)
+    (told,) = json.loads((tmp_path / "look.json").read_text(encoding="utf-8"))["rows"]
+    assert told == {"psnr": 20.1235, "small": 0.0000123457, "none": None, "far": None, "n": 3}
+    assert (tmp_path / "look.csv").read_text().splitlines()[1] == "20.1235,1.23457e-05,,,3"

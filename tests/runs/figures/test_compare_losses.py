@@ -13,21 +13,10 @@ from ge3d_jax.runs.figures.base import Work, write_made
 from ge3d_jax.runs.figures.loss_settings import EQUAL_TIMES, OWN_LENGTHS
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.sheet import to_uint8
+from tests.runs.figures.observed import Stopped
 from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
-from tests.tiny_model import write_tiny_model
 
 SETTINGS = tiny_settings(own_length=1)
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +25,10 @@ def judges():
 
 
 @pytest.fixture(scope="module")
-def make(model, judges):
+def make(tiny_place, judges):
 
     def make(folder, settings=SETTINGS, report=lambda line: None, **how):
-        work = Work("small", folder, model, report)
+        work = Work("small", folder, str(tiny_place), report)
         return compare_losses.make(work, settings=settings, judges=judges, **how)
 
     return make
@@ -137,9 +126,9 @@ def test_every_object_has_its_line(gone_on):
 def test_the_tables_are_means_over_prompts(gone_on):
     _, made, _ = gone_on
     timed = [row for row in made.rows if row["part"] == EQUAL_TIMES and "prompt" in row]
-    first, second = made.text.split("## Own lengths")
+    first, second = made.text.split("### Own lengths")
     assert first.startswith(
-        "## Equal times\n\n4 objects, 2 prompts with 2 seeds: as many iterations as fit 0.2 s"
+        "### Equal times\n\n4 objects, 2 prompts with 2 seeds: as many iterations as fit 0.2 s"
     )
     assert second.startswith("\n\n1 object, 1 prompt with 1 seed: the iterations of the preset `toybox64`")
     header, _, line = first.strip().splitlines()[-3:]

@@ -6,7 +6,6 @@ import io
 import numpy as np
 import pytest
 
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.evaluate import true_pictures
 from ge3d_jax.runs.figures import compare_views
 from ge3d_jax.runs.figures.base import Work, write_made
@@ -18,11 +17,6 @@ from tests.tiny_model import IMAGE_SIZE
 
 FEW = {"iterations": 2, "views": 2, "image_size": IMAGE_SIZE, "start.count": 50}
 SETTINGS = Settings(Plan("toybox", (PROMPT,), (0,), FEW), frames=4, shown=2)
-
-
-@pytest.fixture(scope="module")
-def gallery():
-    return build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
 
 
 def test_the_truth_goes_once_around():
@@ -53,9 +47,11 @@ def test_the_picture_has_evenly_chosen_frames_and_the_video_all():
         assert found == [[frame + index, 100 + frame + index] for index in range(4)]
 
 
-def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, gallery, tmp_path):
+def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, tiny_gallery, tmp_path):
     def make(folder, report):
-        made = compare_views.compare_frames(SETTINGS, Work("small", folder, str(tiny_place), report), gallery)
+        made = compare_views.compare_frames(
+            SETTINGS, Work("small", folder, str(tiny_place), report), tiny_gallery
+        )
         write_made(made, name="compare_views", command="", out=folder / "out")
         return files_of(folder / "out")
 

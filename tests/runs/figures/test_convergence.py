@@ -10,17 +10,15 @@ from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.convergence import curves, first_reached
 from ge3d_jax.viewer.plot import Line
 from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
-from tests.tiny_model import write_tiny_model
 
 SHARES = (0.25, 0.5)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tiny_place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("convergence")
-    write_tiny_model(folder / "model")
     settings = tiny_settings(prompts=PROMPTS[:1], seeds=(1,), shares=SHARES, budget=0.5)
-    work = Work("small", folder / "work", str(folder / "model"), lambda line: None)
+    work = Work("small", folder, str(tiny_place), lambda line: None)
     return convergence.make(work, settings=settings, judges=tiny_judges())
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.figures.base import write_made
 from ge3d_jax.runs.figures.diversity import (
     SIZES,
@@ -20,39 +19,23 @@ from ge3d_jax.runs.figures.diversity import (
 )
 from ge3d_jax.runs.figures.swept import Swept
 from ge3d_jax.training.presets import configured
+from tests.runs.figures.observed import Stopped, files_of
 from tests.runs.figures.tiny_sweep import grays_of, numbered, tiny_plan, work_in
-from tests.tiny_model import write_tiny_model
 
 # A loss that is soon compiled.
 SETTINGS = Settings(tiny_plan(**{"guidance.kind": "sds"}), (1.0,))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gallery():
-    return build_gallery(("mushroom",), azimuths=8, polar_degrees=(70.0,))
-
-
 def write(made, folder):
     write_made(made, name="diversity", command="", out=folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files_of(folder)
 
 
 @pytest.fixture(scope="module")
-def whole(model, gallery, tmp_path_factory):
+def whole(tiny_place, tiny_gallery, tmp_path_factory):
     """Made without a stop: what it is, and its files."""
-    made = compare_seeds(SETTINGS, work_in(tmp_path_factory.mktemp("work"), model), gallery)
+    made = compare_seeds(SETTINGS, work_in(tmp_path_factory.mktemp("work"), tiny_place), tiny_gallery)
     return made, write(made, tmp_path_factory.mktemp("out"))
-
-
-class Stopped(Exception):
-    pass
 
 
 def test_seeds_that_stay_together_have_one_object_and_others_have_not(whole):
@@ -65,7 +48,7 @@ def test_seeds_that_stay_together_have_one_object_and_others_have_not(whole):
     assert "| one seed for 100 % | 0.000 | 0.000 |" in made.text
 
 
-def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, model, gallery, tmp_path):
+def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, tiny_place, tiny_gallery, tmp_path):
     _, files = whole
 
     def stop(line):
@@ -73,7 +56,7 @@ def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, model, galle
             raise Stopped
 
     with pytest.raises(Stopped):
-        compare_seeds(SETTINGS, work_in(tmp_path / "work", model, stop), gallery)
+        compare_seeds(SETTINGS, work_in(tmp_path / "work", tiny_place, stop), tiny_gallery)
     objects = tmp_path / "work" / "objects" / "other-seeds-throughout"
     before = {path: path.stat().st_mtime_ns for path in objects.glob("*/object.ply")}
     assert len(before) == 2
@@ -81,20 +64,20 @@ def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, model, galle
     for record in (tmp_path / "work" / "arms").glob("*"):
         record.unlink()
     told = []
-    made = compare_seeds(SETTINGS, work_in(tmp_path / "work", model, told.append), gallery)
+    made = compare_seeds(SETTINGS, work_in(tmp_path / "work", tiny_place, told.append), tiny_gallery)
     assert write(made, tmp_path / "out") == files
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert told == [f"{THROUGHOUT} (1 of 2): 2 objects", "one seed for 100 % (2 of 2): 2 objects"]
     # With other settings it does not go on.
     others = replace(SETTINGS, plan=tiny_plan(**{"guidance.kind": "sds", "views": 2}))
     with pytest.raises(UserError, match="was made with another settings"):
-        compare_seeds(others, work_in(tmp_path / "work", model), gallery)
+        compare_seeds(others, work_in(tmp_path / "work", tiny_place), tiny_gallery)
     # Nor with another model.
-    shutil.copytree(model, tmp_path / "model")
+    shutil.copytree(tiny_place, tmp_path / "model")
     weights = next((tmp_path / "model").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(UserError, match="was made with another model"):
-        compare_seeds(SETTINGS, work_in(tmp_path / "work", tmp_path / "model"), gallery)
+        compare_seeds(SETTINGS, work_in(tmp_path / "work", tmp_path / "model"), tiny_gallery)
 
 
 def test_seeds_part_from_the_first_of_them():

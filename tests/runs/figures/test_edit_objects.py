@@ -9,14 +9,14 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import load_ply
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.evaluate import make_object
 from ge3d_jax.runs.figures import edit_objects
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.edit_objects import SIZES, Edit, Settings, way_overrides
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.training.presets import configured
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.runs.figures.observed import Stopped
+from tests.tiny_model import IMAGE_SIZE
 
 TINY = Settings(
     edits=(Edit("color", "a red mushroom", "a blue mushroom"),),
@@ -34,20 +34,9 @@ TINY = Settings(
 )
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def gallery():
-    return build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
+def model(tiny_place):
+    return str(tiny_place)
 
 
 def work_in(folder, model, stop_at=None):
@@ -62,15 +51,15 @@ def work_in(folder, model, stop_at=None):
 
 
 @pytest.fixture(scope="module")
-def made(model, gallery, tmp_path_factory):
+def made(model, tiny_gallery, tmp_path_factory):
     """The figure, stopped after two objects and made again; what was told both times, and the folder."""
     folder = tmp_path_factory.mktemp("work")
     work, first = work_in(folder, model, stop_at=2)
     with pytest.raises(Stopped):
-        edit_objects.edited_rows(TINY, work, lambda: gallery)
+        edit_objects.edited_rows(TINY, work, lambda: tiny_gallery)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("object.ply")}
     work, second = work_in(folder, model)
-    rows = edit_objects.edited_rows(TINY, work, lambda: gallery)
+    rows = edit_objects.edited_rows(TINY, work, lambda: tiny_gallery)
     # What was made before is not made again.
     assert len(before) == 2 and before == {file: file.stat().st_mtime_ns for file in before}
     return rows, first, second, folder
@@ -132,11 +121,11 @@ def test_an_edit_of_something_else_is_another_object(made, model, tmp_path):
     assert told(start=start, edit_from="a green mushroom") == (str(start), "a green mushroom")
 
 
-def test_a_stopped_figure_goes_on_and_ends_the_same(made, model, gallery, tmp_path):
+def test_a_stopped_figure_goes_on_and_ends_the_same(made, model, tiny_gallery, tmp_path):
     rows, first, second, _ = made
     assert len(first) == 2 and len(second) == 3
     work, told = work_in(tmp_path, model)
-    through = edit_objects.edited_rows(TINY, work, lambda: gallery)
+    through = edit_objects.edited_rows(TINY, work, lambda: tiny_gallery)
     assert told == second
     assert edit_objects.rows_of(through) == edit_objects.rows_of(rows)
     for one, other in zip(through, rows, strict=True):

