@@ -8,8 +8,8 @@ objects are recognized by.
 
 Color, part and kind of an object each; at small size the color alone.
 
-Expected: compared with the views of the untouched source, what the edit does not name stays nearer to it than
-by restyling, and the target is reached all the same; direct inversion and NPI break the shape.
+Expected: compared with the views of the untouched source, what the edit does not name stays nearer to it
+than by restyling, and the target is reached all the same; direct inversion and NPI break the shape.
 edit_objects.md has the tables, and there is a picture of each edit from eight sides.
 """
 
