@@ -11,8 +11,9 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.guidance.base import Progress
+from ge3d_jax.scenes.base import Renders
 from ge3d_jax.scenes.splat_state import with_capacity
-from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
+from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings, with_room_for
 from ge3d_jax.training.step import train_step
 from tests.errors import relative_error
 from tests.training.conftest import PROMPT
@@ -125,6 +126,17 @@ def test_the_buffer_holds_the_source_too(task, state, context, look):
     large = dataclasses.replace(context, source=tiny)
     np.testing.assert_array_equal(look(state.scene, large, drawn)[1], as_much)
     assert np.all(np.asarray(look(tiny, large, drawn)[1]) < as_much)
+
+
+def test_what_either_of_both_lacks_is_lacking():
+    own, others = (
+        Renders(jnp.full((2, 1, 1, 3), value), None, jnp.array(needed), jnp.array(overflow))
+        for value, needed, overflow in ((0.1, [5, 9], [0, 4]), (0.2, [7, 3], [2, 0]))
+    )
+    both = with_room_for(own, others)
+    np.testing.assert_array_equal(both.needed, [7, 9])
+    np.testing.assert_array_equal(both.overflow, [2, 4])
+    np.testing.assert_array_equal(both.rgb, own.rgb)
 
 
 def test_no_gradient_goes_into_the_source(task, state, context):
