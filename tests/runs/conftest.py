@@ -1,4 +1,4 @@
-"""Runs in short: their turntables have the sheet's eight views and one frame after each."""
+"""What the tests of runs share: a tiny model, and turntables of the sheet's eight views and as many between."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import pytest
 
 from ge3d_jax.mesh.build import MeshSettings
 from ge3d_jax.runs import results
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -16,3 +17,11 @@ def _short_turntables() -> Iterator[None]:
         patched.setattr(results, "_SHEET_STRIDE", 2)
         patched.setattr(results, "_MESH", MeshSettings(8, 48, 16, 500, 64))
         yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Folder of the tiny model."""
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    return folder

@@ -10,16 +10,8 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.runs.edit_by_method import edit_by_method
 from ge3d_jax.runs.request import check_edit
 from ge3d_jax.training.presets import configured, preset
-from tests.tiny_model import write_tiny_model
 
 SOURCE, TARGET = "a red mushroom", "a blue mushroom"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 def test_two_methods_side_by_side(model, tmp_path):

@@ -28,7 +28,7 @@ from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
 from ge3d_jax.runs.request import check_picture_size, pair_loras
 from ge3d_jax.training.presets import PRESETS
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.tiny_model import IMAGE_SIZE
 
 HAS_MESH = importlib.util.find_spec("mcubes") is not None
 ROOT = Path(__file__).parent.parent.parent
@@ -36,13 +36,6 @@ PROMPT = "a red mushroom"
 needs_full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 # Three quick iterations.
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

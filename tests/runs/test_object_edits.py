@@ -12,7 +12,7 @@ from ge3d_jax.runs.asked import asked_by_preset
 from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.sweep import sweep
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.tiny_model import IMAGE_SIZE
 
 SOURCE, TARGET = "a red mushroom", "a blue mushroom"
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "nodes.count": 2}
@@ -28,13 +28,6 @@ class DiesAt(Observer):
         if done == self.number:
             raise RuntimeError
         return False
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 def make(model, out, prompt=TARGET, overrides=None, **given):

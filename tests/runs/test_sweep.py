@@ -21,7 +21,7 @@ from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs.sweep_bar import SweepBar
 from ge3d_jax.runs.sweep_folder import SweepFolder
 from ge3d_jax.runs.sweep_plan import parse_seeds, read_lines, share_of
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.tiny_model import IMAGE_SIZE
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red mushroom"
@@ -34,13 +34,6 @@ SMALL = {
     "buffer_capacity": 4096,
 }
 NAMES = ("a-red-mushroom-3", "a-red-mushroom-4")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

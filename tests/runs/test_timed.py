@@ -12,7 +12,7 @@ from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.timed import REHEARSED, Studio
 from ge3d_jax.training.length import lasting
 from ge3d_jax.training.presets import configured
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
+from tests.tiny_model import IMAGE_SIZE
 
 PROMPT = "a red mushroom"
 SMALL = {
@@ -28,13 +28,6 @@ SMALL = {
     "scene.density.every": 2,
 }
 SETTINGS = with_overrides(configured("toybox64"), SMALL)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

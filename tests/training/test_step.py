@@ -27,6 +27,7 @@ from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.tiles import TILE_SIZE
 from ge3d_jax.training import distillation
 from ge3d_jax.training.distillation import Distillation, Prompted, begin
+from ge3d_jax.training.pictures import total_variation, with_pictures
 from ge3d_jax.training.step import train_step
 from tests.errors import relative_error
 
@@ -322,7 +323,7 @@ def test_views_encoded_in_turn_keep_little_for_the_gradient(tiny_config, tiny_mo
 def test_regularizers_are_what_they_say(task, tiny_config, tiny_model):
     image = jnp.zeros((1, 3, 3, 3)).at[0, 1, 1].set(1.0)
     # Two unit edges across and two along, each shared over 6 neighbor pairs.
-    assert float(distillation.total_variation(image)) == pytest.approx(2 * (2 / 6 + 2 / 6))
+    assert float(total_variation(image)) == pytest.approx(2 * (2 / 6 + 2 / 6))
     # All but 40 of the 48 splats are unused and do not count.
     state = first_state(task, tiny_model).scene
     assert float(mean_scale(state.gaussians)) == pytest.approx(0.15)
@@ -337,7 +338,7 @@ def test_renders_are_drawn_to_the_decoded_latents_that_the_loss_wants():
 
     def loss(images, weight):
         latents = images @ encoder
-        scalar, numbers = distillation.with_pictures(
+        scalar, numbers = with_pictures(
             lambda z: (0.5 * jnp.sum((z - pull) ** 2), {"seen": jnp.sum(z)}),
             lambda z: jnp.tanh(z @ decoder),
             images,

@@ -17,10 +17,9 @@ import numpy as np
 
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work
-from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
+from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows, view_grid
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
-from ge3d_jax.viewer.sheet import image_grid
 
 # Passes of a view through the network at each node: one on the way up, two of the guided way down, and two
 # more of the guided way down to the source.
@@ -124,13 +123,11 @@ def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None =
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
     """Two sides of the objects with the first seed: a row for each prompt, columns by inversion."""
-    pictures, labels = [], []
-    for index in range(len(plan.prompts)):
-        for name, one in swept.items():
-            for view in _SHOWN_VIEWS:
-                pictures.append(one.pictures[index, 0, view])
-                labels.append(name.removesuffix(" way up") if view == 0 else "")
-    return image_grid(pictures, labels, columns=len(swept) * len(_SHOWN_VIEWS))
+
+    def label(prompt: str, name: str, view: int) -> str:
+        return "" if view else name.removesuffix(" way up")
+
+    return view_grid(plan, swept, _SHOWN_VIEWS, label)
 
 
 def make(work: Work) -> Made:

@@ -10,11 +10,10 @@ import numpy as np
 from ge3d_jax.guidance.x0 import X0
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Work
-from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows
+from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows, view_grid
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import PUBLISHED, configured
-from ge3d_jax.viewer.sheet import image_grid
 
 GE3D, ONLY_X0, OWN = "ge3d", "x0", "x0 with its own settings"
 _BY = "loss"
@@ -98,13 +97,13 @@ def compare_ends(settings: Settings, work: Work, gallery: Gallery | None = None)
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
     """Two views of the objects with the first seed: a row for each prompt, columns by loss."""
-    pictures, labels = [], []
-    for index, prompt in enumerate(plan.prompts):
-        for name, one in swept.items():
-            for view in _SHOWN_VIEWS:
-                pictures.append(one.pictures[index, 0, view])
-                labels.append("x0, own" if name == OWN and view else name if view else prompt)
-    return image_grid(pictures, labels, columns=len(swept) * len(_SHOWN_VIEWS))
+
+    def label(prompt: str, name: str, view: int) -> str:
+        if not view:
+            return prompt
+        return "x0, own" if name == OWN else name
+
+    return view_grid(plan, swept, _SHOWN_VIEWS, label)
 
 
 def make(work: Work) -> Made:

@@ -1,6 +1,6 @@
 """Objects that a figure compares: those of each arm by one sweep, judged, and kept with their pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ge3d_jax.runs.request import check_prompt, check_seed
 from ge3d_jax.runs.sweep import SweepResult, sweep
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config
-from ge3d_jax.viewer.sheet import to_uint8
+from ge3d_jax.viewer.sheet import image_grid, to_uint8
 
 _Row = dict[str, Any]
 # A sweep's seconds are those of the seeds that were computed together, and not the same a second time.
@@ -239,3 +239,26 @@ def told_rows(swept: Mapping[str, Swept], by: str, told: Mapping[str, _Row] | No
     return [
         {by: name, **(told or {}).get(name, {}), **row} for name, one in swept.items() for row in one.rows
     ]
+
+
+def view_grid(
+    plan: Plan, swept: Mapping[str, Swept], views: Sequence[int], label: Callable[[str, str, int], str]
+) -> np.ndarray:
+    """Views of the objects with the first seed: a row for each prompt, the views of each arm side by side.
+
+    Args:
+        plan: of the arms.
+        swept: from `sweep_arms`.
+        views: of the eight once around, from the front.
+        label: what stands under a picture, from the prompt, the arm's name and the view.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    pictures, labels = [], []
+    for index, prompt in enumerate(plan.prompts):
+        for name, one in swept.items():
+            for view in views:
+                pictures.append(one.pictures[index, 0, view])
+                labels.append(label(prompt, name, view))
+    return image_grid(pictures, labels, columns=len(swept) * len(views))
