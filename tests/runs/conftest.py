@@ -1,4 +1,4 @@
-"""What the tests of runs share: a tiny model, and turntables of the sheet's eight views and as many between."""
+"""What the tests of runs share: a tiny model, and short turntables: the sheet's views and as many between."""
 
 from collections.abc import Iterator
 
