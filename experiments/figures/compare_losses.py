@@ -18,6 +18,11 @@ Other settings, one trial a line ("sds guidance.scale=20"), with prompts of a fi
     python experiments/figures/compare_losses.py --trials=docs/losses/trials.txt --prompts=prompts.txt \\
         --work=outputs/trials --out=outputs/trials
 
+Columns by a CLIP, a folder of a download or an id on the hub (published ones were never tried here):
+
+    python experiments/figures/compare_losses.py --only_done --out=outputs/clip \\
+        --metrics=psnr,clip_similarity,r_precision,cmmd --clip=openai/clip-vit-large-patch14-336
+
 Expected, after the paper: GE3D ahead of ISM and MVDream's loss, and SDS behind. On this small world the
 cheap iterations of SDS make up for much of that.
 """

@@ -197,14 +197,16 @@ def make(
         UserError: metrics that give no curves, or see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
-    of_objects = [name for name in settings.metrics if METRICS[name].of_object is not None]
-    if not of_objects:
-        raise UserError("All metrics are of many objects, which give no curves; give some of one, as psnr.")
+    for name in settings.metrics:
+        if METRICS[name].of_object is None:
+            raise UserError(
+                f"The metric {name!r} gives no curve: it is of many objects or needs weights; leave it out."
+            )
     check_plotting()
     parts, _ = made_or_read(settings, work, only_done=only_done, judges=judges)
     all_done = parts[EQUAL_TIMES]
     rows = rows_of(all_done)
-    pictures = {"": draw_curves(rows, of_objects), "objects": draw_objects(all_done)}
+    pictures = {"": draw_curves(rows, settings.metrics), "objects": draw_objects(all_done)}
     return Made(rows, _text(settings, all_done, rows), pictures)
 
 
