@@ -1,7 +1,7 @@
 """Figures 4 and 14: objects of GE3D and of ISM from all sides, side by side, with the truth; and as a video.
 
     python experiments/figures/compare_views.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/compare_views.py               # 50 minutes, for docs/results.md
+    python experiments/figures/compare_views.py               # 17 minutes, for docs/results.md
 
 A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
 objects are recognized by.

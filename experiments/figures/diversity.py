@@ -1,7 +1,7 @@
 """Figure 8: objects of other seeds, and of seeds that go together for a part of the iterations.
 
     python experiments/figures/diversity.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/diversity.py               # 58 minutes, for docs/results.md
+    python experiments/figures/diversity.py               # 28 minutes, for docs/results.md
 
 A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
 objects are recognized by.

@@ -55,7 +55,9 @@ class Settings:
 
 SIZES: Mapping[str, Settings] = {
     "small": Settings(Plan("toybox64", ("a yellow duck",), (0,)), frames=24),
-    "full": Settings(Plan("toybox", ("a yellow duck", "a blue robot", "a red car", "an orange cat"), (0, 1))),
+    "full": Settings(
+        Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,))
+    ),
     "paper": Settings(
         Plan(
             "paper", (PUBLISHED["paper/radio"][0],), (0,), {"scene.start.prompt": "A radio."}, is_known=False
@@ -160,6 +162,6 @@ FIGURE = Figure(
     title="GE3D frame by frame beside ISM",
     source="Figures 4 and 14",
     expected="From all sides GE3D's objects have more detail, and colors that are nearer to the truth.",
-    seconds={"small": 150, "full": 3000},
+    seconds={"small": 150, "full": 1000},
     make=make,
 )
