@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ge3d_jax.core.random import Draws
+from ge3d_jax.core.tables import counted
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
@@ -120,11 +121,15 @@ def judge_by_truth(truths: Mapping[str, Views], gallery: Gallery) -> Judge:
     return judge
 
 
+def _named(done: int, stage: str) -> str:
+    return f"{counted(done, 'iteration')}, {stage}"
+
+
 def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
     """A row for each prompt, number of iterations, and side of the stage."""
     return [
         {
-            "run": f"{done} iterations, {stage}",
+            "run": _named(done, stage),
             "iterations": done,
             "stage": stage,
             "prompt": prompt,
@@ -153,7 +158,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     for metric in _PLOTTED:
         lines = []
         for stage in STAGES:
-            values = [found[f"{done} iterations, {stage}"][metric] for done in iterations]
+            values = [found[_named(done, stage)][metric] for done in iterations]
             errors = [error for _, error in values]
             means = [np.nan if mean is None else mean for mean, _ in values]
             lines.append(
