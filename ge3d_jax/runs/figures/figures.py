@@ -9,6 +9,7 @@ from ge3d_jax.runs.figures import (
     diversity,
     edit_objects,
     exact_inversion,
+    from_truth,
     node_gallery,
     only_x0,
     reconstruct,
@@ -29,4 +30,5 @@ FIGURES: dict[str, Figure] = {
     "reconstruct": reconstruct.FIGURE,
     "edit_objects": edit_objects.FIGURE,
     "exact_inversion": exact_inversion.FIGURE,
+    "from_truth": from_truth.FIGURE,
 }

@@ -17,7 +17,7 @@ SHARES = (0.25, 0.5)
 @pytest.fixture(scope="module")
 def made(tiny_place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("convergence")
-    settings = tiny_settings(prompts=PROMPTS[:1], seeds=(1,), shares=SHARES, budget=0.5)
+    settings = tiny_settings(prompts=PROMPTS[:1], seeds=(1,), shares=SHARES, budget=0.5, metrics=("psnr",))
     work = Work("small", folder, str(tiny_place), lambda line: None)
     return convergence.make(work, settings=settings, judges=tiny_judges())
 
