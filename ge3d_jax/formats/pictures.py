@@ -1,4 +1,4 @@
-"""Pictures in any common format: upright, in eight bits, with transparency, and found where a file says.
+"""Pictures in any common format: upright, in sRGB and eight bits, transparent, and found where a file says.
 
 Cameras store how they were held beside the pixels (EXIF orientation 1 to 8), and most programs show a picture
 turned accordingly. Scans and renders may be grey in 16 bits, prints CMYK, drawings of a palette.
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError, reason, shown
+from ge3d_jax.formats.color_profiles import in_srgb
 
 # What a file_path without a suffix may stand for; NeRF's synthetic scenes mean the first.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
@@ -101,7 +102,8 @@ def read_picture(
             # The reader of TIFF turns by itself.
             opened.load()
             turn = _orientation(opened)
-            image = _eight_bits(opened, path)
+            image, of_colors = in_srgb(_eight_bits(opened, path), opened.info.get("icc_profile"))
+            said += of_colors
             image = image if image.mode in ("RGBA", "RGB", "L", "LA", "P", "PA", "1") else _to_rgb(image)
             image = image.convert("RGBA")
             if turn in _ON_ITS_SIDE and camera_size is not None and _fits_stored(image.size, camera_size):
@@ -153,7 +155,7 @@ def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
         UserError: the file is missing or not an image.
 
     Warns:
-        UserWarning: it was turned upright, or has several frames.
+        UserWarning: it was turned upright, or to sRGB, or has several frames.
     """
     pixels, said = read_picture(path)
     for what in said:
