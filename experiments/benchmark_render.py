@@ -20,7 +20,9 @@ from ge3d_jax.cli import script
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
 _VIEWS = flags.DEFINE_list("views", ["1", "4"], "Numbers of views.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Number of runs; the median is reported.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", 3, "Number of runs; the median is reported.", lower_bound=1
+)
 _WARM_UP = flags.DEFINE_integer("warm_up", 1, "Number of runs before those, not counted.", lower_bound=0)
 _PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Another renderer to time on the same scene.")
 _PLOT = flags.DEFINE_bool("plot", False, "Also plot how the cost grows with splats and pixels.")

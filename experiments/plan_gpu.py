@@ -36,7 +36,9 @@ _FOV = flags.DEFINE_multi_float(
     upper_bound=3.0,
 )
 _OUT = flags.DEFINE_string("out", "outputs/gpu_plan", "Folder for the JSON files and their page.")
-_TABLES = flags.DEFINE_bool("tables", False, "Make all rows of the published tables that are missing in --out.")
+_TABLES = flags.DEFINE_bool(
+    "tables", False, "Make all rows of the published tables that are missing in --out."
+)
 
 
 def main() -> None:

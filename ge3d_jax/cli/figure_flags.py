@@ -17,7 +17,10 @@ _SIZES = ("small", "full", "paper")
 _COMMITTED, _OTHERS = Path("docs/results"), Path("outputs/figures")
 
 SIZE = flags.DEFINE_enum(
-    "size", "full", _SIZES, "A first look on two CPU cores, ten hours on them for all figures, or the paper's scale."
+    "size",
+    "full",
+    _SIZES,
+    "A first look on two CPU cores, ten hours on them for all figures, or the paper's scale.",
 )
 _OUT = flags.DEFINE_string(
     "out", None, f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if not full."

@@ -13,7 +13,11 @@ _LIVE = flags.DEFINE_bool(
     "Show the run in the browser while it is under way: orbit, pause, loss, edited views. Needs viser.",
 )
 _LIVE_PORT = flags.DEFINE_integer(
-    "live_port", 8080, "The port of the live view, or else the next free one; 0 for any.", lower_bound=0, upper_bound=65535
+    "live_port",
+    8080,
+    "The port of the live view, or else the next free one; 0 for any.",
+    lower_bound=0,
+    upper_bound=65535,
 )
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _LOSSES = flags.DEFINE_list("losses", None, "Losses, separated by commas, instead of the size's own.")
 _TRIALS = flags.DEFINE_string("trials", None, "A file with a loss and its settings on each line, instead.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, instead of the size's own.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "A file with a prompt on each line, instead of the size's own."
+)
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds, e.g. 0-3 or 0,5, instead of the size's own.")
 _SECONDS = flags.DEFINE_float("seconds", None, "Seconds that the iterations of an object may take.")
 _METRICS = flags.DEFINE_list("metrics", None, "Metrics, separated by commas, instead of the size's own.")

@@ -29,10 +29,14 @@ from pathlib import Path
 from absl import flags
 
 _ASCII = flags.DEFINE_bool("ascii", False, "Write a .ply as text.")
-_KEEP_AXES = flags.DEFINE_bool("keep_axes", False, "Do not turn coordinates where formats differ in their axes.")
+_KEEP_AXES = flags.DEFINE_bool(
+    "keep_axes", False, "Do not turn coordinates where formats differ in their axes."
+)
 _UP = flags.DEFINE_string("up", None, "Turn this direction (x, -x, … -z) to z, or with e.g. z:-y z to -y.")
 _SCALE = flags.DEFINE_float("scale", 1.0, "Factor to enlarge everything by.")
-_CROP = flags.DEFINE_string("crop", None, "Keep only splats with their center in a box: x,y,z,X,Y,Z, minimum and maximum.")
+_CROP = flags.DEFINE_string(
+    "crop", None, "Keep only splats with their center in a box: x,y,z,X,Y,Z, minimum and maximum."
+)
 
 
 def main(source: str, target: str) -> None:

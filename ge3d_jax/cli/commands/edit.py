@@ -30,7 +30,9 @@ _PROMPT = flags.DEFINE_string(
     "prompt", None, 'What the picture should show, e.g. "a blue mushroom".', required=True
 )
 _METHOD = flags.DEFINE_list(
-    "method", ["ge3d"], "How to edit: ge3d, or other methods, separated by commas. A wrong name lists them all."
+    "method",
+    ["ge3d"],
+    "How to edit: ge3d, or other methods, separated by commas. A wrong name lists them all.",
 )
 _IMAGE = flags.DEFINE_string("image", None, "The picture to edit; its central square is used.")
 _SOURCE_PROMPT = flags.DEFINE_string(

@@ -36,7 +36,10 @@ _DENSITY = flags.DEFINE_string(
     "density", None, "clone_split, the default, or mcmc or relocate, which keep to a budget."
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "Seconds between saves of the state, for --resume; 0 saves after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Continue the interrupted run in the folder.")
 _MESH = flags.DEFINE_bool("mesh", False, "Also write mesh.glb, a textured mesh; see ge3d mesh.")

@@ -53,7 +53,9 @@ _CONFIG = flags.DEFINE_string(
     "config", None, "The config.json of a run, to use instead of a preset: the same run again."
 )
 _GUIDANCE = flags.DEFINE_string(
-    "guidance", None, "The loss, with its settings for the preset; by default ge3d. A wrong name lists them all."
+    "guidance",
+    None,
+    "The loss, with its settings for the preset; by default ge3d. A wrong name lists them all.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
@@ -75,11 +77,16 @@ _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for no previews.", lower_bound=0
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "Seconds between saves of the state, for --resume; 0 saves after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Continue the interrupted run in the folder.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "How the number of splats changes: clone_split, or mcmc or relocate, which keep to a budget."
+    "density",
+    None,
+    "How the number of splats changes: clone_split, or mcmc or relocate, which keep to a budget.",
 )
 _SHARED_NODES = flags.DEFINE_bool(
     "shared_nodes",

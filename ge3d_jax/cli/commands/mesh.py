@@ -19,7 +19,9 @@ from absl import flags
 
 _OUT = flags.DEFINE_string("out", None, "A .glb or .obj file; by default <name>-mesh.glb beside the splats.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 128, "Cells of the grid along the object's longest edge.")
-_TRIANGLES = flags.DEFINE_integer("triangles", 20_000, "Upper limit on the number of triangles, approximately.")
+_TRIANGLES = flags.DEFINE_integer(
+    "triangles", 20_000, "Upper limit on the number of triangles, approximately."
+)
 _TEXTURE_SIZE = flags.DEFINE_integer("texture_size", 1024, "Edge of the texture, pixels.")
 _VIEWS = flags.DEFINE_integer("views", 64, "Views that the mesh is made from.")
 _UP = flags.DEFINE_string("up", "z", "Up direction of the splats: z, y or -y.")

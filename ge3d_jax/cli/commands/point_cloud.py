@@ -15,7 +15,9 @@ from absl import flags
 _PROMPT = flags.DEFINE_string("prompt", None, 'What to make, e.g. "a red mushroom".', required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same cloud.")
 _MODEL = flags.DEFINE_string("model", None, "A folder with the published Point-E's files.")
-_CLIP = flags.DEFINE_string("clip", None, "The text encoder that goes with it: the folder of a CLIP, or a hub id.")
+_CLIP = flags.DEFINE_string(
+    "clip", None, "The text encoder that goes with it: the folder of a CLIP, or a hub id."
+)
 _MIRRORED = flags.DEFINE_bool("mirrored", False, "Exchange left and right, as the paper's public code does.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/cloud-<prompt>-<seed>.")
 

@@ -36,7 +36,9 @@ flags.adopt_module_key_flags(rasterizer_flag)
 flags.adopt_module_key_flags(watching_flags)
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "What to make; may be repeated.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts instead, one per line, with settings after a tab.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "A file of prompts instead, one per line, with settings after a tab."
+)
 _SEEDS = flags.DEFINE_string("seeds", "0", "Seeds of each prompt: numbers and ranges, e.g. 0-7,12.")
 _PRESET = flags.DEFINE_string("preset", None, "As for ge3d generate.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings for the preset.")
@@ -45,19 +47,27 @@ _DENSITY = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sweep-<prompt or file>.")
 _START = flags.DEFINE_string("start", None, "What every object begins with; as for ge3d generate.")
-_START_GROWTH = flags.DEFINE_string("start_growth", None, "How points become more points; as for ge3d generate.")
+_START_GROWTH = flags.DEFINE_string(
+    "start_growth", None, "How points become more points; as for ge3d generate."
+)
 _RECONSTRUCT_FROM = flags.DEFINE_float(
     "reconstruct_from", None, "After this share of the iterations, e.g. 0.8, fit each object to edited views."
 )
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "Number of iterations, instead of the preset's.")
 _AT_A_TIME = flags.DEFINE_integer(
-    "at_a_time", None, "At most this many seeds together; by default as many as fit into memory.", lower_bound=1
+    "at_a_time",
+    None,
+    "At most this many seeds together; by default as many as fit into memory.",
+    lower_bound=1,
 )
 _PREVIEW_EVERY = flags.DEFINE_integer(
     "preview_every", 25, "Iterations between previews; 0 for no previews.", lower_bound=0
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "Seconds between saves of the state, for --resume; 0 saves after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
 _RESUME = flags.DEFINE_bool("resume", False, "Continue the sweep in the folder, if there is one.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be repeated.")
