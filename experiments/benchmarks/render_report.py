@@ -164,7 +164,7 @@ def _markdown(folder: Path) -> str:
         "machine increases; the costs per splat, pixel and entry are from CPU time, which it hardly affects.",
         "Memory is that of the compiled program, including arguments and results. PyTorch is a vectorized",
         "renderer, every splat at every pixel in chunks, with autograd, on all cores, run once; *PyTorch /",
-        "ours* is how many times as long it takes. Rows that would take many minutes or gigabytes are omitted.",
+        "ours* is how many times as long it takes. Rows that take many minutes or gigabytes are left out.",
         "",
     ]
     for content in contents:
