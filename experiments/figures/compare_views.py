@@ -1,7 +1,7 @@
 """Figures 4 and 14: objects of GE3D and ISM from all sides, next to the truth; and as a video.
 
     python experiments/figures/compare_views.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/compare_views.py               # 50 minutes, for docs/results.md
+    python experiments/figures/compare_views.py               # 17 minutes, for docs/results.md
 
 An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
 the pictures that objects are recognized by.

@@ -1,7 +1,7 @@
 """Figure 8: objects from different seeds, and from seeds that share the first part of the run.
 
     python experiments/figures/diversity.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/diversity.py               # 58 minutes, for docs/results.md
+    python experiments/figures/diversity.py               # 28 minutes, for docs/results.md
 
 An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
 the pictures that objects are recognized by.

@@ -1,7 +1,7 @@
 """Figure 11: GE3D beside the end of its path alone, with the same nodes and guidance.
 
     python experiments/figures/only_x0.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/only_x0.py               # 43 minutes, for docs/results.md
+    python experiments/figures/only_x0.py               # 18 minutes, for docs/results.md
 
 An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
 the pictures that objects are recognized by.

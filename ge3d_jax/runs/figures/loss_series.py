@@ -234,6 +234,13 @@ def read_series(series: Series, judges: Judges) -> Done | None:
     return Done(series, objects, dict(together.numbers))
 
 
+def splats_of(series: Series, prompt: str, seed: int) -> Gaussians:
+    """An object that was made, at its end. Raises UserError where its record cannot be read."""
+    settings = _settings(series, _pace(series, _never))
+    record = remember(series.path(prompt, seed), _asked(series, settings, prompt, seed), _never)
+    return _splats(record, -1)
+
+
 def _file(path: Path) -> Path:
     """The file that says that a record is done."""
     return path.with_name(f"{path.name}.json")

@@ -36,6 +36,7 @@ class Settings:
         budget: seconds that the iterations of an object may take.
         processes: how many work at a time, each on a processor core; 1 for one that has all there is.
         metrics: names in METRICS, the columns or panels.
+        clip: folder or hub id of a CLIP, for the metrics that need one; None for none.
         own_length: of how many prompts, with the first seed, an object is also made in the preset's own
             number of iterations.
         shares: of a run, after which an object is judged, too.
@@ -48,6 +49,7 @@ class Settings:
     budget: float
     processes: int
     metrics: tuple[str, ...]
+    clip: str | None = None
     own_length: int = 0
     shares: tuple[float, ...] = ()
 
@@ -134,6 +136,7 @@ class Flags:
         seeds: of the objects.
         seconds: that the iterations of an object may take.
         metrics: names in METRICS.
+        clip: folder or hub id of a CLIP.
         processes: how many work at a time.
     """
 
@@ -143,6 +146,7 @@ class Flags:
     seeds: Sequence[int] | None = None
     seconds: float | None = None
     metrics: Sequence[str] | None = None
+    clip: str | None = None
     processes: int | None = None
 
     def applied(self, settings: Settings, model: str | None) -> Settings:
@@ -169,6 +173,7 @@ class Flags:
         plain: Mapping[str, object] = {
             "seeds": None if self.seeds is None else tuple(self.seeds),
             "budget": self.seconds,
+            "clip": self.clip,
             "processes": self.processes,
         }
         changes |= {name: value for name, value in plain.items() if value is not None}
@@ -211,10 +216,4 @@ def _metrics(names: Sequence[str]) -> tuple[str, ...]:
     if not wanted:
         raise UserError(f"--metrics names no metric; use some of {', '.join(METRICS)}.")
     check_metrics(wanted)
-    for name in wanted:
-        if METRICS[name].needs is not None:
-            raise UserError(
-                f"The metric {name!r} needs weights, {METRICS[name].needs}, which this figure does not load; "
-                "leave it out, or compute it by ge3d_jax.runs.weighted_metrics."
-            )
     return wanted

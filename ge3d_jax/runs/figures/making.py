@@ -76,7 +76,8 @@ def make_figure(
         name: in FIGURES.
         size: one of SIZES.
         out: folder of the results.
-        work: folder of objects and records; the figure has one of its own in it, for each size.
+        work: folder of objects and records; the figure has one of its own in it, for each size, beside the
+            objects that figures have in common.
         model: another model than the size's own.
         report: told of the progress.
         changed: how it is made, if not as the size says.
@@ -92,6 +93,6 @@ def make_figure(
     out, folder = prepare_folder(out), prepare_folder(work / name / size)
     report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; what is done is not done again.")
     with contextlib.nullcontext() if changed.only_reads else locked(folder):
-        made = changed.make(Work(size, folder, model_of(size, model), report))
+        made = changed.make(Work(size, folder, model_of(size, model), report, common=work / "objects"))
     write_made(made, name=name, command=command_of(name, size, model, changed.flags), out=out)
     report(f"{name} is in {out / f'{name}.md'}")

@@ -1,5 +1,11 @@
-"""Objects that a figure compares: those of each arm by one sweep, judged, and kept with their pictures."""
+"""Objects that a figure compares: those of each arm by one sweep, judged, and kept with their pictures.
 
+Objects of the same settings and the same model are in one folder for all figures, so that none makes again
+what another one has.
+"""
+
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +111,7 @@ def sweep_arms(
         work.report(f"{arm.name} ({index} of {len(arms)}): {count} objects")
 
         def make(arm: Arm = arm) -> Record:
-            objects = _make_objects(arm, plan, work)
+            objects = _make_objects(arm, plan, work, _folder_of(wanted[arm.name], plan, work))
             if not plan.is_known:
                 return _seen(objects)
             return _judged(objects, gallery or load_judges(work.report))
@@ -139,15 +145,15 @@ def _asked(arm: Arm, plan: Plan, work: Work) -> dict[str, Any]:
     }
 
 
-def _make_objects(arm: Arm, plan: Plan, work: Work) -> dict[tuple[str, int], Gaussians]:
-    """The objects of an arm by prompt and seed."""
+def _make_objects(arm: Arm, plan: Plan, work: Work, folder: Path) -> dict[tuple[str, int], Gaussians]:
+    """The objects of an arm by prompt and seed; those that are in the folder are not made again."""
     result = sweep(
         plan.prompts,
         seeds=plan.seeds,
         preset=plan.preset,
         guidance=arm.guidance,
         model=work.model,
-        out=_objects(work, arm),
+        out=folder,
         overrides=_all_overrides(arm, plan),
         preview_every=0,
         resume=True,
@@ -159,14 +165,16 @@ def _make_objects(arm: Arm, plan: Plan, work: Work) -> dict[tuple[str, int], Gau
     }
 
 
-def load_object(work: Work, arm: Arm, prompt: str, seed: int) -> Gaussians:
-    """An object that `sweep_arms` made. Raises UserError where its file cannot be read."""
-    return load_ply(_objects(work, arm) / f"{slug(prompt)}-{seed}" / "object.ply")
+def load_objects(arm: Arm, plan: Plan, work: Work, seed: int) -> dict[str, Gaussians]:
+    """The objects that `sweep_arms` made with this seed, by prompt. Raises UserError for a damaged file."""
+    folder = _folder_of(_asked(arm, plan, work), plan, work)
+    return {prompt: load_ply(folder / f"{slug(prompt)}-{seed}" / "object.ply") for prompt in plan.prompts}
 
 
-def _objects(work: Work, arm: Arm) -> Path:
-    """The folder of an arm's sweep."""
-    return work.folder / "objects" / slug(arm.name)
+def _folder_of(asked: Mapping[str, Any], plan: Plan, work: Work) -> Path:
+    """The folder of the sweep with these settings and this model."""
+    told = json.dumps({name: asked[name] for name in ("settings", "model")}, sort_keys=True)
+    return work.objects / f"{slug(plan.preset)}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def _check(result: SweepResult) -> None:

@@ -2,17 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.clip import load_text_tower, load_vision_tower
+from ge3d_jax.metrics.clip_similarity import clip_similarity
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures import compare_losses
 from ge3d_jax.runs.figures.base import Work, write_made
 from ge3d_jax.runs.figures.loss_settings import EQUAL_TIMES, OWN_LENGTHS
+from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.judged import see
 from ge3d_jax.runs.trials import Trial
+from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.sheet import to_uint8
+from tests import tiny_clip
 from tests.runs.figures.observed import Stopped
 from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
 
@@ -155,6 +162,45 @@ def _is_in(part, whole):
     """Whether the middle line of a picture is part of a line of another one."""
     middle = part[len(part) // 2].tobytes()
     return any(middle in line.tobytes() for line in whole)
+
+
+def test_a_clip_adds_its_columns(make, gone_on, judges, tmp_path):
+    folder, clip = tmp_path / "work", tiny_clip.save(tmp_path / "clip")
+    shutil.copytree(gone_on[0], folder)
+    settings = tiny_settings(
+        metrics=("psnr", "clip_similarity", "r_precision", "cmmd", "fid"), clip=str(clip)
+    )
+    lines = []
+    shown = make(folder, settings, lines.append, only_done=True)
+    assert not list(folder.rglob("*weighed*"))
+    made = make(folder, settings)
+    assert made.rows == shown.rows and made.text == shown.text
+    rows = [row for row in made.rows if "prompt" in row]
+    gaussians = splats_of(folder, PROMPTS[1], 1)
+    pictures = see(PROMPTS[1], 1, gaussians, truth=judges.truths[PROMPTS[1]]).pictures
+    seen = load_vision_tower(clip).features(list(to_uint8(pictures)))
+    text = np.asarray(load_text_tower(clip).features([PROMPTS[1]]))[0]
+    assert rows[3]["clip_similarity"] == pytest.approx(clip_similarity(seen, text), abs=1e-6)
+    assert rows[3]["psnr"] > 0
+    (together,) = [row for row in made.rows if "prompt" not in row]
+    assert together["cmmd"] > 0 and 0 <= together["r_precision"] <= 1 and "shape_diversity" in together
+    header = made.text.splitlines()[-5]
+    assert "CLIP similarity ↑ | R-precision by CLIP ↑ | CMMD ↓ |" in header
+    assert lines == [made.text.splitlines()[-1]] and lines[0].startswith(
+        "FID is left out: FID needs Inception"
+    )
+    # Another one takes the records of the objects, but none of the first one's.
+    other = make(folder, replace(settings, clip=str(tiny_clip.save(tmp_path / "other", "gelu"))))
+    assert other.rows[3]["clip_similarity"] != rows[3]["clip_similarity"]
+    assert other.rows[3]["psnr"] == rows[3]["psnr"]
+    with pytest.raises(UserError, match="nowhere"):
+        make(folder, replace(settings, clip=str(tmp_path / "nowhere")))
+
+
+def splats_of(folder, prompt, seed):
+    """The splats of an object, straight from its record."""
+    with np.load(folder / "equal_times" / SDS.folder_name / f"{slug(prompt)}-{seed}.npz") as record:
+        return Gaussians(**{name: record[name][-1] for name in record})
 
 
 def test_records_of_another_run_are_refused(make, gone_on):

@@ -78,9 +78,10 @@ def test_where_a_level_is_first_reached():
     assert first_reached(line, 3.5) is None
 
 
-def test_metrics_without_curves_are_refused(tmp_path):
-    settings = tiny_settings(metrics=("shape_diversity",))
-    with pytest.raises(UserError, match="give some of one"):
+@pytest.mark.parametrize("metric", ["shape_diversity", "clip_similarity"])
+def test_metrics_without_curves_are_refused(tmp_path, metric):
+    settings = tiny_settings(metrics=("psnr", metric))
+    with pytest.raises(UserError, match=f"'{metric}' gives no curve"):
         convergence.make(Work("small", tmp_path), settings=settings)
 
 

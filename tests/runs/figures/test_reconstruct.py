@@ -60,7 +60,7 @@ def test_the_rows_have_both_sides_of_each_stage(whole):
         assert row["held_out"] == pytest.approx(said["held_out"][row["stage"]], rel=1e-5)
     assert all(0 < row["psnr"] < 40 and row["prompt"] == PROMPT for row in rows)
     text = files["reconstruct.md"].decode()
-    assert "| 1 iterations, before |" in text and "| 4 iterations, after |" in text
+    assert "| 1 iteration, before |" in text and "| 4 iterations, after |" in text
     means = [
         np.mean([row["held_out"] for row in rows if row["stage"] == stage]) for stage in reconstruct.STAGES
     ]

@@ -1,5 +1,6 @@
 """Objects of a figure's arms: judged in order, told by prompt and by arm, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tiny_place, tmp_path,
     with pytest.raises(UserError, match=says):
         sweep_arms([Arm("a"), arm], plan, work_in(tmp_path, tiny_place, told.append))
     assert not told and not list(tmp_path.iterdir())
+
+
+def test_figures_have_objects_in_common(tiny_place, tiny_gallery, tmp_path):
+    def make(figure, plan, *arms):
+        work = replace(work_in(tmp_path / figure, tiny_place), common=tmp_path / "common")
+        sweep_arms(arms, plan, work, tiny_gallery)
+        return {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("object.ply"))}
+
+    first = make("one", tiny_plan(), Arm("plain"))
+    assert {path.parent.name for path in first} == {"a-red-mushroom-0", "a-red-mushroom-1"}
+    assert len({path.parents[1] for path in first}) == 1
+    # By another name, with one of the seeds, and the settings said in another way.
+    again = make("two", tiny_plan(seeds=(1,)), Arm("as it is", {"views": 1}))
+    assert again == first
+    others = make("three", tiny_plan(seeds=(0,)), Arm("plain", {"flip_probability": 0.25}))
+    assert len(others) == 3 and {path: others[path] for path in first} == first
 
 
 def result_of(*outcomes, interrupted=False):

@@ -1,0 +1,106 @@
+"""Objects of a series by the metrics that need weights, beside what they are judged by anyway; remembered."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ge3d_jax.runs.evaluate import object_pictures
+from ge3d_jax.runs.figures.base import Record, remember
+from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, splats_of
+from ge3d_jax.runs.judged import see
+from ge3d_jax.runs.judging import METRICS
+from ge3d_jax.runs.weighted_metrics import (
+    Shown,
+    Weights,
+    find_weights,
+    load_clip,
+    weigh_group,
+    weigh_object,
+)
+
+# How an object is shown whose truth nobody knows: as often as the paper does, in pixels that a CLIP sees.
+_VIEWS, _SIZE = 20, 512
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What weighs objects.
+
+    Attributes:
+        weights: those that are there.
+        clip: what the CLIP among them was called.
+    """
+
+    weights: Weights
+    clip: str | None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a record of a weighing depends on."""
+        return {"clip": self.clip, "brisque": self.weights.brisque is not None}
+
+
+def find_scales(metrics: Sequence[str], clip: str | None) -> Scales | None:
+    """Load the weights that metrics need; None where none needs any.
+
+    Args:
+        metrics: names in METRICS.
+        clip: folder or hub id of a CLIP.
+
+    Raises:
+        UserError: there is no such CLIP. Other weights may be absent.
+    """
+    if all(METRICS[name].needs is None for name in metrics):
+        return None
+    return Scales(find_weights(clip=None if clip is None else load_clip(clip)), clip)
+
+
+def weigh(done: Done, judges: Judges, scales: Scales, *, keeps: bool) -> Done:
+    """A series with the numbers of `weigh_object`, of objects at their ends, and of `weigh_group`.
+
+    Args:
+        done: what there is of the series.
+        judges: whose truths are known.
+        scales: from `find_scales`.
+        keeps: whether records are written, not to do it again.
+    """
+    series = done.series
+    key = hashlib.sha256(json.dumps(scales.told, sort_keys=True).encode()).hexdigest()[:8]
+    weighed = []
+    for one in done.objects:
+        path = series.path(one.prompt, one.seed)
+        asked = {**scales.told, "prompt": one.prompt, "seed": one.seed, "moment": one.moments[-1]}
+        numbers = _numbers(
+            path.with_name(f"{path.name}-weighed-{key}"),
+            asked,
+            lambda one=one: weigh_object(_shown(series, one.prompt, one.seed, judges), scales.weights),
+            keeps=keeps,
+        )
+        weighed.append(replace(one, moments=[*one.moments[:-1], {**one.moments[-1], **numbers}]))
+    objects = [(one.prompt, one.seed) for one in done.objects]
+    digest = hashlib.sha256(json.dumps(objects).encode()).hexdigest()[:8]
+    together = _numbers(
+        series.folder / f"together-{digest}-weighed-{key}",
+        {**scales.told, "objects": objects, "together": done.together},
+        lambda: weigh_group([_shown(series, *one, judges) for one in objects], scales.weights),
+        keeps=keeps,
+    )
+    return replace(done, objects=weighed, together={**done.together, **together})
+
+
+def _numbers(
+    path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Any]], *, keeps: bool
+) -> Mapping[str, Any]:
+    if keeps or path.with_name(f"{path.name}.json").is_file():
+        return remember(path, asked, lambda: Record(make())).numbers
+    return make()
+
+
+def _shown(series: Series, prompt: str, seed: int, judges: Judges) -> Shown:
+    gaussians = splats_of(series, prompt, seed)
+    if prompt in judges.truths:
+        return Shown.of(see(prompt, seed, gaussians, truth=judges.truths[prompt]))
+    return Shown(prompt, object_pictures(gaussians, _VIEWS, _SIZE))
