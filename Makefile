@@ -42,22 +42,22 @@ LEG := --views_per_kind=128 --pictures=32768 --vae_steps=3500 --unet_batch=48 --
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot"
+demo: $(VENV)/.runtime  ## Make a 3D object from a sentence: make demo PROMPT="a blue robot" SEED=1
 	@$(VENV)/bin/python experiments/generate.py --prompt="$(PROMPT)" --seed=$(SEED)
 
-train: $(VENV)/.runtime  ## Train the bundled model anew, in two legs, and put it into the package (hours)
+train: $(VENV)/.runtime  ## Retrain the bundled model and put it into the package (several hours)
 	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox $(LEG) --unet_steps=6400 --unet_learning_rate=2e-3
 	mkdir -p runs/toybox-2
 	test -e runs/toybox-2/vae || cp -r runs/toybox/vae runs/toybox/views.npz runs/toybox-2
 	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox-2 $(LEG) --unet_steps=9000 --unet_learning_rate=1.5e-3 --seed=1 --start_from=toybox
 
-mesh: $(VENV)/.mesh  ## A mesh of splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
+mesh: $(VENV)/.mesh  ## Make a mesh from splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
 
-figures: $(VENV)/.figures  ## The paper's tables and figures, a first look: make figures SIZE=full for all of it
+figures: $(VENV)/.figures  ## Make a first look at the paper's tables and figures; SIZE=full for all of them
 	@$(VENV)/bin/python experiments/figures/page.py --size="$(SIZE)"
 
-test: check-format lint types pytest  ## Formatting, lint, types and tests
+test: check-format lint types pytest  ## Run everything a change must pass: formatting, lint, types, tests
 
 check-format: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -71,29 +71,29 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(PYTEST) $(addprefix --ignore=,$(OTHER_TESTS))
 
-test-fast: $(VENV)/.dev  ## The half of the tests that compiles no whole iteration, in some minutes
+test-fast: $(VENV)/.dev  ## Run the fast half of the tests, in some minutes
 	$(PYTEST) $(addprefix --ignore=,$(SLOW_TESTS) $(OTHER_TESTS))
 
-test-formats: $(VENV)/.dev .node/.splat-transform  ## Compare splat files with another program's (Node.js 20)
+test-formats: $(VENV)/.dev .node/.splat-transform  ## Compare splat files with another program's (needs Node.js 20)
 	$(VENV)/bin/python -m pytest tests/splat_transform tests/formats/test_usd.py
 
 test-torch: .venv-torch/.torch  ## Compare the networks with diffusers and transformers in PyTorch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-torch/bin/python -m pytest tests/torch
 
-plan-gpu: .venv-gpu-plan/.gpu-plan  ## What a run takes on a card, without the card: make plan-gpu GPU=rtx4090
+plan-gpu: .venv-gpu-plan/.gpu-plan  ## Plan what a run takes on a GPU, without the GPU: make plan-gpu GPU=rtx4090
 	@.venv-gpu-plan/bin/python experiments/plan_gpu.py --gpu="$(GPU)"
 
-test-gpu-plan: .venv-gpu-plan/.gpu-plan  ## Compile for five cards that are not here (3 GB of packages)
+test-gpu-plan: .venv-gpu-plan/.gpu-plan  ## Test compiling for five GPUs, without them (3 GB of packages)
 	.venv-gpu-plan/bin/python -m pytest tests/gpu_plan
 
 format: $(VENV)/.dev  ## Rewrite the sources in the project's style
 	$(VENV)/bin/ruff check --fix-only --quiet .
 	$(VENV)/bin/ruff format .
 
-update:  ## Renew constraints-*.txt: the newest versions that the requirements allow
+update:  ## Renew constraints-*.txt with the newest versions that the requirements allow
 	@.ci/update-constraints
 
-clean:  ## Remove the virtual environments and the tools' caches; outputs/ stays
+clean:  ## Remove virtual environments and tool caches, but not outputs/
 	rm -rf .venv .venv-* .node .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,17 +1,19 @@
-r"""Compare the editing methods: does the rest of a picture stay, and is the target reached?
+r"""Compare the editing methods: is the rest of a picture preserved, and is the target reached?
 
     python experiments/benchmark_edits.py
 
-edits 40 pictures of the Toybox world, ten kinds of edits, by all methods but imagic, and measures each
-against the true edited picture, which this world knows. On two CPU cores it takes about half an hour; what is
-done is not done again. The folder then holds results.json, README.md with the tables, and edits.png.
+This edits 40 pictures of the Toybox world, in ten kinds of edits, by all methods but imagic, and compares
+each with the true edited picture, which is known in this world. It takes about half an hour on two CPU cores;
+whatever is done is not done again. The folder then holds results.json, README.md with the tables, and
+edits.png.
 
     python experiments/benchmark_edits.py --methods=ddim,direct --per_kind=1 --out=runs/look
     python experiments/benchmark_edits.py --pie_bench=PIE-Bench_v1 --model=CompVis/stable-diffusion-v1-4 \
         --clip=openai/clip-vit-large-patch14
 
-The last needs a Stable Diffusion and PIE-Bench's folder, with mapping_file.json and annotation_images/. Its
-structure distance and LPIPS need networks whose weights are not read here, so their columns are missing.
+The last command needs a Stable Diffusion and the folder of PIE-Bench, with mapping_file.json and
+annotation_images/. That benchmark's structure distance and LPIPS need networks whose weights are not read
+here, so their columns are missing.
 """
 
 from pathlib import Path
@@ -29,14 +31,14 @@ _METHODS = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string("out", "outputs/edit-benchmark", "Folder for pictures, numbers and tables.")
 _PER_KIND = flags.DEFINE_integer("per_kind", 4, "Pictures of each kind of edit.", lower_bound=1)
-_PIE = flags.DEFINE_string("pie_bench", None, "PIE-Bench's folder, to edit its pictures instead.")
-_COUNT = flags.DEFINE_integer("count", None, "Only so many pictures of PIE-Bench.", lower_bound=1)
-_CLIP = flags.DEFINE_string("clip", None, "A CLIP's folder or hub id, for PIE-Bench's columns of CLIP.")
-_MODEL = flags.DEFINE_string("model", None, "Another model than the bundled one; see generate.")
+_PIE = flags.DEFINE_string("pie_bench", None, "The folder of PIE-Bench, to edit its pictures instead.")
+_COUNT = flags.DEFINE_integer("count", None, "Only this many pictures of PIE-Bench.", lower_bound=1)
+_CLIP = flags.DEFINE_string("clip", None, "The folder or hub id of a CLIP, for PIE-Bench's CLIP columns.")
+_MODEL = flags.DEFINE_string("model", None, "A model to use instead of the bundled one; see generate.")
 _DTYPE = flags.DEFINE_string("dtype", "auto", "What the networks compute in: float32, bfloat16 or auto.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the edits, and of methods that draw noise.", lower_bound=0)
 _BATCH = flags.DEFINE_integer("batch", 10, "Pictures at a time.", lower_bound=1)
-_FORM = flags.DEFINE_string("form", "refine", "Prompt-to-Prompt's: refine, replace or match.")
+_FORM = flags.DEFINE_string("form", "refine", "Prompt-to-Prompt's form: refine, replace or match.")
 _CROSS = flags.DEFINE_float("cross", 0.4, "Share of the steps with the source's attention to words.")
 _SELF = flags.DEFINE_float("self_attention", 0.6, "The same for attention among pixels.")
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of all methods that have it.")

@@ -1,11 +1,11 @@
-"""Time iterations while a browser has the live view open, and while none has, by turns in one run.
+"""Time iterations with and without a browser on the live view, in turns during one run.
 
     python experiments/benchmark_live.py
 
-It takes five minutes on two CPU cores and prints the median iteration with and without, and their ratio. The
-browser is Chromium without a window, which draws on the processor: one with a graphics card, or on another
-computer, costs less. --scale=0.25 lets it draw a quarter of the pixels each way, as ?fixedDpr=0.25 does in
-the address. Needs viser, and Chromium on the PATH.
+This takes five minutes on two CPU cores and prints the median iteration with and without a browser, and their
+ratio. The browser is headless Chromium, which draws on the CPU; one with a graphics card, or on another
+computer, costs less. --scale=0.25 makes it draw a quarter of the pixels each way, as ?fixedDpr=0.25 does in
+the address. It needs viser, and Chromium on the PATH.
 """
 
 import shutil

@@ -4,7 +4,7 @@
 
 Prints a table (time per view, per splat, per pixel and per entry of the tiles' lists, memory, compile time,
 PyTorch's time over ours), and writes it as JSON, with a page, to --out. The command above takes two minutes
-on two CPU cores, nearly all of it for PyTorch. Without --splats and --sizes it runs 10 k, 100 k and 1 M
+on two CPU cores, nearly all of it for PyTorch. Without --splats and --sizes it runs 10 k, 100 k, and 1 M
 splats at 128 to 1024 pixels, which takes a quarter of an hour. --peer=torch needs torch
 (requirements-torch.txt), --plot needs matplotlib (requirements-dev.txt).
 """
@@ -20,8 +20,10 @@ from ge3d_jax.cli import script
 _SPLATS = flags.DEFINE_list("splats", ["10000", "100000", "1000000"], "Numbers of splats.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "256", "512", "1024"], "Edges of the square images, pixels.")
 _VIEWS = flags.DEFINE_list("views", ["1", "4"], "Numbers of views.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Number of runs; the median is shown.", lower_bound=1)
-_WARM_UP = flags.DEFINE_integer("warm_up", 1, "Uncounted runs before those.", lower_bound=0)
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", 3, "Number of runs; the median is reported.", lower_bound=1
+)
+_WARM_UP = flags.DEFINE_integer("warm_up", 1, "Number of runs before those, not counted.", lower_bound=0)
 _PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "Another renderer to time on the same scene.")
 _PLOT = flags.DEFINE_bool("plot", False, "Also plot how the cost grows with splats and pixels.")
 _OUT = flags.DEFINE_string("out", "outputs/benchmarks/render", "Folder for the JSON file and the page.")

@@ -2,12 +2,12 @@
 
     python experiments/benchmark_step.py --model_size=sd21 --peer=torch
 
-The settings are those of the size's preset (toybox, paper); --set=name=value changes them, --splats sets the
-initial number of splats. Prints a table (median, TFLOP/s of the networks, fraction of the device's own matmul
-rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random, since times
-do not depend on them. The bundled size takes two minutes on two CPU cores; Stable Diffusion's is meant for a
-GPU. --peer=torch needs torch and diffusers (requirements-torch.txt), and gsplat for rendering: without it the
-peer's row excludes rendering and says so.
+The settings are those of the preset of that size (toybox or paper); --set=name=value changes them, --splats
+sets the initial number of splats. Prints a table (median, TFLOP/s of the networks, fraction of the device's
+own matmul rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random,
+since times do not depend on them. The bundled size takes two minutes on two CPU cores; Stable Diffusion's is
+meant for a GPU. --peer=torch needs torch and diffusers (requirements-torch.txt), and gsplat for rendering:
+without it the peer's row excludes rendering and says so.
 """
 
 from absl import flags

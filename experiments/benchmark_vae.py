@@ -1,4 +1,4 @@
-"""Time the VAE: encoding, encoding with the gradient of the image, decoding; and compare it with PyTorch's.
+"""Time the VAE (encoding, encoding with the gradient, decoding), and compare it with PyTorch's.
 
     python experiments/benchmark_vae.py --model_size=sd21 --batches=4 --peer=torch
 

@@ -2,8 +2,8 @@
 
     python experiments/check_model.py --model=stable-diffusion-2-1-base
 
-The same as `ge3d check-model`: ge3d_jax/cli/commands/check_model.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d check-model`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/check_model.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

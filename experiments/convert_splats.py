@@ -1,9 +1,9 @@
-"""Convert a splat file to another format; the suffix chooses the format.
+"""Convert a splat file to another format, which the suffix chooses.
 
     python experiments/convert_splats.py outputs/a-red-mushroom-0/object.ply mushroom.spz
 
-The same as `ge3d convert`: ge3d_jax/cli/commands/convert.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d convert`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/convert.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

@@ -3,15 +3,15 @@
     python experiments/evaluate_mesh.py --out=docs/mesh \
         --object="a red mushroom=outputs/a-red-mushroom-0/object.ply"
 
---object is a sentence that the toy world knows and the splats that it describes, and may be given many times.
-Each takes about a minute on two processor cores. The folder then holds table.md and meshes.png: for each
-object the splats and below them the mesh, from cameras that had no part in making it. Meshes are written as
-.glb, opened by trimesh and drawn by a renderer of its own.
+--object is a sentence that the toy world knows and the splats that it describes; it may be repeated. Each
+object takes about a minute on two CPU cores. The folder then holds table.md and meshes.png: for each object
+the splats and, below them, the mesh, from cameras that had no part in making it. Meshes are written as .glb,
+opened by trimesh, and drawn by a renderer made for this purpose.
 
 closed     whether every edge belongs to two triangles, once vertices on the texture's borders are merged
-PSNR       of pictures of the mesh to those of the splats, 128 pixels on white: mean and least of six cameras
-surface    mean distance of the mesh to the true surface and back, over the longest edge of the true object;
-           beside it the same of the splats' own depths: by so much the object itself differs
+PSNR       between pictures of the mesh and of the splats, 128 pixels on white: mean and least of six cameras
+surface    mean distance between the mesh and the true surface, both ways, over the longest edge of the true
+           object; in parentheses the same for the splats' own depths, by which the object itself differs
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from absl import flags
 
 from ge3d_jax.cli import script
 
-_OBJECT = flags.DEFINE_multi_string("object", None, '"sentence=splats", may be given many times.')
+_OBJECT = flags.DEFINE_multi_string("object", None, '"sentence=splats"; may be repeated.')
 _OUT = flags.DEFINE_string("out", "outputs/meshes", "Folder to write to.")
 
 _SIZE = 128

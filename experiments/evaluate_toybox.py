@@ -1,13 +1,15 @@
-"""Evaluate the bundled model: does it make what the sentence says, and with a single front?
+"""Evaluate the bundled model: does it make what the sentence says, with a single front?
 
     python experiments/evaluate_toybox.py --part=all
 
-Three parts, on two CPU cores: the recognizer on ground truth (a minute), 192 samples of the model (a minute)
-and 24 generated objects (twenty minutes; a run that was stopped continues with the next object). The folder
-docs/evaluation then holds the numbers (recogniser.json, model.json, objects.json), pictures of all samples
-and objects, and README.md with the results. A quick look: --part=objects --count=4 --out=runs/look
-The fast model of 64 pixels: --preset=toybox64 --out=docs/evaluation/toybox64, whose numbers then are beside
-those of docs/evaluation.
+There are three parts, with these times on two CPU cores: the recognizer on ground truth (a minute), 192
+samples of the model (a minute), and 24 generated objects (about forty minutes; an interrupted run continues
+with the next object). The folder docs/evaluation then holds the numbers (recogniser.json, model.json,
+objects.json), pictures of all samples and objects, and README.md with the results.
+
+A quick look: --part=objects --count=4 --out=runs/look
+The fast model of 64 pixels: --preset=toybox64 --out=docs/evaluation/toybox64; docs/evaluation then shows its
+numbers beside its own.
 Another loss: --part=objects --guidance=sds --prompts="a red mushroom,a cyan robot" --out=runs/sds
 """
 
@@ -32,7 +34,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of cameras, samples and the first 
 _PROMPTS = flags.DEFINE_list(
     "prompts",
     None,
-    "Objects to make instead of the 24, separated by commas; hidden stands for 48 others that --seed draws.",
+    "Objects to make instead of the 24, separated by commas; hidden means 48 others, drawn by --seed.",
 )
 _COUNT = flags.DEFINE_integer("count", None, "Make only this many objects.", lower_bound=1)
 _OBJECTS = flags.DEFINE_string(

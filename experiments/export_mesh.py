@@ -1,9 +1,9 @@
-"""Make a mesh with a texture of an object of splats, for any tool that takes no splats.
+"""Make a textured mesh of an object of splats, for programs that do not take splats.
 
     python experiments/export_mesh.py outputs/a-red-mushroom-0/object.ply --out=mushroom.glb
 
-The same as `ge3d mesh`: ge3d_jax/cli/commands/mesh.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d mesh`. Its flags, how long it takes, and what to expect are in ge3d_jax/cli/commands/mesh.py,
+and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

@@ -2,8 +2,8 @@
 
     python experiments/fit_images.py --images=outputs/mushroom-images
 
-The same as `ge3d fit`: ge3d_jax/cli/commands/fit.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d fit`. Its flags, how long it takes, and what to expect are in ge3d_jax/cli/commands/fit.py,
+and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

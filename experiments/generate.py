@@ -2,8 +2,8 @@
 
     python experiments/generate.py --prompt="a red mushroom"
 
-The same as `ge3d generate`: ge3d_jax/cli/commands/generate.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d generate`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/generate.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

@@ -1,19 +1,19 @@
-"""What a run will take on a graphics card, without the card.
+"""Plan what a run will take on a graphics card, without the card.
 
     make plan-gpu GPU=h100
 
-compiles an iteration for that card, from shapes alone, and says how much memory it takes and whether it fits,
-how many kernels it launches, and how many bytes and operations they move and compute, part by part, with the
-least time that the card's bandwidth and its rate of products allow for that. That time is an estimate from
-below: nothing is measured. It takes some minutes, and as JSON it goes to --out.
+This compiles an iteration for that card, from shapes alone. It says how much memory the iteration takes and
+whether that fits, how many kernels it launches, and how many bytes they move and how many operations they
+compute, part by part, with the least time that the card's bandwidth and arithmetic allow. That time is a
+lower bound: nothing is measured. It takes some minutes; the plan goes to --out, as JSON.
 
-Or, in the environment that make has made:
+Or, in the environment that make has created:
 
     .venv-gpu-plan/bin/python experiments/plan_gpu.py --gpu=rtx4090 --guidance=sds --splats=400000
 
---gpu names one of h100, a100, a6000, rtx4090, rtx3060, or a .txtpb file that describes another card as those
-in experiments/gpu_plan/cards do. --tables makes the rows of docs/benchmarks/gpu_plan that are not there yet,
-some minutes each; it may be stopped at any time, and the same command goes on.
+--gpu names one of h100, a100, a6000, rtx4090, rtx3060, or a .txtpb file that describes another card like
+those in experiments/gpu_plan/cards. --tables makes those rows of docs/benchmarks/gpu_plan that are missing,
+some minutes each; if interrupted, the same command continues.
 """
 
 from absl import flags
@@ -21,7 +21,7 @@ from absl import flags
 from ge3d_jax.cli import script
 
 _GPU = flags.DEFINE_string("gpu", "h100", "The card: a name, or a .txtpb file. A wrong name lists them.")
-_PRESET = flags.DEFINE_string("preset", "paper", "The run's preset, as paper or toybox.")
+_PRESET = flags.DEFINE_string("preset", "paper", "The preset of the run, e.g. paper or toybox.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings; by default the preset's.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "What the networks compute in.")
 _SPLATS = flags.DEFINE_integer(
@@ -36,7 +36,9 @@ _FOV = flags.DEFINE_multi_float(
     upper_bound=3.0,
 )
 _OUT = flags.DEFINE_string("out", "outputs/gpu_plan", "Folder for the JSON files and their page.")
-_TABLES = flags.DEFINE_bool("tables", False, "Make all rows of the published tables that --out lacks.")
+_TABLES = flags.DEFINE_bool(
+    "tables", False, "Make all rows of the published tables that are missing in --out."
+)
 
 
 def main() -> None:

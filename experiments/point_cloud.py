@@ -1,9 +1,9 @@
-"""Make a point cloud of a sentence with Point-E, what --start=point_e begins with.
+"""Make a point cloud of a sentence with Point-E, as --start=point_e begins with.
 
     python experiments/point_cloud.py --prompt="a red mushroom"
 
-The same as `ge3d point-cloud`: ge3d_jax/cli/commands/point_cloud.py has the flags, and says how long it takes
-and what to expect, as --help does.
+This is `ge3d point-cloud`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/point_cloud.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

@@ -2,8 +2,8 @@
 
     python experiments/render_splats.py --splats=outputs/a-red-mushroom-0/object.ply
 
-The same as `ge3d show`: ge3d_jax/cli/commands/show.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d show`. Its flags, how long it takes, and what to expect are in ge3d_jax/cli/commands/show.py,
+and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

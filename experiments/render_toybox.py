@@ -2,8 +2,8 @@
 
     python experiments/render_toybox.py --prompt="a red mushroom" --out=outputs/mushroom-images
 
-The same as `ge3d render-toybox`: ge3d_jax/cli/commands/render_toybox.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d render-toybox`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/render_toybox.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

@@ -2,8 +2,8 @@
 
     python experiments/sample.py --prompt="a red mushroom" --count=4
 
-The same as `ge3d sample`: ge3d_jax/cli/commands/sample.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d sample`. Its flags, how long it takes, and what to expect are in
+ge3d_jax/cli/commands/sample.py, and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

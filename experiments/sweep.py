@@ -2,8 +2,8 @@
 
     python experiments/sweep.py --prompt="a red mushroom" --seeds=0-7
 
-The same as `ge3d sweep`: ge3d_jax/cli/commands/sweep.py has the flags, and says how long it
-takes and what to expect, as --help does.
+This is `ge3d sweep`. Its flags, how long it takes, and what to expect are in ge3d_jax/cli/commands/sweep.py,
+and in --help.
 """
 
 from ge3d_jax.cli.program import run_command

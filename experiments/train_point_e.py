@@ -1,12 +1,12 @@
-"""Train the small Point-E of the Toybox world: 256 points of a sentence, then 1024 of these.
+"""Train the small Point-E of the Toybox world: from a sentence to 256 points, and from these to 1024.
 
     python experiments/train_point_e.py --out=runs/point_e
 
-On two CPU cores: a minute for the points of all objects, then about an hour for the base network and a third
-of that for the upsampler. Every stage is stored in --out; after an interruption, the same command continues
-where it stopped. At the end --out/model holds the model, clouds.png shows clouds of all kinds in four colors,
-and clouds.json has what they were recognized as. --install copies it into the package. It brings a copy of
-the bundled text encoder, so it goes on working when that one is trained anew.
+On two CPU cores this takes a minute for the points of all objects, then about an hour for the base network
+and a third of that for the upsampler. Every stage is stored in --out; after an interruption, the same command
+continues where it stopped. At the end, --out/model holds the model, clouds.png shows clouds of all kinds in
+four colors, and clouds.json says what they were recognized as. --install copies the model into the package.
+It contains a copy of the bundled text encoder, so it keeps working when that one is retrained.
 """
 
 from pathlib import Path

@@ -3,8 +3,8 @@
     python experiments/train_toybox.py --out=runs/toybox
 
 Every stage is stored in --out; after an interruption, the same command continues where it stopped. At the
-end --out/model holds the model in diffusers layout and samples.png shows samples of it. --install copies it
-into the package.
+end, --out/model holds the model in diffusers' layout, and samples.png shows samples of it. --install copies
+the model into the package. `make train` runs this with the settings of the bundled model, in several hours.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ _BATCH = flags.DEFINE_integer("unet_batch", 128, "Latents per step of UNet and t
 _RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps between saved states.", lower_bound=1)
 _START = flags.DEFINE_string(
-    "start_from", "toybox64", "Bundled model to begin with; an empty name begins with random parameters."
+    "start_from", "toybox64", "Bundled model to begin with; an empty name means random parameters."
 )
 _INSTALL = flags.DEFINE_bool("install", False, "Copy the finished model into the package.")
 

@@ -158,13 +158,13 @@ def _markdown(folder: Path) -> str:
     lines = [
         "# The rasterizer's times",
         "",
-        "Written by `experiments/benchmark_render.py`; do not edit. A ball of splats, scale ∝ N^(−1/3), that",
-        "fills most of the image. An entry is a (tile, splat) pair. Several views are sharded across the",
-        "cores, one view runs on one. *ms per view* is elapsed time, which other work on the machine",
-        "increases; the costs per splat, pixel and entry are from CPU time, which it hardly affects. Memory",
-        "is that of the compiled program, including arguments and results. PyTorch is a vectorized renderer,",
-        "every splat at every pixel in chunks, with autograd, on all cores, run once; *PyTorch / ours* is",
-        "how many times longer it takes. Rows that would take many minutes or gigabytes are skipped.",
+        "Written by `experiments/benchmark_render.py`; do not edit. The scene is a ball of splats, scale ∝",
+        "N^(−1/3), that fills most of the image. An entry is a (tile, splat) pair. Several views are sharded",
+        "across the cores; a single view runs on one. *ms per view* is elapsed time, which other work on the",
+        "machine increases; the costs per splat, pixel and entry are from CPU time, which it hardly affects.",
+        "Memory is that of the compiled program, including arguments and results. PyTorch is a vectorized",
+        "renderer, every splat at every pixel in chunks, with autograd, on all cores, run once; *PyTorch /",
+        "ours* is how many times as long it takes. Rows that take many minutes or gigabytes are left out.",
         "",
     ]
     for content in contents:

@@ -158,11 +158,11 @@ def _markdown(folder: Path) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `experiments/benchmark_unet.py`, `benchmark_vae.py` and `benchmark_step.py`; do not",
-        "edit. Random weights. TFLOP count matrix products and convolutions only, at the median, and *of",
-        "matmul* is their rate as a fraction of the device's own for large products. A median far above the",
-        "fastest run means that the machine was busy with other work.",
-        "*ours/theirs* is our time over that row's, from the same process: below 1 ours is faster.",
+        "Written by `experiments/benchmark_unet.py`, `benchmark_vae.py`, and `benchmark_step.py`; do not",
+        "edit. Weights are random. TFLOP/s count only matrix products and convolutions, at the median, and",
+        "*of matmul* is that rate as a fraction of the device's own for large products. A median far above",
+        "the fastest run means that the machine was busy with other work. *ours/theirs* is our time over",
+        "that row's, from the same process: below 1, ours is faster.",
         "",
     ]
     for content in contents:

@@ -1,12 +1,12 @@
-"""Figures 4 and 14: objects of GE3D and of ISM from all sides, side by side, with the truth; and as a video.
+"""Figures 4 and 14: objects of GE3D and ISM from all sides, next to the truth; and as a video.
 
     python experiments/figures/compare_views.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/compare_views.py               # 17 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by.
 
-Expected: from all sides GE3D's objects have more detail, and colors that are nearer to the truth.
+Expected: from all sides, GE3D's objects have more detail, and colors closer to the truth.
 """
 
 from ge3d_jax.cli import figure_flags

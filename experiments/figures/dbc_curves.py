@@ -3,10 +3,10 @@
     python experiments/figures/dbc_curves.py --size=small  # 75 seconds on two CPU cores
     python experiments/figures/dbc_curves.py               # 12 minutes, for docs/results.md
 
-A stopped one goes on where it was. Needs requirements-figures.txt.
+An interrupted run continues where it stopped. Needs requirements-figures.txt.
 
-Expected: the coarsest node has most of the gradient at first and the finest at last. Where nodes are not
-balanced all have nearly equal shares throughout, the finest a little more towards the end.
+Expected: the coarsest node has most of the gradient at first, and the finest in the end. Without balancing,
+all nodes have nearly equal shares throughout, the finest a little more toward the end.
 """
 
 from ge3d_jax.cli import figure_flags

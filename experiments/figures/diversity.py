@@ -1,15 +1,15 @@
-"""Figure 8: objects of other seeds, and of seeds that go together for a part of the iterations.
+"""Figure 8: objects from different seeds, and from seeds that share the first part of the run.
 
     python experiments/figures/diversity.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/diversity.py               # 28 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by.
 
-Expected: seeds that go together at first, the start included, have less diversity of shape than other seeds
-throughout, and keep more of that of texture. diversity.png has the objects, diversity.md how far the seeds
-of a sentence are from each other in shape and in texture, without any truth, and how near they are to the
-truth.
+Expected: seeds that share the first part of the run, including the start, end up less diverse in shape than
+seeds that differ throughout, but keep more of their diversity of texture. diversity.png shows the objects;
+diversity.md has how far the seeds of a sentence are from each other in shape and texture, for which no truth
+is needed, and how close they are to the truth.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -1,16 +1,16 @@
-"""Beyond the paper: objects edited by a sentence, by four ways.
+"""Beyond the paper: objects edited by a sentence, in four ways.
 
     python experiments/figures/edit_objects.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/edit_objects.py               # 35 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by.
 
-Color, part and kind of an object each; at small size the color alone.
+One edit each of an object's color, part, and kind; at small size, the color alone.
 
-Expected: compared with the views of the untouched source, what the edit does not name stays nearer to it
-than by restyling, and the target is reached all the same; direct inversion and NPI break the shape.
-edit_objects.md has the tables, and there is a picture of each edit from eight sides.
+Expected: with each iteration compared with the views of the untouched source, whatever the edit does not name
+stays closer to it than with restyling, and the target is still reached. Direct inversion and NPI break the
+shape. edit_objects.md has the tables, and there is a picture of each edit from eight sides.
 """
 
 from ge3d_jax.cli import figure_flags

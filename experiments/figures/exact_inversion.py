@@ -1,14 +1,14 @@
-"""Beyond the paper: inversions inside GE3D's iterations, plain DDIM, negative-prompt and direct inversion.
+"""Beyond the paper: inversions inside GE3D's iterations: plain DDIM, negative-prompt, and direct inversion.
 
     python experiments/figures/exact_inversion.py --size=small  # 80 seconds on two CPU cores
     python experiments/figures/exact_inversion.py               # 33 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by.
 
-At full size four sentences, five ways.
+At full size: four sentences, five ways.
 
-Expected: exact inversions take more passes through the network and may bring objects nearer to the truth.
+Expected: exact inversions take more passes through the network and may bring objects closer to the truth.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -3,11 +3,11 @@
     python experiments/figures/node_gallery.py --size=small  # 75 seconds on two CPU cores
     python experiments/figures/node_gallery.py               # 2 minutes, for docs/results.md
 
-A stopped one goes on where it was.
+An interrupted run continues where it stopped.
 
-Expected: the way up keeps at every node what the render shows. The way down draws the object that the text
-asks for, at the top in coarse and wrong colors, lower down in right ones; its end changes little over the
-run, and the renders come to it.
+Expected: at every node, the way up preserves what the render shows. The way down draws the object that the
+text asks for, in coarse and wrong colors at the top and in the right ones lower down. Its end changes little
+over the run, and the renders approach it.
 """
 
 from ge3d_jax.cli import figure_flags

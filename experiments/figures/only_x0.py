@@ -1,13 +1,13 @@
-"""Figure 11: GE3D beside only the end of its path, with the same nodes and guidance.
+"""Figure 11: GE3D beside the end of its path alone, with the same nodes and guidance.
 
     python experiments/figures/only_x0.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/only_x0.py               # 18 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by.
 
-Expected: with the end alone, surfaces are flatter or shapes less right. At full size there is a third line,
-the end alone with the settings that were found for it.
+Expected: with the end alone, surfaces are flatter or shapes less accurate. At full size there is a third
+line: the end alone, with the settings that were found for it.
 """
 
 from ge3d_jax.cli import figure_flags

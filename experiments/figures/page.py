@@ -3,16 +3,16 @@ r"""Make the paper's tables and figures, and the page that shows them.
     python experiments/figures/page.py --size=small
     python experiments/figures/page.py --size=full --times
 
-The first makes a first look in outputs/figures/small, in about 20 minutes on two CPU cores. The full size,
-the default, is what docs/results.md shows, made in about ten hours; --times only says how long each figure
-will take.
-Figures that are made already stay as they are, and one that was stopped goes on where it was. One that fails
-does not stop the others; the exit status is then 1.
+The first gives a first look, in outputs/figures/small, in about 20 minutes on two CPU cores. The full size,
+the default, is what docs/results.md shows; it takes about seven hours. --times only says how long each figure
+will take. Finished figures are left as they are, and an interrupted one continues where it stopped. A figure
+that fails does not stop the others; the exit status is then 1.
 
     python experiments/figures/page.py --only=edit_objects,exact_inversion
     python experiments/figures/page.py --pages_only
 
-The page has a reading under each figure where there is a file OUT/readings/NAME.md, written by hand.
+--pages_only writes just the page. Under each figure it has the discussion in OUT/readings/NAME.md, written by
+hand, where there is one.
 """
 
 from absl import flags

@@ -3,11 +3,11 @@
     python experiments/figures/reconstruct.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/reconstruct.py               # 30 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by. Needs requirements-figures.txt.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by. Needs requirements-figures.txt.
 
-Expected: after few iterations the stage brings an object nearly to where the rest of the run would; after
-many it sharpens it a little.
+Expected: after few iterations, the stage takes an object nearly as far as the rest of the run would; after
+many, it sharpens the object a little.
 """
 
 from ge3d_jax.cli import figure_flags

@@ -3,11 +3,11 @@
     python experiments/figures/repeat_edit.py --size=small  # 60 seconds on two CPU cores
     python experiments/figures/repeat_edit.py               # 15 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by. Needs requirements-figures.txt.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by. Needs requirements-figures.txt.
 
-Expected: SDS drives the colors up, at its own scale at once and at 7.5 soon, and so does GE3D with a single
-node; with several nodes the picture stays near the true edit however often it is edited.
+Expected: SDS oversaturates the colors, at once with its own scale and soon with 7.5, and so does GE3D with a
+single node. With several nodes, the picture stays near the true edit however often it is edited.
 """
 
 from ge3d_jax.cli import figure_flags

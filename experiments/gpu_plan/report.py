@@ -38,14 +38,15 @@ _HEAD = """\
 Written by `experiments/plan_gpu.py`; do not edit. **Nothing here was measured**: it is read from the
 program that XLA compiles for each card, on a machine without one.
 
-*Memory* is XLA's plan of an iteration, with the text encoder and the decoder, which it does not use. A card
-is said to fit it if that is at most the 75 % that JAX takes of a card by itself. *Launches* are kernels
-started in an iteration, with loops as often as they turn: the network's for all nodes, the renderer's as
-counted for a ball of gray splats. *GB moved* counts every kernel's operands and results once; what caches
-save is not in it. *TFLOP* are those of products, convolutions and attention. *At least* is an estimate from
-below: kernel by kernel the longer of its bytes at the card's bandwidth and its products at the card's
-published rate. Launches come on top, at some microseconds each, and so does what a kernel falls short of
-both rates. Several numbers are for several fields of view.
+*Memory* is XLA's plan of an iteration, plus the text encoder and the decoder, which the iteration does not
+use. It *fits* if that is at most the 75 % of a card that JAX takes by default. *Launches* are the kernels
+started in an iteration, counting loops as often as they turn: the network's for all nodes, the renderer's as
+counted for a ball of gray splats, with the renderer of that date. *GB moved* counts every kernel's operands
+and results once, without what caches save. *TFLOP* are those of products, convolutions, and attention. *At
+least* is a lower bound: for each kernel, the time of its bytes at the card's bandwidth or of its products at
+the card's published rate, whichever is longer. Launches come on top, at a few microseconds each, and so does
+whatever a kernel falls short of both rates. Where there are several numbers, they are for several fields of
+view.
 """
 
 

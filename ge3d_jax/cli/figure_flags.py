@@ -17,15 +17,18 @@ _SIZES = ("small", "full", "paper")
 _COMMITTED, _OTHERS = Path("docs/results"), Path("outputs/figures")
 
 SIZE = flags.DEFINE_enum(
-    "size", "full", _SIZES, "A first look on two CPU cores, an evening on them, or the paper's scale."
+    "size",
+    "full",
+    _SIZES,
+    "A first look on two CPU cores, seven hours on them for all figures, or the paper's scale.",
 )
 _OUT = flags.DEFINE_string(
     "out", None, f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if not full."
 )
 _WORK = flags.DEFINE_string(
-    "work", str(_OTHERS), "Folder of objects and records; what is there is not made again."
+    "work", str(_OTHERS), "Folder of objects and records; whatever is there is not made again."
 )
-MODEL = flags.DEFINE_string("model", None, "Another model than the size's own.")
+MODEL = flags.DEFINE_string("model", None, "A model to use instead of the size's own.")
 
 
 def out() -> Path:

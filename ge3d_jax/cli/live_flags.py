@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 _LIVE = flags.DEFINE_bool(
     "live",
     False,
-    "Show the run in the browser while it goes on: orbit, pause, loss, edited views. Needs viser.",
+    "Show the run in the browser while it is under way: orbit, pause, loss, edited views. Needs viser.",
 )
 _LIVE_PORT = flags.DEFINE_integer(
-    "live_port", 8080, "Where, or the next free port; 0 for any.", lower_bound=0, upper_bound=65535
+    "live_port",
+    8080,
+    "The port of the live view, or else the next free one; 0 for any.",
+    lower_bound=0,
+    upper_bound=65535,
 )
 
 

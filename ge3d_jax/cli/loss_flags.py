@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from ge3d_jax.runs.figures.making import Changed
 
 _LOSSES = flags.DEFINE_list("losses", None, "Losses, separated by commas, instead of the size's own.")
-_TRIALS = flags.DEFINE_string("trials", None, "File with a loss and its settings on each line, instead.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File with a prompt on each line, instead of the size's own.")
-_SEEDS = flags.DEFINE_string("seeds", None, "Seeds, as 0-3 or 0,5, instead of the size's own.")
+_TRIALS = flags.DEFINE_string("trials", None, "A file with a loss and its settings on each line, instead.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "A file with a prompt on each line, instead of the size's own."
+)
+_SEEDS = flags.DEFINE_string("seeds", None, "Seeds, e.g. 0-3 or 0,5, instead of the size's own.")
 _SECONDS = flags.DEFINE_float("seconds", None, "Seconds that the iterations of an object may take.")
 _METRICS = flags.DEFINE_list("metrics", None, "Metrics, separated by commas, instead of the size's own.")
 _CLIP = flags.DEFINE_string(
@@ -26,9 +28,9 @@ _CLIP = flags.DEFINE_string(
     "its id on the hub. Published ones were never tried here.",
 )
 _PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Processes at work at a time, each on one processor core.", lower_bound=1
+    "processes", None, "Number of processes at work at a time, each on one CPU core.", lower_bound=1
 )
-_ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no object; show those that are done.")
+_ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no objects; show those that are done.")
 
 
 def _given() -> list[str]:

@@ -6,8 +6,8 @@ _RASTERIZER = flags.DEFINE_enum(
     "rasterizer",
     None,
     ["auto", "kernel", "xla"],
-    "What renders the splats. auto, the default: on an NVIDIA GPU the kernel if it has proved itself, else "
-    "xla. They differ in speed, and by rounding.",
+    "What renders the splats. auto, the default: on an NVIDIA GPU the kernel if it has passed its check, "
+    "else xla. They differ in speed, and by rounding.",
 )
 
 

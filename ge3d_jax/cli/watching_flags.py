@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _QUIET = flags.DEFINE_bool("quiet", False, "Print only what goes wrong: no bar, and nothing at the end.")
 _TENSORBOARD = flags.DEFINE_bool(
-    "tensorboard", False, "Write the numbers of every iteration for TensorBoard, too. Needs tensorboardX."
+    "tensorboard", False, "Also write the numbers of every iteration for TensorBoard. Needs tensorboardX."
 )
 
 

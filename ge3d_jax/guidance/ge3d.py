@@ -120,13 +120,14 @@ class GE3D(Loss):
     Attributes:
         scale: s, of the guided prediction.
         strength: λ, factor on the residual.
-        noising_prompt: ∅ of the noising trajectory: "negative", as the public code, or "empty", as the paper.
-            Where an edit tells what the views show, that takes its place, but for "delta".
-        inversion: how the way down makes up for the way up. "plain": not at all. "npi": guidance leads away
-            from ∅ of the noising trajectory, not from the negative one. "direct": what a guided way down to
-            that ∅ would miss the way up by is taken off at every node. Of arXiv 2305.16807 and 2310.01506.
-            "delta", for edits alone: what a plain iteration would ask of the source, as it was and under its
-            own prompt, is taken off at every node, as in Delta Denoising Score, arXiv 2304.07090.
+        noising_prompt: ∅ of the noising trajectory: "negative", as in the public code, or "empty", as in the
+            paper. Where an edit says what the views show, that takes its place, except with "delta".
+        inversion: how the way down compensates for the way up. "plain": not at all. "npi": guidance leads
+            away from ∅ of the noising trajectory, not from the negative prompt. "direct": the amount by which
+            a guided way down to that ∅ would miss the way up is subtracted at every node. Both are from arXiv
+            2305.16807 and 2310.01506. "delta", only for edits: what a plain iteration would ask of the
+            source, as it was and under its own prompt, is subtracted at every node, as in Delta Denoising
+            Score, arXiv 2304.07090.
         offset_noise: strength of the noise that is constant over each channel of the image.
         dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
         dbc_width: σ of the balancing weights, as a share of the iterations.

@@ -139,14 +139,14 @@ def _likeness_section(reports: Reports, beside: Mapping[str, Reports]) -> list[s
     for preset, others in beside.items():
         shown += [(f"{name} of `{preset}`", others[part]) for part, name in rows.items() if part in others]
     lines = [
-        "## How near to the truth",
+        "## How close to the truth",
         "",
         "Samples are compared with the nearest ground-truth picture of their size; objects with the true "
         f"views from the same {VIEWS} cameras, on white at 128 pixels. PSNR: mean over pictures. Overlap: "
         "intersection over union of the silhouettes. Sharpness: squared differences of neighboring pixels, "
-        "over the truth's. Tint: chroma where the truth is white, grey or black. Chamfer: distance of the "
-        "visible surfaces, over the object's size. Specks: share of the opacity that lies more than 5% of "
-        "its size outside.",
+        "over the truth's. Tint: chroma where the truth is white, gray, or black. Chamfer: distance between "
+        "the visible surfaces, over the object's size. Specks: share of the opacity that lies more than 5% "
+        "of that size outside the true surface.",
         "",
         f"| what | {' | '.join(_LIKENESS_NAMES)} |",
         f"|---{'|---' * len(_LIKENESS_NAMES)}|",
@@ -190,13 +190,13 @@ def _recognizer_section(figures: Mapping[str, Any]) -> list[str]:
         "A picture is recognized as the nearest ground-truth picture in squared RGB error: "
         f"{len(KINDS)} kinds × {len(COLORS)} colors × {AZIMUTHS * len(POLAR_DEGREES)} cameras (every "
         f"{360 / AZIMUTHS:.0f}° around, {polars} from the vertical, {RADIUS:g} away), painted over "
-        "the picture's background. It is tested here on ground truth from random cameras off that grid: "
+        "the picture's background. Here it is tested on ground truth from random cameras off that grid: "
         f"{figures['cameras_per_kind_and_color']} for every kind and color, on white.",
         "",
         f"For the {off['pictures']} correctly recognized pictures of kinds with a front, the azimuth error "
-        f"is {off['median']:.1f}° in the median, {off['percentile_95']:.1f}° at the 95th percentile and "
-        f"{off['largest']:.0f}° at most. Mistaken for another side (an error above 45°): {turned or 'none'}. "
-        f"Whether the camera is within 45° of the front is decided correctly for "
+        f"has a median of {off['median']:.1f}°, a 95th percentile of {off['percentile_95']:.1f}°, and a "
+        f"maximum of {off['largest']:.0f}°. Mistaken for another side (an error above 45°): "
+        f"{turned or 'none'}. Whether the camera is within 45° of the front is decided correctly for "
         f"{_percent(figures['right_front_decision'])}; the others are close to the limit or mistaken for "
         "another side.",
         "",
@@ -225,14 +225,14 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
     lines = [
         "## The objects",
         "",
-        f"{figures['objects']} prompts, one object of the preset `{figures['preset']}` for each by the loss "
-        f"`{figures['guidance']}` (seeds from {figures['seed']}), seen on white from 8 azimuths, 70° from "
-        "the vertical.",
+        f"{figures['objects']} prompts, one object each, made with the preset `{figures['preset']}` and the "
+        f"loss `{figures['guidance']}` (seeds from {figures['seed']}), seen on white from 8 azimuths, 70° "
+        "from the vertical.",
         "",
-        f"The front on exactly one side, the one toward +x: **{_percent(figures['one_front'])}** of the "
-        f"{figures['objects_with_front']} objects of a kind with a front (goal: ≥ "
+        f"A front on exactly one side, the one toward +x: **{_percent(figures['one_front'])}** of the "
+        f"{figures['objects_with_front']} objects of kinds with a front (goal: ≥ "
         f"{100 * _WANTED['front']:.0f}%). Several fronts: **{_percent(figures['multi_faced'])}**. A side "
-        "shows a front if the nearest ground truth is a kind with a front seen from within 45° of +x.",
+        "shows a front if the nearest ground truth is a kind with a front, seen from within 45° of +x.",
         "",
         f"An object takes {figures['mean_seconds']:.0f} s on average, including compilation, on "
         f"{figures['machine']}.",
@@ -267,7 +267,7 @@ def markdown(reports: Reports, beside: Mapping[str, Reports] | None = None) -> s
     lines = [
         "# How good the bundled world is",
         "",
-        f"Measured by `{COMMAND}`, which writes this page.",
+        f"Measured by `{COMMAND}`, which wrote this page.",
         "",
         *_summary(reports),
     ]

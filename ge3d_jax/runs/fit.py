@@ -216,23 +216,24 @@ def fit_images(
     Args:
         images: folder in the layout of NeRF's synthetic scenes, see `posed_images`.
         seed: same seed on the same machine, same splats.
-        out: folder; None is outputs/fit-<name of the images' folder>. Results of an earlier run in it are
+        out: folder; None means outputs/fit-<name of the images' folder>. Results of an earlier run in it are
             replaced.
-        downscale: each pixel becomes the mean of so many by so many.
-        density: how the number of splats changes, "clone_split" or "mcmc"; None is clone_split.
+        downscale: each pixel becomes the mean of this many by this many.
+        density: how the number of splats changes, "clone_split", "mcmc" or "relocate"; None means
+            clone_split.
         overrides: settings of `FitConfig` to change, by dotted name: {"start.sh_degree": 3}.
         save_seconds: as for `generate`.
-        resume: go on with the interrupted run in the folder, which was asked for the same.
+        resume: continue the interrupted run in the folder, which must have been started with the same inputs.
         progress: whether to show a bar.
-        mesh: whether to write mesh.glb, too, a mesh with a texture; see `runs.mesh`.
-        observers: more to tell of each iteration; see `runs.observers`.
+        mesh: whether to also write mesh.glb, a textured mesh; see `runs.mesh`.
+        observers: objects that are told of each iteration; see `runs.observers`.
 
     Returns:
-        FitResult. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
-        `resume` goes on from there.
+        FitResult. Ctrl-C ends the run after the current iteration; the result is then the object as it
+        stands, and `resume` continues from there.
 
     Raises:
-        UserError: an input that cannot be used; results of an earlier run are untouched then.
+        UserError: an input that cannot be used; results of an earlier run are then left untouched.
     """
     check_seed(seed)
     if mesh:

@@ -29,11 +29,12 @@ class Result:
         prompt, seed: what was asked for.
         gaussians: the object.
         folder: where everything was written.
-        iterations: how many were done; fewer than asked for when `interrupted`.
+        iterations: how many were completed; fewer than asked for if `interrupted`.
         interrupted: whether Ctrl-C ended the run.
-        diverged: whether it was ended since its gradients were not finite; the object is the last good one.
-        advice: sentences on why the run ended early and on what other settings would do better; mostly none.
-        unwritten: sentences on what could not be written, as on a full disk; mostly none.
+        diverged: whether the run was ended because its gradients were not finite; the object is then the last
+            good one.
+        advice: sentences on why the run ended early and on which settings would do better; usually none.
+        unwritten: sentences on what could not be written, e.g. because the disk was full; usually none.
         metrics: the numbers of every iteration, as in metrics.jsonl.
         frames: the turntable, uint8 (T, H, W, 3), once around from the front.
     """
@@ -87,47 +88,50 @@ def generate(
     """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
 
     Args:
-        prompt: what to make, as "a red mushroom"; None for the preset's, where it has one.
+        prompt: what to make, e.g. "a red mushroom"; None for the preset's prompt, if it has one.
         preset: "toybox" for the bundled model, "paper" for Stable Diffusion, "paper/lantern" and others for
-            what the paper made; None is "toybox".
-        guidance: the loss, as "ge3d" or "sds", with its settings for that preset; None for the preset's.
-        density: how the number of splats changes, "clone_split" or "mcmc"; None for the preset's way.
-        config: instead of a preset, a loss and density control: the config.json of a run, for the same run
-            again. It also stands in for the prompt, seed, model, start, dtype, loras and textual inversions
+            what the paper made; None means "toybox".
+        guidance: the loss, e.g. "ge3d" or "sds", with its settings for that preset; None for the preset's.
+        density: how the number of splats changes, "clone_split", "mcmc" or "relocate"; None for the preset's
+            way.
+        config: the config.json of a run, to use instead of a preset, a loss and density control: the same run
+            again. It also provides the prompt, seed, model, start, dtype, LoRA files and textual inversions
             that are not given.
-        seed: same seed on the same machine, same object, byte by byte; None for the preset's, 0 for most.
-        model: another model than the bundled one: a folder in diffusers' layout, a single .safetensors file,
-            or an id of the hub, which is downloaded.
-        out: folder; None is outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
+        seed: same seed on the same machine, same object, byte for byte; None for the preset's, usually 0.
+        model: a model to use instead of the bundled one: a folder in diffusers' layout, a single .safetensors
+            file, or a hub id, which is downloaded.
+        out: folder; None means outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
         start: what to begin with: "ball", "box" or "point_e", the points that Point-E makes of the prompt; or
-            the path of a splat file of any format that is read, a point cloud with colors (.ply, .xyz), or a
-            mesh (.glb, .obj, .ply, .stl). None for the preset's.
-        edit_from: what the object of `start` shows, to keep what the prompt does not change: the setting
+            the path of a splat file of any format that can be read, a point cloud with colors (.ply, .xyz),
+            or a mesh (.glb, .obj, .ply, .stl). None for the preset's.
+        edit_from: what the object of `start` shows, to keep whatever the prompt does not change: the setting
             `guidance.inversion` is then "delta" unless `overrides` say otherwise.
-        start_growth: how points to begin with become more: "clones", "gaussian_dreamer" or "none"; None for
-            the usual way.
-        reconstruct_from: the share of the iterations after which a reconstructive stage takes their place, as
-            0.8; None for what `overrides` say of `reconstruction.start`, by default none.
-        overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}.
+        start_growth: how the points of `start` become more points: "clones", "gaussian_dreamer" or "none";
+            None for the start's usual way.
+        reconstruct_from: the share of the iterations after which a reconstructive stage takes over, e.g. 0.8;
+            None for what `overrides` say about `reconstruction.start`, by default no such stage.
+        overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}. `training.config`
+            describes them.
         preview_every: iterations between pictures in previews/; 0 for none.
-        save_seconds: how often to save the state that an ended run goes on from, though never for more than
-            a fiftieth of the time; 0 saves after each iteration, None only at the end.
-        resume: go on with the run in the folder, which was asked for the same, from its last state. More
-            iterations may be asked for than before, even of a finished one. One that saved nothing begins.
+        save_seconds: seconds between saves of the state, for `resume`, though saving never takes more than a
+            fiftieth of the time; 0 saves after each iteration, None only at the end.
+        resume: continue the run in the folder, which must have been started with the same inputs, from its
+            last saved state. More iterations may be asked for than before, even if it was finished. A run
+            that saved nothing begins anew.
         progress: whether to show a bar.
-        dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
-            made for it; None is "auto".
-        loras: LoRA files and strengths to change the model by; 1 is as they were trained.
+        dtype: what the networks compute in: "float32", "bfloat16", or "auto", which is bfloat16 where the
+            device is made for it; None means "auto".
+        loras: LoRA files and strengths to change the model by; strength 1 is as they were trained.
         textual_inversions: files with the embeddings of new words, for use in the prompt.
-        mesh: whether to write mesh.glb, too, a mesh with a texture; see `runs.mesh`.
-        observers: more to tell of each iteration; see `runs.observers`.
+        mesh: whether to also write mesh.glb, a textured mesh; see `runs.mesh`.
+        observers: objects that are told of each iteration; see `runs.observers`.
 
     Returns:
-        Result. Ctrl-C ends the run after the iteration at hand; the result is the object as it stands, and
-        `resume` goes on from there.
+        Result. Ctrl-C ends the run after the current iteration; the result is then the object as it stands,
+        and `resume` continues from there.
 
     Raises:
-        UserError: an input that cannot be used; results of an earlier run are untouched then.
+        UserError: an input that cannot be used; results of an earlier run are then left untouched.
     """
     keep_compiled_code()
     if mesh:

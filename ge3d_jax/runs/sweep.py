@@ -78,33 +78,34 @@ def sweep(
 ) -> SweepResult:
     """Make an object of every prompt with every seed, and a page that shows them all.
 
-    The seeds of a prompt are computed together, as many at a time as fit the memory, and divided among the
-    devices. They look at the same times (the setting `shared_nodes`), so that seed s gives what `generate`
-    gives for it with that setting, but for rounding; where one is computed by itself, byte by byte.
+    The seeds of a prompt are computed together, as many at a time as fit into memory, and divided among the
+    devices. They visit the same times (the setting `shared_nodes`), so seed s gives what `generate` gives for
+    it with that setting, up to rounding; if it is computed by itself, byte for byte.
 
     Args:
         prompts: what to make; None for those of `file`, or for the preset's.
-        seeds: one object of each prompt for each.
-        file: prompts one a line, with settings after a tab; see `read_lines`.
+        seeds: each prompt gets one object for each.
+        file: prompts, one per line, with settings after a tab; see `read_lines`.
         preset, guidance, density, model, start, start_growth, reconstruct_from, overrides, dtype, loras,
-            textual_inversions: as for `generate`, of all objects.
-        out: folder; None is outputs/sweep-<first prompt, or the file's name>. Each object has a folder in
-            it, as `generate` writes it; `outcomes/` has what came of each.
-        at_a_time: bounds how many seeds are computed together; None for what fits the memory.
+            textual_inversions: as for `generate`, for all objects.
+        out: folder; None means outputs/sweep-<first prompt, or the file's name>. Each object has a folder in
+            it, like those of `generate`; `outcomes/` has what became of each.
+        at_a_time: limits how many seeds are computed together; None for as many as fit into memory.
         preview_every, save_seconds: as for `generate`.
-        resume: go on with the sweep in the folder where there is one. Finished objects stay as they are;
+        resume: continue the sweep in the folder, if there is one. Finished objects stay as they are, and
             those that failed are tried again; there may be more prompts and seeds than before.
         progress: whether to show a bar.
         cluster: how to find the processes that share the work; None for this one alone.
         share: what they divide, one of SHARES: "objects", or "views", the views of each iteration of one
-            object after the other. Process 0 writes all of these; what stops one process stops the others.
-        observers: called for each object, makes more to tell of its iterations; see `runs.observers`.
+            object after the other. Then process 0 writes all files, and what stops one process stops all.
+        observers: called for each object, returns objects that are told of its iterations; see
+            `runs.observers`.
 
     Returns:
         SweepResult. An object that fails does not stop the others; its outcome has the reason.
 
     Raises:
-        UserError: an input that cannot be used; nothing has run then.
+        UserError: an input that cannot be used; nothing has been run then.
     """
     keep_compiled_code()
     lines, seeds = _lines(prompts, file), list(seeds)

@@ -75,16 +75,16 @@ class Splats:
     """Gaussian splats.
 
     Attributes:
-        capacity: bounds the number of splats; their buffer grows towards it by itself.
-        buffer_capacity: where the intersection buffer of one view starts, it grows too.
+        capacity: limits the number of splats; their buffer grows toward it by itself.
+        buffer_capacity: initial length of the intersection buffer of one view, which grows, too.
         scale_noise: noise on the scales in each view: × (1 + N(0, 1)·scale_noise).
         scale_penalty: weight of the mean scale in the loss.
-        sh_every: the degree of the color's spherical harmonics begins at 0 and rises by one each so many
-            iterations, up to `start.sh_degree`; 0 shows all bands from the beginning.
+        sh_every: the degree of the color's spherical harmonics begins at 0 and rises by one after every this
+            many iterations, up to `start.sh_degree`; 0 means that all bands count from the beginning.
         start: what a run begins with.
         learning_rates: of the splats' fields.
         density: how their number changes.
-        rasterizer: what renders them, see `splatting.techniques`; it changes speed, and results by rounding.
+        rasterizer: what renders them, see `splatting.techniques`; it affects speed, and results by rounding.
     """
 
     capacity: int = 400_000

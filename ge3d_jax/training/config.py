@@ -29,9 +29,9 @@ PUBLISHED_NEGATIVE_PROMPT = (
 class PromptConfig:
     """What the text asks for.
 
-    With `use_perp_neg`, a guided prediction stays away from the other views of the object, most strongly by
-    `perp_neg_weight`, from each as `perp_neg_rule` says: "original", or "threestudio". With `use_overhead` it
-    says how high the camera is, for models that were told so.
+    With `use_perp_neg`, a guided prediction stays away from the other views of the object, at most with the
+    weight `perp_neg_weight`, and from each as `perp_neg_rule` says: "original" or "threestudio". With
+    `use_overhead`, the text says how high the camera is, for models trained on such captions.
     """
 
     use_perp_neg: bool = True
@@ -60,7 +60,7 @@ class CameraConfig:
 
     From iteration `widen_from`, every `widen_every`, the ranges are multiplied by the `widen_…` factors until
     they reach their `…_end`. `concentration` is the power of u in middle ± half-range·u^power. Jitters are in
-    world units: centre uniform within ±, target and up normal.
+    world units: center uniform within ±, target and up normal.
     """
 
     radius_begin: Range = (5.2, 5.5)
@@ -95,9 +95,9 @@ class CameraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundConfig:
-    """Color behind the splats; with probability `replaced` another: random, or else black.
+    """Color behind the splats; with probability `replaced` another one: random, or else black.
 
-    White parts of an object dissolve where that is rare.
+    If that is rare, white parts of an object dissolve.
     """
 
     color: Color = (1.0, 1.0, 1.0)
@@ -107,21 +107,21 @@ class BackgroundConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run but the model, the prompt and the seed.
+    """All settings of a run except the model, the prompt and the seed.
 
-    `guidance` is the loss, `scene` what it changes, `reconstruction` a stage after it. `flip_probability`: of
-    mirroring all pictures of an iteration. `total_variation`: weight of the pictures' total variation.
-    `picture_weight`: how much renders are drawn to the decoded latents that the loss wants, if it says what
-    these are; 0 leaves that out, and needs no decoder. With `shared_nodes` the times of an iteration are the
-    same for every seed, as in a sweep, whose seeds are computed together. With `first_seed`, chance is that
-    seed's at the start and for the first `first_seed_share` of the iterations, and the run's own from there
-    on: seeds that part from one object.
+    `guidance` is the loss, `scene` what it changes, and `reconstruction` a stage after it. `flip_probability`
+    is that of mirroring all pictures of an iteration, `total_variation` the weight of the pictures' total
+    variation, and `picture_weight` how strongly renders are pulled toward the decoded latents that the loss
+    wants, if it says what these are; 0 turns that off, and needs no decoder. With `shared_nodes`, the times
+    of an iteration are the same for every seed, as in a sweep, whose seeds are computed together. With
+    `first_seed`, the random numbers are those of that seed at the start and for the first `first_seed_share`
+    of the iterations, and the run's own from then on, so that seeds diverge from one object.
 
-    Three settings trade time for memory and change nothing else. With `vae_rematerialize` the VAE encodes one
-    view at a time (one on each device) and computes what it needs for the gradient again instead of keeping
-    it for all views. `views_per_batch` views go through all networks at a time (null: all of them); at 1 the
-    former changes nothing more. Attention where the GPU has no fast one takes at most `attention_chunk`
-    queries at a time, fewer for large batches.
+    Three settings trade time for memory and change nothing else. With `vae_rematerialize`, the VAE encodes
+    one view at a time (one on each device) and recomputes what it needs for the gradient instead of keeping
+    it for all views. `views_per_batch` views go through all networks at a time (null: all of them); at 1, the
+    former changes nothing more. Where the GPU has no fast attention, at most `attention_chunk` queries are
+    taken at a time, fewer for large batches.
     """
 
     iterations: int = 3000

@@ -210,7 +210,7 @@ def test_page_shows_the_available_figures():
         "a red duck as red pig",
         "0°, 180°",
         "a black cat at 7° (180°)",
-        "of the preset `toybox64` for each by the loss `sds`",
+        "made with the preset `toybox64` and the loss `sds`",
         "`views=2`",
         "61 s",
         "Several fronts: **25.0%**",

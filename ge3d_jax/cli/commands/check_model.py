@@ -2,12 +2,13 @@
 
     ge3d check-model --model=stable-diffusion-2-1-base
 
-Lists the model's parts, then tests it on what it was trained for: reconstructing pictures, and separating
-noise from pictures, better with the right caption and time than with wrong ones. Each result is shown next to
-that of a correctly loaded model and that of a random or wrongly loaded one. Exits with 1 if a test fails.
+This lists the model's parts, then tests it on what it was trained for: reconstructing pictures, and
+separating noise from pictures, better with the right caption and time than with wrong ones. Each result is
+shown next to those of a correctly loaded model and of a random or wrongly loaded one. The exit status is 1 if
+a test fails.
 
 The bounds were set with the bundled model and damaged copies of it. No published weights have been tried: if
-such a model just misses a bound, look at its pictures too (ge3d sample).
+such a model just misses a bound, look at its pictures, too (ge3d sample).
 """
 
 import sys

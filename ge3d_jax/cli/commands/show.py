@@ -5,10 +5,11 @@
     ge3d show --splats=garden.ply --cameras=transforms.json --out=flight.mp4
     ge3d show --splats=chair.splat --azimuth=30 --elevation=10 --out=chair.png
 
---splats is a file that ge3d convert reads, from any tool. By default the folder outputs/<folder>-<name>/
-holds turntable.mp4, turntable.gif, views.png and viewer.html, a page that works offline; --out=FILE writes
-only that one. The cameras are placed so that nearly all of the splats are visible. Captures commonly have y
-down: --up=-y. So do .spz and .glb files of other tools, which are turned to the axes of .ply.
+--splats is any file that ge3d convert reads, from any tool. By default, the folder outputs/<folder>-<name>/
+then holds turntable.mp4, turntable.gif, views.png, and viewer.html, a page that works offline; --out=FILE
+writes only that file. The cameras are placed so that nearly all splats are visible. Captures usually have y
+pointing down: --up=-y. The same goes for .spz and .glb files of other tools, which are turned to the axes of
+.ply.
 """
 
 from absl import flags
@@ -41,8 +42,8 @@ _UP = flags.DEFINE_string("up", "z", "Up direction of the file: z, y or -y.")
 _ANTIALIASED = flags.DEFINE_bool(
     "antialiased",
     None,
-    "Weaken splats thinner than a pixel, as for those trained with antialiasing (Mip-Splatting); by default "
-    "as the file says.",
+    "Weaken splats thinner than a pixel, for splats trained with antialiasing (Mip-Splatting); by default as "
+    "the file says.",
 )
 _BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
 

@@ -3,23 +3,24 @@
     ge3d sweep --prompt="a red mushroom" --seeds=0-7
     ge3d sweep --prompts=prompts.txt --seeds=0-3
 
-The seeds of a prompt are computed together, as one program. A file of prompts has one on each line; settings
-of its own may follow a tab: "a red mushroom<tab>guidance.scale=10 iterations=400". In the folder
-outputs/sweep-a-red-mushroom/, or --out, each object has a folder of its own as generate writes it. Beside
-them are index.html (every turntable, to sort and to filter, opens from the disk), sweep.csv and
-contact_sheet.png.
+The seeds of a prompt are computed together, as one program. A file of prompts has one per line; settings of
+its own may follow after a tab: "a red mushroom<tab>guidance.scale=10 iterations=400". In the folder
+outputs/sweep-a-red-mushroom/, or --out, each object has a folder of its own, like those of generate. Beside
+them are index.html (every turntable, to sort and filter; works offline), sweep.csv, and contact_sheet.png.
 
-Ctrl-C saves how far everything is; the same command with --resume goes on, tries again what failed, and
-leaves alone what is finished. It may always be given, so that a scheduler can restart the command as it is.
+Ctrl-C saves the state of everything. The same command with --resume continues, tries again what failed, and
+leaves alone what is finished. --resume may always be given, so that a scheduler can simply restart the
+command.
 
-Several processes share the objects. Each is started with the same flags, but for which one it is; on two
-machines, of which the first is 10.0.0.1, that is
+Several processes can share the objects. Each is started with the same flags, except for the one that says
+which process it is. On two machines, the first of which is 10.0.0.1, that is
 
     ge3d sweep --prompts=prompts.txt --coordinator=10.0.0.1:1234 --processes=2 --process=0
     ge3d sweep --prompts=prompts.txt --coordinator=10.0.0.1:1234 --processes=2 --process=1
 
-With --share=views all of them make one object after the other, each its share of the views; process 0 writes.
-Under Slurm, MPI, Kubernetes or on a cloud's cluster --distributed finds all that by itself:
+With --share=views, all processes make one object after the other, each computing its share of the views;
+process 0 writes the files. Under Slurm, MPI, Kubernetes, or on a cloud's cluster, --distributed finds all of
+this out by itself:
 
     srun ge3d sweep --prompts=prompts.txt --seeds=0-9 --distributed --resume
 """
@@ -34,9 +35,11 @@ flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(rasterizer_flag)
 flags.adopt_module_key_flags(watching_flags)
 
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "What to make; may be given many times.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts instead, one a line, settings after a tab.")
-_SEEDS = flags.DEFINE_string("seeds", "0", "Seeds of each prompt: numbers and ranges, as 0-7,12.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "What to make; may be repeated.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "A file of prompts instead, one per line, with settings after a tab."
+)
+_SEEDS = flags.DEFINE_string("seeds", "0", "Seeds of each prompt: numbers and ranges, e.g. 0-7,12.")
 _PRESET = flags.DEFINE_string("preset", None, "As for ge3d generate.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings for the preset.")
 _DENSITY = flags.DEFINE_string(
@@ -44,22 +47,30 @@ _DENSITY = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sweep-<prompt or file>.")
 _START = flags.DEFINE_string("start", None, "What every object begins with; as for ge3d generate.")
-_START_GROWTH = flags.DEFINE_string("start_growth", None, "How points become more; as for ge3d generate.")
-_RECONSTRUCT_FROM = flags.DEFINE_float(
-    "reconstruct_from", None, "After this share of the iterations, as 0.8, fit each object to edited views."
+_START_GROWTH = flags.DEFINE_string(
+    "start_growth", None, "How points become more points; as for ge3d generate."
 )
-_ITERATIONS = flags.DEFINE_integer("iterations", None, "How many iterations, instead of the preset's.")
+_RECONSTRUCT_FROM = flags.DEFINE_float(
+    "reconstruct_from", None, "After this share of the iterations, e.g. 0.8, fit each object to edited views."
+)
+_ITERATIONS = flags.DEFINE_integer("iterations", None, "Number of iterations, instead of the preset's.")
 _AT_A_TIME = flags.DEFINE_integer(
-    "at_a_time", None, "At most so many seeds together; by default what fits the memory.", lower_bound=1
+    "at_a_time",
+    None,
+    "At most this many seeds together; by default as many as fit into memory.",
+    lower_bound=1,
 )
 _PREVIEW_EVERY = flags.DEFINE_integer(
-    "preview_every", 25, "Iterations between previews; 0 for none.", lower_bound=0
+    "preview_every", 25, "Iterations between previews; 0 for no previews.", lower_bound=0
 )
 _SAVE_SECONDS = flags.DEFINE_float(
-    "save_seconds", 30.0, "How often to save the state, for --resume; 0 after each iteration.", lower_bound=0
+    "save_seconds",
+    30.0,
+    "Seconds between saves of the state, for --resume; 0 saves after each iteration.",
+    lower_bound=0,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the sweep in the folder, where there is one.")
-_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be given many times.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue the sweep in the folder, if there is one.")
+_SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting; may be repeated.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Share the objects with the other processes of the cluster's job."
 )
@@ -70,7 +81,7 @@ _SHARE = flags.DEFINE_enum(
     "share", "objects", ["objects", "views"], "What the processes divide: the objects, or the views of each."
 )
 _WAIT_SECONDS = flags.DEFINE_integer(
-    "wait_seconds", 300, "For how long to wait for the other processes at the start.", lower_bound=1
+    "wait_seconds", 300, "How long to wait for the other processes at the start.", lower_bound=1
 )
 
 

@@ -174,8 +174,8 @@ def make(work: Work) -> Made:
 FIGURE = Figure(
     title="How far the nodes reach and how long the jumps are, without balancing the nodes",
     source="Figure 9",
-    expected="Nodes that reach only low noise change too little, and the shape stays wrong. Short jumps keep "
-    "more detail than long ones, and take longer.",
+    expected="Nodes that reach only low noise change too little, so the shape stays wrong. Short jumps "
+    "preserve more detail than long ones, but take longer.",
     seconds={"small": 140.0, "full": 1900.0},
     make=make,
 )

@@ -196,12 +196,12 @@ def make(
 
 
 FIGURE = Figure(
-    title="All losses beside each other, in equal times and in their own numbers of iterations",
+    title="All losses side by side, in equal times and in their own numbers of iterations",
     source="Table 1",
     expected=(
-        "The paper's claim: GE3D makes the best objects, ISM and MVDream's loss the next best, SDS poor "
-        "ones. In equal times the cheap iterations of SDS count for more than in the paper, where each loss "
-        "has its own number of them."
+        "The paper's claim: GE3D makes the best objects, ISM and MVDream's loss the next best, and SDS poor "
+        "ones. In equal times, the cheap iterations of SDS count for more than in the paper, where each "
+        "loss has its own number of them."
     ),
     seconds={"small": 150.0, "full": 9500.0},
     make=make,

@@ -159,9 +159,9 @@ def make(work: Work) -> Made:
 
 
 FIGURE = Figure(
-    title="GE3D frame by frame beside ISM",
+    title="GE3D beside ISM, frame by frame",
     source="Figures 4 and 14",
-    expected="From all sides GE3D's objects have more detail, and colors that are nearer to the truth.",
+    expected="From all sides, GE3D's objects have more detail, and colors closer to the truth.",
     seconds={"small": 150, "full": 1000},
     make=make,
 )

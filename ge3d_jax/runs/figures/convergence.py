@@ -211,11 +211,11 @@ def make(
 
 
 FIGURE = Figure(
-    title="Quality over time and over iterations, GE3D with and without DBC beside the other losses",
+    title="Quality over time and over iterations: GE3D with and without DBC, beside the other losses",
     source="Figures 5, 6 and 7",
     expected=(
-        "The paper's claim: GE3D is good sooner than the other losses, and balancing its nodes over the run "
-        "makes it sooner still."
+        "The paper's claim: GE3D gets good sooner than the other losses, and sooner still with its nodes "
+        "balanced over the run."
     ),
     seconds={"small": 150.0, "full": 2400.0},
     make=make,

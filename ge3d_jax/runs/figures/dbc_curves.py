@@ -196,8 +196,8 @@ def make_of(settings: Settings, work: Work) -> Made:
 FIGURE = Figure(
     title="How the nodes are balanced over a run",
     source="Section 8.1",
-    expected="The coarsest node has most of the gradient at first and the finest at last. Where nodes are "
-    "not balanced all have nearly equal shares throughout, the finest a little more towards the end.",
+    expected="The coarsest node has most of the gradient at first, and the finest in the end. Without "
+    "balancing, all nodes have nearly equal shares throughout, the finest a little more toward the end.",
     seconds={"small": 75, "full": 720},
     make=make,
 )

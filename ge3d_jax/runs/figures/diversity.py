@@ -123,10 +123,10 @@ def make(work: Work) -> Made:
 
 
 FIGURE = Figure(
-    title="Objects of different seeds, and of seeds that share the first part of the run",
+    title="Objects from different seeds, and from seeds that share the first part of the run",
     source="Figure 8",
-    expected="Seeds that share the first part of the run end in nearly one shape, with textures that still "
-    "differ. Seeds that differ throughout differ in shape, too.",
+    expected="Seeds that share the first part of the run end up with nearly the same shape, but different "
+    "textures. Seeds that differ throughout also differ in shape.",
     seconds={"small": 110.0, "full": 1700.0},
     make=make,
 )

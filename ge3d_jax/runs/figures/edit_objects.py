@@ -298,9 +298,10 @@ FIGURE = Figure(
     title="Objects edited by a sentence",
     source="Beyond the paper: its future work, more advanced editing inside the loop",
     expected=(
-        "Compared with the views of the untouched source, the shape and what the edit does not name stay "
-        "nearer to the source than by restyling, and the target is reached all the same. Direct inversion "
-        "and NPI, which ask about views that are edited already, never come to an end and break the shape."
+        "With each iteration compared with the views of the untouched source, the shape and whatever the "
+        "edit does not name stay closer to the source than with restyling, and the target is still "
+        "reached. Direct inversion and NPI, which ask about views that have already been edited, never "
+        "come to an end and break the shape."
     ),
     seconds={"small": 120.0, "full": 2100.0},
     make=make,

@@ -140,8 +140,8 @@ FIGURE = Figure(
     source="Beyond the paper: the open question of its future work",
     expected=(
         "A way down that does not undo the way up changes the object where no word asks for it. An exact "
-        "inversion leaves that out, so that objects may come nearer to the truth, for more passes through "
-        "the network."
+        "inversion avoids that, so objects may come closer to the truth, at the price of more passes "
+        "through the network."
     ),
     seconds={"small": 80.0, "full": 2000.0},
     make=make,

@@ -243,9 +243,9 @@ def make_of(settings: Settings, work: Work) -> Made:
 FIGURE = Figure(
     title="What the model makes of each node, over a run",
     source="Figure 15",
-    expected="The way up (noising) keeps at every node what the render shows. The way down (denoising) draws "
-    "the object that the text asks for, at the top in coarse and wrong colors, lower down in right ones; its "
-    "end changes little over the run, and the renders come to it.",
+    expected="At every node, the way up (noising) preserves what the render shows. The way down (denoising) "
+    "draws the object that the text asks for, in coarse and wrong colors at the top and in the right ones "
+    "lower down. Its end changes little over the run, and the renders approach it.",
     seconds={"small": 75, "full": 150},
     make=make,
 )

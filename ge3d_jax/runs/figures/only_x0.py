@@ -114,8 +114,8 @@ def make(work: Work) -> Made:
 FIGURE = Figure(
     title="GE3D beside the end of its path alone",
     source="Figure 11",
-    expected="With the clean end x̂_0 alone the noisier nodes are not matched: surfaces are flatter and have "
-    "less detail, or shapes are less right.",
+    expected="With the clean end x̂_0 alone, the noisier nodes are not matched: surfaces are flatter and "
+    "have less detail, or shapes are less accurate.",
     seconds={"small": 90.0, "full": 1100.0},
     make=make,
 )

@@ -181,8 +181,9 @@ def results_page(
     )
     head = [
         "# The paper's tables and figures",
-        f"Written by `python experiments/figures/page.py --size={size}`, which makes what is missing. Every "
-        f"number is from a file in [{folder}]({folder}); the command under each figure makes it again.",
+        f"Written by `python experiments/figures/page.py --size={size}`, which makes whatever is missing. "
+        f"Every number comes from a file in [{folder}]({folder}); the command under each figure "
+        "reproduces it.",
         contents,
     ]
     if missing:

@@ -231,8 +231,8 @@ def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> M
 FIGURE = Figure(
     title="The reconstructive stage after more and more iterations",
     source="Section 7.2",
-    expected="After few iterations the stage brings an object nearly to where the rest of the run would; "
-    "after many it sharpens it a little.",
+    expected="After few iterations, the stage takes an object nearly as far as the rest of the run would; "
+    "after many, it sharpens the object a little.",
     seconds={"small": 120, "full": 1800},
     make=make,
 )

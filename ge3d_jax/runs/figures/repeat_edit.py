@@ -219,8 +219,9 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -
 FIGURE = Figure(
     title="One picture edited again and again",
     source="Figure 2",
-    expected="SDS drives the colors up, at its own scale at once and at 7.5 soon, and so does GE3D with a "
-    "single node; with several nodes the picture stays near the true edit however often it is edited.",
+    expected="SDS oversaturates the colors, at once with its own scale and soon with 7.5, and so does GE3D "
+    "with a single node. With several nodes, the picture stays near the true edit however often it is "
+    "edited.",
     seconds={"small": 60, "full": 900},
     make=make,
 )

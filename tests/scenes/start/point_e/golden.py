@@ -1,4 +1,4 @@
-"""Golden data of Point-E: what its authors' own code computes (tests/golden/README.md)."""
+"""Golden data of Point-E: what its authors' own code computes (tests/golden/point_e/README.md)."""
 
 import dataclasses
 import functools
