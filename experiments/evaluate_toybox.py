@@ -4,7 +4,7 @@
 
 There are three parts, with these times on two CPU cores: the recognizer on ground truth (a minute), 192
 samples of the model (a minute), and 24 generated objects (about forty minutes; an interrupted run continues
-with the next object). The folder docs/evaluation then holds the numbers (recogniser.json, model.json,
+with the next object). The folder docs/evaluation then holds the numbers (recognizer.json, model.json,
 objects.json), pictures of all samples and objects, and README.md with the results.
 
 A quick look: --part=objects --count=4 --out=runs/look
@@ -23,7 +23,7 @@ from ge3d_jax.cli import script
 from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.toybox import MODELS
 
-_PARTS = ("recogniser", "model", "objects")
+_PARTS = ("recognizer", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
 _OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
 _PRESET = flags.DEFINE_enum(
@@ -134,12 +134,12 @@ def main() -> None:
     from ge3d_jax.runs.request import find_model
 
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
-    folder = None if chosen == ("recogniser",) else find_model(_MODEL.value or _PRESET.value)
+    folder = None if chosen == ("recognizer",) else find_model(_MODEL.value or _PRESET.value)
     out = prepare_folder(_OUT.value)
     gallery = load_gallery(cache_folder(), report=print)
     for part in chosen:
         print(f"evaluating: {part}", flush=True)
-        if folder is None or part == "recogniser":
+        if folder is None or part == "recognizer":
             figures = _measure_recognizer(out, gallery)
         elif part == "model":
             figures = _measure_model(out, gallery, folder)

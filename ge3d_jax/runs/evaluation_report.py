@@ -20,7 +20,7 @@ from ge3d_jax.viewer.turntable import Viewpoint, render_around
 Reports = Mapping[str, Mapping[str, Any]]
 COMMAND = "python experiments/evaluate_toybox.py"
 # The least that each number should reach.
-_WANTED = {"recogniser": 0.99, "model": 0.98, "objects": 0.99, "front": 0.95}
+_WANTED = {"recognizer": 0.99, "model": 0.98, "objects": 0.99, "front": 0.95}
 # Of the objects; specks and Chamfer at most.
 _WANTED_LIKENESS = {"psnr": 22.0, "overlap": 0.92, "sharpness": 0.5, "chamfer": 0.03, "specks": 0.01}
 
@@ -163,7 +163,7 @@ def _summary(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     names = {
-        "recogniser": "recognizer, on {pictures} ground-truth pictures",
+        "recognizer": "recognizer, on {pictures} ground-truth pictures",
         "model": "model, {pictures} samples",
         "objects": "objects, 8 views of each of {objects}",
     }
@@ -260,10 +260,10 @@ def markdown(reports: Reports, beside: Mapping[str, Reports] | None = None) -> s
     """The page of all results.
 
     Args:
-        reports: those of the parts "recogniser", "model" and "objects" so far.
+        reports: those of the parts "recognizer", "model" and "objects" so far.
         beside: the same of other presets, by name, for the table of likeness.
     """
-    sections = {"recogniser": _recognizer_section, "model": _model_section, "objects": _objects_section}
+    sections = {"recognizer": _recognizer_section, "model": _model_section, "objects": _objects_section}
     lines = [
         "# How good the bundled world is",
         "",

@@ -66,7 +66,7 @@ class Weights:
 
     def lacking(self, metrics: Sequence[str]) -> dict[str, str]:
         """Of these metrics those that cannot be had, each with what to do about it."""
-        needs = {name: METRICS[name].needs for name in metrics}
+        needs = {name: need for name in metrics if (need := METRICS[name].needs) is not None}
         return {name: self.absent[need] for name, need in needs.items() if need in self.absent}
 
 

@@ -168,7 +168,7 @@ def some_reports():
         "squared_error": 0.02,
     }
     return {
-        "recogniser": {
+        "recognizer": {
             "pictures": 576,
             "cameras_per_kind_and_color": 3,
             "azimuth_error_degrees": {"pictures": 300, "median": 3.5, "percentile_95": 7.4, "largest": 20.0},

@@ -50,6 +50,7 @@ class Settings:
         budget: seconds that the iterations of an object may take; None for each loss's own number of them.
         fit_views, fit_size, fit_iterations: true views that splats are fitted to, pixels of their edge, and
             how long.
+        fit_splats: how many there may be; no more than the preset's capacity.
         processes: how many work at a time, each on a processor core.
         overrides: settings to change, by dotted name.
     """
@@ -62,6 +63,7 @@ class Settings:
     fit_views: int = 64
     fit_size: int = 128
     fit_iterations: int = 2000
+    fit_splats: int = 6000
     processes: int = 2
     overrides: Mapping[str, str] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ SIZES: Mapping[str, Settings] = {
         budget=10.0,
         fit_views=24,
         fit_iterations=400,
+        fit_splats=1600,
     ),
     "full": Settings(
         "toybox",
@@ -92,11 +95,10 @@ def fit_truth(prompt: str, settings: Settings, work: Work) -> Path:
         KeyboardInterrupt: the user stopped it; the fit goes on the next time.
     """
     folder = work.folder / "fits" / slug(prompt)
-    capacity = configured(settings.preset, overrides=settings.overrides).scene.capacity
     overrides = {
         "iterations": settings.fit_iterations,
-        "scene.capacity": capacity,
-        "start.count": capacity // 2,
+        "scene.capacity": settings.fit_splats,
+        "start.count": settings.fit_splats // 2,
     }
 
     def fit() -> Record:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def weigh(done: Done, judges: Judges, scales: Scales, *, keeps: bool) -> Done:
         numbers = _numbers(
             path.with_name(f"{path.name}-weighed-{key}"),
             asked,
-            lambda one=one: weigh_object(_shown(series, one.prompt, one.seed, judges), scales.weights),
+            partial(_weighed, series, one.prompt, one.seed, judges, scales),
             keeps=keeps,
         )
         weighed.append(replace(one, moments=[*one.moments[:-1], {**one.moments[-1], **numbers}]))
@@ -97,6 +98,10 @@ def _numbers(
     if keeps or path.with_name(f"{path.name}.json").is_file():
         return remember(path, asked, lambda: Record(make())).numbers
     return make()
+
+
+def _weighed(series: Series, prompt: str, seed: int, judges: Judges, scales: Scales) -> dict[str, float]:
+    return weigh_object(_shown(series, prompt, seed, judges), scales.weights)
 
 
 def _shown(series: Series, prompt: str, seed: int, judges: Judges) -> Shown:

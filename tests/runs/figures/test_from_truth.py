@@ -21,6 +21,7 @@ SETTINGS = Settings(
     fit_views=2,
     fit_size=16,
     fit_iterations=2,
+    fit_splats=120,
     processes=1,
     overrides={name: value for name, value in TINY.items() if name != "start.count"},
 )
@@ -47,7 +48,7 @@ def made(make, tmp_path_factory):
 def test_every_object_begins_with_the_fit_of_its_truth(made):
     folder, whole = made
     fit = load_ply(folder / "fits" / "a-red-mushroom" / "object.ply")
-    assert 0 < fit.mask.sum() <= 1600
+    assert 0 < fit.mask.sum() <= 120
     first, middle, last = whole.rows
     assert [row["iterations"] for row in whole.rows] == [0, 1, 3]
     assert [row["share"] for row in whole.rows] == pytest.approx([0.0, 1 / 3, 1.0])
@@ -131,4 +132,4 @@ def test_settings_can_be_used(size):
     check_prompts(settings.prompts)
     assert all(0 < share < 1 for share in settings.shares) and settings.losses[0] == "ge3d"
     for loss in settings.losses:
-        assert configured(settings.preset, guidance=loss).scene.capacity > 1000
+        assert configured(settings.preset, guidance=loss).scene.capacity >= settings.fit_splats
