@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ge3d_jax.guidance import ge3d
-from ge3d_jax.guidance.base import Progress
+from ge3d_jax.guidance.base import DrawKeys, Progress
+from ge3d_jax.guidance.trajectories import offset_noise
 
 
 @settings(max_examples=50, deadline=None)
@@ -83,3 +84,12 @@ def test_without_balancing_every_active_node_counts_one():
     np.testing.assert_array_equal(plain.weights(Progress(7, 100), jnp.int32(4)), [1, 1, 1, 1, 0, 0])
     balanced = ge3d.GE3D(dbc_width=0.5).weights(Progress(7, 100), jnp.int32(4))
     np.testing.assert_array_equal(balanced, ge3d.dbc_weights(7, 100, 6, 4, width=0.5))
+
+
+def test_what_is_not_told_is_as_published():
+    weights = ge3d.GE3D().weights(Progress(7, 100), jnp.int32(4))
+    np.testing.assert_array_equal(weights, ge3d.dbc_weights(7, 100, 6, 4, width=1 / 3))
+    np.testing.assert_array_equal(weights, ge3d.dbc_weights(7, 100, 6, 4))
+    keys = DrawKeys(*jax.random.split(jax.random.key(0), 3))
+    drawn = ge3d.GE3D().draw(keys, Progress(7, 100), (2, 3, 3, 4))
+    np.testing.assert_array_equal(drawn.per_view["noise"], offset_noise(keys.noise, (2, 3, 3, 4), 0.1))

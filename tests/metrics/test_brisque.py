@@ -95,19 +95,19 @@ def test_a_flat_picture_has_no_score():
 
 
 def test_the_regression_is_a_sum_of_kernels():
-    least, greatest = np.zeros(36), np.full(36, 4.0)
+    least, greatest = np.full(36, 1.0), np.full(36, 5.0)
     vectors = np.stack([np.full(36, -1.0), np.full(36, 1.0)])
     model = BrisqueModel(least, greatest, vectors, np.asarray([3.0, 5.0]), 0.01, -20.0)
     # Features at the least are −1 scaled: on the first vector, and √(36·2²) from the second.
     assert score_of_features(model, least) == pytest.approx(20.0 + 3.0 + 5.0 * np.exp(-0.01 * 144.0))
     middle = np.exp(-0.01 * 36.0)
-    assert score_of_features(model, np.full(36, 2.0)) == pytest.approx(20.0 + 8.0 * middle)
+    assert score_of_features(model, np.full(36, 3.0)) == pytest.approx(20.0 + 8.0 * middle)
 
 
-def write_model(folder, *, total=2, kernel="rbf", ranges=None):
-    head = f"svm_type epsilon_svr\nkernel_type {kernel}\ngamma 0.05\ntotal_sv {total}\nrho -1.5\nSV\n"
+def write_model(folder, *, total=2, kind="epsilon_svr", kernel="rbf", ranges=None):
+    head = f"svm_type {kind}\nkernel_type {kernel}\ngamma 0.05\ntotal_sv {total}\nrho -1.5\nSV\n"
     (folder / "svm.txt").write_text(head + "-2 1:0.5 36:-0.25 \n4 2:1 \n")
-    ranges = {"min_": [0.0] * 36, "max_": [2.0] * 36} if ranges is None else ranges
+    ranges = {"min_": [-1.0] * 36, "max_": [2.0] * 36} if ranges is None else ranges
     (folder / "normalize.pickle").write_bytes(pickle.dumps(ranges))
 
 
@@ -118,6 +118,7 @@ def test_a_model_is_read_from_libsvm_s_text(tmp_path):
     np.testing.assert_array_equal(model.weights, [-2.0, 4.0])
     assert (model.vectors[0, 0], model.vectors[0, 35], model.vectors[1, 1]) == (0.5, -0.25, 1.0)
     assert np.count_nonzero(model.vectors) == 3
+    np.testing.assert_array_equal(model.least, np.full(36, -1.0))
     np.testing.assert_array_equal(model.greatest, np.full(36, 2.0))
 
 
@@ -131,7 +132,9 @@ class Harmful:
     [
         ({"total": 3}, "2 vectors instead of 3"),
         ({"kernel": "linear"}, "no regression with a radial kernel"),
-        ({"ranges": {"min_": [0.0], "max_": [1.0]}}, "not of 36"),
+        ({"kind": "c_svc"}, "no regression with a radial kernel"),
+        ({"ranges": {"min_": [0.0], "max_": [1.0] * 36}}, "not of 36"),
+        ({"ranges": {"min_": [0.0] * 36, "max_": [1.0]}}, "not of 36"),
         ({"ranges": {"min_": [0.0] * 36}}, "max_"),
         ({"ranges": Harmful()}, "asks for builtins.print"),
     ],

@@ -31,7 +31,7 @@ SENTENCE = parse("a white snowman")
 def test_overlap_is_intersection_over_union_of_what_is_more_than_half_covered():
     ours, theirs = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
     ours[0, :, :2], theirs[0, :, 1:3] = 0.9, 0.51
-    ours[1, 0, 0] = 0.49
+    ours[1, 0, 0] = theirs[1, 1, 1] = 0.5
     assert overlap(ours, theirs) == 4 / 12
     assert overlap(np.zeros((4, 4)), np.zeros((4, 4))) == 1.0
 
@@ -55,6 +55,12 @@ def test_tint_is_the_chroma_where_the_truth_is_neutral_and_inside():
     picture[1, 2] = (0.5, 0.7, 0.4)
     assert tint(picture, truth, alpha) == pytest.approx(0.3 / 4)
     assert tint(picture[:1, :1], truth[:1, :1], alpha[:1, :1]) is None
+    # A chroma of 0.03 is a color, and a coverage of 0.99 an edge.
+    truth[0, 0], alpha[0, 1] = (0.5, 0.5, 0.529), 0.991
+    picture[0, :2] = (0.0, 1.0, 0.0)
+    assert tint(picture, truth, alpha) == pytest.approx(2.3 / 6)
+    truth[0, 0], alpha[0, 1] = (0.5, 0.5, 0.531), 0.989
+    assert tint(picture, truth, alpha) == pytest.approx(0.3 / 4)
 
 
 def test_chamfer_is_the_mean_of_both_directions():
@@ -118,10 +124,11 @@ def flat_views(depth, alpha):
 
 
 def test_depths_differ_where_both_cover():
-    rows = np.asarray([1.0, 1.0, 0.4, 0.0])[:, None]
+    rows = np.asarray([1.0, 1.0, 0.5, 0.0])[:, None]
     assert depth_difference(flat_views(3.0, rows), flat_views(3.2, 1.0)) == pytest.approx(0.2)
     steps = np.asarray([3.0, 3.3, 9.0, 0.0])[:, None]
     assert depth_difference(flat_views(steps, rows), flat_views(3.2, 1.0)) == pytest.approx(0.15)
+    assert depth_difference(flat_views(3.2, 1.0), flat_views(steps, rows)) == pytest.approx(0.15)
     assert depth_difference(flat_views(3.0, rows), flat_views(3.0, 1.0 - rows)) is None
 
 
@@ -167,7 +174,22 @@ def test_an_object_and_the_truth_are_looked_at_apart(truth, two_cameras, on_the_
     assert apart == measure_likeness(splats(on_the_surface), SENTENCE, two_cameras)
     assert apart["depth"] < 0.04 and 0.5 < apart["ssim"] < 0.95
     # Distances are in sizes of the object.
-    assert apart["depth"] == pytest.approx(depth_difference(ours, truth) / size_of(truth.points))
+    size = size_of(truth.points)
+    assert apart["depth"] == pytest.approx(depth_difference(ours, truth) / size)
+    assert apart["chamfer"] == pytest.approx(chamfer(ours.points, truth.points) / size)
+
+
+def test_points_are_seen_in_the_middle_of_their_pixels(two_cameras, on_the_surface):
+    ball = splats(on_the_surface)
+    ball = ball.replace(
+        positions=jnp.zeros_like(ball.positions),
+        log_scales=jnp.full_like(ball.log_scales, jnp.log(0.2)),
+        mask=jnp.arange(len(on_the_surface)) < 1,
+    )
+    points = object_views(ball, two_cameras).points
+    # Round about the origin from both sides; the whole is one splat, as deep as its middle.
+    assert np.ptp(points, axis=0).max() > 0.2
+    np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-3)
 
 
 def test_nothing_is_like_nothing(truth, two_cameras, on_the_surface):

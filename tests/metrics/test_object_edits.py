@@ -53,9 +53,15 @@ def test_the_edit_is_where_the_truths_differ():
     # Nearer to the source than to the target by a little, and the other way around.
     assert reached(views(top=0.49))["reached"] == 0.0
     assert reached(views(top=0.51))["reached"] == 1.0
-    # What is outside of both outlines, or of one alone, is no rest.
+    # Half way between is not nearer.
+    dark, light = views(top=0.25), views(top=0.75)
+    assert measure_reached(views(top=0.5), dark, light, dark)["reached"] == 0.0
+    # What is outside of both outlines, or of one alone, is no rest, nor is what is covered by half.
     outside = views(top=0.8, bottom=0.5)
     outside.pictures[:, 0] = 0.0
+    assert reached(outside)["rest_psnr"] == LOUDEST
+    true_target.alphas[:, 0, :4], true_source.alphas[:, 0, 4:] = 1.0, 1.0
+    true_target.alphas[:, 0, 4:], true_source.alphas[:, 0, :4] = 0.5, 0.5
     assert reached(outside)["rest_psnr"] == LOUDEST
 
 
@@ -73,6 +79,16 @@ def test_without_a_rest_or_a_way_there_is_no_number():
     assert found == {"rest_psnr": None, "reached": 0.0, "way_left": None}
 
 
+def test_truths_that_differ_by_hardly_anything_are_the_same():
+    true_source, true_target = views(top=0.2, bottom=0.6), views(top=0.8, bottom=0.6 + 0.019)
+    edited = views(top=0.8, bottom=0.5)
+    assert measure_reached(edited, true_source, true_target, true_source)["rest_psnr"] == pytest.approx(
+        20.0, abs=1e-3
+    )
+    true_target.pictures[:, 4:6, 2:6] = 0.6 + 0.021
+    assert measure_reached(edited, true_source, true_target, true_source)["rest_psnr"] is None
+
+
 def test_differences_of_one_channel_count():
     true_source, true_target = views(), views()
     true_target.pictures[:, 2:4, 2:6, 2] = 0.5
@@ -81,6 +97,7 @@ def test_differences_of_one_channel_count():
 
 def test_the_distance_to_the_truth():
     assert measure_truth(views(), views()) == {"psnr": LOUDEST, "overlap": 1.0, "chamfer": 0.0}
+    assert measure_truth(views(top=1e-6), views())["psnr"] == LOUDEST
     off = views(shift=1.0, wide=2)
     off.pictures[0], off.pictures[1] = views().pictures[0] + 0.1, views().pictures[1] + 0.01
     found = measure_truth(off, views())

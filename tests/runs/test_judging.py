@@ -108,6 +108,10 @@ def test_an_object_that_is_not_there_has_failed_and_is_a_size_away(gallery, trut
     found = judge_object(Judged(DUCK, 0, ball, nothing, duck), gallery)
     assert found["failed"] == found["chamfer"] == found["depth"] == 1.0 and found["overlap"] == 0.0
     assert found["saturation"] is None and found["contrast"] is None
+    # One that is there is no farther away.
+    far = replace(duck, depths=duck.depths + 9.0, points=duck.points + 9.0)
+    found = judge_object(Judged(DUCK, 0, ball, far, duck), gallery, metrics=["chamfer", "depth"])
+    assert found == {"chamfer": 1.0, "depth": 1.0}
     # Nor is one whose pictures are right but of which no pixel is covered by half.
     faint = replace(duck, alphas=np.minimum(duck.alphas, 0.5))
     assert judge_object(Judged(DUCK, 0, ball, faint, duck), gallery, metrics=["failed"]) == {"failed": 1.0}
@@ -123,6 +127,22 @@ def test_ratios_are_those_of_the_object_to_the_truth(gallery, truths, ball):
     assert found["contrast"] == pytest.approx(0.5, abs=0.01)
     # Its outline against the white is nearly as sharp.
     assert found["sharpness"] < 0.97
+    # Without color it is as bright as before.
+    gray = replace(duck, pictures=np.repeat(duck.pictures @ [[0.2126], [0.7152], [0.0722]], 3, axis=-1))
+    found = judge_object(Judged(DUCK, 0, ball, gray, duck), gallery, metrics=["saturation", "contrast"])
+    assert found == {"saturation": pytest.approx(0.0, abs=1e-5), "contrast": pytest.approx(1.0, abs=0.01)}
+
+
+def test_of_every_number_it_is_known_which_is_better():
+    by_direction = {}
+    for name, metric in METRICS.items():
+        by_direction.setdefault(metric.better, set()).add(name)
+    assert by_direction["one"] == {"fronts", "sharpness", "saturation", "contrast"}
+    assert by_direction[None] == {"brisque"}
+    assert by_direction["lower"] == {
+        *("multi_faced", "failed", "chamfer", "depth", "tint", "specks", "seconds"),
+        *("shrunken_fid", "shrunken_kid", "cmmd", "fid"),
+    }
 
 
 def test_only_what_was_asked_for(gallery, truths, ball):
@@ -182,9 +202,9 @@ def test_an_object_is_seen_as_the_evaluation_sees_it(ball, tmp_path, monkeypatch
     assert (judged.prompt, judged.seed, judged.seconds) == (MUSHROOM, 3, 7.0)
     np.testing.assert_allclose(judged.pictures, object_pictures(ball), atol=0.6 / 255)
     assert judged.pictures.dtype == np.float32
-    found = judge_object(judged, None, metrics=["psnr", "overlap", "chamfer", "specks"])
+    np.testing.assert_allclose(255 * judged.pictures, np.round(255 * judged.pictures), atol=1e-4)
     likeness = compare_views(judged.views, truth, ball, parse(MUSHROOM))
-    assert found == {name: likeness[name] for name in found}
+    assert judge_object(judged, None, metrics=list(likeness)) == likeness
     # The truth has the evaluation's cameras, here the one behind.
     camera = jax.tree.map(lambda each: each[4], likeness_cameras())
     expected = render_sentence(parse(MUSHROOM), camera, background=np.ones(3))

@@ -80,6 +80,20 @@ def test_moments_are_the_object_on_the_way(timed, studio):
     np.testing.assert_array_equal(plain.gaussians.positions, made.gaussians.positions)
 
 
+class StopsAfter(list):
+    """Moments that end the run at the only one, as Ctrl-C does."""
+
+    def __contains__(self, done):
+        if done in tuple(self):
+            raise KeyboardInterrupt
+        return False
+
+
+def test_a_run_that_is_stopped_gives_nothing(studio):
+    with pytest.raises(KeyboardInterrupt):
+        studio.make(PROMPT, 3, SETTINGS, moments=StopsAfter([4]))
+
+
 def test_as_many_iterations_as_fit_the_time(studio):
     pace = studio.pace(PROMPT, SETTINGS, 1000.0)
     assert pace.iterations == int(1000.0 / pace.seconds_per_iteration) > 1

@@ -10,6 +10,7 @@ import ge3d_jax
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import setting_names, with_overrides
 from ge3d_jax.guidance.base import Loss
+from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.scenes.density import STRATEGIES
 from ge3d_jax.training.fit_config import FitConfig
@@ -87,6 +88,7 @@ def test_only_a_loss_that_says_what_it_wants_draws_pictures():
     assert PRESETS["toybox"].guidance.steps_to_target == pytest.approx(10.0)
     other = with_overrides(PRESETS["toybox"], {"guidance.strength": 0.2, "guidance.dbc": False})
     assert other.guidance.steps_to_target == pytest.approx(1 / (0.2 * 3))
+    assert GE3D(strength=0.0).steps_to_target is None
     for name in LOSSES:
         chosen = configured("toybox", guidance=name)
         # λ times the difference to the end of the way is all of x0's residual.

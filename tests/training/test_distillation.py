@@ -54,6 +54,21 @@ def test_the_first_seed_decides_the_start_and_as_many_iterations_as_asked(tiny_c
         assert parting.update_key(at(parted, iteration)) == plain.update_key(at(expected, iteration))
 
 
+def test_the_share_of_the_first_seed_is_rounded(tiny_config, prompted):
+    state = first_state(task_of(tiny_config), prompted, OTHER)
+    # Of four iterations; a half where nothing is said.
+    for given, expected in (
+        ({"first_seed_share": 0.0}, 0),
+        ({}, 2),
+        ({"first_seed_share": 0.6}, 2),
+        ({"first_seed_share": 0.7}, 3),
+        ({"first_seed_share": 1.0}, 4),
+    ):
+        task = task_of(tiny_config, first_seed=FIRST, **given)
+        is_own = [bool(task.run_key(at(state, iteration)) == state.key) for iteration in range(4)]
+        assert is_own == [False] * expected + [True] * (4 - expected), given
+
+
 @pytest.mark.parametrize(("iteration", "seed"), [(2, FIRST), (3, OTHER)])
 def test_what_is_drawn_is_of_that_seed(tiny_config, prompted, iteration, seed):
     # This loss has noise that stays the same all through a run.

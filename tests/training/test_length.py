@@ -9,6 +9,11 @@ from ge3d_jax.training.cameras import camera_ranges
 from ge3d_jax.training.length import lasting
 from ge3d_jax.training.presets import configured
 
+COUNTS = (
+    *("anneal_iterations", "warm_up_iterations", "late_from", "widen_from", "widen_every"),
+    *("first", "last", "every", "reset_every", "sh_every"),
+)
+
 
 def test_what_counts_iterations_keeps_its_share():
     config = with_overrides(
@@ -52,7 +57,7 @@ def test_every_loss_has_its_counts_scaled(preset, loss):
     longer = lasting(config, 10 * config.iterations)
     for name in setting_names(config):
         leaf = name.rpartition(".")[2]
-        if leaf in ("anneal_iterations", "warm_up_iterations", "late_from", "widen_from", "widen_every"):
+        if leaf in COUNTS:
             before, after = (_value(one, name) for one in (config, longer))
             assert after == (None if before is None else 10 * before), name
 

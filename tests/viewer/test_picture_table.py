@@ -36,6 +36,9 @@ def test_large_tables_have_small_pictures():
     assert fitting_edge(2, 4) == 128 and fitting_edge(1000, 1000) == 40
     edge = fitting_edge(13, 16)
     assert 13 * 16 * edge**2 <= 900_000 < 13 * 16 * (edge + 1) ** 2
+    red = plain((250, 0, 0))
+    table = picture_table([[[red] * 9, [red] * 7]] * 13, [""] * 13, ["first", "next"])
+    assert (table == (250, 0, 0)).all(axis=-1).sum() == 13 * 16 * edge**2
 
 
 def test_long_headings_are_wrapped():

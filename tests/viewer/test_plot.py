@@ -57,10 +57,25 @@ def test_panels_stand_in_rows_and_may_have_a_level():
         draw_plot([Panel("", "", "", [line])] * 3, columns=2),
     )
     assert below.shape[0] > 1.7 * beside.shape[0] and below.shape[1] < 0.7 * beside.shape[1]
+    # Where no panel is there is nothing, and beside it one is.
+    height, width = (int(0.6 * edge) for edge in below.shape[:2])
+    assert (below[height:, width:] == 255).all() and (below[height:, :-width] < 255).any()
     plain, marked = (draw_plot([Panel("", "", "", [line], level)]) for level in (None, 1.5))
     assert len(np.nonzero((plain != marked).any(axis=(1, 2)))[0]) < 12
     solid = draw_plot([Panel("", "", "", [Line("one", [0, 5], [1.0, 2.0])])])
     assert len(pixels(solid[LEGEND:], BLUE)[0]) > 1.2 * len(pixels(plain[LEGEND:], BLUE)[0])
+
+
+def test_more_than_ten_labels_have_colors_from_a_longer_list():
+    cyan = (23, 190, 207)
+
+    def drawn(count):
+        return draw_plot(
+            [Panel("", "", "", [Line(str(index), [0, 1], [index, index]) for index in range(count)])]
+        )
+
+    # The tenth of the short list, which the long one has later.
+    assert len(pixels(drawn(10), cyan)[0]) and not len(pixels(drawn(11), cyan)[0])
 
 
 def test_a_legend_of_many_long_labels_stands_within_the_picture():

@@ -21,7 +21,14 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.sheet import to_uint8
 from tests import tiny_clip
 from tests.runs.figures.observed import Stopped
-from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
+from tests.runs.figures.tiny_losses import (
+    PROMPTS,
+    SDS,
+    dark_grays,
+    done_by_hand,
+    tiny_judges,
+    tiny_settings,
+)
 
 SETTINGS = tiny_settings(own_length=1)
 
@@ -156,6 +163,26 @@ def test_the_picture_has_the_truth_above_the_losses(gone_on, judges):
         assert _is_in(side, picture[:170])
     # One prompt has the front and the back of one object.
     assert made.pictures["own_lengths"].shape[1] < picture.shape[1]
+
+
+def test_rows_and_pictures_are_those_of_the_end_of_a_run():
+    numbers = [{"iterations": 5, "psnr": 10.0}, {"iterations": 20, "psnr": 14.0}]
+    together = {"shape_diversity": 0.5}
+    first = done_by_hand("sds", (20, 10), numbers, prompts=("a red duck", "a red duck"), together=together)
+    second = done_by_hand("ism", (50, 30), numbers, prompts=("a red pig",))
+    expected = {"part": EQUAL_TIMES, "loss": "sds", "prompt": "a red duck", "iterations": 20, "psnr": 14.0}
+    assert compare_losses.rows_of(EQUAL_TIMES, [first]) == [
+        expected | {"seed": 0},
+        expected | {"seed": 1},
+        {"part": EQUAL_TIMES, "loss": "sds", "shape_diversity": 0.5},
+    ]
+    truth = {"a red pig": np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None, None], (4, 8, 8, 3))}
+    grays = dark_grays(compare_losses.draw([first, second], truth))
+    # Fronts and backs: of each prompt's first object, and of the truth.
+    assert set(grays) == {10, 12, 30, 32, 0, 2}
+    assert grays[10][1] < grays[12][1] < grays[30][1] < grays[32][1]
+    assert grays[0][1] == grays[30][1] and grays[2][1] == grays[32][1]
+    assert grays[0][0] < grays[10][0] < grays[30][0]
 
 
 def _is_in(part, whole):

@@ -8,8 +8,16 @@ from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures import convergence
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.convergence import curves, first_reached
+from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.plot import Line
-from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_judges, tiny_settings
+from tests.runs.figures.tiny_losses import (
+    PROMPTS,
+    SDS,
+    dark_grays,
+    done_by_hand,
+    tiny_judges,
+    tiny_settings,
+)
 
 SHARES = (0.25, 0.5)
 
@@ -76,6 +84,39 @@ def test_where_a_level_is_first_reached():
     assert first_reached(line, 2.0) == 15.0
     assert first_reached(line, 3.0) == 20.0 and first_reached(line, 0.5) == 10.0
     assert first_reached(line, 3.5) is None
+
+
+def some_moments(iterations, seconds, psnr):
+    return [
+        {"iterations": done, "seconds": time, "psnr": decibels}
+        for done, time, decibels in zip(iterations, seconds, psnr, strict=True)
+    ]
+
+
+def test_losses_are_compared_at_what_all_of_them_come_to():
+    both = [
+        done_by_hand(
+            "ge3d", (1, 2, 3), some_moments((100, 200, 400), (10.0, 20.0, 40.0), (10.0, 20.0, 24.0))
+        ),
+        done_by_hand("sds", (1, 2), some_moments((50, 100), (20.0, 40.0), (8.0, 16.0))),
+    ]
+    settings = tiny_settings(trials=(Trial("ge3d"), Trial("sds")))
+    text = convergence._text(settings, both, convergence.rows_of(both))
+    header, _, ge3d, sds = text.strip().splitlines()[-4:]
+    assert header.startswith("| loss | iterations | seconds to 16.0 dB | iterations to 16.0 dB |")
+    # From 10 to 20 dB in 10 seconds, straight.
+    assert ge3d == "| ge3d | 400 | 16 | 160 | 20.0 | 24.0 |"
+    assert sds == "| sds | 100 | 40 | 100 | 8.0 | 16.0 |"
+    assert text.startswith("2 objects, made")
+
+
+def test_objects_on_the_way_end_in_one_column():
+    long = done_by_hand("ge3d", (10, 20, 30), [{}] * 3, shares=(0.25, 0.5))
+    short = done_by_hand("sds", (24, 34), [{}] * 2, shares=(0.25, 0.5))
+    grays = dark_grays(convergence.draw_objects([long, short]))
+    assert set(grays) == {10, 20, 30, 24, 34}
+    assert grays[10][1] < grays[20][1] == grays[24][1] < grays[30][1] == grays[34][1]
+    assert grays[10][0] == grays[30][0] < grays[24][0] == grays[34][0]
 
 
 @pytest.mark.parametrize("metric", ["shape_diversity", "clip_similarity"])

@@ -63,6 +63,15 @@ def test_rows_are_means_over_prompts_and_skip_nodes_that_are_not_active():
     assert "| 1 | 70 % | – | 60 % |" in table
 
 
+def test_thirds_of_a_run_end_where_they_should():
+    rows = [
+        {"iteration": done, "node": 0, "share": share, "plain_share": 1.0 - share}
+        for done, share in zip(range(1, 10), np.repeat([0.1, 0.2, 0.6], 3), strict=True)
+    ]
+    line = dbc_curves.table(rows).splitlines()[-1]
+    assert line == "| 0 | 10 % | 20 % | 60 % | 90 % | 80 % | 40 % |"
+
+
 def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, tmp_path):
     def make(folder, report):
         made = dbc_curves.make_of(SETTINGS, Work("small", folder, str(tiny_place), report))

@@ -183,7 +183,7 @@ def test_the_settings_of_each_size_can_be(made, size):
     start = str(next(folder.glob("*/source/*/*/object.ply")))
     for way in ("source", *settings.ways):
         config = configured(settings.preset, start=start, overrides=way_overrides(settings, way))
-        assert config.guidance.inversion == way if way in ("delta", "direct", "npi") else "plain"
+        assert config.guidance.inversion == (way if way in ("delta", "direct", "npi") else "plain")
     names = ["color", "part", "kind"]
     assert [edit.name for edit in settings.edits] == (names[:1] if size == "small" else names)
     assert settings.ways == (("delta", "start") if size == "small" else ("delta", "direct", "npi", "start"))

@@ -13,10 +13,11 @@ from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.runs.figures import exact_inversion
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.exact_inversion import PASSES, SIZES, Settings, arms
-from ge3d_jax.runs.figures.swept import Plan
+from ge3d_jax.runs.figures.swept import Plan, Swept
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
 from ge3d_jax.training.presets import configured
 from tests.guidance import fakes
+from tests.runs.figures.tiny_sweep import grays_of, tiny_plan
 from tests.tiny_model import IMAGE_SIZE
 
 TINY = {
@@ -86,6 +87,14 @@ def test_plain_is_npi_where_both_ways_have_one_text():
         states("plain", noising_prompt="empty"), states("npi", noising_prompt="empty"), atol=1e-3
     )
     assert not np.allclose(states("plain"), states("direct"), atol=1e-3)
+
+
+def test_the_picture_has_two_sides_of_the_first_object_of_each_inversion():
+    grays = np.add.outer([0, 100], 10 * np.arange(1, 9)).astype(np.uint8)[None, :, :, None, None, None]
+    objects = Swept([], np.broadcast_to(grays, (1, 2, 8, 16, 16, 3)))
+    drawn = exact_inversion.draw(tiny_plan(), {"plain DDIM": objects, "NPI, empty way up": objects})
+    # The front, and the side of the back.
+    assert grays_of(drawn, 4) == [[10, 40, 10, 40]]
 
 
 def test_the_figure_of_a_tiny_model(tiny_place, tiny_gallery, tmp_path):

@@ -4,9 +4,9 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.runs.figures.base import Work
-from ge3d_jax.runs.figures.loss_settings import EQUAL_TIMES, OWN_LENGTHS, Flags
+from ge3d_jax.runs.figures.loss_settings import EQUAL_TIMES, OWN_LENGTHS, Flags, counted_objects
 from ge3d_jax.runs.trials import Trial
-from tests.runs.figures.tiny_losses import PROMPTS, SDS, tiny_settings
+from tests.runs.figures.tiny_losses import PROMPTS, SDS, done_by_hand, tiny_settings
 
 
 def test_flags_take_the_place_of_settings(tmp_path):
@@ -76,6 +76,13 @@ def test_series_are_one_for_each_loss_and_part(tmp_path):
     assert len({one.folder for one in (*timed, *own)}) == 4
     assert all(one.shares == (0.5,) and one.processes == 1 and len(one.weights) == 8 for one in timed)
     assert list(tiny_settings().series(Work("small", tmp_path))) == [EQUAL_TIMES]
+
+
+def test_objects_are_counted_over_all_losses():
+    settings = tiny_settings(trials=(SDS, Trial("ism")), seeds=(0,))
+    done = done_by_hand("sds", (1,), [{}], prompts=PROMPTS)
+    assert counted_objects(settings, [done]) == "2 of 4 objects so far"
+    assert counted_objects(settings, [done, done]) == "4 objects"
 
 
 def test_a_model_may_be_another_than_the_preset_s(tmp_path):

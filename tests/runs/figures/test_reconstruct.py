@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 import ge3d_jax
+from ge3d_jax.metrics.likeness import object_views
+from ge3d_jax.runs.evaluate import likeness_cameras
 from ge3d_jax.runs.figures import reconstruct
 from ge3d_jax.runs.figures.base import Record, Work, write_made
 from ge3d_jax.runs.figures.reconstruct import SIZES, Settings
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.viewer.sheet import to_uint8
 from tests.runs.figures.observed import PROMPT, SMALL, Stopped, files_of, stopping
 
 SETTINGS = Settings("toybox", (PROMPT,), seed=3, looks=3, overrides=SMALL)
@@ -97,6 +101,14 @@ def test_the_picture_has_rows_before_and_after_and_the_truth_last():
     found = picture[np.ix_(26 + height * np.arange(4), 26 + 46 * np.arange(3))][..., 0]
     assert found.tolist() == [[1, 2, 50], [11, 12, 50], [101, 102, 150], [111, 112, 150]]
     assert reconstruct.picture(records, {}).shape[1] == 2 * 46 + 6
+
+
+def test_objects_are_shown_from_the_side_that_the_truth_is_shown_from():
+    places = np.asarray([[0.4, 0.0, 0.0], [0.0, 0.3, 0.2]])
+    blobs = make_gaussians(places, np.eye(3)[:2], np.full((2, 3), 0.15), np.full(2, 0.9), capacity=2)
+    second = object_views(blobs, likeness_cameras()).pictures[1]
+    shown = reconstruct.shown_from_one_side(blobs)
+    assert np.abs(shown.astype(int) - to_uint8(second)).max() <= 2
 
 
 def test_without_a_truth_it_is_told_how_the_edits_are_met():

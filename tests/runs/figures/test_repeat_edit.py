@@ -10,10 +10,12 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser
+from ge3d_jax.diffusion.pipeline import encode_text
 from ge3d_jax.diffusion.schedule import add_noise, predict_x0
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.trajectories import sample_time_nodes
+from ge3d_jax.metrics.colors import saturation
 from ge3d_jax.runs.figures import repeat_edit, repeated_edits
 from ge3d_jax.runs.figures.base import Record, Work, write_made
 from ge3d_jax.runs.figures.repeat_edit import SIZES
@@ -94,6 +96,26 @@ def test_an_edit_by_ge3d_puts_the_mean_of_its_nodes_wishes_there(model, pictures
             differences = jnp.stack([latents - denoised[0], noised[1] - denoised[1]])
             wanted = latents - jnp.tensordot(weights, differences, 1)
         np.testing.assert_allclose(found[way.name][0], wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_each_target_is_told_as_its_camera_sees_it(model):
+    tasks = [
+        Task("a red mushroom", f"a {color} mushroom", azimuth)
+        for color, azimuth in (("blue", 0.0), ("green", 180.0), ("pink", -90.0), ("red", None))
+    ]
+    text = repeated_edits.target_texts(model, tasks, negative_prompt="a grey gift", use_overhead=False)
+    said = [
+        "The front view of a blue mushroom",
+        "The back view of a green mushroom",
+        "The side view of a pink mushroom",
+        "a red mushroom",
+    ]
+    np.testing.assert_allclose(text.positive, encode_text(model, said), atol=1e-5)
+    np.testing.assert_allclose(text.negative, encode_text(model, ["a grey gift"])[0], atol=1e-5)
+    # The camera is 20° above the horizon, where a sixth of the text says so.
+    above = repeated_edits.target_texts(model, tasks[:1], negative_prompt="", use_overhead=True).positive
+    overhead = encode_text(model, ["The overhead view of a blue mushroom"])
+    np.testing.assert_allclose(above, text.positive[:1] * 5 / 6 + overhead / 6, atol=1e-5)
 
 
 def test_another_seed_edits_otherwise(model, pictures, edited):
@@ -206,6 +228,13 @@ def test_without_a_world_the_model_draws_the_sources(model):
     way = repeated_edits.ways(settings)[0]
     record = repeated_edits.edit_and_measure(model, drawn, way, settings, seed=0, gallery=None)
     assert set(record.numbers) == {"saturation", "contrast"} and record.numbers["saturation"][0] == [1.0]
+    # The pictures are those after the numbers of edits that are shown.
+    told = record.numbers["saturation"]
+    ratios = [
+        saturation(shown[0] / 255.0) / saturation(drawn.sources[0]) for shown in record.arrays["pictures"]
+    ]
+    assert ratios == pytest.approx([told[1][0], told[3][0]], rel=3e-3)
+    assert len({round(ratio[0], 2) for ratio in told}) == 4
     sheet = repeat_edit.sheet(drawn, {way.name: record}, settings)
     # The source and two numbers of edits, without a truth.
     assert 3 * 128 < sheet.shape[1] < 4 * 128

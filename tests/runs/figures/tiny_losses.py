@@ -1,11 +1,13 @@
 """What the tests of the figures that compare losses share: settings that are made in seconds."""
 
+from pathlib import Path
+
 import numpy as np
 
 from ge3d_jax.metrics.likeness import object_views
 from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs.evaluate import likeness_cameras
-from ge3d_jax.runs.figures.loss_series import Judges
+from ge3d_jax.runs.figures.loss_series import Done, Judges, Judgment, Series
 from ge3d_jax.runs.figures.loss_settings import Settings
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.splatting.gaussians import make_gaussians
@@ -41,6 +43,47 @@ def tiny_judges():
     """Two kinds from few sides; and balls for the truth, which are drawn in an instant."""
     gallery = build_gallery(("duck", "mushroom"), azimuths=8, polar_degrees=(70.0,))
     return Judges(gallery, {prompt: _ball(color) for prompt, color in BALLS.items()})
+
+
+def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), together=None):
+    """What there is of a loss whose objects have pictures of one gray each.
+
+    Args:
+        label: the loss's name.
+        shades: gray of the front of each moment's picture; the left, the back and the right are 1, 2 and 3
+            lighter, and those of each further object 40.
+        numbers: of each moment.
+        prompts: of an object each.
+        shares: of the series.
+        together: what is judged of the objects together.
+    """
+    series = Series(
+        trial=Trial(label),
+        preset="toybox64",
+        budget=1.0,
+        prompts=tuple(dict.fromkeys(prompts)),
+        seeds=(0,),
+        processes=1,
+        folder=Path(),
+        model=None,
+        weights="",
+        shares=shares,
+    )
+    grays = np.add.outer(np.asarray(shades, np.uint8), np.arange(4, dtype=np.uint8))
+    sides = np.broadcast_to(grays[..., None, None, None], (*grays.shape, 8, 8, 3))
+    objects = [
+        Judgment(prompt, index, numbers, sides + np.uint8(40 * index)) for index, prompt in enumerate(prompts)
+    ]
+    return Done(series, objects, together or {})
+
+
+def dark_grays(picture):
+    """The grays of a picture that are darker than the ink of its words, each with its leftmost place."""
+    found = {}
+    for row, column in np.argwhere((picture < 60).all(axis=-1)):
+        shade = int(picture[row, column, 0])
+        found[shade] = min(found.get(shade, (row, column)), (row, column), key=lambda place: place[1])
+    return found
 
 
 def _ball(color):
