@@ -18,6 +18,7 @@ def lasting(config: Config, iterations: int) -> Config:
 
     What goes by the share of the run that is done does so by itself. Settings that count iterations keep
     their share of the run, rounded; but what happens at all goes on happening, at most once an iteration.
+    The time in which opacities come back from a reset is the optimizer's, and stays.
 
     Args:
         config: of a run.

@@ -11,7 +11,7 @@ from ge3d_jax.runs.figures.base import Work, write_made
 from ge3d_jax.runs.figures.from_truth import SIZES, Settings, ends_of
 from ge3d_jax.training.presets import configured
 from tests.runs.figures.observed import Stopped, files_of
-from tests.runs.figures.tiny_losses import PROMPTS, TINY, tiny_judges
+from tests.runs.figures.tiny_losses import PROMPTS, TINY, dark_grays, done_by_hand, tiny_judges
 
 SETTINGS = Settings(
     "toybox64",
@@ -81,6 +81,30 @@ def test_a_prompt_begins_once_whatever_goes_on_from_it():
     fit = "(the fit, where all begin)"
     assert found == [(fit, "x"), (fit, "y"), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
     assert {one["share"] for one in ends_of(rows)[2:]} == {1.0}
+
+
+def test_rows_begin_with_the_fit_of_their_prompt():
+    moments = [
+        {"iterations": 50, "seconds": 5.0, "psnr": 21.0},
+        {"iterations": 200, "seconds": 20.0, "psnr": 19.0},
+    ]
+    done = done_by_hand("ism", (10, 20), moments, prompts=PROMPTS)
+    rows = from_truth.rows_of(
+        [done], {PROMPTS[0]: {"psnr": 30.0, "seconds": None}, PROMPTS[1]: {"psnr": 31.0}}
+    )
+    assert [row["psnr"] for row in rows] == [30.0, 21.0, 19.0, 31.0, 21.0, 19.0]
+    assert [row["share"] for row in rows] == [0.0, 0.25, 1.0] * 2
+    assert [row["seconds"] for row in rows] == [0.0, 5.0, 20.0] * 2
+    assert [row["moment"] for row in rows] == [0, 1, 2] * 2 and {row["loss"] for row in rows} == {"ism"}
+
+
+def test_fronts_stand_in_their_columns():
+    long = done_by_hand("ge3d", (10, 20, 30), [{}] * 3, shares=(0.25, 0.5))
+    short = done_by_hand("sds", (24, 34), [{}] * 2, shares=(0.25, 0.5))
+    fronts = {PROMPTS[0]: np.full((8, 8, 3), 5, np.uint8)}
+    grays = dark_grays(from_truth.draw_objects([long, short], fronts))
+    assert set(grays) == {5, 10, 20, 30, 24, 34}
+    assert grays[5][1] < grays[10][1] < grays[20][1] == grays[24][1] < grays[30][1] == grays[34][1]
 
 
 def test_pictures_are_the_curves_and_the_objects(made):
