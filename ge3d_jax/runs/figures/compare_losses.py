@@ -176,8 +176,9 @@ def make(
     settings = settings or SIZES[work.size]
     scales = find_scales(settings.metrics, settings.clip)
     lacking = {} if scales is None else scales.weights.lacking(settings.metrics)
-    for name, remedy in lacking.items():
-        work.report(f"{METRICS[name].label} is left out: {remedy}")
+    left_out = [f"{METRICS[name].label} is left out: {remedy}" for name, remedy in lacking.items()]
+    for sentence in left_out:
+        work.report(sentence)
     parts, judges = made_or_read(settings, work, only_done=only_done, judges=judges)
     if scales is not None:
         parts = {
@@ -190,9 +191,7 @@ def make(
         "" if name == EQUAL_TIMES else slug(name).replace("-", "_"): draw(all_done, true_sides)
         for name, all_done in parts.items()
     }
-    text = [_text(settings, parts, rows)]
-    text += [f"{METRICS[name].label} is left out: {remedy}" for name, remedy in lacking.items()]
-    return Made(rows, "\n\n".join(text), pictures)
+    return Made(rows, "\n\n".join([_text(settings, parts, rows), *left_out]), pictures)
 
 
 FIGURE = Figure(

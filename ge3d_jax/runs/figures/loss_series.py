@@ -201,7 +201,7 @@ def make_series(series: Series, report: Callable[[str], None], *, judges: Judges
                 f"{last['iterations']} iterations in {last['seconds']:.1f} seconds"
             )
     remember(
-        _group_path(series, objects),
+        group_path(series, objects),
         _group_asked(series, settings, objects),
         partial(workshop.judge_together, settings, objects),
     )
@@ -227,8 +227,8 @@ def read_series(series: Series, judges: Judges) -> Done | None:
         asked = _asked(series, settings, prompt, seed)
         record = remember(series.judged_path(prompt, seed), asked, _never)
         objects.append(Judgment(prompt, seed, record.numbers["moments"], record.arrays["sides"]))
-    if _file(_group_path(series, done)).is_file():
-        together = remember(_group_path(series, done), _group_asked(series, settings, done), _never)
+    if _file(group_path(series, done)).is_file():
+        together = remember(group_path(series, done), _group_asked(series, settings, done), _never)
     else:
         together = workshop.judge_together(settings, done)
     return Done(series, objects, dict(together.numbers))
@@ -254,7 +254,7 @@ def _is_complete(series: Series) -> bool:
     """Whether there is nothing to do. What is there may still have been asked for otherwise."""
     return (
         all(_is_judged(series, *one) for one in series.objects)
-        and _file(_group_path(series, series.objects)).is_file()
+        and _file(group_path(series, series.objects)).is_file()
     )
 
 
@@ -303,7 +303,7 @@ def _group_asked(series: Series, settings: Config, objects: Sequence[tuple[str, 
     }
 
 
-def _group_path(series: Series, objects: Sequence[tuple[str, int]]) -> Path:
+def group_path(series: Series, objects: Sequence[tuple[str, int]]) -> Path:
     """Of the record of what is judged together; other objects have another one."""
     digest = hashlib.sha256(json.dumps(objects).encode()).hexdigest()[:8]
     return series.folder / f"together-{digest}"

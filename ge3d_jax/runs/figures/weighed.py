@@ -10,7 +10,7 @@ from typing import Any
 
 from ge3d_jax.runs.evaluate import object_pictures
 from ge3d_jax.runs.figures.base import Record, remember
-from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, splats_of
+from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, group_path, splats_of
 from ge3d_jax.runs.judged import see
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.weighted_metrics import (
@@ -82,9 +82,9 @@ def weigh(done: Done, judges: Judges, scales: Scales, *, keeps: bool) -> Done:
         )
         weighed.append(replace(one, moments=[*one.moments[:-1], {**one.moments[-1], **numbers}]))
     objects = [(one.prompt, one.seed) for one in done.objects]
-    digest = hashlib.sha256(json.dumps(objects).encode()).hexdigest()[:8]
+    path = group_path(series, objects)
     together = _numbers(
-        series.folder / f"together-{digest}-weighed-{key}",
+        path.with_name(f"{path.name}-weighed-{key}"),
         {**scales.told, "objects": objects, "together": done.together},
         lambda: weigh_group([_shown(series, *one, judges) for one in objects], scales.weights),
         keeps=keeps,
