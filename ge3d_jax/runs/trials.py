@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.training.config import Config
-from ge3d_jax.training.presets import configured
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Trial:
     Attributes:
         guidance: the loss's name.
         overrides: settings by dotted name.
+        start: what its runs begin with, as for `configured`; None for the preset's start.
     """
 
     guidance: str
     overrides: Mapping[str, str] = field(default_factory=dict)
+    start: str | None = None
 
     @property
     def changes(self) -> str:
@@ -31,21 +33,29 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The loss and the overrides in one line."""
-        return " ".join(filter(None, (self.guidance, self.changes)))
+        """The loss, the start and the overrides in one line."""
+        start = "" if self.start is None else f"from {self.start}"
+        return " ".join(filter(None, (self.guidance, start, self.changes)))
 
     @property
     def folder_name(self) -> str:
         """Name of a folder for what it makes, without those of other trials in the way."""
-        if not self.overrides:
+        told = self.label.removeprefix(self.guidance).strip()
+        if not told:
             return self.guidance
         # A slug is cut at some length, and trials may differ behind it.
-        digest = hashlib.sha256(self.changes.encode()).hexdigest()[:8]
-        return f"{self.guidance}-{slug(self.changes)}-{digest}"
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+        return f"{self.guidance}-{slug(told)}-{digest}"
+
+    def asked(self, preset: str) -> Asked:
+        """What its runs are asked for, beside prompt and seed. Raises UserError where it cannot be."""
+        return asked_by_preset(
+            preset, guidance=self.guidance, density=None, start=self.start, overrides=self.overrides
+        )
 
     def settings(self, preset: str) -> Config:
         """The settings of its runs. Raises UserError where they cannot be."""
-        return configured(preset, guidance=self.guidance, overrides=self.overrides)
+        return self.asked(preset).settings
 
 
 def parse_trials(text: str, source: str, *, preset: str) -> list[Trial]:

@@ -23,6 +23,16 @@ def test_trials_that_differ_late_in_a_long_line_have_folders_of_their_own():
     assert Trial("cds").folder_name == "cds"
 
 
+def test_a_trial_may_begin_with_something_else():
+    usual, box = Trial("sds"), Trial("sds", {"views": "2"}, start="box")
+    assert (box.label, usual.label) == ("sds from box views=2", "sds")
+    assert box.folder_name.startswith("sds-from-box-views-2-")
+    assert box.folder_name != Trial("sds", {"views": "2"}).folder_name
+    settings = box.settings("toybox")
+    assert (type(settings.scene.start).__name__, settings.views) == ("Box", 2)
+    assert type(usual.settings("toybox").scene.start).__name__ == "Ball"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

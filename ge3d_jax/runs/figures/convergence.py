@@ -81,17 +81,21 @@ def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
     ]
 
 
-def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Line]:
-    """The mean of a metric over prompts, over the mean of "seconds" or "iterations"; GE3D's with its error.
+def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str, by: str = "loss") -> list[Line]:
+    """The mean of a metric over prompts, over the mean of "seconds" or "iterations", a line for each loss.
+
+    Two lines have their standard errors; of more, only GE3D's.
 
     Args:
         rows: of `rows_of`.
         metric: in METRICS.
         x: a number of the rows.
+        by: what tells lines apart.
     """
     drawn = []
-    for loss in dict.fromkeys(row["loss"] for row in rows):
-        own = [row for row in rows if row["loss"] == loss and row.get(metric) is not None]
+    names = dict.fromkeys(row[by] for row in rows)
+    for name in names:
+        own = [row for row in rows if row[by] == name and row.get(metric) is not None]
         points = []
         for moment in sorted({row["moment"] for row in own}):
             at = [row for row in own if row["moment"] == moment]
@@ -101,8 +105,9 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> list[Line]
         if points:
             across, means, errors = zip(*points, strict=True)
             # More than two bands hide each other.
-            band = errors if loss.startswith("ge3d") and any(errors) else ()
-            drawn.append(Line(loss, across, means, band, dashed=loss in _LABELS.values()))
+            has_band = any(errors) and (len(names) <= 2 or name.startswith("ge3d"))
+            band = errors if has_band else ()
+            drawn.append(Line(name, across, means, band, dashed=name in _LABELS.values()))
     return drawn
 
 

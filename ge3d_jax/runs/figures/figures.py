@@ -3,6 +3,7 @@
 from ge3d_jax.runs.figures import (
     ablate_timesteps,
     compare_losses,
+    compare_starts,
     compare_views,
     convergence,
     dbc_curves,
@@ -31,4 +32,5 @@ FIGURES: dict[str, Figure] = {
     "edit_objects": edit_objects.FIGURE,
     "exact_inversion": exact_inversion.FIGURE,
     "from_truth": from_truth.FIGURE,
+    "compare_starts": compare_starts.FIGURE,
 }

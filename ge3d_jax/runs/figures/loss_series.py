@@ -20,7 +20,7 @@ from ge3d_jax.core.pinned import do_pinned, usable_cores
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.asked import Asked, asked_by_preset
+from ge3d_jax.runs.asked import Asked
 from ge3d_jax.runs.evaluate import object_pictures
 from ge3d_jax.runs.figures.base import Record, remember
 from ge3d_jax.runs.folder import slug
@@ -75,9 +75,7 @@ class Series:
     @cached_property
     def asked(self) -> Asked:
         """What their runs are asked for, but for prompt, seed and the number of iterations."""
-        trial = self.trial
-        asked = asked_by_preset(self.preset, guidance=trial.guidance, density=None, overrides=trial.overrides)
-        return asked.but(model=self.model)
+        return self.trial.asked(self.preset).but(model=self.model)
 
     def check(self) -> None:
         """Check all that can be checked without the model.

@@ -45,7 +45,7 @@ def tiny_judges():
     return Judges(gallery, {prompt: _ball(color) for prompt, color in BALLS.items()})
 
 
-def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), together=None):
+def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), together=None, start=None):
     """What there is of a loss whose objects have pictures of one gray each.
 
     Args:
@@ -56,9 +56,10 @@ def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), toge
         prompts: of an object each.
         shares: of the series.
         together: what is judged of the objects together.
+        start: what the objects begin with.
     """
     series = Series(
-        trial=Trial(label),
+        trial=Trial(label, start=start),
         preset="toybox64",
         budget=1.0,
         prompts=tuple(dict.fromkeys(prompts)),
