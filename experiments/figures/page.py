@@ -21,6 +21,13 @@ from ge3d_jax.cli import figure_flags, script
 
 _ONLY = flags.DEFINE_list("only", None, "Names of the figures to make, separated by commas; else all.")
 _TIMES = flags.DEFINE_bool("times", False, "Only say how long it will take.")
+_AT_A_TIME = flags.DEFINE_integer(
+    "at_a_time",
+    None,
+    "How many figures to make at a time, each on one CPU core; by default as many as there are cores, as far "
+    "as memory goes, and one on a GPU.",
+    lower_bound=1,
+)
 _PAGES_ONLY = flags.DEFINE_bool("pages_only", False, "Only write the page, from what there is.")
 
 
@@ -37,6 +44,7 @@ def main() -> int:
     size, model, out = figure_flags.SIZE.value, figure_flags.MODEL.value, figure_flags.out()
     if _TIMES.value and _PAGES_ONLY.value:
         raise UserError("--times and --pages_only exclude each other; leave one of them out.")
+    processes = page.at_a_time(_AT_A_TIME.value)
     chosen = page.choose(FIGURES, _ONLY.value)
     missing = {
         name: figure
@@ -51,15 +59,8 @@ def main() -> int:
             return 0
         for folder in (out, figure_flags.work()):
             prepare_folder(folder)
-        make = partial(
-            make_figure,
-            size=size,
-            out=out,
-            work=figure_flags.work(),
-            model=model,
-            report=figure_flags.report,
-        )
-        failed = page.make_each(missing, make, report=figure_flags.report)
+        make = partial(make_figure, size=size, out=out, work=figure_flags.work(), model=model)
+        failed = page.make_each(missing, make, report=figure_flags.report, processes=processes)
     written = page.write_page(FIGURES, size=size, model=model, out=out)
     return script.conclude([*failed, f"The page is {written}"], failed=bool(failed))
 

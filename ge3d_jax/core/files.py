@@ -92,6 +92,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process after the other does what the block does to `path`; a later one waits.
+
+    The lock is a hidden file beside `path`, whose folder is created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
 def parse_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ge3d_jax.core.errors import UserError
 
 _Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 # How often to look whether a process ended without a word, seconds.
 _LOOK_EVERY = 1.0
 
@@ -23,20 +24,23 @@ def usable_cores() -> list[int]:
 
 
 def do_pinned(
-    do: Callable[[_Job, Callable[[str], None]], None],
+    do: Callable[[_Job, Callable[[str], None]], _Result],
     jobs: Sequence[_Job],
     *,
     processes: int,
     report: Callable[[str], None],
-) -> None:
+) -> list[_Result]:
     """Do jobs, each by a process that stays on one core; a single one is this one, on all its cores.
 
     Args:
-        do: does a job, and is told where to report; a function of a module, as jobs and what is in them have
-            to be sent.
+        do: does a job, and is told where to report; a function of a module, as it, jobs and results have to
+            be sent.
         jobs: in the order in which to begin them.
         processes: how many, as far as there are jobs and cores.
         report: told of what the jobs report, a line each.
+
+    Returns:
+        What `do` returned, in the order of the jobs.
 
     Raises:
         UserError: of a job; the others are ended.
@@ -44,15 +48,13 @@ def do_pinned(
         KeyboardInterrupt: the user stopped it.
     """
     if processes == 1:
-        for job in jobs:
-            do(job, report)
-        return
+        return [do(job, report) for job in jobs]
     cores = usable_cores()[: min(processes, len(jobs))]
     # A process that is forked from one that uses JAX may hang.
     context = multiprocessing.get_context("spawn")
     waiting, told = context.Queue(), context.Queue()
-    for one in jobs:
-        waiting.put(one)
+    for numbered in enumerate(jobs):
+        waiting.put(numbered)
     for _ in cores:
         # The end, for each process.
         waiting.put(None)
@@ -60,12 +62,13 @@ def do_pinned(
     try:
         for worker, core in zip(workers, cores, strict=True):
             _start_on(core, worker)
-        _listen(workers, told, report)
+        results = _listen(workers, told, report)
     finally:
         for worker in workers:
             if worker.pid is not None:
                 worker.terminate()
                 worker.join()
+    return [results[number] for number in range(len(jobs))]
 
 
 def _start_on(core: int, worker: BaseProcess) -> None:
@@ -81,30 +84,35 @@ def _start_on(core: int, worker: BaseProcess) -> None:
         os.sched_setaffinity(0, before)
 
 
-def _listen(workers: Iterable[BaseProcess], told: Any, report: Callable[[str], None]) -> None:
-    """Report until all processes are through. Raises what went wrong in one."""
+def _listen(workers: Iterable[BaseProcess], told: Any, report: Callable[[str], None]) -> dict[int, Any]:
+    """Report until all processes are through; results by the job's number. Raises what went wrong in one."""
     at_work = {worker.pid: worker for worker in workers}
+    results: dict[int, Any] = {}
     while at_work:
         try:
-            kind, pid, text = told.get(timeout=_LOOK_EVERY)
+            kind, pid, what = told.get(timeout=_LOOK_EVERY)
         except queue.Empty:
             for worker in at_work.values():
                 if worker.exitcode:
                     raise RuntimeError(f"A process ended with status {worker.exitcode}.") from None
             continue
         if kind == "line":
-            report(text)
+            report(what)
+        elif kind == "done":
+            number, result = what
+            results[number] = result
         elif kind == "through":
             del at_work[pid]
         elif kind == "refused":
-            raise UserError(text)
+            raise UserError(what)
         elif kind == "stopped":
             raise KeyboardInterrupt
         else:
-            raise RuntimeError(text)
+            raise RuntimeError(what)
+    return results
 
 
-def _work(do: Callable[[Any, Callable[[str], None]], None], waiting: Any, told: Any) -> None:
+def _work(do: Callable[[Any, Callable[[str], None]], Any], waiting: Any, told: Any) -> None:
     """Be one of the processes."""
     from ge3d_jax.core.caching import keep_compiled_code
     from ge3d_jax.core.devices import use_processor_cores
@@ -114,8 +122,10 @@ def _work(do: Callable[[Any, Callable[[str], None]], None], waiting: Any, told: 
     try:
         use_processor_cores()
         keep_compiled_code()
-        while (job := waiting.get()) is not None:
-            do(job, lambda line: told.put(("line", own, line)))
+        while (numbered := waiting.get()) is not None:
+            number, job = numbered
+            result = do(job, lambda line: told.put(("line", own, line)))
+            told.put(("done", own, (number, result)))
     except UserError as error:
         told.put(("refused", own, str(error)))
     except KeyboardInterrupt:

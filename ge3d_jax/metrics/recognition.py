@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.files import atomic_path
+from ge3d_jax.core.files import atomic_path, in_turn
 from ge3d_jax.splatting import cameras
 from ge3d_jax.toybox.model.dataset import layer_bytes
 from ge3d_jax.toybox.world import objects, render, shapes, textures
@@ -131,11 +131,19 @@ def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> G
     """The whole gallery, from a file in `folder`; traced and stored there the first time."""
     file = folder / f"toybox-gallery-{world_fingerprint()}.npz"
     if not file.exists():
-        gallery = build_gallery(report=report)
-        with atomic_path(file) as path:
-            np.savez_compressed(path, layers=gallery.layers, azimuths=gallery.azimuths, polars=gallery.polars)
+        with in_turn(file):
+            _trace_once(file, report)
     with np.load(file) as stored:
         return Gallery(tuple(KINDS), stored["layers"], stored["azimuths"], stored["polars"])
+
+
+def _trace_once(file: Path, report: Callable[[str], None] | None) -> None:
+    """Trace the gallery, unless another process did that while this one waited for its turn."""
+    if file.exists():
+        return
+    gallery = build_gallery(report=report)
+    with atomic_path(file) as path:
+        np.savez_compressed(path, layers=gallery.layers, azimuths=gallery.azimuths, polars=gallery.polars)
 
 
 def estimate_background(images: np.ndarray) -> np.ndarray:

@@ -9,16 +9,18 @@ from ge3d_jax.core.pinned import do_pinned
 
 
 def write_core(job, report):
-    """Leave a file that says by which process and on which cores it was written."""
+    """Leave a file that says by which process and on which cores it was written; return its name."""
     job.write_text(f"{os.getpid()} {','.join(map(str, sorted(os.sched_getaffinity(0))))}")
     report(f"wrote {job.name}")
+    return job.name
 
 
 def write_core_in_company(job, report):
     """The same, and wait for somebody else to write another one."""
-    write_core(job, report)
+    name = write_core(job, report)
     while len(list(job.parent.iterdir())) < 2:
         time.sleep(0.05)
+    return name
 
 
 def fail(job, report):

@@ -19,8 +19,8 @@ needs_two_cores = pytest.mark.skipif(
 
 
 def test_a_single_process_is_this_one(tmp_path):
-    told = []
-    do_pinned(write_core, [tmp_path / "one", tmp_path / "two"], processes=1, report=told.append)
+    told, jobs = [], [tmp_path / "one", tmp_path / "two"]
+    assert do_pinned(write_core, jobs, processes=1, report=told.append) == ["one", "two"]
     assert told == ["wrote one", "wrote two"]
     assert (tmp_path / "one").read_text().split()[0] == str(os.getpid())
 
@@ -29,7 +29,8 @@ def test_a_single_process_is_this_one(tmp_path):
 def test_every_job_is_done_once_by_processes_with_a_core_each(tmp_path):
     before, told = usable_cores(), []
     jobs = [tmp_path / str(number) for number in range(4)]
-    do_pinned(write_core_in_company, jobs, processes=2, report=told.append)
+    results = do_pinned(write_core_in_company, jobs, processes=2, report=told.append)
+    assert results == ["0", "1", "2", "3"]
     assert sorted(told) == [f"wrote {number}" for number in range(4)]
     by_process = dict(job.read_text().split() for job in jobs)
     assert sorted(by_process.values()) == [str(core) for core in before[:2]]

@@ -1,5 +1,9 @@
 """Recognizing pictures: ground truth on and off the grid, any background, and the error by brute force."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +129,25 @@ def test_gallery_is_stored_in_a_file(gallery, tmp_path, monkeypatch):
     assert len(traced) == 1
     np.testing.assert_array_equal(first.layers, gallery.layers)
     np.testing.assert_array_equal(second.azimuths, gallery.azimuths)
+
+
+def test_a_gallery_that_several_need_at_a_time_is_traced_once(gallery, tmp_path, monkeypatch):
+    traced, both_are_there = [], threading.Barrier(2)
+
+    def build(report=None):
+        traced.append(report)
+        time.sleep(0.2)
+        return gallery
+
+    def load(number):
+        both_are_there.wait()
+        return load_gallery(tmp_path)
+
+    monkeypatch.setattr(recognizer, "build_gallery", build)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, range(2))
+    assert len(traced) == 1
+    np.testing.assert_array_equal(first.layers, second.layers)
 
 
 def test_larger_pictures_are_averaged_down(gallery):

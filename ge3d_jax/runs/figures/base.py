@@ -81,6 +81,7 @@ class Figure:
         expected: what the paper's argument lets one expect, a sentence or two.
         seconds: about how long it takes on two CPU cores, by size; a size that is missing was never timed.
         make: makes it, going on where an earlier call stopped.
+        is_timed: whether it compares times, so that nothing else should run meanwhile.
     """
 
     title: str
@@ -88,6 +89,7 @@ class Figure:
     expected: str
     seconds: Mapping[str, float]
     make: Callable[[Work], Made]
+    is_timed: bool = False
 
 
 @dataclass(frozen=True)

@@ -204,4 +204,5 @@ FIGURE = Figure(
     ),
     seconds={"small": 150.0, "full": 9500.0},
     make=make,
+    is_timed=True,
 )

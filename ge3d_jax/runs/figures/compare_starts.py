@@ -132,8 +132,8 @@ def recognition_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[str, Any]]) -> str:
     how = (
         f"{counted_objects(settings, all_done)}, made in about {settings.budget:g} seconds each by the "
-        f"preset `{settings.preset}`, and judged on the way. Compiling, judging, and the seconds that Point-E "
-        "takes are not counted. Mean ± standard error over prompts."
+        f"preset `{settings.preset}`, and judged on the way. Compiling, judging, and the seconds that "
+        "Point-E takes are not counted. Mean ± standard error over prompts."
     )
     parts = [how, table(ends_of(rows), _BY, metrics=settings.metrics)]
     if any("views_right" in row for row in rows):
@@ -196,4 +196,5 @@ FIGURE = Figure(
     ),
     seconds={"small": 100.0, "full": 2400.0},
     make=make,
+    is_timed=True,
 )

@@ -224,4 +224,5 @@ FIGURE = Figure(
     ),
     seconds={"small": 150.0, "full": 2400.0},
     make=make,
+    is_timed=True,
 )

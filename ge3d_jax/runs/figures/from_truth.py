@@ -254,4 +254,5 @@ FIGURE = Figure(
     ),
     seconds={"small": 150.0, "full": 1500.0},
     make=make,
+    is_timed=True,
 )

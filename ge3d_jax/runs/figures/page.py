@@ -4,11 +4,16 @@ import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import jax
+
+from ge3d_jax.core.devices import memory_limit
 from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.files import atomic_path, parse_json
+from ge3d_jax.core.pinned import do_pinned, usable_cores
 from ge3d_jax.runs.figures.base import Figure
 from ge3d_jax.runs.figures.making import command_of, duration, told_time
 from ge3d_jax.runs.folder import prepare_folder
@@ -16,6 +21,8 @@ from ge3d_jax.runs.folder import prepare_folder
 # Folder beside the results with what was written by hand.
 READINGS = "readings"
 _COMMITTED_SIZE = "full"
+# What a process that makes a figure may need, most of it for compiling.
+_BYTES_OF_FIGURE = 4 * 2**30
 
 
 def choose(figures: Mapping[str, Figure], names: Sequence[str] | None) -> dict[str, Figure]:
@@ -102,15 +109,25 @@ def told_times(figures: Mapping[str, Figure], missing: Mapping[str, Figure], siz
     return lines
 
 
+class Make(Protocol):
+    """Makes a figure of a name; a function of a module or a partial one, to be sent to another process."""
+
+    def __call__(self, name: str, *, report: Callable[[str], None]) -> None:
+        """Make it, reporting lines on the way."""
+
+
 def make_each(
-    names: Sequence[str] | Mapping[str, Figure], make: Callable[[str], None], *, report: Callable[[str], None]
+    figures: Mapping[str, Figure], make: Make, *, report: Callable[[str], None], processes: int = 1
 ) -> list[str]:
-    """Make figures one after the other; one that fails does not stop the others.
+    """Make figures; one that fails does not stop the others.
 
     Args:
-        names: of the figures.
+        figures: by name.
         make: makes one.
-        report: told of what fails, with a traceback where it is nothing that a user can mend.
+        report: told of the progress, and of what fails, with a traceback where it is nothing that a user can
+            mend.
+        processes: how many figures are made at a time, each by a process on a processor core; those that
+            compare times are made alone, at the end.
 
     Returns:
         A sentence for each that failed.
@@ -118,19 +135,51 @@ def make_each(
     Raises:
         KeyboardInterrupt: the user stopped it.
     """
-    failed = []
-    for name in names:
-        try:
-            make(name)
-        except UserError as error:
-            failed.append(f"{name} was not made: {error}")
-        except Exception as error:
-            report(traceback.format_exc().rstrip())
-            failed.append(f"{name} was not made: {type(error).__name__}: {reason(error)}")
-        else:
-            continue
-        report(failed[-1])
-    return failed
+    timed = [name for name, figure in figures.items() if figure.is_timed]
+    others = [name for name in figures if name not in timed]
+    told = do_pinned(
+        partial(_attempt, make=make, is_named=processes > 1), others, processes=processes, report=report
+    )
+    told += [_attempt(name, report, make=make) for name in timed]
+    return [sentence for sentence in told if sentence is not None]
+
+
+def _attempt(name: str, report: Callable[[str], None], *, make: Make, is_named: bool = False) -> str | None:
+    """Make a figure; a sentence if that fails. Lines have its name before them where `is_named`."""
+
+    def tell(line: str) -> None:
+        report(f"{name} | {line}" if is_named else line)
+
+    try:
+        make(name, report=tell)
+    except UserError as error:
+        sentence = f"{name} was not made: {error}"
+    except Exception as error:
+        tell(traceback.format_exc().rstrip())
+        sentence = f"{name} was not made: {type(error).__name__}: {reason(error)}"
+    else:
+        return None
+    report(sentence)
+    return sentence
+
+
+def at_a_time(processes: int | None) -> int:
+    """How many figures to make at a time: `processes`, or what this machine has room for.
+
+    Raises:
+        UserError: more than there are processor cores.
+    """
+    cores = len(usable_cores())
+    if processes is not None:
+        if processes > cores:
+            raise UserError(f"--at_a_time is {processes}, but there are {cores} cores; give at most as many.")
+        return processes
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return 1
+    memory = memory_limit(device)
+    room = cores if memory is None else memory // _BYTES_OF_FIGURE
+    return max(1, min(cores, room))
 
 
 def page_path(size: str, out: Path) -> Path:

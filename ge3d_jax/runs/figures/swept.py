@@ -6,6 +6,7 @@ what another one has.
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import in_turn
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.guidance.ge3d import GE3D
@@ -147,17 +149,21 @@ def _asked(arm: Arm, plan: Plan, work: Work) -> dict[str, Any]:
 
 def _make_objects(arm: Arm, plan: Plan, work: Work, folder: Path) -> dict[tuple[str, int], Gaussians]:
     """The objects of an arm by prompt and seed; those that are in the folder are not made again."""
-    result = sweep(
-        plan.prompts,
-        seeds=plan.seeds,
-        preset=plan.preset,
-        guidance=arm.guidance,
-        model=work.model,
-        out=folder,
-        overrides=_all_overrides(arm, plan),
-        preview_every=0,
-        resume=True,
-    )
+    # Another figure may be making the same ones.
+    with in_turn(folder):
+        result = sweep(
+            plan.prompts,
+            seeds=plan.seeds,
+            preset=plan.preset,
+            guidance=arm.guidance,
+            model=work.model,
+            out=folder,
+            overrides=_all_overrides(arm, plan),
+            preview_every=0,
+            resume=True,
+            # Bars of several processes would overwrite each other.
+            progress=multiprocessing.parent_process() is None,
+        )
     _check(result)
     return {
         (outcome.prompt, outcome.seed): load_ply(result.folder / outcome.folder / "object.ply")

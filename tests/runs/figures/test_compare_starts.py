@@ -1,4 +1,4 @@
-"""Objects from two starts, on a tiny model: what they begin with, how soon they are recognized, what is told."""
+"""Objects from two starts, on a tiny model: what they begin with, and how soon they are recognized."""
 
 import numpy as np
 import pytest

@@ -1,14 +1,19 @@
 """All figures together: times told, those that are missing made, and the page that shows them."""
 
+import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.pinned import usable_cores
 from ge3d_jax.runs.figures import page
 from ge3d_jax.runs.figures.base import Figure, Made, write_made
+from ge3d_jax.runs.figures.figures import FIGURES as ALL_FIGURES
 from ge3d_jax.runs.figures.making import command_of, duration, model_of, told_time
+from tests.runs.figures.page_jobs import note_process
 
 
 def figure(title, **seconds):
@@ -90,12 +95,13 @@ def test_what_is_made_depends_on_the_command(tmp_path):
 def test_one_that_fails_does_not_stop_the_others():
     done, said = [], []
 
-    def make(name):
+    def make(name, *, report):
         if name == "first":
             raise UserError("The folder is full; make room.")
         if name == "second":
             raise ZeroDivisionError("by zero")
         done.append(name)
+        report("a line")
 
     failed = page.make_each(FIGURES, make, report=said.append)
     assert done == ["third"]
@@ -104,13 +110,50 @@ def test_one_that_fails_does_not_stop_the_others():
         "second was not made: ZeroDivisionError: by zero",
     ]
     # Only what nobody can mend has its place in the code told.
-    assert said[0] == failed[0] and said[1].startswith("Traceback") and said[2:] == [failed[1]]
+    assert said[0] == failed[0] and said[1].startswith("Traceback") and said[2:] == [failed[1], "a line"]
 
-    def stop(name):
+    def stop(name, *, report):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         page.make_each(FIGURES, stop, report=said.append)
+
+
+def test_what_compares_times_is_made_last():
+    order = []
+    figures = {"timed": replace(FIGURES["first"], is_timed=True), **FIGURES}
+    page.make_each(figures, lambda name, *, report: order.append(name), report=print)
+    assert order == [*FIGURES, "timed"]
+    assert {name for name, one in ALL_FIGURES.items() if one.is_timed} == {
+        "compare_losses",
+        "convergence",
+        "from_truth",
+        "compare_starts",
+    }
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(usable_cores()) < 2, reason="no two cores to choose from"
+)
+def test_figures_are_made_side_by_side_but_timed_ones_alone(tmp_path):
+    said = []
+    figures = {**FIGURES, "timed": replace(FIGURES["first"], is_timed=True)}
+    make = partial(note_process, folder=tmp_path)
+    failed = page.make_each(figures, make, report=said.append, processes=2)
+    assert failed == ["third was not made: The folder is full; make room."]
+    made_by = {name: (tmp_path / name).read_text().split() for name in ("first", "second", "timed")}
+    assert made_by["first"][0] != made_by["second"][0]
+    assert made_by["first"][1] == made_by["second"][1] == "1"
+    assert made_by["timed"] == [str(os.getpid()), str(len(usable_cores()))]
+    assert sorted(said) == ["first | made", "made", "second | made", failed[0]]
+
+
+def test_as_many_figures_are_made_at_a_time_as_there_is_room_for():
+    cores = len(usable_cores())
+    assert 1 <= page.at_a_time(None) <= cores
+    assert page.at_a_time(1) == 1
+    with pytest.raises(UserError, match=f"--at_a_time is {cores + 1}, but there are {cores} cores"):
+        page.at_a_time(cores + 1)
 
 
 def test_the_page_shows_what_is_there(tmp_path):
