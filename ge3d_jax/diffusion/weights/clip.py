@@ -68,10 +68,14 @@ class TextTower:
         """D, numbers of a feature."""
         return self.module.width
 
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, L) and the places (B,) of the end tokens of B texts, int32."""
+        ids = prompt_ids(self.tokenizer, texts, self.module.config.max_position_embeddings)
+        return ids, np.argmax(ids == self.tokenizer.eos_token_id, axis=1).astype(np.int32)
+
     def features(self, texts: Sequence[str]) -> jax.Array:
         """Features (B, D) float32 of B texts, of any length."""
-        ids = prompt_ids(self.tokenizer, texts, self.module.config.max_position_embeddings)
-        ends = np.argmax(ids == self.tokenizer.eos_token_id, axis=1).astype(np.int32)
+        ids, ends = self.tokens(texts)
         return _text_features(self.parameters, ids, ends, module=self.module)
 
 

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
-from ge3d_jax.diffusion.weights.clip import load_text_tower
+from ge3d_jax.diffusion.weights.clip import TextTower, load_text_tower
 from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.metrics.likeness import chamfer as mean_chamfer
 from ge3d_jax.scenes.start.clouds import AsItIs, CloudStart
@@ -93,16 +93,18 @@ def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress 
     """
     with bar or progress_bar() as bar:
         surfaces = _surfaces(recipe, out / "surfaces.npz")
-        data = jax.device_put(point_e.make_data(surfaces, load_text_tower(model_folder()).features))
-        parameters = {
-            name: _train_network(name, config, recipe, steps, clouds, out, data, bar)
+        tower = load_text_tower(model_folder())
+        data = jax.device_put(point_e.make_data(surfaces, tower))
+        trained = {
+            name: _train_network(name, config, recipe, steps, clouds, out, tower, data, bar)
             for name, config, steps, clouds in (
                 ("base", recipe.base, recipe.base_steps, recipe.base_clouds),
                 ("upsampler", recipe.upsampler, recipe.upsampler_steps, recipe.upsampler_clouds),
             )
         }
     model = PointE(
-        **parameters,
+        base=trained["base"]["network"],
+        upsampler=trained["upsampler"]["network"],
         base_config=recipe.base,
         upsampler_config=recipe.upsampler,
         base_stage=point_e.BASE_STAGE,
@@ -110,7 +112,14 @@ def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress 
     )
     for folder in filter(None, (out / "model", install)):
         # Half of the digits are enough, and of the bytes.
-        save_point_e(folder, model, model_folder(), _TOYBOX_FILE, dtype=np.float16)
+        save_point_e(
+            folder,
+            model,
+            model_folder(),
+            _TOYBOX_FILE,
+            text_parameters=trained["base"]["text"],
+            dtype=np.float16,
+        )
     return out / "model"
 
 
@@ -133,17 +142,22 @@ def _train_network(
     steps: int,
     clouds: int,
     out: Path,
+    tower: TextTower,
     data: point_e.CloudData,
     bar: Progress,
 ) -> Any:
     key = jax.random.fold_in(jax.random.key(recipe.seed + 1), len(name))
-    parameters = network(config).init(key, *example_inputs(config))["params"]
+    parameters = {"network": network(config).init(key, *example_inputs(config))["params"]}
+    if isinstance(config, BaseConfig):
+        parameters["text"] = tower.parameters
     optimizer = make_optimizer(recipe.learning_rate, steps)
     state = start_training(parameters, optimizer)
 
     def step(state: Any, data: point_e.CloudData, index: jax.Array, rows: jax.Array) -> tuple[Any, jax.Array]:
         own = jax.random.fold_in(key, index)
-        return point_e.cloud_step(state, own, data, config=config, clouds=clouds, optimizer=optimizer)
+        return point_e.cloud_step(
+            state, own, data, config=config, text=tower.module, clouds=clouds, optimizer=optimizer
+        )
 
     def rows_of(index: int) -> np.ndarray:
         return np.zeros(0, np.int32)  # clouds are drawn within the step

@@ -1,6 +1,7 @@
 """Training of the small Point-E: what is drawn, what is learned, and that it goes on where it stopped."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
+from ge3d_jax.diffusion.weights.clip import load_text_tower
 from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.scenes.start.point_e.networks import BaseConfig, UpsamplerConfig, parameter_shapes
 from ge3d_jax.scenes.start.point_e.start import BUNDLED_SIZE, in_world_axes
+from ge3d_jax.toybox import model_folder
 from ge3d_jax.toybox.model import point_e, point_e_recipe
 from ge3d_jax.toybox.model.point_e_recipe import Recipe, chamfer, evaluate, has_color, recognized_kind, train
-from ge3d_jax.toybox.world.captions import Sentence, caption
+from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import distance_to
 from ge3d_jax.toybox.world.surfaces import Surface
@@ -35,28 +38,24 @@ def surfaces():
     return Surface(positions, primary, 1 - primary, np.zeros((count, 64, 3), np.float32))
 
 
-def encode(sentences):
-    """A feature that tells sentences apart."""
-    return np.stack([np.random.default_rng(list(s.encode())).normal(size=64) for s in sentences]).astype(
-        np.float32
-    )
+@pytest.fixture(scope="module")
+def tower():
+    return load_text_tower(model_folder())
 
 
 @pytest.fixture(scope="module")
-def data(surfaces):
-    return jax.device_put(point_e.make_data(surfaces, encode))
+def data(surfaces, tower):
+    return jax.device_put(point_e.make_data(surfaces, tower))
 
 
-def test_clouds_go_with_their_sentences(data, surfaces):
-    clouds, features = point_e.draw_clouds(jax.random.key(0), data, 64, 16)
-    assert clouds.shape == (64, 16, 6) and features.shape == (64, 64)
-    names, seen = list(COLORS), {}
-    for kind in KINDS:
-        for color in names:
-            for second in (*names, None):
-                feature = encode([caption(Sentence(kind, color, second))])[0]
-                seen[tuple(np.round(feature / np.linalg.norm(feature), 4))] = (kind, color, second)
-    told = [seen[tuple(np.round(np.asarray(feature), 4))] for feature in features]
+def test_clouds_go_with_their_sentences(data, surfaces, tower):
+    clouds, sentences = point_e.draw_clouds(jax.random.key(0), data, 64, 16)
+    assert clouds.shape == (64, 16, 6) and sentences.ends.shape == (64,)
+    texts = [
+        tower.tokenizer.decode(ids[1:end].tolist())
+        for ids, end in zip(np.asarray(sentences.ids), np.asarray(sentences.ends), strict=True)
+    ]
+    told = [(one.kind, one.color, one.second_color) for one in map(parse, texts)]
     assert len({kind for kind, _, _ in told}) > 10
     assert 0.25 < np.mean([second is None for _, _, second in told]) < 0.75
     for cloud, (kind, color, second) in zip(np.asarray(clouds), told, strict=True):
@@ -79,7 +78,7 @@ def test_the_duck_s_beak_points_to_x_again():
     assert np.abs(distance_to("duck", jnp.asarray(back.positions[:1]))) < 0.02
 
 
-def test_the_loss_is_that_of_the_noise():
+def test_the_loss_is_that_of_the_velocity():
     clean = jax.random.normal(jax.random.key(0), (6, 50, 6))
     signal = jnp.asarray(point_e.alphas_cumprod("cosine"), jnp.float32)
     times = []
@@ -87,13 +86,29 @@ def test_the_loss_is_that_of_the_noise():
     def predict(seen, at):
         times.append(np.asarray(at))
         kept = signal[at][:, None, None]
-        return jnp.concatenate([(seen - jnp.sqrt(kept) * clean) / jnp.sqrt(1 - kept), seen], axis=-1)
+        noise = (seen - jnp.sqrt(kept) * clean) / jnp.sqrt(1 - kept)
+        return jnp.concatenate([jnp.sqrt(kept) * noise - jnp.sqrt(1 - kept) * clean, seen], axis=-1)
 
-    assert float(point_e._noise_loss(predict, signal, jax.random.key(1), clean)) < 1e-4
+    assert float(point_e._velocity_loss(predict, signal, jax.random.key(1), clean)) < 1e-4
     # One time from each sixth of all.
     assert np.array_equal(np.floor(times[0] / 1024 * 6), np.arange(6))
-    nothing = point_e._noise_loss(lambda seen, at: jnp.zeros_like(seen), signal, jax.random.key(1), clean)
+    # Noise and clouds have a variance of 1 here, and so has what mixes them.
+    nothing = point_e._velocity_loss(lambda seen, at: jnp.zeros_like(seen), signal, jax.random.key(1), clean)
     assert float(nothing) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_sentence_reaches_the_base_network(data, tower):
+    state = {
+        "network": jax.tree.map(
+            lambda leaf: 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+            parameter_shapes(BASE),
+        ),
+        "text": tower.parameters,
+    }
+    loss = partial(point_e.cloud_loss, config=BASE, text=tower.module, key=jax.random.key(3), clouds=8)
+    gradients = jax.grad(lambda parameters: loss(parameters, data=data))(state)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["network"]["clip_embed"]))
+    assert np.abs(gradients["text"]["text_model"]["final_layer_norm"]["scale"]).max() > 0
 
 
 def test_a_cloud_is_recognized_by_the_nearest_true_one(surfaces):
@@ -142,7 +157,9 @@ def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces
     steps = [int(line.split()[0]) for line in (tmp_path / "parts/base.loss.txt").read_text().splitlines()]
     # The step that the bar was told of when it ended the training is not written down.
     assert steps == [1, 2, 3, 3, 4]
-    for name in ("base.safetensors", "upsampler.safetensors", "config.json"):
+    text = "text_encoder/model.safetensors"
+    assert (model / text).read_bytes() != (model_folder() / text).read_bytes()
+    for name in ("base.safetensors", "upsampler.safetensors", "config.json", text):
         content = (model / name).read_bytes()
         assert (again / name).read_bytes() == content and (
             tmp_path / "installed" / name

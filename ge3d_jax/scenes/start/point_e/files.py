@@ -38,6 +38,7 @@ BASE_FILES = (
 UPSAMPLER_FILES = ("upsampler.safetensors", "upsample_40m.safetensors", "upsample_40m.pt")
 CONFIG_FILE = "config.json"
 TEXT_FOLDERS = ("text_encoder", "tokenizer")
+_TEXT_WEIGHTS = "model.safetensors"
 _PUBLISHED_AT = "https://openaipublic.azureedge.net/main/point-e/"
 
 Encode = Callable[[Sequence[str]], jax.Array]
@@ -110,6 +111,7 @@ def save_point_e(
     text_folder: Path,
     language: Mapping[str, str],
     *,
+    text_parameters: Any = None,
     dtype: DTypeLike = np.float32,
 ) -> None:
     """Write a folder that `open_point_e` opens.
@@ -119,12 +121,15 @@ def save_point_e(
         model: the networks.
         text_folder: holds the text encoder, `text_encoder/` and `tokenizer/`, of which copies are written.
         language: files on the words that it knows, name → text.
-        dtype: of the networks in their files.
+        text_parameters: of the text encoder where they were trained further; None for those in its folder.
+        dtype: of the networks in their files, and of these parameters.
     """
     for name in TEXT_FOLDERS:
         for file in sorted((text_folder / name).iterdir()):
             with atomic_path(folder / name / file.name) as temporary:
                 temporary.write_bytes(file.read_bytes())
+    if text_parameters is not None:
+        write_parameters(folder / TEXT_FOLDERS[0] / _TEXT_WEIGHTS, text_parameters, dtype=dtype)
     write_parameters(folder / BASE_FILES[0], model.base, dtype=dtype)
     write_parameters(folder / UPSAMPLER_FILES[0], model.upsampler, dtype=dtype)
     config = PointEConfig(model.base_config, model.upsampler_config, model.base_stage, model.upsampler_stage)

@@ -80,9 +80,16 @@ def draw_noise(key: jax.Array, stage: Stage, clouds: int, points: int) -> StageN
     return StageNoise(normal(first, shape), normal(later, every) if stage.churn else jnp.zeros(every))
 
 
-@partial(jax.jit, static_argnames=("config", "guided"))
+@partial(jax.jit, static_argnames=("config", "guided", "velocity"))
 def sample_base(
-    parameters: Any, text: jax.Array, plan: Plan, noise: StageNoise, *, config: BaseConfig, guided: bool
+    parameters: Any,
+    text: jax.Array,
+    plan: Plan,
+    noise: StageNoise,
+    *,
+    config: BaseConfig,
+    guided: bool,
+    velocity: bool = False,
 ) -> SampledWay:
     """The way to the first points of clouds.
 
@@ -93,6 +100,7 @@ def sample_base(
         noise: of the stage.
         config: size of the network.
         guided: whether the stage is guided.
+        velocity: whether the network predicts the velocity.
 
     Returns:
         The way, in the diffusion's scale.
@@ -104,12 +112,18 @@ def sample_base(
         output: Any = apply({"params": parameters}, points, times, condition)
         return output[..., :POINT_CHANNELS]
 
-    return sample(predict, plan, noise.initial, noise.churn, guided=guided)
+    return sample(predict, plan, noise.initial, noise.churn, guided=guided, velocity=velocity)
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "velocity"))
 def sample_upsampler(
-    parameters: Any, given: jax.Array, plan: Plan, noise: StageNoise, *, config: UpsamplerConfig
+    parameters: Any,
+    given: jax.Array,
+    plan: Plan,
+    noise: StageNoise,
+    *,
+    config: UpsamplerConfig,
+    velocity: bool = False,
 ) -> SampledWay:
     """The way to the further points of clouds, without guidance.
 
@@ -119,6 +133,7 @@ def sample_upsampler(
         plan: of the stage.
         noise: of the stage.
         config: size of the network.
+        velocity: whether the network predicts the velocity.
 
     Returns:
         The way, in the diffusion's scale.
@@ -129,7 +144,7 @@ def sample_upsampler(
         output: Any = apply({"params": parameters}, points, times, given)
         return output[..., :POINT_CHANNELS]
 
-    return sample(predict, plan, noise.initial, noise.churn, guided=False)
+    return sample(predict, plan, noise.initial, noise.churn, guided=False, velocity=velocity)
 
 
 def unit_features(features: jax.Array) -> jax.Array:
@@ -159,10 +174,16 @@ def sample_points(
             base_noise,
             config=model.base_config,
             guided=base.is_guided,
+            velocity=base.is_velocity,
         ).clean[-1]
     )
     rest = sample_upsampler(
-        model.upsampler, first, make_plan(more), upsampler_noise, config=model.upsampler_config
+        model.upsampler,
+        first,
+        make_plan(more),
+        upsampler_noise,
+        config=model.upsampler_config,
+        velocity=more.is_velocity,
     ).clean[-1]
     return np.asarray(jnp.concatenate([first, to_user_units(rest)], axis=1))
 

@@ -14,6 +14,7 @@ with σ, as the published code does; both differences are visible.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,13 @@ from ge3d_jax.core.errors import UserError
 
 STEPS = 1024
 SCHEDULES = ("cosine", "linear")
+# What a network predicts: the noise ε, as the published ones do, or the velocity v = √ᾱ·ε − √(1 − ᾱ)·x0.
+EPSILON, VELOCITY = "epsilon", "v_prediction"
 _LARGEST_BETA = 0.999
 _RHO = 7.0
 _MOST_CHURN = 2.0**0.5 - 1.0
 
-# Network inputs (R, N, 6) and whole times (R,) to the noise (R, N, 6).
+# Network inputs (R, N, 6) and whole times (R,) to the noise (R, N, 6), or to the velocity.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -79,6 +82,7 @@ class Stage:
         sigma_min, sigma_max: the least noise level and the largest, which the sampling begins with.
         churn: how much noise is added on the way, over all steps.
         guidance: s; 0 and 1 mean none.
+        prediction: what the network predicts, EPSILON or VELOCITY.
     """
 
     schedule: str = "cosine"
@@ -87,10 +91,15 @@ class Stage:
     sigma_max: float = 120.0
     churn: float = 3.0
     guidance: float = 3.0
+    prediction: str = EPSILON
 
     def __post_init__(self) -> None:
         """Check what types cannot say. Raises UserError."""
         betas(self.schedule, 1)
+        if self.prediction not in (EPSILON, VELOCITY):
+            raise UserError(
+                f"Point-E config: prediction is {self.prediction!r}; use {EPSILON} or {VELOCITY}."
+            )
         if self.steps < 2:
             raise UserError(f"Point-E needs at least 2 steps, not {self.steps}; raise them.")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -98,6 +107,11 @@ class Stage:
                 f"Point-E's noise levels are {self.sigma_min} to {self.sigma_max}; give two rising numbers "
                 "above 0."
             )
+
+    @property
+    def is_velocity(self) -> bool:
+        """Whether the network predicts the velocity."""
+        return self.prediction == VELOCITY
 
     @property
     def is_guided(self) -> bool:
@@ -190,7 +204,13 @@ class SampledWay:
 
 
 def denoise(
-    predict: Predict, x: jax.Array, level: Level, *, scale: jax.Array | float, guided: bool
+    predict: Predict,
+    x: jax.Array,
+    level: Level,
+    *,
+    scale: jax.Array | float,
+    guided: bool,
+    velocity: bool = False,
 ) -> jax.Array:
     """One evaluation: what the points were without noise.
 
@@ -200,14 +220,19 @@ def denoise(
         level: of the noise.
         scale: s.
         guided: whether to guide (static).
+        velocity: whether the network predicts the velocity rather than the noise (static).
 
     Returns:
         (B, N, 6) x0; within [-1, 1] unless guided.
     """
     seen = x / jnp.sqrt(level.sigma**2 + 1.0)
     seen = jnp.concatenate([seen, seen]) if guided else seen
-    noise = predict(seen, jnp.full(seen.shape[0], level.time))
-    clean = jnp.clip(level.of_seen * seen - level.of_noise * noise, -1.0, 1.0)
+    predicted = predict(seen, jnp.full(seen.shape[0], level.time))
+    if velocity:
+        clean = (seen - level.of_noise * predicted) / level.of_seen
+    else:
+        clean = level.of_seen * seen - level.of_noise * predicted
+    clean = jnp.clip(clean, -1.0, 1.0)
     if not guided:
         return clean
     asked, dropped = jnp.split(clean, 2)
@@ -215,7 +240,13 @@ def denoise(
 
 
 def sample(
-    predict: Predict, plan: Plan, initial: jax.Array, churn_noise: jax.Array, *, guided: bool
+    predict: Predict,
+    plan: Plan,
+    initial: jax.Array,
+    churn_noise: jax.Array,
+    *,
+    guided: bool,
+    velocity: bool = False,
 ) -> SampledWay:
     """Sample points; for use inside `jit`.
 
@@ -225,14 +256,17 @@ def sample(
         initial: (B, N, 6) standard normal noise to begin with.
         churn_noise: (n, B, N, 6) standard normal noise for each step.
         guided: whether the stage is (static).
+        velocity: whether the network predicts the velocity (static).
 
     Returns:
         The way; its last `clean` is the result.
     """
 
+    clean_of = partial(denoise, predict, guided=guided, velocity=velocity)
+
     def begin_step(x: jax.Array, step: Plan, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x = x + step.added * noise
-        clean = denoise(predict, x, step.first, scale=step.scale, guided=guided)
+        clean = clean_of(x, step.first, scale=step.scale)
         return x, clean, (x - clean) / step.first.sigma
 
     def heun_step(x: jax.Array, inputs: tuple[Plan, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -240,7 +274,7 @@ def sample(
         x, clean, slope = begin_step(x, step, noise)
         length = step.second.sigma - step.first.sigma
         ahead = x + length * slope
-        clean_ahead = denoise(predict, ahead, step.second, scale=step.scale, guided=guided)
+        clean_ahead = clean_of(ahead, step.second, scale=step.scale)
         slope_ahead = (ahead - clean_ahead) / step.second.sigma
         return x + length * (slope + slope_ahead) / 2.0, (x, clean)
 

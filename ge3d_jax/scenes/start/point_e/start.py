@@ -20,6 +20,8 @@ from ge3d_jax.splatting.gaussians import Gaussians
 BUNDLED = "bundled"
 # Its clouds are half as large as the objects of the Toybox world.
 BUNDLED_SIZE = 2.0
+# What goes with the bundled model, whose world has its objects in the middle, as they are.
+_BUNDLED_SETTINGS = {"model": BUNDLED, "mirrored": False, "lift": 0.0, "size": BUNDLED_SIZE, "colored": True}
 
 
 def in_world_axes(cloud: PointCloud, *, mirrored: bool, lift: float, size: float = 1.0) -> PointCloud:
@@ -58,16 +60,15 @@ class PointEStart(CloudStart):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # 1024 points, five times over: nearly as many splats as the preset's ball has, and as large.
         "toybox": {
-            "model": BUNDLED,
-            "mirrored": False,
-            "lift": 0.0,
-            "size": BUNDLED_SIZE,
-            "growth.kind": "none",
-            "colored": True,
-            "scale": 0.05,
+            **_BUNDLED_SETTINGS,
+            "growth.kind": "clones",
+            "growth.number": 5,
+            "scale": 0.026,
             "opacity": 0.27,
-        }
+        },
+        "toybox64": {**_BUNDLED_SETTINGS, "growth.kind": "none", "scale": 0.05, "opacity": 0.27},
     }
     reads_file: ClassVar[bool] = False
 

@@ -10,11 +10,13 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.weights.clip import load_text_tower
 from ge3d_jax.diffusion.weights.parameters import tensor_name, to_tensor
-from ge3d_jax.scenes.start.point_e.files import check_files, model_place, open_point_e
+from ge3d_jax.scenes.start.point_e.files import check_files, model_place, open_point_e, save_point_e
 from ge3d_jax.scenes.start.point_e.model import open_weights, read_network, sample_clouds
 from ge3d_jax.scenes.start.point_e.networks import CHANNEL_BIASES, CHANNEL_SCALES
 from ge3d_jax.scenes.start.point_e.start import PointEStart
+from ge3d_jax.toybox import model_folder
 from tests import torch_archives
 from tests.scenes.start.point_e import small
 
@@ -43,6 +45,16 @@ def test_a_folder_gives_back_what_was_saved(folder):
     assert features.shape == (2, 64) and np.abs(features[0] - features[1]).max() > 0.01
     # A text's feature is that of its own end, whatever comes beside it.
     np.testing.assert_allclose(encode(["a blue mushroom"])[0], features[1], atol=1e-5)
+
+
+def test_a_text_encoder_that_was_trained_further_is_kept(folder, tmp_path):
+    tower = load_text_tower(model_folder())
+    other = jax.tree.map(lambda leaf: 1.5 * np.asarray(leaf), tower.parameters)
+    save_point_e(tmp_path, small.model(), model_folder(), small.LANGUAGE, text_parameters=other)
+    read = [open_point_e(place, "nothing")[1](["a red mushroom"]) for place in (folder, tmp_path)]
+    expected = dataclasses.replace(tower, parameters=other).features(["a red mushroom"])
+    np.testing.assert_allclose(read[1], expected, atol=1e-5)
+    assert np.abs(read[0] - read[1]).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,7 @@ def test_a_damaged_config_is_named(folder, tmp_path):
         ('"width": 16', '"width": 15', "multiple of twice the heads"),
         ('"schedule": "cosine"', '"schedule": "sine"', "schedule is 'sine'"),
         ('"steps": 2', '"steps": 1', "at least 2 steps"),
+        ('"prediction": "epsilon"', '"prediction": "x"', "prediction is 'x'; use epsilon or v_prediction"),
         ('"points": 12', '"pints": 12', "pints"),
     ):
         config.write_text((folder / "config.json").read_text().replace(old, new))

@@ -1,0 +1,60 @@
+"""The sampler with networks whose answer is known; test_golden.py has the published ones' noise."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.scenes.start.point_e import sampler
+from ge3d_jax.scenes.start.point_e.sampler import VELOCITY, Stage, alphas_cumprod, make_plan
+
+STAGE = Stage(steps=6, prediction=VELOCITY)
+SIGNAL = jnp.asarray(alphas_cumprod(STAGE.schedule), jnp.float32)
+CLOUD = 0.4 * jax.random.normal(jax.random.key(0), (2, 5, 6))
+
+
+def predict_noise(seen, times, clean):
+    """What the noise of `seen` is if the cloud is `clean`."""
+    kept = SIGNAL[times][:, None, None]
+    return (seen - jnp.sqrt(kept) * clean) / jnp.sqrt(1 - kept)
+
+
+def predict_velocity(seen, times, clean):
+    kept = SIGNAL[times][:, None, None]
+    return jnp.sqrt(kept) * predict_noise(seen, times, clean) - jnp.sqrt(1 - kept) * clean
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_a_velocity_says_what_was_without_noise(step):
+    level = jax.tree.map(lambda leaf: leaf[step], make_plan(STAGE).first)
+    x = CLOUD + level.sigma * jax.random.normal(jax.random.key(1), CLOUD.shape)
+    clean = sampler.denoise(
+        partial(predict_velocity, clean=CLOUD), x, level, scale=1.0, guided=False, velocity=True
+    )
+    # At the highest level x is a hundred times as large as what is in it.
+    np.testing.assert_allclose(clean, CLOUD, atol=2e-4 if step else 2e-2)
+
+
+def test_guidance_goes_on_from_without_the_condition_to_with_it():
+    level = jax.tree.map(lambda leaf: leaf[4], make_plan(STAGE).first)
+    x = CLOUD + level.sigma * jax.random.normal(jax.random.key(1), CLOUD.shape)
+    both = jnp.concatenate([0.5 * CLOUD, 0.2 * CLOUD])
+    clean = sampler.denoise(
+        partial(predict_velocity, clean=both), x, level, scale=3.0, guided=True, velocity=True
+    )
+    np.testing.assert_allclose(clean, 1.1 * CLOUD, atol=2e-3)
+
+
+@pytest.mark.parametrize(("predict", "velocity"), [(predict_noise, False), (predict_velocity, True)])
+def test_both_kinds_of_networks_lead_to_the_same_cloud(predict, velocity):
+    way = sampler.sample(
+        partial(predict, clean=CLOUD),
+        make_plan(STAGE),
+        jax.random.normal(jax.random.key(2), CLOUD.shape),
+        jnp.zeros((STAGE.steps, *CLOUD.shape)),
+        guided=False,
+        velocity=velocity,
+    )
+    np.testing.assert_allclose(way.clean[-1], CLOUD, atol=1e-3)
