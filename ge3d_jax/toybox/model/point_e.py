@@ -171,6 +171,7 @@ def cloud_loss(
     key: jax.Array,
     data: CloudData,
     clouds: int,
+    points: int,
 ) -> jax.Array:
     """The loss of either network on clouds drawn at random.
 
@@ -181,6 +182,8 @@ def cloud_loss(
         key: PRNG key.
         data: what clouds are drawn from.
         clouds: how many.
+        points: of each, to be denoised; fewer than the network is made for take less time, and since every
+            point sees the sentence or the given points, it learns as much from each.
 
     Returns:
         () loss.
@@ -188,11 +191,11 @@ def cloud_loss(
     cloud_key, drop_key, noise_key = jax.random.split(key, 3)
     apply = partial(network(config).apply, {"params": parameters["network"]})
     given = config.given_points if isinstance(config, UpsamplerConfig) else 0
-    points, sentences = draw_clouds(cloud_key, data, clouds, given + config.points)
-    clean = _to_diffusion(points[:, given:])
+    drawn, sentences = draw_clouds(cloud_key, data, clouds, given + points)
+    clean = _to_diffusion(drawn[:, given:])
     if isinstance(config, UpsamplerConfig):
         blur = jnp.asarray([_GIVEN_NOISE] * 3 + [0.0] * 3) * jax.random.normal(drop_key, (clouds, given, 6))
-        known = points[:, :given] + blur
+        known = drawn[:, :given] + blur
         signal = alphas_cumprod(UPSAMPLER_STAGE.schedule)
 
         def predict(seen: jax.Array, times: jax.Array) -> Any:
@@ -210,7 +213,7 @@ def cloud_loss(
     return _velocity_loss(predict, jnp.asarray(signal, jnp.float32), noise_key, clean)
 
 
-@partial(jax.jit, static_argnames=("config", "text", "clouds", "optimizer"))
+@partial(jax.jit, static_argnames=("config", "text", "clouds", "points", "optimizer"))
 def cloud_step(
     state: TrainingState,
     key: jax.Array,
@@ -219,6 +222,7 @@ def cloud_step(
     config: TransformerConfig,
     text: CLIPTextFeatures,
     clouds: int,
+    points: int,
     optimizer: Any,
 ) -> tuple[TrainingState, jax.Array]:
     """One optimizer step of either network; see `cloud_loss`.
@@ -226,5 +230,5 @@ def cloud_step(
     Returns:
         The new state and the () loss.
     """
-    loss, gradients = jax.value_and_grad(cloud_loss)(state.params, config, text, key, data, clouds)
+    loss, gradients = jax.value_and_grad(cloud_loss)(state.params, config, text, key, data, clouds, points)
     return apply_gradients(state, gradients, optimizer), loss

@@ -59,6 +59,7 @@ class Recipe:
         points: of each kind that clouds are drawn from.
         base_steps, upsampler_steps: optimizer steps.
         base_clouds, upsampler_clouds: clouds in each.
+        base_points, upsampler_points: points of each cloud that are denoised; see `point_e.cloud_loss`.
         learning_rate: the peak of both.
         save_every: number of steps between saved states.
         base, upsampler: sizes of the networks.
@@ -68,8 +69,10 @@ class Recipe:
     points: int = 16384
     base_steps: int = 5000
     base_clouds: int = 32
+    base_points: int = 128
     upsampler_steps: int = 2000
     upsampler_clouds: int = 8
+    upsampler_points: int = 192
     learning_rate: float = 3e-3
     save_every: int = 250
     base: BaseConfig = point_e.BASE
@@ -96,10 +99,16 @@ def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress 
         tower = load_text_tower(model_folder())
         data = jax.device_put(point_e.make_data(surfaces, tower))
         trained = {
-            name: _train_network(name, config, recipe, steps, clouds, out, tower, data, bar)
-            for name, config, steps, clouds in (
-                ("base", recipe.base, recipe.base_steps, recipe.base_clouds),
-                ("upsampler", recipe.upsampler, recipe.upsampler_steps, recipe.upsampler_clouds),
+            name: _train_network(name, config, recipe, steps, clouds, points, out, tower, data, bar)
+            for name, config, steps, clouds, points in (
+                ("base", recipe.base, recipe.base_steps, recipe.base_clouds, recipe.base_points),
+                (
+                    "upsampler",
+                    recipe.upsampler,
+                    recipe.upsampler_steps,
+                    recipe.upsampler_clouds,
+                    recipe.upsampler_points,
+                ),
             )
         }
     model = PointE(
@@ -141,6 +150,7 @@ def _train_network(
     recipe: Recipe,
     steps: int,
     clouds: int,
+    points: int,
     out: Path,
     tower: TextTower,
     data: point_e.CloudData,
@@ -156,7 +166,14 @@ def _train_network(
     def step(state: Any, data: point_e.CloudData, index: jax.Array, rows: jax.Array) -> tuple[Any, jax.Array]:
         own = jax.random.fold_in(key, index)
         return point_e.cloud_step(
-            state, own, data, config=config, text=tower.module, clouds=clouds, optimizer=optimizer
+            state,
+            own,
+            data,
+            config=config,
+            text=tower.module,
+            clouds=clouds,
+            points=points,
+            optimizer=optimizer,
         )
 
     def rows_of(index: int) -> np.ndarray:

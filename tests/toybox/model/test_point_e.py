@@ -105,7 +105,9 @@ def test_the_sentence_reaches_the_base_network(data, tower):
         ),
         "text": tower.parameters,
     }
-    loss = partial(point_e.cloud_loss, config=BASE, text=tower.module, key=jax.random.key(3), clouds=8)
+    loss = partial(
+        point_e.cloud_loss, config=BASE, text=tower.module, key=jax.random.key(3), clouds=8, points=24
+    )
     gradients = jax.grad(lambda parameters: loss(parameters, data=data))(state)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["network"]["clip_embed"]))
     assert np.abs(gradients["text"]["text_model"]["final_layer_norm"]["scale"]).max() > 0
