@@ -69,7 +69,7 @@ class CloneAndSplit:
     recovery: int = 150
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         never_negative = ("every", "reset_every", "recovery")
         check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 

@@ -43,7 +43,7 @@ class MarkovChain:
     scale_penalty: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         never_negative = ("every", "growth", "noise", "opacity_penalty", "scale_penalty")
         check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 

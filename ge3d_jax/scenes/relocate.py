@@ -43,7 +43,7 @@ class Relocate:
     split_scale: float = 0.003 * 3.5
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"density.every": (self.every, 0)})
         if not 0 < self.share <= 0.5:
             raise UserError(

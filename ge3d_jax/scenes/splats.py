@@ -52,7 +52,7 @@ class SplatRates:
     higher_bands: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if min(value if isinstance(value, tuple) else (value,)) <= 0:
@@ -98,7 +98,7 @@ class Splats:
     rasterizer: str = AUTO
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_rasterizer(self.rasterizer)
         check_at_least(
             **{

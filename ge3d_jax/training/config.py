@@ -41,7 +41,7 @@ class PromptConfig:
     use_overhead: bool = False
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.perp_neg_weight > 0:
             raise UserError(
                 f"The setting prompts.perp_neg_weight is {self.perp_neg_weight}, which would lead towards "
@@ -81,7 +81,7 @@ class CameraConfig:
     jitter_up: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"cameras.widen_every": (self.widen_every, 1)})
         for name in ("radius_begin", "radius_end"):
             radii = getattr(self, name)
@@ -144,7 +144,7 @@ class Config:
     reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             iterations=(self.iterations, 1),
             views=(self.views, 1),

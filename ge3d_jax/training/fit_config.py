@@ -28,7 +28,7 @@ class FitLossConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if not 0 <= self.dssim <= 1:
             raise UserError(f"The setting loss.dssim is {self.dssim}; give a number from 0 to 1.")
         if self.weight <= 0:
@@ -77,5 +77,5 @@ class FitConfig:
     )
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(iterations=(self.iterations, 1), views=(self.views, 1))

@@ -63,7 +63,7 @@ class Reconstruction:
     )
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.start is not None and not 0 < self.start < 1:
             raise UserError(
                 f"The setting reconstruction.start is {self.start}; give a share of the iterations between "

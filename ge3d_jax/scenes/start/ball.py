@@ -93,7 +93,7 @@ class _GrayStart:
     sh_degree: int = 0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.count < 1:
             raise UserError(f"The setting start.count is {self.count}, but at least 1 is needed; raise it.")
         check_look(self.opacity, self.sh_degree)

@@ -51,7 +51,7 @@ class Clones:
     reach: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"growth.number": (self.number, 1), "growth.reach": (self.reach, 0)})
 
     def grown(self, cloud: PointCloud, rng: np.random.Generator) -> PointCloud:
@@ -86,7 +86,7 @@ class GaussianDreamer:
     color_noise: float = 0.2
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             **{"growth.candidates": (self.candidates, 0), "growth.color_noise": (self.color_noise, 0)}
         )
@@ -146,7 +146,7 @@ class CloudStart:
     sh_degree: int = 0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_look(self.opacity, self.sh_degree)
         if self.scale is not None and self.scale <= 0:
             raise UserError(f"The setting start.scale is {self.scale}; give a number above 0, or null.")

@@ -107,7 +107,7 @@ class CloudFile(CloudStart):
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         _check_radius(self.radius)
 
@@ -144,7 +144,7 @@ class MeshFile(CloudStart):
     y_up: bool | None = None
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         _check_radius(self.radius)
         if self.points < 1:
