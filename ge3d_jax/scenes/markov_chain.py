@@ -98,7 +98,7 @@ def _needed(state: SplatState, *, strategy: MarkovChain) -> jax.Array:
 def relocate_splats(
     key: jax.Array, state: SplatState, moments: Moments, limit: jax.Array | int, *, strategy: MarkovChain
 ) -> tuple[SplatState, Moments, RelocationReport]:
-    """Move dead splats onto living ones and add some, up to `limit`. Donates `state` and `moments`."""
+    """Relocate dead splats onto live ones and add some, up to `limit`. Donates `state` and `moments`."""
     gaussians, moved, report = relocate(
         key,
         state.gaussians,

@@ -118,7 +118,7 @@ def gradient_rows(
     x, y = pixel_offsets(transmittance.dtype)
     monomials = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
     alpha_gradients = transmittance * gains - after / (1.0 - entries.alpha)
-    # Through the exponential; a capped alpha is constant.
+    # Gradient through the exponential; a capped alpha is constant.
     passes = (entries.alpha > 0.0) & (entries.alpha < MAX_ALPHA)
     slope = jnp.where(passes, entries.alpha * alpha_gradients, 0.0)
     moments = tuple(jnp.moveaxis(einsum("bcp,pm->bcm", slope, monomials), -1, 0))

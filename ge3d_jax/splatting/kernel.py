@@ -133,14 +133,14 @@ def _backward_program(
         gains = pixel_gradients[-1]
         for value, along in zip(splat[GEOMETRY:], pixel_gradients[:-1], strict=True):
             gains = gains + value * along
-        # Through the exponential; a capped alpha is constant.
+        # Gradient through the exponential; a capped alpha is constant.
         slope = jnp.where(alpha < MAX_ALPHA, alpha * (light * gains - behind * passed), 0.0)
         along_x, along_y = slope * x, slope * y
         moments = tuple(
             jnp.sum(values) for values in (slope, along_x, along_y, along_x * x, along_x * y, along_y * y)
         )
         p, q, r, opacity = splat[2:GEOMETRY]
-        # A listed splat is not fainter than MIN_ALPHA.
+        # A listed splat has an opacity of at least MIN_ALPHA.
         rows = moment_gradients(moments, (p, q, r), opacity, offset_x, offset_y)
         weight = alpha * light
         rows += [jnp.sum(weight * along) for along in pixel_gradients[:-1]]

@@ -37,8 +37,8 @@ def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
 def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
     """Write a tree of arrays to `folder`, replacing an earlier one; an interrupted save leaves that intact.
 
-    Saved trees are numbered, and the last one is valid. A tree gets its number atomically, once all of it is
-    on disk; only then are earlier trees and the remains of interrupted saves deleted.
+    Saved trees are numbered, and the last one is current. A tree gets its number atomically, once all of it
+    is on disk; only then are earlier trees and the remains of interrupted saves deleted.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.

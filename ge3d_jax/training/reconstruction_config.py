@@ -12,7 +12,7 @@ from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.scenes.splats import SplatRates
 
-# (polar angle in degrees from +z, how many cameras evenly around)
+# (polar angle in degrees from +z, number of evenly spaced cameras)
 Ring = tuple[float, int]
 
 

@@ -1,4 +1,4 @@
-"""Gray splats in a ball or a box: the default starts, which need no other input."""
+"""Gray splats in a ball or a box: starts that need no other input."""
 
 import dataclasses
 from collections.abc import Mapping
