@@ -1,1 +1,1 @@
-"""The distillation losses: trajectories, balancing, view-dependent prompts."""
+"""The distillation losses: trajectories, balancing, and view-dependent prompts."""

@@ -1,8 +1,8 @@
-"""What a distillation loss is: settings, what it draws, what it learns, and a residual for the latents.
+"""The interface of a distillation loss: settings, random draws, learned parameters, and a latent residual.
 
-A loss is a frozen dataclass of its own settings, derived from `Loss`. It knows nothing of memory, devices or
-Perp-Neg: it asks the denoiser, and sums over views with `SeenViews.total`. To add one, write one file and
-one line of the dictionary in `guidance/losses.py`.
+A loss is a frozen dataclass of its own settings, derived from `Loss`. It knows nothing about memory, devices,
+or Perp-Neg: it queries the denoiser and sums over views with `SeenViews.total`. To add a loss, write one file
+and add one line to the dictionary in `guidance/losses.py`.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ Numbers = dict[str, jax.Array]
 
 @struct.dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        iteration: k, () int32, iterations done.
-        iterations: T, in all (static).
+        iteration: k, () int32, number of completed iterations.
+        iterations: T, total number of iterations (static).
     """
 
     iteration: jax.Array | int
@@ -45,7 +45,7 @@ class DrawKeys:
     """PRNG keys of an iteration.
 
     Attributes:
-        times: for the times.
+        times: for the timesteps.
         noise: for the noise.
         run: the same in every iteration of a run.
     """
@@ -57,15 +57,15 @@ class DrawKeys:
 
 @struct.dataclass
 class SeenViews:
-    """The views of this device, as the loss sees them.
+    """The views on this device, as the loss sees them.
 
     Attributes:
-        latents: (B, h, w, C), z; a residual is handed to them by `hand_over`.
+        latents: (B, h, w, C), z; `hand_over` makes a residual their gradient.
         cameras: batch of B.
-        count: views of the iteration on all devices (static).
-        axis: name of the devices' axis, None for a single device (static).
-        source: (B, h, w, C), the latents of what is edited as it was before, from the same cameras; None
-            where the loss does not ask for them.
+        count: number of views in the iteration, over all devices (static).
+        axis: name of the device axis, None for a single device (static).
+        source: (B, h, w, C), latents of the unedited object from the same cameras; None unless the loss
+            requests them.
     """
 
     latents: jax.Array
@@ -75,20 +75,20 @@ class SeenViews:
     source: jax.Array | None = None
 
     def total(self, values: jax.Array) -> jax.Array:
-        """The sum of what each device has."""
+        """Sum the values over all devices."""
         return values if self.axis is None else jax.lax.psum(values, self.axis)
 
 
 def hand_over(seen: SeenViews, residual: jax.Array, **numbers: jax.Array) -> tuple[jax.Array, Numbers]:
-    """What a loss returns: a scalar whose gradient in the latents is `residual`, and named numbers.
+    """Build a loss's return value: a scalar whose gradient with respect to the latents is `residual`.
 
     Args:
         seen: the views.
         residual: (B, h, w, C).
-        numbers: (B,), which are averaged over all views, or () for what they share.
+        numbers: metrics by name: (B,), averaged over all views, or () if the views share the value.
 
     Returns:
-        the scalar, and the numbers with `gradient_norm`, the residual's over all views.
+        the scalar, and the metrics plus `gradient_norm`, the norm of the residual over all views.
     """
     surrogate = jnp.sum(jax.lax.stop_gradient(residual) * seen.latents)
     return surrogate, {**numbers, "gradient_norm": jnp.sqrt(seen.total(jnp.sum(residual**2)))}
@@ -96,13 +96,13 @@ def hand_over(seen: SeenViews, residual: jax.Array, **numbers: jax.Array) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Base of the distillation losses; see the module.
+    """Base class of the distillation losses; see the module docstring.
 
     Attributes:
-        views_together: how many views belong together, which lie on one device.
-        may_mirror: whether pictures may be mirrored before the loss sees them.
-        uses_source: whether it makes use of what the views show before they are edited.
-        presets: settings of a run that go with this loss, by preset and dotted name.
+        views_together: size of the groups of views that the loss treats jointly; a group stays on one device.
+        may_mirror: whether images may be flipped horizontally before the loss sees them.
+        uses_source: whether the loss makes use of what the views show before an edit.
+        presets: run settings that go with this loss, by preset and dotted name.
     """
 
     views_together: ClassVar[int] = 1
@@ -112,34 +112,34 @@ class Loss:
 
     @property
     def latest_time(self) -> int:
-        """The latest time that the network may be asked at."""
+        """The largest timestep at which the network may be queried."""
         raise NotImplementedError
 
     @property
     def steps_to_target(self) -> float | None:
-        """How many residuals lead from the latents to what the loss wants; None where it does not say."""
+        """The n for which latents − n·residual is the loss's target; None if it has no explicit target."""
         return None
 
     @property
     def needs_source_views(self) -> bool:
-        """Whether it asks for the views of what is edited as it was before; see `SeenViews.source`."""
+        """Whether the loss needs views of the unedited object; see `SeenViews.source`."""
         return False
 
     @property
     def shares_learned(self) -> bool:
-        """Whether the objects of a sweep that step together learn one thing together."""
+        """Whether the objects of a sweep that step in lockstep share one set of learned parameters."""
         return False
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """What chance decides in an iteration, for latents of `shape` (B, h, w, C)."""
+        """Draw an iteration's random values, for latents of `shape` (B, h, w, C)."""
         raise NotImplementedError
 
     def begin(self, key: jax.Array, model: StableDiffusion) -> Any:
-        """What the loss learns by itself, a pytree: here nothing."""
+        """Initialize the loss's own learned parameters, a pytree; by default there are none."""
         return ()
 
     def optimizer(self) -> optax.GradientTransformation:
-        """How it learns that."""
+        """Return the optimizer of the learned parameters."""
         return optax.identity()
 
     def __call__(
@@ -151,8 +151,9 @@ class Loss:
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """A scalar and named numbers, see `hand_over`.
+        """Compute a scalar and metrics; see `hand_over`.
 
-        The scalar's gradient in the latents is the residual, its gradient in `learned` trains that.
+        The scalar's gradient with respect to the latents is the residual; its gradient with respect to
+        `learned` trains the learned parameters.
         """
         raise NotImplementedError

@@ -1,11 +1,12 @@
-"""CDS, consistency distillation sampling: what the text says high on a path agrees with what it says below.
+"""CDS, consistency distillation sampling: guided predictions at two timesteps of one path must agree.
 
-g = w(t)·(ε̂(x_t, t) − ε̂(x_t', t')), each entry cut at ± `clip`, handed over as g/B. One noise serves all views
-throughout the run, x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, and x_t' is one guided DDIM step below x_t.
+g = w(t)·(ε̂(x_t, t) − ε̂(x_t', t')), clipped entrywise to ± `clip`; the residual is g/B. All views share one
+noise throughout the run, x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, and x_t' is one guided DDIM step below x_t.
 
-Symbols: t', `lower`, falling with √(k/K); k, iteration; K, `anneal_iterations`; t = t' + a number within
-`gap`, at most `highest`; ε̂ = ε_y + s·(ε_y − ε_∅); s, `scale`; r = √((1−ᾱ)/ᾱ); B, views. Consistent3D, arXiv
-2401.09050, as its code runs. That code turns NaN into 0; here the training step skips such an iteration.
+Symbols: t', `lower`, decreasing with √(k/K); k, iteration; K, `anneal_iterations`; t = t' + a number within
+`gap`, at most `highest`; ε̂ = ε_y + s·(ε_y − ε_∅); s, `scale`; r = √((1−ᾱ)/ᾱ); B, number of views. Source:
+Consistent3D, arXiv 2401.09050, as implemented in its public code. That code replaces NaN with 0; here the
+training step skips such an iteration.
 """
 
 import dataclasses
@@ -27,18 +28,18 @@ from ge3d_jax.guidance.one_step import check_share, check_weighting, half_square
 
 @dataclasses.dataclass(frozen=True)
 class CDS(Loss):
-    """Consistency distillation sampling; pairs are (at the start, at the end) of the annealing.
+    """Consistency distillation sampling; pairs are (start, end) values of the annealing.
 
     Attributes:
-        lower: t', between both bounds.
-        gap: least and greatest t − t'.
-        highest: t is at most that.
-        scale: s, counted from the prediction with the text; with Perp-Neg from the one without.
-        clip: where the entries of g are cut.
-        anneal_iterations: K, how many iterations the annealing takes.
+        lower: t', which moves from the first value to the second.
+        gap: smallest and largest t − t'.
+        highest: upper bound of t.
+        scale: s, relative to the prediction with the text; with Perp-Neg, relative to the one without.
+        clip: bound at which the entries of g are clipped.
+        anneal_iterations: K, length of the annealing in iterations.
         weighting: w(t): "uniform" (1), "variance" (1−ᾱ_t) or "ratio" (r_t).
-        recon_std_rescale: how far the spread of the clean latent that ε̂ implies is brought back to that
-            without guidance, before the step from t to t'.
+        recon_std_rescale: how strongly the standard deviation of the clean latent that ε̂ implies is rescaled
+            to its value without guidance, before the step from t to t'.
     """
 
     lower: tuple[int, int] = (700, 100)
@@ -50,7 +51,7 @@ class CDS(Loss):
     weighting: str = "uniform"
     recon_std_rescale: float = 0.0
 
-    # The published first stage's; the scene there is a NeRF.
+    # Those of the published first stage, whose scene is a NeRF.
     presets: ClassVar = {
         "paper": {
             "iterations": 3000,
@@ -64,24 +65,24 @@ class CDS(Loss):
     }
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_weighting(self.weighting)
         check_at_least(anneal_iterations=(self.anneal_iterations, 1))
         check_share("recon_std_rescale", self.recon_std_rescale)
         check_times("lower", (min(self.lower), max(self.lower)))
         if not 1 <= self.gap[0] <= self.gap[1]:
-            raise UserError(f"The setting gap is {self.gap}; give two numbers above 0, the lower first.")
+            raise UserError(f"The setting gap is {self.gap}; give two numbers above 0, the lower one first.")
         check_times("highest", (max(self.lower) + self.gap[0], self.highest))
         if min(self.clip) <= 0:
             raise UserError(f"The setting clip is {self.clip}; give bounds above 0.")
 
     @property
     def latest_time(self) -> int:
-        """The latest t."""
+        """The largest t."""
         return min(max(self.lower) + self.gap[1], self.highest)
 
     def schedule(self, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """t', s and the bound of the entries at each iteration, (T,) each."""
+        """Return t', s, and the clipping bound at each iteration, (T,) each."""
         share = np.clip(np.arange(iterations) / self.anneal_iterations, 0.0, 1.0)
         lower = self.lower[0] + (self.lower[1] - self.lower[0]) * np.sqrt(share)
         annealing = (self.anneal_iterations, iterations)
@@ -89,7 +90,7 @@ class CDS(Loss):
         return np.floor(lower).astype(np.int32), scale, clip
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The times, t' for all views and t of each, and the noise of the whole run."""
+        """Draw the timesteps, t' for all views and t of each, and the noise of the whole run."""
         lower = at(self.schedule(progress.iterations)[0], progress)
         gaps = jax.random.randint(keys.times, shape[:1], self.gap[0], self.gap[1] + 1)
         times = jnp.minimum(lower + gaps, self.highest)
@@ -105,9 +106,9 @@ class CDS(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual of the module.
+        """Compute the residual.
 
-        Numbers of each view: loss, ½‖g‖²; time; clipped, the share of entries that were cut.
+        Metrics per view: loss, ½‖g‖²; time; clipped, the fraction of entries that were clipped.
         """
         times, lower = drawn.per_view["times"], drawn.shared["lower"]
         _, scale, clip = (at(table, progress) for table in self.schedule(progress.iterations))

@@ -1,8 +1,9 @@
-"""CSD, classifier score distillation: only what the texts say, without the noise that SDS compares with.
+"""CSD, classifier score distillation: only the text-dependent terms, without the noise term of SDS.
 
-g = w(t)·(c·ε_y + u·ε_neg + n·ε_∅ + p·Σ_j w_j·(ε_{y_j} − ε_neg)^⊥), handed over as g/B, or as g/(‖g‖·B) with
-‖·‖ over all views. Symbols: ε_y, ε_neg, ε_∅, predictions with the prompt, the negative prompt and none; c, u,
-n, p, the `…_scale` settings; the last sum is Perp-Neg's; B, views. arXiv 2310.19415, as its code runs.
+g = w(t)·(c·ε_y + u·ε_neg + n·ε_∅ + p·Σ_j w_j·(ε_{y_j} − ε_neg)^⊥). The residual is g/B, or g/(‖g‖·B) with ‖·‖
+over all views. Symbols: ε_y, ε_neg, ε_∅, predictions for the prompt, the negative prompt, and the empty
+prompt; c, u, n, p, the `…_scale` settings; B, number of views. The last sum is Perp-Neg's. Source: arXiv
+2310.19415, as implemented in its public code.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from ge3d_jax.guidance.base import Numbers, Progress, SeenViews, hand_over
 from ge3d_jax.guidance.one_step import OneStepLoss, check_weighting, half_square, time_weight
 from ge3d_jax.guidance.times import TIMES, Times, UniformTimes
 
-# Keeps the normalized gradient finite where all predictions agree.
+# Keeps the normalized gradient finite when all predictions agree.
 _SMALLEST_NORM = 1e-8
-# What both published stages have in common.
+# Settings shared by both published stages.
 _RUN = {
     "iterations": 10_000,
     "views": 1,
@@ -34,19 +35,19 @@ _RUN = {
 
 @dataclasses.dataclass(frozen=True)
 class CSD(OneStepLoss):
-    """Classifier score distillation; the defaults are the published first stage's, which makes the shape.
+    """Classifier score distillation; the defaults are those of the published first stage (the shape).
 
-    Its code has another network look at pixels there. The second stage, which refines the surface, is the
-    preset "second_stage".
+    In that stage, the public code applies another network to pixels. The preset "second_stage" is the second
+    stage, which refines the surface.
 
     Attributes:
         weighting: w(t): "variance" (1−ᾱ_t), "uniform" (1) or "ratio" (√((1−ᾱ_t)/ᾱ_t)).
-        normalized: whether g is divided by its norm over all views.
+        normalized: whether to divide g by its norm over all views.
         text_scale: c.
-        negative_scale: u, at the start and at the end of the annealing, linear between.
+        negative_scale: u, at the start and at the end of the annealing, linear in between.
         empty_scale: n, likewise.
         perp_neg_scale: p.
-        anneal_iterations: how many iterations the annealing takes.
+        anneal_iterations: length of the annealing in iterations.
     """
 
     times: Times = choice(lambda: TIMES, UniformTimes(late_from=5001))
@@ -58,7 +59,7 @@ class CSD(OneStepLoss):
     perp_neg_scale: float = 3.0
     anneal_iterations: int = 5000
 
-    # Iterations, views and texts are the published ones; the scene there is a NeRF, then a mesh.
+    # Iterations, views, and texts are as published; the published scene is a NeRF, then a mesh.
     presets: ClassVar = {
         "paper": _RUN | {"prompts.use_perp_neg": True, "prompts.perp_neg_rule": "threestudio"},
         "second_stage": _RUN
@@ -81,12 +82,12 @@ class CSD(OneStepLoss):
     }
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_weighting(self.weighting)
         check_at_least(anneal_iterations=(self.anneal_iterations, 1))
 
     def scales(self, iterations: int) -> tuple[Any, Any]:
-        """u and n of each iteration, (T,) each."""
+        """Return u and n of each iteration, (T,) each."""
         annealing = (self.anneal_iterations, iterations)
         return linear_table(self.negative_scale, *annealing), linear_table(self.empty_scale, *annealing)
 
@@ -99,7 +100,7 @@ class CSD(OneStepLoss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual of the module; numbers: loss, ½‖g‖² of each view before division, and its time."""
+        """Compute the residual; metrics per view: loss, ½‖g‖² before any division, and time."""
         times = drawn.per_view["times"]
         schedule = denoiser.schedule
         x = add_noise(schedule, jax.lax.stop_gradient(seen.latents), drawn.per_view["noise"], times)

@@ -1,19 +1,20 @@
-"""FPS, formation pattern sampling: several far-apart nodes of one inversion, a one-step edit at each.
+"""FPS, formation pattern sampling: a one-step edit at each of several widely spaced nodes of one inversion.
 
 | symbol | meaning |
 |---|---|
 | k, T | iteration, number of iterations |
-| t_0 = 1 < t_1 < … | times: one more than the sum of the jumps so far |
-| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, leading away from the negative prompt |
+| t_0 = 1 < t_1 < … | timesteps: one more than the sum of the jumps so far |
+| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, away from the negative prompt |
 | r_i | √((1−ᾱ)/ᾱ) at t_i |
 
-Jumps are drawn from 175 … 224. The first always counts, later ones while the sum stays below 850 − ⌊450·k/T⌋.
-DDIM with ε_∅ carries the latent from node to node, and g = λ·mean_i r_i·(ε̂ − ε_∅)(x_{t_i}, t_i), i ≥ 1: at
-each node the clean latent by ε_∅ less that by ε̂.
+Jumps are drawn from 175 … 224. The first one always counts, later ones only while the sum stays below
+850 − ⌊450·k/T⌋. DDIM with ε_∅ carries the latent from node to node, and
+g = λ·mean_i r_i·(ε̂ − ε_∅)(x_{t_i}, t_i), i ≥ 1: at each node, the clean latent implied by ε_∅ minus the one
+implied by ε̂.
 
 Source: Li et al., "DreamScene: 3D Gaussian-based Text-to-3D Scene Generation via Formation Pattern Sampling",
-arXiv 2404.03575, and its public code, which this follows; there depth is encoded in place of the picture with
-probability 0.2 and the least important 24 % of the splats are pruned, here neither.
+arXiv 2404.03575, and its public code, which this follows. That code also encodes depth instead of the picture
+with probability 0.2 and prunes the least important 24 % of the splats; this code does neither.
 """
 
 import dataclasses
@@ -44,11 +45,11 @@ _FIRST_TIME = 1
 
 @struct.dataclass
 class NodeEdits:
-    """What the nodes 1 … n say; inactive ones say 0.
+    """The edits at nodes 1 … n.
 
     Attributes:
-        states: (n, B, h, w, C), x at each node; of inactive ones the last.
-        differences: (n, B, h, w, C), r·(ε̂ − ε_∅).
+        states: (n, B, h, w, C), x at each node; inactive nodes repeat the last state.
+        differences: (n, B, h, w, C), r·(ε̂ − ε_∅); 0 at inactive nodes.
     """
 
     states: jax.Array
@@ -60,12 +61,12 @@ class FPS(Loss):
     """DreamScene's loss for single objects.
 
     Attributes:
-        scale: s of the guided prediction.
+        scale: s, the guidance scale.
         strength: λ, factor on the residual.
-        offset_noise: strength of the noise that is constant over each channel of the image.
-        count: the most nodes.
+        offset_noise: strength of the noise component that is constant over the image in each channel.
+        count: maximum number of nodes.
         jump_min, jump_max: each jump is uniform on jump_min … jump_max − 1.
-        bound: what the jumps' sum stays below, at the start and at the end of the run.
+        bound: exclusive upper bound of the sum of jumps, at the start and at the end of the run.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -79,7 +80,7 @@ class FPS(Loss):
             "scene.density.every": 100,
             "scene.density.reset_every": 600,
         },
-        # All that depends on the iteration is a share of the run.
+        # Everything that depends on the iteration is relative to the length of the run.
         "toybox": {"iterations": 300},
     }
 
@@ -92,31 +93,31 @@ class FPS(Loss):
     bound: Bounds = (850, 400)
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(count=(self.count, 1), jump_min=(self.jump_min, 1))
         if self.jump_max <= self.jump_min:
             raise UserError(
-                f"The setting jump_max is {self.jump_max} and does not lie above jump_min, {self.jump_min}; "
+                f"The setting jump_max is {self.jump_max}, which is not above jump_min, {self.jump_min}; "
                 f"raise it."
             )
         check_latest_time(self.latest_time, "bound or jump_max")
 
     @property
     def latest_time(self) -> int:
-        """The time of the farthest node there may be."""
+        """The largest timestep that a node may have."""
         return max(self.jump_max - 1, max(self.bound) - 1) + _FIRST_TIME
 
     def bound_at(self, progress: Progress) -> jax.Array:
-        """What the jumps' sum stays below, () int32: begin − ⌊(begin − end)·k/T⌋."""
+        """Return the bound of the sum of jumps, () int32: begin − ⌊(begin − end)·k/T⌋."""
         begin, end = self.bound
         return whole_number(lambda k: begin - np.floor((begin - end) * (k / progress.iterations)), progress)
 
     def nodes(self, jumps: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The times of all nodes (n + 1,) int32, from 1 on, the last repeating; and how many there are.
+        """Return the timesteps of all nodes (n + 1,) int32, from 1 on, the last repeating, and their number.
 
         Args:
             jumps: (n,), as drawn.
-            bound: (), what their sum stays below.
+            bound: (), exclusive upper bound of their sum.
         """
         indices = jnp.cumsum(jumps)
         active = 1 + jnp.sum(indices[1:] < bound)
@@ -125,14 +126,14 @@ class FPS(Loss):
         return times[kept].astype(jnp.int32), active.astype(jnp.int32)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The nodes, the same for all views, and the noise of each view."""
+        """Draw the nodes, shared by all views, and the noise of each view."""
         jumps = jax.random.randint(keys.times, (self.count,), self.jump_min, self.jump_max)
         node_times, active = self.nodes(jumps, self.bound_at(progress))
         noise = offset_noise(keys.noise, shape, self.offset_noise)
         return Draws(shared={"node_times": node_times, "active": active}, per_view={"noise": noise})
 
     def edits(self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser) -> NodeEdits:
-        """Go up through the nodes and edit at each."""
+        """Invert up through the nodes and edit at each."""
         schedule, times = denoiser.schedule, drawn.shared["node_times"]
         first = add_noise(schedule, z, drawn.per_view["noise"], times[0]).astype(z.dtype)
         (epsilon,) = denoiser.predict_for(first, times[0], text.empty)
@@ -154,7 +155,7 @@ class FPS(Loss):
             moved, difference = jax.lax.cond(is_active, edit, lambda: (x, jnp.zeros_like(x)))
             return moved, (x, difference)
 
-        # From the last node the latent stays where it is.
+        # After the last node the latent stays where it is.
         following = jnp.concatenate([times[2:], times[-1:]])
         _, (states, differences) = jax.lax.scan(body, x, (jnp.arange(self.count), times[1:], following))
         return NodeEdits(states, differences)
@@ -168,9 +169,9 @@ class FPS(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual λ·mean_i r_i·(ε̂ − ε_∅).
+        """Compute the residual λ·mean_i r_i·(ε̂ − ε_∅).
 
-        Numbers: loss, the nodes' mean of ‖r_i·(ε̂ − ε_∅)‖², of each view; active_nodes.
+        Metrics: loss of each view, the mean of ‖r_i·(ε̂ − ε_∅)‖² over the nodes; active_nodes.
         """
         z = jax.lax.stop_gradient(seen.latents)
         differences = self.edits(z, text, drawn, denoiser).differences

@@ -1,7 +1,7 @@
-"""GE3D: both trajectories agree at every node, coarse nodes first, fine ones later.
+"""GE3D: align the noising and the denoising trajectory at every node, from coarse nodes to fine ones.
 
-Symbols: k, iteration; T, number of iterations; n, nodes; ω_i(k), dynamic balancing coefficients (DBC); λ,
-`strength`. Equations 5–11 of arXiv 2412.05929.
+Symbols: k, iteration; T, number of iterations; n, number of nodes; ω_i(k), dynamic balancing coefficients
+(DBC); λ, `strength`. Equations 5–11 of arXiv 2412.05929.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from ge3d_jax.guidance.trajectories import (
 
 @struct.dataclass
 class Residual:
-    """What the loss says about the latent.
+    """The loss and its gradient with respect to the latents.
 
     Attributes:
-        gradient: (B, h, w, C), to be handed to z: λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}).
+        gradient: (B, h, w, C), the gradient for z: λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}).
         losses: (B,), Σ_i ω_i·‖x_{t_i} − x̂_{t_i}‖² of each view.
     """
 
@@ -50,10 +50,10 @@ def dbc_weights(
     *,
     width: float = 1 / 3,
 ) -> jax.Array:
-    """ω_i(k): the coarsest node counts most at the start of a run, the finest at its end (equations 9, 10).
+    """Return ω_i(k), which favors the coarsest node early in a run and the finest late (equations 9, 10).
 
-    Node i peaks at μ_i = T·(1 − i/(n−1)), with σ = width·T; normalized over the nodes i < `active`. The
-    public code has σ = 1000 at any T and normalizes over all n.
+    Node i peaks at μ_i = T·(1 − i/(n−1)) with σ = width·T; the weights are normalized over the nodes
+    i < `active`. The public code uses σ = 1000 for any T and normalizes over all n nodes.
 
     Args:
         iteration: k, scalar.
@@ -62,14 +62,14 @@ def dbc_weights(
         active: number of nodes in the sum.
 
     Returns:
-        (n,) float32, of sum 1; all 0 when no node is active.
+        (n,) float32, summing to 1; all 0 if no node is active.
     """
     nodes = jnp.arange(count)
     peaks = 1.0 - nodes / max(count - 1, 1)
     progress = jnp.asarray(iteration, jnp.float32) / iterations
     logits = -0.5 * ((progress - peaks) / width) ** 2
     is_active = nodes < active
-    # Softmax of the exponents: the far nodes of a narrow σ underflow to 0 instead of 0/0.
+    # Softmax of the exponents: with a narrow σ, distant nodes underflow to 0 instead of producing 0/0.
     weights = jax.nn.softmax(jnp.where(is_active, logits, -jnp.inf))
     return jnp.where(is_active, weights, 0.0)
 
@@ -82,11 +82,11 @@ def ge3d_residual(
     *,
     strength: float = 0.1,
 ) -> Residual:
-    """The gradient for z and the loss (equations 8, 11).
+    """Compute the gradient for z and the loss (equations 8, 11).
 
     Args:
-        z: (B, h, w, C), the latent; it is the noising side of node 0.
-        noised, denoised: (n + 1, B, h, w, C), the trajectories; the top states are equal and not used.
+        z: (B, h, w, C), the latents; they serve as the noising state at node 0.
+        noised, denoised: (n + 1, B, h, w, C), the trajectories; their top states are equal and unused.
         weights: (n,), ω_i, 0 for inactive nodes.
         strength: λ.
 
@@ -97,7 +97,7 @@ def ge3d_residual(
     chex.assert_shape(noised, (weights.shape[0] + 1, *z.shape))
     sources = noised[:-1].at[0].set(z)
     differences = sources - denoised[:-1]
-    # In full: on a GPU, JAX would round the factors to 10 bits.
+    # Full precision: on a GPU, JAX would otherwise round the factors to 10 bits.
     exact = jax.lax.Precision.HIGHEST
     gradient = strength * jnp.tensordot(weights, differences, axes=1, precision=exact)
     squares = jnp.sum(differences**2, axis=tuple(range(2, differences.ndim)))
@@ -105,7 +105,7 @@ def ge3d_residual(
 
 
 def _joined_texts(text: ViewTexts, other: ViewTexts) -> ViewTexts:
-    """What is said about the views of `text`, and behind them about those of the other."""
+    """Concatenate the texts of two batches of views, those of `other` last."""
     joined = {
         name: jnp.concatenate([getattr(text, name), getattr(other, name)])
         for name in ("positive", "avoided", "weights")
@@ -115,22 +115,23 @@ def _joined_texts(text: ViewTexts, other: ViewTexts) -> ViewTexts:
 
 @dataclasses.dataclass(frozen=True)
 class GE3D(Loss):
-    """The paper's loss.
+    """The loss of the GE3D paper.
 
     Attributes:
-        scale: s, of the guided prediction.
+        scale: s, the guidance scale.
         strength: λ, factor on the residual.
-        noising_prompt: ∅ of the noising trajectory: "negative", as in the public code, or "empty", as in the
-            paper. Where an edit says what the views show, that takes its place, except with "delta".
-        inversion: how the way down compensates for the way up. "plain": not at all. "npi": guidance leads
-            away from ∅ of the noising trajectory, not from the negative prompt. "direct": the amount by which
-            a guided way down to that ∅ would miss the way up is subtracted at every node. Both are from arXiv
-            2305.16807 and 2310.01506. "delta", only for edits: what a plain iteration would ask of the
-            source, as it was and under its own prompt, is subtracted at every node, as in Delta Denoising
-            Score, arXiv 2304.07090.
-        offset_noise: strength of the noise that is constant over each channel of the image.
-        dbc: whether the nodes are balanced over the run; without, each counts 1 (the paper's ablation).
-        dbc_width: σ of the balancing weights, as a share of the iterations.
+        noising_prompt: the prompt ∅ of the noising trajectory: "negative", as in the public code, or "empty",
+            as in the paper. If an edit describes what the views show, that description takes its place,
+            except with "delta".
+        inversion: how the denoising trajectory compensates for inversion error. "plain": not at all. "npi":
+            guidance points away from the ∅ of the noising trajectory instead of the negative prompt.
+            "direct": subtract, at every node, the error with which a denoising trajectory guided toward that
+            ∅ would miss the noising trajectory. Both are from arXiv 2305.16807 and 2310.01506. "delta", for
+            edits only: subtract, at every node, the residual that a plain iteration gives for the unedited
+            source under its own prompt, as in Delta Denoising Score, arXiv 2304.07090.
+        offset_noise: strength of the noise component that is constant over the image in each channel.
+        dbc: whether to balance the nodes over the run; if not, each has weight 1 (the paper's ablation).
+        dbc_width: σ of the balancing weights, as a fraction of the iterations.
         nodes: the time nodes.
     """
 
@@ -146,10 +147,10 @@ class GE3D(Loss):
     nodes: Nodes = Nodes()
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.dbc_width <= 0:
             raise UserError(
-                f"The setting dbc_width is {self.dbc_width}; give a share of the iterations above 0."
+                f"The setting dbc_width is {self.dbc_width}; give a fraction of the iterations above 0."
             )
         if self.noising_prompt not in NOISING_PROMPTS:
             raise UserError(
@@ -163,22 +164,22 @@ class GE3D(Loss):
 
     @property
     def needs_source_views(self) -> bool:
-        """For the inversion "delta"."""
+        """True for the inversion "delta"."""
         return self.inversion == "delta"
 
     @property
     def latest_time(self) -> int:
-        """The farthest node there may be."""
+        """The largest timestep that a node may have."""
         return max(self.nodes.max_step) - 1
 
     @property
     def steps_to_target(self) -> float | None:
-        """1/(λ·Σ_i ω_i), which leads to the mean of what the nodes want."""
+        """1/(λ·Σ_i ω_i), which leads to the mean of the nodes' targets."""
         weights = 1 if self.dbc else self.nodes.count
         return 1.0 / (self.strength * weights) if self.strength else None
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The time nodes, the same for all views, and the noise of each view."""
+        """Draw the time nodes, shared by all views, and the noise of each view."""
         node_times, active = sample_time_nodes(keys.times, progress, self.nodes)
         noise = offset_noise(keys.noise, shape, self.offset_noise)
         return Draws(shared={"node_times": node_times, "active": active}, per_view={"noise": noise})
@@ -191,14 +192,14 @@ class GE3D(Loss):
         denoiser: Denoiser,
         source: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each.
+        """Compute the states x_{t_i} and x̂_{t_i} at the nodes, (n + 1, B, h, w, C) each.
 
         Args:
             z: (B, h, w, C), the latents.
-            text: what the prompt says about each view; for "delta" with what the source's does.
-            drawn: as `draw` gives it.
+            text: the text embeddings of each view; for "delta", including those of the source.
+            drawn: the result of `draw`.
             denoiser: the model.
-            source: (B, h, w, C), the latents of the source; for "delta" alone.
+            source: (B, h, w, C), the latents of the source; for "delta" only.
 
         Raises:
             UserError: "delta" without a source.
@@ -206,7 +207,8 @@ class GE3D(Loss):
         if self.needs_source_views:
             if source is None or text.source is None:
                 raise UserError(
-                    "The inversion 'delta' compares with views of a source; there is none, so choose another."
+                    "The inversion 'delta' compares with views of a source, but this run has none; choose "
+                    "another inversion."
                 )
             return self._delta_trajectories((z, source), (text, text.source), drawn, denoiser)
         without = noising_text(text, self.noising_prompt) if text.source is None else text.source.positive
@@ -240,15 +242,15 @@ class GE3D(Loss):
         drawn: Draws,
         denoiser: Denoiser,
     ) -> tuple[jax.Array, jax.Array]:
-        """x_{t_i} and x̂_{t_i} + (x − x̂)_{t_i} of the source: for equal views and prompts the same.
+        """Return x_{t_i}, and x̂_{t_i} + (x − x̂)_{t_i} of the source; equal if views and prompts are.
 
         Args:
-            latents: of the views, and of the source's.
-            texts: about them, likewise.
-            drawn, denoiser: as for `trajectories`.
+            latents: of the views and of the source's views.
+            texts: likewise.
+            drawn, denoiser: see `trajectories`.
         """
         nodes = (drawn.shared["node_times"], drawn.shared["active"])
-        # One batch, so that both are compiled once and go through the same roundings.
+        # One batch, so that both are compiled once and rounded identically.
         both = _joined_texts(*texts)
         without = noising_text(both, self.noising_prompt)
         noise = drawn.per_view["noise"]
@@ -266,15 +268,15 @@ class GE3D(Loss):
         (states, source_states), (edited, source_edited) = (
             jnp.split(trajectory, 2, axis=1) for trajectory in (noised, denoised)
         )
-        # As in `ge3d_residual`, the latent itself is node 0 of the way up.
+        # As in `ge3d_residual`, the latents themselves are node 0 of the noising trajectory.
         states, source_states = (
             trajectory.at[0].set(z) for trajectory, z in zip((states, source_states), latents, strict=True)
         )
-        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        # In this order, equal terms cancel without rounding errors, which Adam would turn into full steps.
         return states, states - ((states - edited) - (source_states - source_edited))
 
     def weights(self, progress: Progress, active: jax.Array) -> jax.Array:
-        """ω_i (n,), 0 for inactive nodes."""
+        """Return ω_i, (n,), 0 for inactive nodes."""
         if not self.dbc:
             return (jnp.arange(self.nodes.count) < active).astype(jnp.float32)
         return dbc_weights(
@@ -290,7 +292,7 @@ class GE3D(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}); numbers: loss of each view, active_nodes."""
+        """Compute the residual λ·Σ_i ω_i·(x_{t_i} − x̂_{t_i}); metrics: loss of each view, active_nodes."""
         z = jax.lax.stop_gradient(seen.latents)
         noised, denoised = self.trajectories(z, text, drawn, denoiser, seen.source)
         active = drawn.shared["active"]

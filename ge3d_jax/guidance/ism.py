@@ -1,19 +1,20 @@
-"""ISM, interval score matching: agree with the image's own path a few steps earlier (LucidDreamer).
+"""ISM, interval score matching: match the image's own noising path a few steps earlier (LucidDreamer).
 
 | symbol | meaning |
 |---|---|
 | k, W | iteration; `warm_up_iterations` |
-| ρ | 1 − min(k/W, 1), what is left of the warm-up |
-| i, s | index of the later and of the earlier state; the times that the network sees are i + 1 and s + 1 |
-| δ | how far s lies below i |
-| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, leading away from the negative prompt |
+| ρ | 1 − min(k/W, 1), the remaining fraction of the warm-up |
+| i, s | indices of the later and the earlier state; the network's timesteps are i + 1 and s + 1 |
+| δ | distance from s up to i |
+| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, away from the negative prompt |
 | r | √((1−ᾱ)/ᾱ) at the later state |
 
-The latent is carried up to s by DDIM with ε_∅, in steps of `inversion_step`, and from s to i in one more;
+DDIM with ε_∅ carries the latent up to s in steps of `inversion_step`, then from s to i in one more step;
 g = λ·r·(ε̂(x_i) − ε_∅(x_s)). Source: Liang et al., "LucidDreamer: Towards High-Fidelity Text-to-3D Generation
 via Interval Score Matching", arXiv 2311.11284, equations 14–17, and its public code, which this follows: δ is
-rounded down without Perp-Neg and its warm-up part rounded up with it, and every time is one more than its
-index. There a depth image is encoded in place of the picture with probability 0.2; here it never is.
+rounded down without Perp-Neg, its warm-up part is rounded up with Perp-Neg, and every timestep is one more
+than its index. The public code encodes a depth image instead of the picture with probability 0.2; this code
+never does.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ from ge3d_jax.guidance.paths import (
 )
 from ge3d_jax.guidance.trajectories import offset_noise
 
-# Times of the network are one more than the indices that are drawn.
+# The network's timesteps are one more than the drawn indices.
 FIRST_TIME = 1
 
 
@@ -51,16 +52,16 @@ class ISM(Loss):
     """LucidDreamer's loss.
 
     Attributes:
-        scale: s of the guided prediction.
+        scale: s, the guidance scale.
         strength: λ, factor on the residual.
-        offset_noise: strength of the noise that is constant over each channel of the image.
-        lowest: least index that is drawn.
-        highest: index that is no longer drawn after the warm-up.
-        warm_up_range: how much higher it is at the start of the run.
+        offset_noise: strength of the noise component that is constant over the image in each channel.
+        lowest: smallest index drawn.
+        highest: exclusive upper bound of the index after the warm-up.
+        warm_up_range: how much higher that bound is at the start of the run.
         warm_up_iterations: W.
-        delta_start, delta_end: δ at the start and after the warm-up; published runs end at 80, 50 or 25.
-        inversion_step: how far one step carries on the way to s.
-        inversion_steps: how many there may be; the noise is added that far below s, or at index 0.
+        delta_start, delta_end: δ at the start and after the warm-up; published runs end at 80, 50, or 25.
+        inversion_step: length of one DDIM step toward s.
+        inversion_steps: maximum number of these steps; noise is added that far below s, or at index 0.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -94,7 +95,7 @@ class ISM(Loss):
     inversion_steps: int = 5
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             lowest=(self.lowest, 1),
             warm_up_range=(self.warm_up_range, 0),
@@ -106,25 +107,25 @@ class ISM(Loss):
         )
         if self.highest <= self.lowest:
             raise UserError(
-                f"The setting highest is {self.highest} and leaves no index at or above lowest, "
+                f"The setting highest is {self.highest}, which leaves no index at or above lowest, "
                 f"{self.lowest}; raise it."
             )
         check_latest_time(self.latest_time, "highest or warm_up_range")
 
     @property
     def latest_time(self) -> int:
-        """The time of the highest index there may be."""
+        """The timestep of the largest index that can be drawn."""
         return self.highest + self.warm_up_range - 1 + FIRST_TIME
 
     def index_bound(self, progress: Progress) -> jax.Array:
-        """The index that is no longer drawn, () int32: highest + ⌊warm_up_range·ρ⌋."""
+        """Return the exclusive upper bound of the index, () int32: highest + ⌊warm_up_range·ρ⌋."""
         return whole_number(
             lambda k: self.highest + np.floor(self.warm_up_range * warm_up_left(k, self.warm_up_iterations)),
             progress,
         )
 
     def delta(self, progress: Progress, *, has_perp_neg: bool) -> jax.Array:
-        """δ, () int32: ⌊end + ρ(start − end)⌋, or end + ⌈ρ(start − end)⌉ with Perp-Neg."""
+        """Return δ, () int32: ⌊end + ρ(start − end)⌋, or end + ⌈ρ(start − end)⌉ with Perp-Neg."""
 
         def rule(k: np.ndarray) -> np.ndarray:
             excess = warm_up_left(k, self.warm_up_iterations) * (self.delta_start - self.delta_end)
@@ -133,7 +134,7 @@ class ISM(Loss):
         return whole_number(rule, progress)
 
     def times(self, index: jax.Array, earlier: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The times from the first noise up to index i, (inversion_steps + 2,) int32, and how many steps."""
+        """Return the timesteps from the first noise to x_i, (inversion_steps + 2,) int32, and step count."""
         first = jnp.maximum(earlier - self.inversion_step * self.inversion_steps, 0)
         steps = -((first - earlier) // self.inversion_step)
         number = jnp.arange(self.inversion_steps + 2)
@@ -142,7 +143,7 @@ class ISM(Loss):
         return times.astype(jnp.int32), (steps + 1).astype(jnp.int32)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The index i, the same for all views, and the noise of each view."""
+        """Draw the index i, shared by all views, and the noise of each view."""
         index = jax.random.randint(keys.times, (), self.lowest, self.index_bound(progress))
         noise = offset_noise(keys.noise, shape, self.offset_noise)
         return Draws(shared={"index": index}, per_view={"noise": noise})
@@ -150,7 +151,7 @@ class ISM(Loss):
     def path(
         self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser, progress: Progress
     ) -> Path:
-        """From the first noise to x_i; its last prediction is ε_∅(x_s)."""
+        """Follow the path from the first noise to x_i; its last prediction is ε_∅(x_s)."""
         has_perp_neg = text.weights.shape[1] > 0
         index = drawn.shared["index"]
         earlier = jnp.maximum(index - self.delta(progress, has_perp_neg=has_perp_neg), 0)
@@ -172,9 +173,9 @@ class ISM(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual λ·r·(ε̂ − ε_∅).
+        """Compute the residual λ·r·(ε̂ − ε_∅).
 
-        Numbers: loss ‖r·(ε̂ − ε_∅)‖² of each view; time of x_i; active_nodes, steps up to there.
+        Metrics: loss ‖r·(ε̂ − ε_∅)‖² of each view; time, of x_i; active_nodes, the number of steps to x_i.
         """
         z = jax.lax.stop_gradient(seen.latents)
         path = self.path(z, text, drawn, denoiser, progress)

@@ -1,4 +1,4 @@
-"""The losses there are, by the name that chooses them."""
+"""The registry of distillation losses, by name."""
 
 from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.cds import CDS

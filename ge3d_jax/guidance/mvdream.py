@@ -1,9 +1,10 @@
-"""MVDream's reconstruction loss: groups of four views are led to the clean pictures that they imply.
+"""MVDream's reconstruction loss: move groups of four views toward their predicted clean images.
 
-g = (z − x̂')/B, with x̂' = x̂_0·(q·f + 1 − q) and f = std(x̂_0 of ε_y)/std(x̂_0 of ε̂) over all numbers of the four
-views; x̂_0 is what ε̂ = ε_∅ + s·(ε_y − ε_∅) implies at x_t, with one t for all views. Symbols: q,
-`recon_std_rescale`; s, `scale`; B, views. arXiv 2308.16512, as its code runs. Any model serves; a network
-that sees the four views together, as MVDream's own, makes them agree.
+g = (z − x̂')/B, with x̂' = x̂_0·(q·f + 1 − q) and f = std(x̂_0 of ε_y)/std(x̂_0 of ε̂) over all entries of the
+four views; x̂_0 is the clean latent that ε̂ = ε_∅ + s·(ε_y − ε_∅) implies at x_t, with one t for all views.
+Symbols: q, `recon_std_rescale`; s, `scale`; B, number of views. Source: arXiv 2308.16512, as implemented in
+its public code. Any model works; a network that sees the four views jointly, like MVDream's own, makes them
+consistent.
 """
 
 import dataclasses
@@ -26,8 +27,9 @@ class MVDream(OneStepLoss):
     """MVDream's reconstruction loss.
 
     Attributes:
-        scale: s, of the guided prediction.
-        recon_std_rescale: q, how far the spread of x̂_0 is brought back to that without guidance.
+        scale: s, the guidance scale.
+        recon_std_rescale: q, how strongly the standard deviation of x̂_0 is rescaled to its value without
+            guidance.
     """
 
     times: Times = choice(lambda: TIMES, LinearTimes())
@@ -54,11 +56,11 @@ class MVDream(OneStepLoss):
     }
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_share("recon_std_rescale", self.recon_std_rescale)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """One time, given to all views, and the noise of each."""
+        """Draw one timestep for all views, and the noise of each view."""
         times = jnp.broadcast_to(self.times.draw(keys.times, progress, 1), shape[:1])
         return Draws(shared={}, per_view={"noise": normal(keys.noise, shape), "times": times})
 
@@ -71,7 +73,7 @@ class MVDream(OneStepLoss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual (z − x̂')/B; numbers: loss, ½‖z − x̂'‖² of each view, and its time."""
+        """Compute the residual (z − x̂')/B; metrics per view: loss, ½‖z − x̂'‖², and time."""
         z = jax.lax.stop_gradient(seen.latents)
         times = drawn.per_view["times"]
         x = add_noise(denoiser.schedule, z, drawn.per_view["noise"], times)

@@ -1,7 +1,7 @@
-"""What the losses share that look at one noised state x_t of each view.
+"""Shared code of the losses that evaluate one noised state x_t per view.
 
 Symbols: x_t = a·z + σ·ε with a = √ᾱ_t, σ = √(1−ᾱ_t); r = σ/a; x̂_0, the clean latent that a prediction
-implies; w(t), the weight of a time.
+implies; w(t), the weight of a timestep.
 """
 
 import dataclasses
@@ -22,27 +22,27 @@ WEIGHTINGS = ("variance", "uniform", "ratio")
 
 @dataclasses.dataclass(frozen=True)
 class OneStepLoss(Loss):
-    """A loss that draws a time and a noise for each view.
+    """A loss that draws one timestep and one noise per view.
 
     Attributes:
-        times: which times, over the run.
+        times: how timesteps are chosen over the run.
     """
 
     times: Times = choice(lambda: TIMES, UniformTimes())
 
     @property
     def latest_time(self) -> int:
-        """The latest of the times."""
+        """The largest timestep."""
         return self.times.latest
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The time and the noise of each view."""
+        """Draw the timestep and the noise of each view."""
         times = self.times.draw(keys.times, progress, shape[0])
         return Draws(shared={}, per_view={"noise": normal(keys.noise, shape), "times": times})
 
 
 def check_weighting(weighting: str) -> None:
-    """Check the name. Raises UserError."""
+    """Check that the weighting exists. Raises UserError."""
     if weighting not in WEIGHTINGS:
         raise UserError(f"The setting weighting is {weighting!r}; use one of {', '.join(WEIGHTINGS)}.")
 
@@ -54,7 +54,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def time_weight(schedule: NoiseSchedule, t: jax.Array, weighting: str) -> jax.Array:
-    """w(t), (B, 1, 1, 1), of times (B,)."""
+    """Return w(t), (B, 1, 1, 1), for timesteps (B,)."""
     alphas = schedule.alphas_cumprod[t][:, None, None, None]
     if weighting == "uniform":
         return jnp.ones_like(alphas)
@@ -62,19 +62,20 @@ def time_weight(schedule: NoiseSchedule, t: jax.Array, weighting: str) -> jax.Ar
 
 
 def half_square(residual: jax.Array) -> jax.Array:
-    """½‖residual‖² of each view, (B,)."""
+    """Return ½‖residual‖² of each view, (B,)."""
     return 0.5 * jnp.sum(residual**2, axis=(1, 2, 3))
 
 
 def rescaled(denoised: jax.Array, like: jax.Array, strength: float, group: int = 1) -> jax.Array:
-    """x̂_0 brought nearer to the spread of another: strong guidance overexposes (arXiv 2305.08891).
+    """Rescale x̂_0 toward the standard deviation of `like`, since strong guidance overexposes.
 
-    x̂_0·(q·f + 1 − q) with q = `strength` and f = std(`like`)/std(x̂_0), over groups of so many views.
+    Returns x̂_0·(q·f + 1 − q) with q = `strength` and f = std(`like`)/std(x̂_0), computed over groups of
+    `group` views (arXiv 2305.08891).
 
     Args:
         denoised, like: (B, h, w, C).
-        strength: q, 0 for x̂_0 itself.
-        group: how many views have one f; divides B.
+        strength: q; 0 leaves x̂_0 unchanged.
+        group: number of views that share one f; divides B.
 
     Returns:
         (B, h, w, C).

@@ -1,6 +1,7 @@
-"""What the losses share that walk along the DDIM path: steps that may be idle, and exact whole numbers.
+"""Shared code of the losses that follow a DDIM path: steps that may be skipped, and exact integer rounding.
 
-Symbols: k, iteration; T, number of iterations; ᾱ_t, share of signal at time t; r_t = √((1−ᾱ_t)/ᾱ_t).
+Symbols: k, iteration; T, number of iterations; ᾱ_t, cumulative signal level at timestep t;
+r_t = √((1−ᾱ_t)/ᾱ_t).
 """
 
 from collections.abc import Callable
@@ -16,18 +17,18 @@ from ge3d_jax.guidance.annealing import STEPS, at
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.trajectories import Predict
 
-# (index of the step, x (B, h, w, C), ε (B, h, w, C), its start (), its end ()) → x (B, h, w, C)
+# (step index, x (B, h, w, C), ε (B, h, w, C), start (), end ()) → x (B, h, w, C)
 Move = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @struct.dataclass
 class Path:
-    """Where a walk came by, in n steps of which the first `active` were made.
+    """The result of `walk`: n steps, of which only the first `active` were taken.
 
     Attributes:
-        times: (n + 1,) int32; beyond the active steps they mean nothing.
-        states: (n + 1, B, h, w, C), the last one reached repeats.
-        predictions: (n, B, h, w, C), what was asked at the start of each step; the last one repeats.
+        times: (n + 1,) int32; values beyond the active steps are meaningless.
+        states: (n + 1, B, h, w, C); the last state reached repeats.
+        predictions: (n, B, h, w, C), the prediction at the start of each step; the last one repeats.
         active: () int32.
     """
 
@@ -43,12 +44,12 @@ class Path:
 
     @property
     def last_prediction(self) -> jax.Array:
-        """The prediction of the last step that was made, (B, h, w, C)."""
+        """The prediction of the last active step, (B, h, w, C)."""
         return self.predictions[-1]
 
 
 def ddim_move(schedule: NoiseSchedule) -> Move:
-    """The step without noise."""
+    """Return the deterministic DDIM step."""
 
     def move(_: jax.Array, x: jax.Array, epsilon: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         return ddim_step(schedule, x, epsilon, start, end)
@@ -57,14 +58,14 @@ def ddim_move(schedule: NoiseSchedule) -> Move:
 
 
 def walk(predict: Predict, move: Move, x: jax.Array, times: jax.Array, active: jax.Array | int) -> Path:
-    """Carry a latent from one time to the next; idle steps cost no pass through the network.
+    """Carry a latent from one timestep to the next; inactive steps cost no network evaluation.
 
     Args:
-        predict: asked at the start of each step.
-        move: makes the step.
-        x: (B, h, w, C), the state at the first time.
+        predict: evaluated at the start of each step.
+        move: takes the step.
+        x: (B, h, w, C), the state at the first timestep.
         times: (n + 1,) int32.
-        active: how many steps are made.
+        active: number of steps to take.
     """
     active = jnp.asarray(active, jnp.int32)
 
@@ -77,7 +78,7 @@ def walk(predict: Predict, move: Move, x: jax.Array, times: jax.Array, active: j
             epsilon = predict(carry[0], start).astype(x.dtype)
             return move(index, carry[0], epsilon, start, end).astype(x.dtype), epsilon
 
-        # A scalar predicate, which XLA keeps a branch.
+        # With a scalar predicate, XLA keeps this a branch.
         carry = jax.lax.cond(index < active, made, lambda: carry)
         return carry, carry
 
@@ -87,44 +88,44 @@ def walk(predict: Predict, move: Move, x: jax.Array, times: jax.Array, active: j
 
 
 def noise_to_signal(schedule: NoiseSchedule, t: jax.Array | int) -> jax.Array:
-    """r_t = √((1−ᾱ_t)/ᾱ_t), shaped as `t`."""
+    """Return r_t = √((1−ᾱ_t)/ᾱ_t), in the shape of `t`."""
     alphas = schedule.alphas_cumprod[jnp.asarray(t)]
     return jnp.sqrt((1.0 - alphas) / alphas)
 
 
 def squared_norms(values: jax.Array) -> jax.Array:
-    """‖·‖² of each view, (B,), of values (B, ...)."""
+    """Return the squared norm per view, (B,), of values (B, ...)."""
     return jnp.sum(values**2, axis=tuple(range(1, values.ndim)))
 
 
 def whole_number(rule: Callable[[np.ndarray], np.ndarray], progress: Progress) -> jax.Array:
-    """What a rule gives in this iteration, () int32.
+    """Evaluate an integer-valued rule for this iteration, () int32.
 
-    The rule sees 0 … T at once, in NumPy's float64: what it rounds up or down goes the same way as in the
-    published programs, which the float32 of a compiled step cannot promise.
+    The rule is applied to 0 … T at once, in NumPy's float64, so that it rounds exactly as the published
+    programs do; the float32 of a compiled step could not guarantee that.
 
     Args:
         rule: iterations (T + 1,) float64 → whole numbers (T + 1,).
-        progress: how far the run is.
+        progress: of the run.
     """
     table = rule(np.arange(progress.iterations + 1, dtype=np.float64)).astype(np.int32)
     return at(table, progress)
 
 
 def warm_up_left(iterations: np.ndarray, warm_up: int) -> np.ndarray:
-    """ρ = 1 − min(k/W, 1) of each iteration: what is left of a warm-up of W iterations."""
+    """Return ρ = 1 − min(k/W, 1) for each iteration: the remaining fraction of a W-iteration warm-up."""
     return 1.0 - np.minimum(iterations / warm_up, 1.0)
 
 
 def check_latest_time(latest: int, remedy: str) -> None:
-    """Refuse settings that ask beyond the schedule's last time. Raises UserError.
+    """Reject settings that go beyond the schedule's last timestep. Raises UserError.
 
     Args:
-        latest: the latest time that the network may be asked at.
-        remedy: which settings lower it.
+        latest: the largest timestep at which the network may be queried.
+        remedy: the settings that lower it.
     """
     if latest >= STEPS:
         raise UserError(
-            f"The settings of this loss reach time {latest}, but the last one there is is "
+            f"The settings of this loss reach timestep {latest}, but the schedule ends at "
             f"{STEPS - 1}; lower {remedy}."
         )

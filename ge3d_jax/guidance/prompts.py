@@ -1,10 +1,11 @@
-"""View-dependent prompts and Perp-Neg: the text says which side of the object a camera sees.
+"""View-dependent prompts and Perp-Neg: the text describes which side of the object a camera sees.
 
-Where a model knows it, the text says how high the camera is, too, by an "overhead view" as in DreamFusion
-(arXiv 2209.14988).
+For models trained on such captions, the text can also describe the camera's elevation with an "overhead
+view", as in DreamFusion (arXiv 2209.14988).
 
-Symbols: azimuth a, 0 = front, counter-clockwise; r, the share of the nearer-to-front of two views that the
-positive embedding is mixed from; Δ_j = ε_{y_j} − ε_∅; s, the guidance scale. Equation 17 of arXiv 2412.05929.
+Symbols: azimuth a, 0 = front, counterclockwise; r, the weight of the view nearer to the front among the two
+that the positive embedding interpolates; Δ_j = ε_{y_j} − ε_∅; s, the guidance scale. Equation 17 of arXiv
+2412.05929.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,20 @@ from flax import struct
 
 from ge3d_jax.diffusion.denoiser import ViewTexts
 
-# Beyond these shares of one view the negative embedding of the other is dropped altogether.
+# Beyond these weights of one view, the negative embedding of the other is dropped altogether.
 _SHARE_WITHOUT_FIRST_NEGATIVE = 0.8
 _SHARE_WITHOUT_SECOND_NEGATIVE = 0.2
-# How fast a negative's weight falls as the camera leaves the view it forbids.
+# How fast a negative's weight decays with the camera's position between the two views.
 _SLOW_DECAY = 2.0
 _FAST_DECAY = 10.0
 # The strongest weight of the published runs.
 PUBLISHED_WEIGHT = -2.0
-# (in_front (B,), share (B,)) → weights (B, 2) of the two views to stay away from, at the published strength.
+# (in_front (B,), share (B,)) → weights (B, 2) of the two views to avoid, at the published strength.
 WeightRule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _original_weights(in_front: jax.Array, share: jax.Array) -> jax.Array:
-    """Perp-Neg's own, which GE3D and LucidDreamer have, too; 0 near the view that is not forbidden."""
+    """Return Perp-Neg's own weights, also used by GE3D and LucidDreamer; 0 near the negative's own view."""
     has_first = share <= _SHARE_WITHOUT_FIRST_NEGATIVE
     has_second = share >= _SHARE_WITHOUT_SECOND_NEGATIVE
     front_first = jnp.where(has_first, -2.0 * jnp.exp(-_SLOW_DECAY * share), 0.0)
@@ -40,7 +41,7 @@ def _original_weights(in_front: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def _threestudio_weights(in_front: jax.Array, share: jax.Array) -> jax.Array:
-    """threestudio's, which SDS, SDI and CSD run with there; never 0."""
+    """Return threestudio's weights, which SDS, SDI, and CSD use there; never 0."""
     near, far = jnp.exp(-share / 2.0), jnp.exp(-(1.0 - share) / 2.0)
     front = jnp.stack([2.426 - 4.0 * near, 2.426 - 4.0 * far], axis=1)
     back = jnp.stack([0.606 - near, -0.967 - near], axis=1)
@@ -55,12 +56,12 @@ class PromptEmbeddings:
     """Text embeddings of one prompt, each (L, D).
 
     Attributes:
-        front, side, back: the prompt as seen from there.
-        plain: the prompt without words for a view.
+        front, side, back: the prompt for each of these views.
+        plain: the prompt without a view description.
         negative: the negative prompt.
         empty: the empty prompt.
-        source: the same of what there is before an edit; None for nothing.
-        overhead: the prompt as seen from above; None where the text does not say how high a camera is.
+        source: the same embeddings for the object before an edit; None if there is no edit.
+        overhead: the prompt for the view from above; None if the text does not describe elevation.
     """
 
     front: jax.Array
@@ -74,7 +75,7 @@ class PromptEmbeddings:
 
 
 def view_prompts(prompt: str) -> tuple[str, str, str]:
-    """The front, side and back sentences of a prompt."""
+    """Return the front-, side-, and back-view versions of a prompt."""
     return (
         f"The front view of {prompt}",
         f"The side view of {prompt}",
@@ -90,14 +91,14 @@ def embed_prompt(
     source_prompt: str | None = None,
     use_overhead: bool = False,
 ) -> PromptEmbeddings:
-    """Encode everything that a loss may ask for.
+    """Encode all texts that a loss may use.
 
     Args:
         encode: B texts → (B, L, D).
-        prompt: what to make.
-        negative_prompt: what to lead away from, possibly empty.
-        source_prompt: what there is before it is edited; None for nothing.
-        use_overhead: whether the text says how high a camera is.
+        prompt: describes the object to generate.
+        negative_prompt: describes what to avoid, possibly empty.
+        source_prompt: describes the object before an edit; None if there is no edit.
+        use_overhead: whether the text describes the camera's elevation.
     """
 
     def embedded(prompt: str, source: PromptEmbeddings | None) -> PromptEmbeddings:
@@ -112,14 +113,14 @@ def embed_prompt(
 
 
 def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which two views a camera lies between, and how near it is to the first.
+    """Determine which two views a camera lies between, and how close it is to the first.
 
     Args:
-        azimuth: (B,) radians, any turn; only its distance from the front counts.
+        azimuth: (B,) radians, any number of turns; only the distance from the front matters.
 
     Returns:
-        in_front (B,) bool, front and side rather than side and back; share (B,), r: 1 at the first of the
-        two, 0 at the second, linear in the azimuth between.
+        in_front (B,) bool, True between front and side, False between side and back; share (B,), r: 1 at the
+        first of the two views, 0 at the second, linear in the azimuth in between.
     """
     distance = jnp.abs(jnp.mod(jnp.rad2deg(azimuth) + 180.0, 360.0) - 180.0)
     in_front = distance < 90.0
@@ -127,13 +128,13 @@ def view_mixture(azimuth: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def overhead_share(polar: jax.Array) -> jax.Array:
-    """How much of the text says that the view is from above, in [0, 0.5].
+    """Return the weight of the overhead view in the text embedding, in [0, 0.5].
 
     Args:
         polar: (B,) radians from +z.
 
     Returns:
-        (B,), 0 at the horizon and below it, a half at 30° from the vertical and above that, linear between.
+        (B,), 0 at or below the horizon, 0.5 within 30° of the vertical, linear in between.
     """
     return jnp.clip((90.0 - jnp.rad2deg(polar)) / 120.0, 0.0, 0.5)
 
@@ -145,12 +146,12 @@ def perp_neg_embeddings(
     weight: float = PUBLISHED_WEIGHT,
     rule: str = "original",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The positive embedding and the two views to stay away from, for each camera.
+    """Return the positive embedding and the two views to avoid, for each camera.
 
     Args:
-        azimuth: (B,) radians, any turn; only its distance from the front counts.
+        azimuth: (B,) radians, any number of turns; only the distance from the front matters.
         weight: w, the strongest negative weight, at most 0; it scales all others.
-        rule: of WEIGHT_RULES, how the weights go by the azimuth.
+        rule: key of WEIGHT_RULES, how the weights depend on the azimuth.
 
     Returns:
         positive (B, L, D), negatives (B, 2, L, D), weights (B, 2).
@@ -179,16 +180,15 @@ def view_texts(
     rule: str = "original",
     polar: jax.Array | None = None,
 ) -> ViewTexts:
-    """What the text says about each view.
+    """Assemble the text embeddings of each view.
 
     Args:
         embeddings: of the prompt.
         azimuth: (B,) radians.
-        use_perp_neg: whether there are views to stay away from.
+        use_perp_neg: whether to include views to avoid.
         weight: w, see `perp_neg_embeddings`.
         rule: likewise.
-        polar: (B,) radians from +z, which counts where there is an embedding for the view from above; None
-            leaves that out.
+        polar: (B,) radians from +z, used if there is an overhead embedding; None to ignore elevation.
     """
     positive, avoided, weights = perp_neg_embeddings(embeddings, azimuth, weight=weight, rule=rule)
     if embeddings.overhead is not None and polar is not None:

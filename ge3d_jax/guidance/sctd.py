@@ -1,24 +1,25 @@
-"""SCTD, segmented consistency trajectory distillation: guided and unguided ways back meet within a segment.
+"""SCTD, segmented consistency trajectory distillation: guided and unguided denoising agree within a segment.
 
 | symbol | meaning |
 |---|---|
 | e_0 < … < e_N | edges of N equal segments, from `lowest` to `highest` + `warm_up_range` |
 | k, W, ρ | iteration; `warm_up_iterations`; 1 − min(k/W, 1) |
-| t, e, s | drawn time, at least e + `least_length`; the edge that its segment begins at; a time between |
-| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, leading away from the negative prompt |
-| x_e | z noised to time e, with one noise for each view throughout the run |
+| t, e, s | drawn timestep, at least e + `least_length`; start edge of its segment; timestep in between |
+| ε_∅, ε̂ | prediction for the empty prompt; guided prediction, away from the negative prompt |
+| x_e | z noised to timestep e, with one noise per view throughout the run |
 | G(x, ε; t→u) | one DDIM step |
 | σ, λ, r | `scale`; `strength`; √((1−ᾱ_t)/ᾱ_t) |
 
-DDIM with ε_∅ leads x_e up to x_t, by way of s where t is at least `two_steps_from`. Back to the edge lead ε̂
-alone, and ε̂ down to x̂_s = G(x_t, ε̂; t→s) with ε_∅ from there. With c = G(x̂_s, ε_∅(x̂_s); s→e) − x_e
+DDIM with ε_∅ carries x_e up to x_t, via s if t is at least `two_steps_from`. Two paths lead back to the edge:
+ε̂ alone, and ε̂ down to x̂_s = G(x_t, ε̂; t→s) followed by ε_∅. With c = G(x̂_s, ε_∅(x̂_s); s→e) − x_e
 (consistency) and d = x_e − G(x_t, ε̂; t→e) (guidance), g = λ·r·(c + (σ + 1)·d).
 
 Source: Zhu et al., "SegmentDreamer: Towards High-fidelity Text-to-3D Synthesis with Segmented Consistency
-Trajectory Distillation", ICCV 2025, arXiv 2507.05256, and its public code as its configurations run it: equal
-segments, no loss of pixels, and every time one more than the number drawn. There a depth image is encoded in
-place of the picture with probability 0.2, here never. With t on the last edge that code asks beyond the
-schedule; here the segment below is taken. With Perp-Neg its noise has half of the part of each channel.
+Trajectory Distillation", ICCV 2025, arXiv 2507.05256, and its public code as configured there: equal
+segments, no pixel loss, and every timestep one more than the number drawn. The public code encodes a depth
+image instead of the picture with probability 0.2; this code never does. With t on the last edge, the public
+code exceeds the schedule; here the segment below is used. With Perp-Neg, its noise has half the per-channel
+component.
 """
 
 import dataclasses
@@ -53,20 +54,20 @@ class SCTD(Loss):
     """SegmentDreamer's loss.
 
     Attributes:
-        scale: σ of the guided prediction; also weighs d against c.
+        scale: σ, the guidance scale; also weighs d against c.
         strength: λ, factor on the residual.
-        offset_noise: strength of the noise that is constant over each channel of the image.
-        lowest, highest: t is above lowest and at most highest after the warm-up.
-        warm_up_range: how much higher both are at the start of the run.
+        offset_noise: strength of the noise component that is constant over the image in each channel.
+        lowest, highest: after the warm-up, t is above lowest and at most highest.
+        warm_up_range: how much higher both bounds are at the start of the run.
         warm_up_iterations: W.
         segments: N.
-        least_length: t lies at least that far above e.
-        margin: s lies at least that far above e, and further below t.
-        two_steps_from: the first t that is reached by way of s.
+        least_length: minimum distance from e up to t.
+        margin: s is at least this far above e, and more than this far below t.
+        two_steps_from: the smallest t that is reached via s.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # All but the texts is LucidDreamer's.
+        # Everything but the texts is LucidDreamer's.
         "paper": {
             **ISM.presets["paper"],
             "prompts.use_perp_neg": False,
@@ -91,7 +92,7 @@ class SCTD(Loss):
     two_steps_from: int = 150
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             lowest=(self.lowest, 1),
             warm_up_range=(self.warm_up_range, 0),
@@ -102,13 +103,13 @@ class SCTD(Loss):
         )
         if self.highest <= self.lowest:
             raise UserError(
-                f"The setting highest is {self.highest} and leaves no time above lowest, "
+                f"The setting highest is {self.highest}, which leaves no timestep above lowest, "
                 f"{self.lowest}; raise it."
             )
         if self.segments > self._top - self.lowest:
             raise UserError(
                 f"The setting segments is {self.segments}, but there are only "
-                f"{self._top - self.lowest} times to share among them; lower it."
+                f"{self._top - self.lowest} timesteps to divide among them; lower it."
             )
         check_latest_time(self.latest_time, "highest, warm_up_range or least_length")
 
@@ -119,22 +120,22 @@ class SCTD(Loss):
 
     @property
     def edges(self) -> np.ndarray:
-        """e_0 … e_{N−1}, where segments begin, (N,) int32."""
+        """e_0 … e_{N−1}, the start edges of the segments, (N,) int32."""
         return self.lowest + (self._top - self.lowest) * np.arange(self.segments) // self.segments
 
     @property
     def latest_time(self) -> int:
-        """The latest t."""
+        """The largest t."""
         return max(self._top, int(self.edges[-1]) + self.least_length)
 
     def segment(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """e and t, () int32 each, of the t that was drawn."""
+        """Return e and t, () int32 each, for the t that was drawn."""
         edges = jnp.asarray(self.edges, jnp.int32)
         start = edges[jnp.searchsorted(edges, t, side="right") - 1]
         return start, jnp.maximum(t, start + self.least_length)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The times e, s and t, the same for all views, and the noise of each view throughout the run."""
+        """Draw the timesteps e, s, and t, shared by all views, and each view's noise for the whole run."""
         later = whole_number(
             lambda k: np.floor(self.warm_up_range * warm_up_left(k, self.warm_up_iterations)), progress
         )
@@ -154,9 +155,9 @@ class SCTD(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual λ·r·(c + (σ + 1)·d).
+        """Compute the residual λ·r·(c + (σ + 1)·d).
 
-        Numbers: loss ‖r·(c + (σ + 1)·d)‖² of each view; time, t; active_nodes, steps up to there.
+        Metrics: loss ‖r·(c + (σ + 1)·d)‖² of each view; time, t; active_nodes, the number of steps to t.
         """
         schedule = denoiser.schedule
         z = jax.lax.stop_gradient(seen.latents)

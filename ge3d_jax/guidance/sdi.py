@@ -1,24 +1,24 @@
-"""SDI, score distillation via inversion: the noise is the one that DDIM inversion finds for the picture.
+"""SDI, score distillation via inversion: the noise comes from DDIM inversion of the image.
 
 | symbol | meaning |
 |---|---|
 | k, K | iteration; `anneal_iterations` |
-| t | ⌊1000·(0.98 − 0.73·k/K)⌋, stays at its last value after K |
+| t | ⌊1000·(0.98 − 0.73·k/K)⌋, constant after iteration K |
 | d | whole number drawn from 0 … 99 |
 | a, σ, r | √ᾱ, √(1−ᾱ) and σ/a |
 | v | (1−ᾱ_from)/(1−ᾱ_to)·(1 − ᾱ_to/ᾱ_from), variance that a step could add |
-| ε̂(s) | guided prediction with scale s, counted as threestudio does: ε_y + s·(ε_y − ε_∅) without Perp-Neg |
-| ε_inv | (x_top − a_top·z)/σ_top, the noise that links z to the state that the inversion ends in |
+| ε̂(s) | guided prediction with scale s in threestudio's convention: ε_y + s·(ε_y − ε_∅) without Perp-Neg |
+| ε_inv | (x_top − a_top·z)/σ_top, the noise that links z to the final state of the inversion |
 
-The inversion takes z for the state at −99 and goes through 1, 101, 201, … below t to top = min(t + d, 999),
-by DDIM with ε̂(−7.5), adding 0.3·√v·N(0, I) in every step while the direction keeps its full length. Then
-x_t = a_t·z + σ_t·ε_inv, x̂_0 is what ε̂(7.5) makes of x_t, and g = (z − x̂_0)/(N·B), with N numbers in the
-latent of a view and B views.
+The inversion treats z as the state at −99 and visits 1, 101, 201, … below t up to top = min(t + d, 999), by
+DDIM with ε̂(−7.5); every step adds 0.3·√v·N(0, I) and keeps the direction at full length. Then
+x_t = a_t·z + σ_t·ε_inv, x̂_0 is the clean latent that ε̂(7.5) implies at x_t, and g = (z − x̂_0)/(N·B), with N
+entries in the latent of a view and B views.
 
 Source: Lukoianov et al., "Score Distillation via Reparametrized DDIM", arXiv 2405.15891, algorithm 1, and its
-code in threestudio. That code takes x_top for x_t, though it lies at t + d: `consistent=False`. It runs one
-view at a time, so that how it counts B views is our reading. The unconditional text is the negative prompt,
-which its settings leave empty. Its object is a NeRF.
+code in threestudio. That code uses x_top as x_t, although x_top lies at t + d: `consistent=False`. It runs
+one view at a time, so the normalization over B views is our interpretation. The unconditional text is the
+negative prompt, which its settings leave empty. Its scene is a NeRF.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from ge3d_jax.guidance.paths import (
 )
 from ge3d_jax.guidance.times import STEPS
 
-# The inversion's first time after the start, and where its last one may lie.
+# The inversion's first timestep after the start, and the largest possible last one.
 _FIRST_TIME = 1
 _LAST_TIME = STEPS - 1
 
@@ -54,13 +54,13 @@ class SDI(Loss):
     """Score distillation via inversion.
 
     Attributes:
-        scale: s of the guided prediction that makes x̂_0.
-        inversion_scale: s of the inversion's.
-        inversion_noise: strength of the noise that each of its steps adds.
-        inversion_step: between its times; also bounds d.
-        time_share: t at the start of the run and after K iterations, as a share of all times.
+        scale: s of the guided prediction that yields x̂_0.
+        inversion_scale: s of the inversion.
+        inversion_noise: strength of the noise that each inversion step adds.
+        inversion_step: spacing of the inversion's timesteps; also bounds d.
+        time_share: t at the start of the run and after K iterations, as a fraction of all timesteps.
         anneal_iterations: K.
-        consistent: whether x_t is made anew from ε_inv; without, x_top is taken for it, as the public code.
+        consistent: whether to recompute x_t from ε_inv; if not, x_top is used as x_t, as in the public code.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -73,7 +73,7 @@ class SDI(Loss):
             "prompts.perp_neg_rule": "threestudio",
             "prompts.negative_prompt": "",
         },
-        # The published -7.5 drives the small model's inversion into other colors; -1 is no guidance at all.
+        # The published -7.5 shifts the colors of the small model's inversion; -1 means no guidance at all.
         "toybox": {
             "iterations": 200,
             "guidance.anneal_iterations": 200,
@@ -92,7 +92,7 @@ class SDI(Loss):
     consistent: bool = True
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             inversion_noise=(self.inversion_noise, 0),
             inversion_step=(self.inversion_step, 1),
@@ -101,8 +101,8 @@ class SDI(Loss):
         times = [self._time_of(share) for share in self.time_share]
         if not _FIRST_TIME < min(times) <= max(times) <= _LAST_TIME:
             raise UserError(
-                f"The setting time_share is {self.time_share}, which makes times {times[0]} to {times[1]}; "
-                f"give shares whose times lie within {_FIRST_TIME + 1} and {_LAST_TIME}."
+                f"The setting time_share is {self.time_share}, which is timesteps {times[0]} to {times[1]}; "
+                f"give fractions whose timesteps lie within {_FIRST_TIME + 1} … {_LAST_TIME}."
             )
 
     @staticmethod
@@ -111,16 +111,16 @@ class SDI(Loss):
 
     @property
     def latest_time(self) -> int:
-        """The highest t; the inversion asks below it."""
+        """The largest t; the inversion queries the network only below it."""
         return max(self._time_of(share) for share in self.time_share)
 
     @property
     def inversion_steps(self) -> int:
-        """The most steps that an inversion may take."""
+        """The maximum number of inversion steps."""
         return 1 + math.ceil((self.latest_time - _FIRST_TIME) / self.inversion_step)
 
     def time(self, progress: Progress) -> jax.Array:
-        """t, () int32."""
+        """Return t, () int32."""
         first, last = self.time_share
 
         def rule(k: np.ndarray) -> np.ndarray:
@@ -130,7 +130,10 @@ class SDI(Loss):
         return whole_number(rule, progress)
 
     def times(self, t: jax.Array, beyond: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The inversion's times (inversion_steps + 1,) int32, from −99 to min(t + d, 999); and its steps."""
+        """Return the timesteps of the inversion, (inversion_steps + 1,) int32, and the number of steps.
+
+        They run from −99 to min(t + d, 999).
+        """
         below = -((_FIRST_TIME - t) // self.inversion_step)
         number = jnp.arange(self.inversion_steps + 1)
         times = _FIRST_TIME + self.inversion_step * (number - 1)
@@ -138,7 +141,7 @@ class SDI(Loss):
         return jnp.where(number <= below, times, top).astype(jnp.int32), (below + 1).astype(jnp.int32)
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """How far beyond t all inversions go, and the noise of each step and view, (B, steps, h, w, C)."""
+        """Draw d, shared by all inversions, and the noise of each step and view, (B, steps, h, w, C)."""
         beyond = jax.random.randint(keys.times, (), 0, self.inversion_step)
         noises = normal(keys.noise, (shape[0], self.inversion_steps, *shape[1:]))
         return Draws(shared={"beyond": beyond}, per_view={"noises": noises})
@@ -146,7 +149,7 @@ class SDI(Loss):
     def path(
         self, z: jax.Array, text: ViewTexts, drawn: Draws, denoiser: Denoiser, progress: Progress
     ) -> Path:
-        """The inversion, from z to x_top."""
+        """Invert from z to x_top."""
         schedule, noises = denoiser.schedule, drawn.per_view["noises"]
         times, steps = self.times(self.time(progress), drawn.shared["beyond"])
 
@@ -164,7 +167,7 @@ class SDI(Loss):
         return walk(predict, move, z, times, steps)
 
     def noised(self, z: jax.Array, path: Path, t: jax.Array, denoiser: Denoiser) -> jax.Array:
-        """x_t, (B, h, w, C), of what the inversion found."""
+        """Return x_t, (B, h, w, C), with the noise that the inversion found."""
         if not self.consistent:
             return path.end
         alpha = denoiser.schedule.alphas_cumprod[path.times[-1]]
@@ -172,7 +175,7 @@ class SDI(Loss):
         return add_noise(denoiser.schedule, z, found, t)
 
     def edited(self, x: jax.Array, t: jax.Array, text: ViewTexts, denoiser: Denoiser) -> jax.Array:
-        """x̂_0, (B, h, w, C), where the text leads x_t."""
+        """Return x̂_0, (B, h, w, C), to which the text leads x_t."""
         epsilon = denoiser.branches(x, t, text, text.negative).guided_from_text(self.scale)
         return predict_x0(denoiser.schedule, x, epsilon, t)
 
@@ -185,10 +188,10 @@ class SDI(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual (z − x̂_0)/(N·B).
+        """Compute the residual (z − x̂_0)/(N·B).
 
-        Numbers: loss ‖z − x̂_0‖²/2N of each view, whose mean over the views has that gradient; time, t;
-        active_nodes, steps of the inversion.
+        Metrics: loss ‖z − x̂_0‖²/2N of each view, whose mean over the views has the residual as its gradient;
+        time, t; active_nodes, the number of inversion steps.
         """
         z = jax.lax.stop_gradient(seen.latents)
         t = self.time(progress)

@@ -1,8 +1,9 @@
-"""SDS, score distillation: what the noise of a view lacks of the prediction with the text.
+"""SDS, score distillation sampling: the difference between the text-guided prediction and the added noise.
 
-g = w(t)·(ε̂ − ε)/B at x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, with ε̂ = ε_y + s·(ε_y − ε_∅), s = `scale`. Symbols: B, views;
-w(t), `weighting`. DreamFusion, arXiv 2209.14988, equation 3, with the settings of threestudio's latent
-version. DreamGaussian (arXiv 2309.16653) is this with falling times and, counted so, scale 99.
+g = w(t)·(ε̂ − ε)/B at x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, with ε̂ = ε_y + s·(ε_y − ε_∅), s = `scale`. Symbols: B, number
+of views; w(t), `weighting`. DreamFusion, arXiv 2209.14988, equation 3, with the settings of threestudio's
+latent version. DreamGaussian (arXiv 2309.16653) is SDS with a decreasing timestep and, in this convention,
+scale 99.
 """
 
 import dataclasses
@@ -22,15 +23,15 @@ class SDS(OneStepLoss):
     """Score distillation sampling.
 
     Attributes:
-        scale: s, counted from the prediction with the text; with Perp-Neg from the one without.
+        scale: s, relative to the prediction with the text; with Perp-Neg, relative to the one without.
         weighting: w(t): "variance" (1−ᾱ_t), "uniform" (1) or "ratio" (√((1−ᾱ_t)/ᾱ_t)).
     """
 
     scale: float = 100.0
     weighting: str = "variance"
 
-    # Iterations, views and texts are the published ones; the scenes there are a NeRF and, for DreamGaussian,
-    # splats in pictures that grow from 128 to 512 pixels.
+    # Iterations, views, and texts are as published; the published scenes are a NeRF and, for DreamGaussian,
+    # splats rendered at resolutions that grow from 128 to 512 pixels.
     presets: ClassVar = {
         "paper": {
             "iterations": 10_000,
@@ -50,12 +51,12 @@ class SDS(OneStepLoss):
             "guidance.times.kind": "falling",
             "guidance.scale": 99.0,
         },
-        # More guidance than this overexposes the bundled model's pictures.
+        # Stronger guidance overexposes the bundled model's images.
         "toybox": {"iterations": 780, "guidance.times.late_from": 390, "guidance.scale": 5.0},
     }
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_weighting(self.weighting)
 
     def __call__(
@@ -67,7 +68,7 @@ class SDS(OneStepLoss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual w(t)·(ε̂ − ε)/B; numbers: loss, ½‖w(t)·(ε̂ − ε)‖² of each view, and its time."""
+        """Compute the residual w(t)·(ε̂ − ε)/B; metrics per view: loss, ½‖w(t)·(ε̂ − ε)‖², and time."""
         noise, times = drawn.per_view["noise"], drawn.per_view["times"]
         schedule = denoiser.schedule
         x = add_noise(schedule, jax.lax.stop_gradient(seen.latents), noise, times)

@@ -1,7 +1,7 @@
-"""The times that a one-step loss looks at: how each method chooses them over a run.
+"""Timestep schedules of the one-step losses: how each method chooses timesteps over a run.
 
-Symbols: k, iteration; T, number of iterations; t, time; r_t = √((1−ᾱ_t)/ᾱ_t), of Stable Diffusion's schedule.
-Each choice gives the bounds of t for every iteration, in the order of the authors' operations.
+Symbols: k, iteration; T, number of iterations; t, timestep; r_t = √((1−ᾱ_t)/ᾱ_t), of Stable Diffusion's noise
+schedule. Each class gives the bounds of t for every iteration, in the authors' order of operations.
 """
 
 import dataclasses
@@ -20,31 +20,31 @@ VARIANTS = ("paper", "author")
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Base of the choices; see the module."""
+    """Base class of the timestep schedules; see the module docstring."""
 
     @property
     def latest(self) -> int:
-        """The latest time there may be."""
+        """The largest timestep that can be drawn."""
         raise NotImplementedError
 
     def bounds(self, iterations: int) -> np.ndarray:
-        """The earliest and the latest time of each iteration, both possible: (T, 2) int32."""
+        """Return the smallest and largest timestep of each iteration, both inclusive: (T, 2) int32."""
         raise NotImplementedError
 
     def draw(self, key: jax.Array, progress: Progress, views: int) -> jax.Array:
-        """The times of an iteration, one per view: (B,) int32, uniform between the bounds."""
+        """Draw an iteration's timesteps, one per view: (B,) int32, uniform between the bounds."""
         low, high = at(self.bounds(progress.iterations), progress)
         return jax.random.randint(key, (views,), low, high + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformTimes(Times):
-    """The same bounds throughout, or a lower upper bound later on (DreamFusion, ProlificDreamer, CSD).
+    """Fixed bounds, optionally with a different upper bound later on (DreamFusion, ProlificDreamer, CSD).
 
     Attributes:
-        low, high: the bounds, both possible.
+        low, high: the bounds, both inclusive.
         late_from: the iteration from which `late_high` is the upper bound, None for never.
-        late_high: see there.
+        late_high: the upper bound from iteration `late_from` on.
     """
 
     low: int = 20
@@ -53,18 +53,18 @@ class UniformTimes(Times):
     late_high: int = 500
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_times("times.high", (self.low, self.high))
         if self.late_from is not None:
             check_times("times.late_high", (self.low, self.late_high))
 
     @property
     def latest(self) -> int:
-        """The greater of both upper bounds."""
+        """The greater of the two upper bounds."""
         return self.high if self.late_from is None else max(self.high, self.late_high)
 
     def bounds(self, iterations: int) -> np.ndarray:
-        """See the base."""
+        """See `Times.bounds`."""
         late = iterations if self.late_from is None else self.late_from
         high = np.where(np.arange(iterations) >= late, self.late_high, self.high)
         return np.stack([np.full(iterations, self.low), high], axis=1).astype(np.int32)
@@ -75,9 +75,10 @@ class LinearTimes(Times):
     """Both bounds move linearly (MVDream).
 
     Attributes:
-        low, high: each bound as a share of the schedule, (at the start, at the end). The times are
-            1000 × the share, rounded down: as whole numbers they would not round as the authors' do.
-        anneal_iterations: how many iterations that takes.
+        low, high: each bound as a fraction of the schedule, (at the start, at the end). Timesteps are
+            1000 × the fraction, rounded down; annealing whole numbers would round differently from the
+            authors' code.
+        anneal_iterations: number of iterations over which the bounds move.
     """
 
     low: tuple[float, float] = (0.98, 0.02)
@@ -85,76 +86,76 @@ class LinearTimes(Times):
     anneal_iterations: int = 8000
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         for low, high in zip(self.low, self.high, strict=True):
             check_times("times.high", (STEPS * low, STEPS * high))
         check_at_least(**{"times.anneal_iterations": (self.anneal_iterations, 1)})
 
     @property
     def latest(self) -> int:
-        """The upper bound where it is highest."""
+        """The highest value of the upper bound."""
         return int(STEPS * max(self.high))
 
     def bounds(self, iterations: int) -> np.ndarray:
-        """See the base."""
+        """See `Times.bounds`."""
         shares = [linear_table(pair, self.anneal_iterations, iterations) for pair in (self.low, self.high)]
         return np.floor(STEPS * np.stack(shares, axis=1)).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class OneTime(Times):
-    """Base of those that give all views of an iteration one time, which falls.
+    """Base class of schedules with a single, decreasing timestep for all views of an iteration.
 
     Attributes:
-        low, high: the bounds over the run.
+        low, high: bounds of the timestep over the run.
     """
 
     low: int = 20
     high: int = 980
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_times("times.high", (self.low, self.high))
 
     @property
     def latest(self) -> int:
-        """Where it begins."""
+        """The timestep at which the schedule begins."""
         return self.high
 
     def path(self, iterations: int) -> np.ndarray:
-        """The time of each iteration, (T,)."""
+        """Return the timestep of each iteration, (T,)."""
         raise NotImplementedError
 
     def bounds(self, iterations: int) -> np.ndarray:
-        """See the base."""
+        """See `Times.bounds`."""
         return np.stack([self.path(iterations)] * 2, axis=1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class FallingTimes(OneTime):
-    """A time that falls linearly over the run (DreamGaussian).
+    """A timestep that decreases linearly over the run (DreamGaussian).
 
-    t = round(1000·(1 − (k+1)/T)), within `low` … `high`; a half is rounded to the even neighbor.
+    t = round(1000·(1 − (k+1)/T)), clipped to `low` … `high`; halves round to even.
     """
 
     def path(self, iterations: int) -> np.ndarray:
-        """See the base."""
+        """See `OneTime.path`."""
         share = np.arange(1, iterations + 1) / iterations
         return np.clip(np.round((1 - share) * STEPS), self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class DreamTime(OneTime):
-    """A time that falls as fast as a density over the times allows (arXiv 2306.12422).
+    """A decreasing timestep whose pace follows a density over the timesteps (arXiv 2306.12422).
 
-    P(t) is the share of the density p at t and above. In iteration k, the "paper" takes the t whose P is
-    nearest to (k+1)/T, with p ∝ W; its author's later code ("author") the first t, coming from above, whose
-    P reaches it, with p ∝ W·r. W is 1 between the two means and a Gaussian outside, with one width on each
-    side.
+    P(t) is the fraction of the density p at t and above. In iteration k, "paper" takes the t whose P is
+    nearest to (k+1)/T, with p ∝ W. The author's later code ("author") takes the first t from above whose P
+    reaches (k+1)/T, with p ∝ W·r. W is 1 between the two means and Gaussian outside, with a separate width
+    on each side.
 
     Attributes:
         variant: "paper" or "author".
-        means: from where to where W is 1.
+        means: the interval on which W is 1.
         widths: of W below the first mean and above the second.
     """
 
@@ -163,7 +164,7 @@ class DreamTime(OneTime):
     widths: tuple[float, float] = (100.0, 300.0)
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         if self.variant not in VARIANTS:
             raise UserError(
@@ -174,13 +175,13 @@ class DreamTime(OneTime):
             raise UserError(f"The setting times.widths is {self.widths}; give widths above 0.")
 
     def path(self, iterations: int) -> np.ndarray:
-        """See the base."""
+        """See `OneTime.path`."""
         times = np.arange(self.low, self.high + 1)
         below, above = np.minimum(times - self.means[0], 0), np.maximum(times - self.means[1], 0)
         density = np.exp(-0.5 * ((below / self.widths[0]) ** 2 + (above / self.widths[1]) ** 2))
         if self.variant == "author":
             density = density * _noise_to_signal()[times]
-        # From the latest time down, rising to 1.
+        # From the largest timestep down, rising to 1.
         shares = np.cumsum(density[::-1] / np.sum(density))
         wanted = np.arange(1, iterations + 1) / iterations
         reached = np.minimum(np.searchsorted(shares, wanted), len(times) - 1)
@@ -191,7 +192,7 @@ class DreamTime(OneTime):
 
 
 def _noise_to_signal() -> np.ndarray:
-    """r_t of Stable Diffusion's schedule, (1000,) float64."""
+    """Return r_t of Stable Diffusion's schedule, (1000,) float64."""
     betas = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), STEPS) ** 2
     alphas = np.cumprod(1 - betas)
     return np.sqrt((1 - alphas) / alphas)

@@ -1,8 +1,8 @@
-"""The two trajectories of an iteration, scanned over its time nodes.
+"""The noising and denoising trajectories of an iteration, scanned over its time nodes.
 
-Symbols: `node_times` t_0 = 0 < t_1 < … < t_n; `active`, how many jumps were made before the bound stopped
-them, so that t_active is the top node. Beyond it the times repeat t_active and the scans do nothing: shapes
-stay static whatever the number of nodes. Method: equations 5–8 of arXiv 2412.05929.
+Symbols: `node_times` t_0 = 0 < t_1 < … < t_n; `active`, the number of jumps made before the upper bound
+stopped them, so that t_active is the top node. Beyond it the times repeat t_active and the scans do nothing,
+which keeps shapes static for any number of nodes. Method: equations 5–8 of arXiv 2412.05929.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from ge3d_jax.guidance.base import Progress
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Bounds = tuple[int, int]
 NOISING_PROMPTS = ("negative", "empty")
-# How the way down makes up for what the way up was told; see `guidance.ge3d.GE3D`.
+# How the denoising trajectory compensates for inversion error; see `guidance.ge3d.GE3D`.
 INVERSIONS = ("plain", "npi", "direct", "delta")
 
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-    """Time nodes of the trajectories; the pairs are (at the start, at the end) of the run, linear between.
+    """Time nodes of the trajectories; pairs are (start, end) values, interpolated linearly over the run.
 
     Each jump is uniform on jump_min … jump_max − 1; every node lies below max_step.
     """
@@ -40,27 +40,27 @@ class Nodes:
     max_step: Bounds = (480, 300)
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"nodes.count": (self.count, 1), "nodes.jump_min": (min(self.jump_min), 1)})
         if any(low >= high for low, high in zip(self.jump_min, self.jump_max, strict=True)):
             raise UserError(
-                f"The setting nodes.jump_max {self.jump_max} does not lie above nodes.jump_min "
+                f"The setting nodes.jump_max is {self.jump_max}, which is not above nodes.jump_min, "
                 f"{self.jump_min}; raise it."
             )
         if any(jump > bound for jump, bound in zip(self.jump_max, self.max_step, strict=True)):
             raise UserError(
-                f"The setting nodes.max_step {self.max_step} leaves no room for one jump of "
+                f"The setting nodes.max_step is {self.max_step}, which leaves no room for one jump of "
                 f"{self.jump_max}; raise it."
             )
 
 
 def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array:
-    """N(0, I) plus `strength`·N(0, 1) per channel, constant over the image and shared by the views.
+    """Draw N(0, I) plus `strength`·N(0, 1) per channel, constant over the image and shared by the views.
 
     Args:
         key: PRNG key.
         shape: (B, h, w, C).
-        strength: of the channels' noise.
+        strength: of the per-channel noise.
     """
     own_key, channel_key = jax.random.split(key)
     channels = normal(channel_key, (1, 1, 1, shape[-1]))
@@ -68,14 +68,14 @@ def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax
 
 
 def noising_text(text: ViewTexts, prompt: str) -> jax.Array:
-    """The embedding (L, D) of one of NOISING_PROMPTS."""
+    """Return the embedding (L, D) of one of NOISING_PROMPTS."""
     return text.negative if prompt == "negative" else text.empty
 
 
 def annealed(bounds: Bounds, progress: Progress) -> jax.Array:
-    """From bounds[0] to bounds[1], linear in k/T and rounded up as the public code does, () int32."""
+    """Interpolate from bounds[0] to bounds[1], linear in k/T, rounded up as in the public code; () int32."""
     begin, end = bounds
-    # In whole numbers: begin − ⌊(begin − end)·k/T⌋ is exact, where float32 would be off by one at times.
+    # In integers, begin − ⌊(begin − end)·k/T⌋ is exact; float32 would occasionally be off by one.
     done = jnp.asarray(progress.iteration, jnp.int32)
     return begin - (begin - end) * done // progress.iterations
 
@@ -85,14 +85,14 @@ def sample_time_nodes(key: jax.Array, progress: Progress, nodes: Nodes) -> tuple
 
     Args:
         key: PRNG key.
-        progress: how far the run is; the bounds are `annealed`.
+        progress: of the run; the bounds are `annealed`.
         nodes: the bounds.
 
     Returns:
-        node_times (n + 1,) int32, ascending, t_0 = 0, repeating the last node where stopped early;
+        node_times (n + 1,) int32, ascending, t_0 = 0, repeating the last node after an early stop;
         active, scalar int32, the number of jumps made.
     """
-    # Bounds that lie at least 1 apart at both ends do so between, also when both are rounded up.
+    # Bounds that are at least 1 apart at both ends of the run stay so in between, even rounded up.
     least, above = annealed(nodes.jump_min, progress), annealed(nodes.jump_max, progress)
     jumps = least + jnp.floor(jax.random.uniform(key, (nodes.count,)) * (above - least)).astype(jnp.int32)
     times = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(jumps)])
@@ -108,7 +108,7 @@ def _move(
     end: jax.Array,
     is_active: jax.Array,
 ) -> jax.Array:
-    # A scalar predicate: inactive nodes cost no pass through the network.
+    # The predicate is a scalar, so inactive nodes cost no network evaluation.
     return jax.lax.cond(
         is_active, lambda: ddim_step(schedule, x, predict(x, start), start, end).astype(x.dtype), lambda: x
     )
@@ -122,10 +122,10 @@ def noising_trajectory(
     node_times: jax.Array,
     active: jax.Array,
 ) -> jax.Array:
-    """Carry a latent up to the top node along the ODE, keeping what the image shows.
+    """Carry a latent up to the top node along the ODE, which preserves the image content.
 
     x_0 = add_noise(z, noise, t_0); x_{t_{i+1}} = DDIM(x_{t_i}, predict(x_{t_i}, t_i), t_i → t_{i+1}). The
-    network is asked at t_0 … t_{active−1} only.
+    network is evaluated only at t_0 … t_{active−1}.
 
     Args:
         z, noise: (B, h, w, C).
@@ -154,7 +154,7 @@ def denoising_trajectory(
     node_times: jax.Array,
     active: jax.Array,
 ) -> jax.Array:
-    """Edit from the top node down to t_0 with the guided prediction.
+    """Denoise from the top node down to t_0 with the guided prediction.
 
     x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict(x̂_{t_{i+1}}, t_{i+1}), t_{i+1} → t_i), from x̂_{t_active} = `top`.
 
@@ -163,7 +163,7 @@ def denoising_trajectory(
         node_times, active: from `sample_time_nodes`.
 
     Returns:
-        (n + 1, B, h, w, C), state i at t_i; from the top node on, `top`.
+        (n + 1, B, h, w, C), state i at t_i; `top` from the top node on.
     """
 
     def body(x: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -184,20 +184,20 @@ def exact_denoising_trajectory(
     node_times: jax.Array,
     active: jax.Array,
 ) -> jax.Array:
-    """Edit from the top node down, less what a way down to the source would miss the way up by.
+    """Denoise from the top node down, correcting at every node for the inversion error of the source.
 
     x̂_{t_i} = DDIM(x̂_{t_{i+1}}, predict) + x_{t_i} − DDIM(x_{t_{i+1}}, predict_source), each t_{i+1} → t_i:
-    where both predict the same, x̂ = x exactly. So is the source branch of direct inversion, arXiv 2310.01506;
-    there attention ties the target to it, here the difference does.
+    where both predictions agree, x̂ = x exactly. The source branch is that of direct inversion, arXiv
+    2310.01506; there attention ties the target to the source, here the difference does.
 
     Args:
-        predict: of the target.
-        predict_source: of the source.
+        predict: prediction for the target.
+        predict_source: prediction for the source.
         noised: (n + 1, B, h, w, C), from `noising_trajectory`.
         node_times, active: from `sample_time_nodes`.
 
     Returns:
-        (n + 1, B, h, w, C), state i at t_i; from the top node on, the noised one.
+        (n + 1, B, h, w, C), state i at t_i; the top noised state from the top node on.
     """
 
     def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -208,7 +208,7 @@ def exact_denoising_trajectory(
             source = ddim_step(schedule, above, predict_source(above, start), start, end)
             return (kept + (target - source)).astype(x.dtype)
 
-        # A scalar predicate: inactive nodes cost no pass through the network.
+        # The predicate is a scalar, so inactive nodes cost no network evaluation.
         state = jax.lax.cond(index < active, moved, lambda: x)
         return state, state
 

@@ -1,20 +1,21 @@
-"""VSD, variational score distillation: away from the pictures that the scene already gives, to the text's.
+"""VSD, variational score distillation: move from the distribution of the scene's renders to the text's.
 
 | symbol | meaning |
 |---|---|
 | z, x_t | latents of the rendered views; x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε |
-| ε̂(s) | guided prediction of the frozen network, for the prompt with words for the view |
-| ε_φ | prediction of the second network, for the prompt without them and for the camera |
-| φ | what is learned: LoRA on the frozen network's attention, and an embedding of the camera |
-| B | views of the iteration |
+| ε̂(s) | guided prediction of the frozen network, for the view-dependent prompt |
+| ε_φ | prediction of the second network, for the plain prompt and the camera |
+| φ | learned parameters: LoRA on the frozen network's attention, and a camera embedding |
+| B | number of views in the iteration |
 
-The gradient for z is (1−ᾱ_t)·(ε̂(s) − ε_φ)/B, at a time t of each view's own. φ learns beside the scene, one
-step in each iteration: it predicts the noise in the same latents at another t of their own, and its loss is
-the mean squared error of what the network gives, ε or v. Now and then all cameras it is shown are zeros.
+The gradient for z is (1−ᾱ_t)·(ε̂(s) − ε_φ)/B, with a separate timestep t for each view. φ is trained alongside
+the scene, one step per iteration: it predicts the noise in the same latents at another t per view, and its
+loss is the mean squared error of the network's output, ε or v. Occasionally all cameras are replaced by zeros
+for φ.
 
-Source: Wang et al., "ProlificDreamer", arXiv 2305.16213, as threestudio publishes it. That t is at most 500
-after 5 000 iterations holds in the paper and is threestudio's default; its configuration of the first stage
-sets the bound back to 980. The scene there is a NeRF, seen by one view in each iteration.
+Source: Wang et al., "ProlificDreamer", arXiv 2305.16213, as implemented in threestudio. Limiting t to 500
+after 5 000 iterations is the paper's choice and threestudio's default, but threestudio's configuration of the
+first stage resets the bound to 980. The scene there is a NeRF, with one view per iteration.
 """
 
 import dataclasses
@@ -44,26 +45,27 @@ from ge3d_jax.guidance.one_step import OneStepLoss, check_share, half_square
 from ge3d_jax.guidance.times import TIMES, Times, UniformTimes
 from ge3d_jax.splatting.cameras import Camera, opengl_camera_to_world
 
-# Of AdamW: threestudio's configuration of ProlificDreamer names them for all that is trained.
+# AdamW's settings; threestudio's configuration of ProlificDreamer uses them for all trained parameters.
 _BETAS = (0.9, 0.99)
 _EPSILON = 1e-15
 
 
 def camera_numbers(cameras: Camera) -> jax.Array:
-    """(B, 16): the camera-to-world matrices of B cameras in OpenGL axes, row after row, in world units."""
+    """Return the flattened camera-to-world matrices of B cameras, (B, 16): OpenGL axes, rows, world units."""
     return jax.vmap(opengl_camera_to_world)(cameras).reshape(-1, CAMERA_NUMBERS)
 
 
 def output_errors(schedule: NoiseSchedule, epsilon: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """Mean squared error of what the network gives in each view, of ε or of v.
+    """Return the mean squared error of the network's output, ε or v, in each view.
 
-    A network that gives v̂ predicts ε̂ = √ᾱ_t·v̂ + √(1−ᾱ_t)·x_t, and so does v of ε: ε̂ − ε = √ᾱ_t·(v̂ − v). The
-    error in v is therefore that in ε over √ᾱ_t; taking v̂ out of ε̂ first would round once more.
+    A network that outputs v̂ predicts ε̂ = √ᾱ_t·v̂ + √(1−ᾱ_t)·x_t, and v is related to ε in the same way, so
+    ε̂ − ε = √ᾱ_t·(v̂ − v). The error in v is therefore the error in ε divided by √ᾱ_t; extracting v̂ from ε̂
+    first would add a rounding error.
 
     Args:
-        schedule: says which of the two it is.
+        schedule: determines whether the network outputs ε or v.
         epsilon: (B, h, w, C), predicted at t.
-        noise: (B, h, w, C), the noise that is there.
+        noise: (B, h, w, C), the true noise.
         t: (B,).
 
     Returns:
@@ -78,21 +80,21 @@ class VSD(OneStepLoss):
     """Variational score distillation.
 
     Attributes:
-        scale: s of the guided prediction.
-        times: those at which latents are led; φ learns at all there are.
+        scale: s, the guidance scale.
+        times: timesteps at which the scene is guided; φ is trained at all timesteps.
         rank: r of LoRA.
         learning_rate: of φ.
-        weight_decay: of φ. threestudio names none, so that PyTorch's default for AdamW is what it runs with.
-        camera_dropout: how often φ learns without the camera; ε_φ always has it.
-        shared: whether the seeds of a sweep that are computed together share φ, as the particles of the paper
-            do. It changes nothing for a single object.
+        weight_decay: of φ. threestudio sets none, so it runs with PyTorch's default for AdamW.
+        camera_dropout: probability of training φ without the cameras; ε_φ always sees them.
+        shared: whether the seeds of a sweep that are computed together share φ, like the particles in the
+            paper. It makes no difference for a single object.
     """
 
     may_mirror: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # Iterations, views, texts, and that pictures have no penalty are threestudio's. Its cameras and rates
-        # are a NeRF's and stay out. The number of splats changes as in 3D Gaussian Splatting's published runs
-        # of 30 000 iterations (Kerbl et al. 2023).
+        # Iterations, views, texts, and the absence of an image penalty are threestudio's. Its cameras and
+        # learning rates are meant for a NeRF and are not used. Density control follows 3D Gaussian
+        # Splatting's published runs of 30 000 iterations (Kerbl et al. 2023).
         "paper": {
             "iterations": 25_000,
             "views": 1,
@@ -107,9 +109,10 @@ class VSD(OneStepLoss):
         "toybox": {
             "iterations": 430,
             "flip_probability": 0.0,
-            # The same share of the run.
+            # The same fraction of the run.
             "guidance.times.late_from": 86,
-            # In fewer iterations: after 250 of them φ's loss is 0.14, with the published 1e-4 0.19.
+            # Higher because there are fewer iterations: after 250, φ's loss is 0.14; with the published
+            # 1e-4 it is 0.19.
             "guidance.learning_rate": 1e-3,
             "guidance.scale": 5.0,
         },
@@ -124,26 +127,26 @@ class VSD(OneStepLoss):
     shared: bool = False
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.rank < 1:
             raise UserError(
-                f"The setting rank is {self.rank}, which leaves LoRA nothing to learn; give at least 1, as 4."
+                f"The setting rank is {self.rank}, which leaves LoRA nothing to learn; give at least 1."
             )
         check_at_least(learning_rate=(self.learning_rate, 0), weight_decay=(self.weight_decay, 0))
         check_share("camera_dropout", self.camera_dropout)
 
     @property
     def shares_learned(self) -> bool:
-        """As the setting says."""
+        """The setting `shared`."""
         return self.shared
 
     @property
     def latest_time(self) -> int:
-        """The last time that φ learns at."""
+        """The largest timestep at which φ is trained."""
         return STEPS - 1
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """Whether φ learns without the cameras; times and noise of each view, for z and for φ."""
+        """Draw whether φ is trained without cameras, and each view's timesteps and noise, for z and for φ."""
         for_t, for_t_lora, for_camera = jax.random.split(keys.times, 3)
         for_noise, for_noise_lora = jax.random.split(keys.noise)
         return Draws(
@@ -157,7 +160,7 @@ class VSD(OneStepLoss):
         )
 
     def begin(self, key: jax.Array, model: StableDiffusion) -> dict[str, Any]:
-        """φ: `lora`, which changes nothing yet, and `camera`, an embedding at random; float32."""
+        """Initialize φ: `lora`, which has no effect yet, and `camera`, a random embedding; float32."""
         for_lora, for_camera = jax.random.split(key)
         return {
             "lora": init_lora(for_lora, model.unet_params, self.rank),
@@ -165,7 +168,7 @@ class VSD(OneStepLoss):
         }
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW; like PyTorch's it decays all there is, biases too."""
+        """Return AdamW; like PyTorch's, it decays all parameters, including biases."""
         return optax.adamw(self.learning_rate, *_BETAS, eps=_EPSILON, weight_decay=self.weight_decay)
 
     def predict_learned(
@@ -177,7 +180,7 @@ class VSD(OneStepLoss):
         text: ViewTexts,
         denoiser: Denoiser,
     ) -> jax.Array:
-        """ε_φ, (B, h, w, C), at x (B, h, w, C) and t (B,) for `camera_numbers` (B, 16)."""
+        """Return ε_φ, (B, h, w, C), at x (B, h, w, C) and t (B,) for `camera_numbers` (B, 16)."""
         adapter = Adapter(learned["lora"], embed_camera(learned["camera"], cameras))
         (epsilon,) = denoiser.predict_for(x, t, text.plain, adapter=adapter)
         return epsilon
@@ -191,11 +194,11 @@ class VSD(OneStepLoss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual (1−ᾱ_t)·(ε̂(s) − ε_φ)/B for z, and for φ its loss's gradient.
+        """Compute the residual (1−ᾱ_t)·(ε̂(s) − ε_φ)/B for z, and the gradient of φ's own loss.
 
-        Numbers: of each view, loss, half the squared norm of B times the residual, and loss_lora, φ's.
+        Metrics per view: loss, half the squared norm of B times the residual, and loss_lora, the loss of φ.
         """
-        # Neither gradient reaches into the other: φ is fixed for z, and z for φ.
+        # The gradients are independent: φ is fixed for z, and z for φ.
         z, fixed = jax.lax.stop_gradient((seen.latents, learned))
         schedule, cameras, own = denoiser.schedule, camera_numbers(seen.cameras), drawn.per_view
 
@@ -218,5 +221,5 @@ class VSD(OneStepLoss):
             loss=half_square(direction),
             loss_lora=errors,
         )
-        # This device's share of the mean over all views: the step sums over the devices.
+        # This device's share of the mean over all views; the training step sums over the devices.
         return scalar + jnp.sum(errors) / seen.count, numbers

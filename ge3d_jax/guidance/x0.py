@@ -1,4 +1,4 @@
-"""Only the end of GE3D's path: the picture is compared with its edited self, not with the states between.
+"""GE3D's endpoint only: compare the image with its edited version, not with the intermediate states.
 
 | symbol | meaning |
 |---|---|
@@ -7,7 +7,7 @@
 | x̂_{t_0} | the last state of GE3D's denoising trajectory |
 | λ | `strength` |
 
-g = λ·(z − x̂_{t_0}): GE3D with weight 1 at node 0 and 0 at all others, whatever the iteration. Source:
+g = λ·(z − x̂_{t_0}): GE3D with weight 1 at node 0 and 0 at all others, in every iteration. Source:
 arXiv 2412.05929, section 8.5 and Figure 11.
 """
 
@@ -27,17 +27,17 @@ from ge3d_jax.guidance.trajectories import Nodes
 
 @dataclasses.dataclass(frozen=True)
 class X0(Loss):
-    """The paper's ablation without the nodes between.
+    """The paper's ablation without the intermediate nodes.
 
     Attributes:
-        scale: s, of the guided prediction.
+        scale: s, the guidance scale.
         strength: λ, factor on the residual.
         noising_prompt: see `GE3D`.
         offset_noise: see `GE3D`.
         nodes: the time nodes.
     """
 
-    # The settings of a run are GE3D's, which the presets of a run have anyway.
+    # The run settings are GE3D's, which the run presets already contain.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "toybox": {
@@ -56,13 +56,13 @@ class X0(Loss):
     nodes: Nodes = Nodes()
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
-        # GE3D checks what it shares with this loss.
+        """Validate the settings. Raises UserError."""
+        # GE3D validates the settings that it shares with this loss.
         _ = self.ge3d
 
     @property
     def ge3d(self) -> GE3D:
-        """The loss whose trajectories these are."""
+        """The GE3D loss that computes the trajectories."""
         return GE3D(
             scale=self.scale,
             strength=self.strength,
@@ -73,7 +73,7 @@ class X0(Loss):
 
     @property
     def latest_time(self) -> int:
-        """The farthest node there may be."""
+        """The largest timestep that a node may have."""
         return self.ge3d.latest_time
 
     @property
@@ -82,7 +82,7 @@ class X0(Loss):
         return 1.0 / self.strength if self.strength else None
 
     def draw(self, keys: DrawKeys, progress: Progress, shape: tuple[int, int, int, int]) -> Draws:
-        """The time nodes, the same for all views, and the noise of each view."""
+        """Draw the time nodes, shared by all views, and the noise of each view."""
         return self.ge3d.draw(keys, progress, shape)
 
     def __call__(
@@ -94,7 +94,7 @@ class X0(Loss):
         denoiser: Denoiser,
         progress: Progress,
     ) -> tuple[jax.Array, Numbers]:
-        """The residual λ·(z − x̂_{t_0}); numbers: loss ‖z − x̂_{t_0}‖² of each view, active_nodes."""
+        """Compute the residual λ·(z − x̂_{t_0}); metrics: loss ‖z − x̂_{t_0}‖² of each view, active_nodes."""
         z = jax.lax.stop_gradient(seen.latents)
         _, denoised = self.ge3d.trajectories(z, text, drawn, denoiser)
         difference = z - denoised[0]

@@ -1,1 +1,1 @@
-"""What can be optimized, behind one protocol."""
+"""Optimizable scenes, behind one protocol."""

@@ -1,7 +1,8 @@
-"""What can be optimized: the protocol between a scene and the training that moves it.
+"""The protocol between a scene and the training code that optimizes it.
 
-A scene is a frozen dataclass of settings with functions over a pytree, its state. Training knows names of
-parameters, their gradients and rates; what a parameter means, and how their number changes, is the scene's.
+A scene is a frozen dataclass of settings with functions over a pytree, its state. Training knows only the
+names of parameters, their gradients, and learning rates; what a parameter means, and how the number of
+primitives changes, is up to the scene.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,9 @@ from flax import struct
 from ge3d_jax.core.random import Draws
 from ge3d_jax.splatting.cameras import Camera
 
-# By name; gradients, rates and an optimizer's moments go by the same names.
+# By name; gradients, learning rates, and optimizer moments use the same names.
 Parameters = dict[str, jax.Array]
-# An optimizer's moments: what each is called → by parameter.
+# An optimizer's moments: name of the moment → parameter name → array.
 Moments = dict[str, Parameters]
 
 
@@ -25,10 +26,10 @@ class Renders:
     """B rendered views.
 
     Attributes:
-        rgb: (B, H, W, 3), over the backgrounds.
-        observed: a pytree with a leading axis of B, for the scene's `after_update`.
-        needed: (B,) int32, the size of the scene's buffer that each view needs; 0 without a buffer.
-        overflow: (B,) int32, by how much the buffer was too small; where it is not 0 the picture is wrong.
+        rgb: (B, H, W, 3), colors over the backgrounds.
+        observed: a pytree with a leading axis of B, passed to the scene's `after_update`.
+        needed: (B,) int32, the buffer size that each view needs; 0 without a buffer.
+        overflow: (B,) int32, by how much the buffer was too small; unless it is 0, the image is wrong.
     """
 
     rgb: jax.Array
@@ -38,53 +39,54 @@ class Renders:
 
 
 class Scene(Protocol):
-    """Settings of a scene, and what it does; frozen, so that compiled functions may depend on it."""
+    """Settings and operations of a scene; immutable, so that it can be a static argument of `jit`."""
 
     def check_devices(self) -> None:
-        """Refuse, before a run begins, what the devices in use cannot do. Raises UserError."""
+        """Reject, before a run begins, settings that the devices in use do not support. Raises UserError."""
 
     def check_start(self, prompt: str, check_words: Callable[[str, Path], None]) -> None:
-        """Refuse, before a run begins, a start that cannot be made.
+        """Reject, before a run begins, a start that cannot be created.
 
         Args:
             prompt: of the run.
-            check_words: given what a model is to make and its folder; may raise UserError.
+            check_words: called with the prompt of a generative model and the model's folder; may raise
+                UserError.
 
         Raises:
             UserError: names what is missing.
         """
 
     def from_file(self) -> Any:
-        """What a run begins with where that is in a file, the same for all prompts and seeds; else None."""
+        """Return the start if it is read from a file, which serves all prompts and seeds; else None."""
 
     def asked_for(self, prompt: str) -> "Scene":
-        """The same scene, with a start that makes what the prompt says."""
+        """Return the same scene with a start that suits the prompt."""
 
     def begin(self, key: jax.Array, start: Any = None) -> Any:
-        """The state before the first iteration, from `start` or what the settings say."""
+        """Create the state before the first iteration, from `start` or else from the settings."""
 
     def parameters(self, state: Any) -> Parameters:
-        """What is trained."""
+        """Return the trainable parameters."""
 
     def with_parameters(self, state: Any, parameters: Parameters) -> Any:
-        """The state with other values of what is trained."""
+        """Return the state with other values of the trainable parameters."""
 
     def updates(self, directions: Parameters, progress: jax.Array) -> Parameters:
-        """What to add to the parameters: the optimizer's directions, downhill, by the scene's learning rates.
+        """Return the parameter updates: the negated directions times the scene's learning rates.
 
         Args:
-            directions: by parameter, uphill, about 1 in size.
+            directions: the optimizer's ascent directions by parameter, of magnitude about 1.
             progress: k/T, () float32.
         """
 
     def draw(self, key: jax.Array, state: Any, views: int) -> Draws:
-        """What chance decides in rendering an iteration's views."""
+        """Draw the random values for rendering an iteration's views."""
 
     def fitted_draws(self, drawn: Draws, state: Any) -> Draws:
-        """What `draw` gave for a state, for another one that is no larger."""
+        """Adapt the result of `draw` to another state that is no larger."""
 
     def perturbations(self, state: Any, views: int) -> Any:
-        """Zeros with a leading axis of views, whose gradients `after_update` is given."""
+        """Return zeros with a leading axis of views, whose gradients are passed to `after_update`."""
 
     def render(
         self,
@@ -98,7 +100,7 @@ class Scene(Protocol):
         """Render a batch of B cameras over backgrounds (B, 3); differentiable in the parameters."""
 
     def penalty(self, state: Any) -> jax.Array | float:
-        """What the scene adds to the loss of an iteration, scalar."""
+        """Return the scene's regularization term in the loss, scalar."""
 
     def after_update(
         self,
@@ -110,12 +112,12 @@ class Scene(Protocol):
         progress: jax.Array,
         image_size: tuple[int, int],
     ) -> Any:
-        """The state after the optimizer's step; may move parameters and gathers statistics.
+        """Process the state after the optimizer's step; may change parameters and accumulates statistics.
 
         Args:
             key: PRNG key.
-            state: with the moved parameters.
-            perturbation_gradients: of the loss of each view in its perturbations.
+            state: with the updated parameters.
+            perturbation_gradients: gradients of each view's loss with respect to its perturbations.
             observed: from the renders of all views.
             progress: k/T, () float32.
             image_size: (width, height), pixels.
@@ -124,33 +126,32 @@ class Scene(Protocol):
     def on_schedule(
         self, key: jax.Array, state: Any, moments: Moments, done: int, iterations: int
     ) -> tuple[Any, Moments, dict[str, int]]:
-        """What follows the iteration that makes it `done` of `iterations`, on the host.
+        """Apply the operations scheduled after `done` of `iterations` iterations, on the host.
 
         Returns:
-            the state, the moments that go with its parameters, and numbers for the metrics. What was given is
-            donated.
+            the state, the moments of its parameters, and metrics. Donates the inputs.
         """
 
     def numbers(self, state: Any) -> dict[str, jax.Array]:
-        """Scalars for the metrics of each iteration."""
+        """Return scalar metrics of each iteration."""
 
     def advice(self, history: Sequence[Mapping[str, int | float]]) -> list[str]:
-        """Sentences for the end of a run on what other settings would make better; mostly none.
+        """Return sentences, shown after a run, on settings that would improve the result; usually none.
 
         Args:
-            history: the numbers of every iteration, also those of `on_schedule`.
+            history: the metrics of every iteration, including those of `on_schedule`.
         """
 
     def grown(self, needed: int) -> "Scene":
-        """The same scene with a buffer for views that need `needed`."""
+        """Return the same scene with a buffer for views that need size `needed`."""
 
     def resized(
         self, state: Any, moments: Moments, shapes: dict[str, tuple[int, ...]]
     ) -> tuple[Any, Moments]:
-        """The state with arrays as long as those of a saved one, whose `shapes` are given by path."""
+        """Grow the state's arrays to the lengths of a saved state, whose `shapes` are given by path."""
 
     def holding(self, start: Any) -> "Scene":
-        """The same scene with room for what it is to begin with."""
+        """Return the same scene with room for `start`."""
 
     def shown(self, state: Any, done: int) -> Any:
-        """The object to write and to look at after `done` iterations."""
+        """Return the object to save and display after `done` iterations."""

@@ -1,4 +1,4 @@
-"""Density control by clone, split, prune and opacity reset, on a run's schedule (Kerbl et al. 2023)."""
+"""Density control by cloning, splitting, pruning, and opacity resets on a schedule (Kerbl et al. 2023)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 @struct.dataclass
 class CloneAndSplitStatistics(DensityStatistics):
-    """What the strategy goes by, and the opacities that it lowered.
+    """The strategy's statistics, and the opacities before they were reset.
 
     Attributes:
-        logits_before_reset: (N,) opacity logits from before a reset that splats are still coming back from;
-            -inf when they are back. () where opacities are never reset.
+        logits_before_reset: (N,) opacity logits from before a reset while splats are recovering from it; -inf
+            once they have recovered. () if opacities are never reset.
     """
 
     logits_before_reset: jax.Array | tuple[()]
@@ -38,19 +38,19 @@ class CloneAndSplitStatistics(DensityStatistics):
 
 @dataclasses.dataclass(frozen=True)
 class CloneAndSplit:
-    """Splats with large screen-space gradients become two, faint ones go.
+    """Clone or split splats with large screen-space gradients; remove faint ones.
 
     Attributes:
-        first, last, every: iterations after which it happens; `every` 0 for never.
+        first, last, every: iterations after which density control runs; `every` 0 for never.
         gradient_threshold: normalized device coordinates: the pixel gradient × image size / 2, averaged over
             the views that see the splat.
-        clone_scale: world units; up to this size a splat is cloned, above it is split.
-        prune_opacity: splats below it go.
-        prune_scale: world units; splats above it go once opacities have been reset.
+        clone_scale: world units; splats up to this size are cloned, larger ones are split.
+        prune_opacity: splats with a lower opacity are removed.
+        prune_scale: world units; larger splats are removed once opacities have been reset.
         reset_every: iterations between opacity resets, up to `last`; 0 for none.
-        reset_opacity: what opacities are then lowered to.
-        recovery: iterations in which opacities come back from a reset. Until they are through, splats are
-            shown as they were before; where fewer remain, there is no reset.
+        reset_opacity: the value to which a reset lowers opacities.
+        recovery: iterations that opacities take to recover from a reset. Until then, splats are shown with
+            their previous opacities. If fewer iterations remain, there is no reset.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -64,40 +64,40 @@ class CloneAndSplit:
     prune_scale: float = 0.35
     reset_every: int = 300
     reset_opacity: float = 0.01
-    # Adam moves a logit by at most about its learning rate, 0.05. From an opacity of 0.01, a logit of -4.6,
-    # it takes 92 iterations to 0.5 (a logit of 0) and 150 to 0.95 (-4.6 + 150·0.05 = 2.9).
+    # Adam changes a logit by at most about its learning rate, 0.05. From an opacity of 0.01 (logit -4.6), it
+    # takes 92 iterations to reach 0.5 (logit 0) and 150 to reach 0.95 (-4.6 + 150·0.05 = 2.9).
     recovery: int = 150
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         never_negative = ("every", "reset_every", "recovery")
         check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 
     def densifies_at(self, done: int) -> bool:
-        """Whether splats are cloned, split and pruned after the iteration that makes it `done` in all."""
+        """Return whether splats are cloned, split, and pruned after `done` iterations."""
         return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
 
     def resets_at(self, done: int, iterations: int) -> bool:
-        """Whether an opacity reset follows it, in a run of `iterations`."""
+        """Return whether opacities are reset after `done` iterations, in a run of `iterations`."""
         is_due = self.reset_every > 0 and 0 < done <= self.last and done % self.reset_every == 0
         return is_due and iterations - done >= self.recovery
 
     def recovers_at(self, done: int, iterations: int) -> bool:
-        """Whether opacities are then back from the last reset."""
+        """Return whether opacities have just recovered from the last reset after `done` iterations."""
         since = range(done - self.recovery + 1, done + 1)
         is_through = self.resets_at(done - self.recovery, iterations)
         return is_through and not any(self.resets_at(k, iterations) for k in since)
 
     def prunes_large_at(self, done: int, iterations: int) -> bool:
-        """Whether splats above `prune_scale` go too: only once opacities have been reset."""
+        """Return whether splats above `prune_scale` are removed too: only once opacities have been reset."""
         return done > self.reset_every and self.resets_at(self.reset_every, iterations)
 
     def penalty(self, gaussians: Gaussians) -> float:
-        """Nothing."""
+        """Return 0: there is no penalty."""
         return 0.0
 
     def statistics(self, capacity: int) -> CloneAndSplitStatistics:
-        """Nothing seen and nothing lowered yet, for a buffer of `capacity` splats."""
+        """Return empty statistics without a reset, for a buffer of `capacity` splats."""
         seen = empty_statistics(capacity)
         logits = jnp.full(capacity, -jnp.inf, jnp.float32) if self.reset_every else ()
         return CloneAndSplitStatistics(seen.gradient_sum, seen.view_count, logits)
@@ -119,7 +119,7 @@ class CloneAndSplit:
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
-        """See `Scene.on_schedule`; `limit`: how many splats there may be."""
+        """See `Scene.on_schedule`; `limit` is the maximum number of splats."""
         numbers: dict[str, int] = {}
         if self.densifies_at(done):
             state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
@@ -133,7 +133,7 @@ class CloneAndSplit:
         return state, moments, numbers
 
     def shown(self, state: SplatState) -> Gaussians:
-        """The splats; while they come back from a reset, at least as opaque as before it."""
+        """Return the splats; while recovering from a reset, they are at least as opaque as before it."""
         if not self.reset_every:
             return state.gaussians
         return dataclasses.replace(state.gaussians, opacity_logits=_shown_logits(state))
@@ -144,8 +144,8 @@ def _shown_logits(state: SplatState) -> jax.Array:
 
 
 def _recovered(state: SplatState) -> SplatState:
-    """The state without a memory of the last reset."""
-    # Where it lay before: the next iteration is compiled for that.
+    """Return the state without a record of the last reset."""
+    # Keep the sharding, for which the next iteration is compiled.
     forgotten = jnp.full_like(state.statistics.logits_before_reset, -jnp.inf)
     forgotten = jax.device_put(forgotten, state.statistics.logits_before_reset.sharding)
     statistics = dataclasses.replace(state.statistics, logits_before_reset=forgotten)
@@ -166,13 +166,13 @@ def control_density(
     *,
     strategy: CloneAndSplit,
 ) -> tuple[SplatState, Moments, DensityReport]:
-    """Clone, split and prune; what was seen begins anew. Donates `state` and `moments`.
+    """Clone, split, and prune; resets the statistics. Donates `state` and `moments`.
 
     Args:
-        key: PRNG key of the places of split splats.
+        key: PRNG key for the positions of split splats.
         state: the splats.
-        moments: the optimizer's, moved along.
-        prune_scale: splats above it go, world units.
+        moments: the optimizer's moments, rearranged along with the splats.
+        prune_scale: larger splats are removed, world units.
         strategy: the other thresholds.
     """
     gaussians, moved, logits, report = densify(
@@ -194,9 +194,9 @@ def control_density(
 def lower_opacities(
     state: SplatState, moments: Moments, *, strategy: CloneAndSplit
 ) -> tuple[SplatState, Moments]:
-    """Opacity ← min(opacity, `reset_opacity`), clearing its moments. Donates `state` and `moments`.
+    """Set opacity ← min(opacity, `reset_opacity`) and clear its moments. Donates `state` and `moments`.
 
-    What was shown until then is kept to be shown while opacities come back.
+    The opacities shown so far are kept, to be shown while opacities recover.
     """
     gaussians, cleared = reset_opacity(state.gaussians, moments, ceiling=strategy.reset_opacity)
     statistics = dataclasses.replace(state.statistics, logits_before_reset=_shown_logits(state))

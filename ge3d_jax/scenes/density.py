@@ -1,4 +1,4 @@
-"""How the number of splats changes over a run: the strategies there are."""
+"""Density control, which changes the number of splats over a run: the protocol and its strategies."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
@@ -14,16 +14,16 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 
 class Strategy(Protocol):
-    """Settings of a strategy, and what it does; a frozen dataclass."""
+    """Settings and operations of a strategy; a frozen dataclass."""
 
-    # Settings of a run that go with it, by preset and dotted name.
+    # Run settings that go with the strategy, by preset and dotted name.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def statistics(self, capacity: int) -> Any:
-        """What it goes by, before anything was seen: arrays with a leading axis of `capacity`."""
+        """Return empty statistics: arrays with a leading axis of `capacity`."""
 
     def penalty(self, gaussians: Gaussians) -> jax.Array | float:
-        """What it adds to the loss of an iteration, scalar."""
+        """Return the strategy's regularization term in the loss, scalar."""
 
     def after_update(
         self,
@@ -35,12 +35,13 @@ class Strategy(Protocol):
         position_rate: jax.Array,
         image_size: tuple[int, int],
     ) -> SplatState:
-        """The splats after the optimizer's step.
+        """Process the splats after the optimizer's step.
 
         Args:
             key: PRNG key.
-            state: the splats, moved.
-            screen_gradients: (B, N, 2), of the loss of each view in the splats' places on its screen, pixels.
+            state: the splats, with updated parameters.
+            screen_gradients: (B, N, 2), gradients of each view's loss with respect to the splats' screen
+                positions in pixels.
             radii: (B, N), pixels; 0 where a view does not see the splat.
             position_rate: learning rate of the positions, ().
             image_size: (width, height), pixels.
@@ -49,10 +50,10 @@ class Strategy(Protocol):
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
-        """See `Scene.on_schedule`; `limit`: how many splats there may be."""
+        """See `Scene.on_schedule`; `limit` is the maximum number of splats."""
 
     def shown(self, state: SplatState) -> Gaussians:
-        """The splats to write and to look at, in the same buffer."""
+        """Return the splats to save and display, in the same buffer."""
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

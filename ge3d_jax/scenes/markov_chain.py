@@ -17,17 +17,17 @@ from ge3d_jax.splatting.mcmc import RelocationReport, exploration_noise, relocat
 
 @dataclasses.dataclass(frozen=True)
 class MarkovChain:
-    """Faint splats move to others, a few more come each time, and noise lets faint ones wander.
+    """Relocate faint splats onto others, add a few each time, and let noise make faint ones wander.
 
     Attributes:
-        first, last, every: iterations after which splats move; `every` 0 for never.
-        prune_opacity: splats fainter than this move to others.
-        growth: how many more come each time, as a share, until the scene's capacity is reached.
-        noise: on the positions, relative to their learning rate.
+        first, last, every: iterations after which splats are relocated; `every` 0 for never.
+        prune_opacity: splats fainter than this are relocated.
+        growth: number of splats added each time, as a fraction, until the scene's capacity is reached.
+        noise: strength of the noise on the positions, relative to their learning rate.
         opacity_penalty, scale_penalty: weights of the mean opacity and of the mean scale in the loss.
     """
 
-    # The noise goes with the learning rate, which is higher in these than where its default comes from.
+    # The noise scales with the learning rate, which is higher in these presets than in the default's source.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toybox": {"density.noise": 1e4},
         "fit": {"density.noise": 1e5},
@@ -43,20 +43,20 @@ class MarkovChain:
     scale_penalty: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         never_negative = ("every", "growth", "noise", "opacity_penalty", "scale_penalty")
         check_at_least(**{f"density.{name}": (getattr(self, name), 0) for name in never_negative})
 
     def relocates_at(self, done: int) -> bool:
-        """Whether splats move after the iteration that makes it `done` in all."""
+        """Return whether splats are relocated after `done` iterations."""
         return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
 
     def penalty(self, gaussians: Gaussians) -> jax.Array:
-        """Weighted mean opacity and mean scale."""
+        """Return the weighted sum of the mean opacity and the mean scale."""
         return self.opacity_penalty * mean_opacity(gaussians) + self.scale_penalty * mean_scale(gaussians)
 
     def statistics(self, capacity: int) -> tuple[()]:
-        """None are kept."""
+        """Return nothing: no statistics are kept."""
         return ()
 
     def after_update(
@@ -69,7 +69,7 @@ class MarkovChain:
         position_rate: jax.Array,
         image_size: tuple[int, int],
     ) -> SplatState:
-        """Put noise on the positions."""
+        """Add noise to the positions."""
         gaussians = state.gaussians
         noise = self.noise * position_rate * exploration_noise(key, gaussians)
         moved = dataclasses.replace(gaussians, positions=gaussians.positions + noise)
@@ -78,14 +78,14 @@ class MarkovChain:
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
-        """See `Scene.on_schedule`; `limit`: how many splats there may be."""
+        """See `Scene.on_schedule`; `limit` is the maximum number of splats."""
         if self.relocates_at(done):
             state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
             state, moments, _ = relocate_splats(key, state, moments, limit, strategy=self)
         return state, moments, {}
 
     def shown(self, state: SplatState) -> Gaussians:
-        """The splats as they are."""
+        """Return the splats unchanged."""
         return state.gaussians
 
 
@@ -98,7 +98,7 @@ def _needed(state: SplatState, *, strategy: MarkovChain) -> jax.Array:
 def relocate_splats(
     key: jax.Array, state: SplatState, moments: Moments, limit: jax.Array | int, *, strategy: MarkovChain
 ) -> tuple[SplatState, Moments, RelocationReport]:
-    """Move dead splats onto living ones and add some, up to `limit`. Donates `state` and `moments`."""
+    """Relocate dead splats onto live ones and add some, up to `limit`. Donates `state` and `moments`."""
     gaussians, moved, report = relocate(
         key,
         state.gaussians,

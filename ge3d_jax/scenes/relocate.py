@@ -1,9 +1,9 @@
-"""Density control with a fixed budget: the least useful splats move to where the pictures ask for more.
+"""Density control with a fixed budget: move the least useful splats to where more detail is needed.
 
-A splat behind a surface is in no picture, and the surface is too coarse until more splats have come to it.
-How much the pictures ask of a splat is the gradient of the loss in its place on the screen, as in 3D Gaussian
-Splatting (Kerbl et al. 2023), but what counts is its rank among the others. So no threshold depends on the
-loss, on its weight, or on the guidance.
+A splat behind a surface is visible in no image, and the surface stays too coarse until more splats move to
+it. The demand for detail at a splat is measured by the gradient of the loss with respect to its screen
+position, as in 3D Gaussian Splatting (Kerbl et al. 2023), but only its rank among the splats matters. No
+threshold therefore depends on the loss, its weight, or the guidance.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 @dataclasses.dataclass(frozen=True)
 class Relocate:
-    """The splats that the pictures ask least of leave, and those that they ask most of become two.
+    """Remove the splats with the smallest screen-space gradients and split those with the largest.
 
     Attributes:
-        first, last, every: iterations after which it happens; `every` 0 for never.
-        share: of the splats that leave, and of those that become two, each time; fewer where fewer are large
-            enough.
-        split_scale: world units; up to this size a splat does not become two. Splats that are far smaller
-            than a pixel leave gaps when somebody comes closer.
+        first, last, every: iterations after which splats are relocated; `every` 0 for never.
+        share: fraction of the splats that is removed, and that is split, each time; lower if too few splats
+            are large enough to split.
+        split_scale: world units; splats up to this size are not split. Splats far smaller than a pixel leave
+            gaps when viewed from closer.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -43,24 +43,24 @@ class Relocate:
     split_scale: float = 0.003 * 3.5
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"density.every": (self.every, 0)})
         if not 0 < self.share <= 0.5:
             raise UserError(
-                f"The setting density.share is {self.share}; give a share above 0 and up to 0.5, since as "
-                "many splats leave as become two."
+                f"The setting density.share is {self.share}; give a fraction above 0 and up to 0.5, since as "
+                "many splats are removed as are split."
             )
 
     def relocates_at(self, done: int) -> bool:
-        """Whether splats move after the iteration that makes it `done` in all."""
+        """Return whether splats are relocated after `done` iterations."""
         return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
 
     def penalty(self, gaussians: Gaussians) -> float:
-        """Nothing."""
+        """Return 0: there is no penalty."""
         return 0.0
 
     def statistics(self, capacity: int) -> DensityStatistics:
-        """Nothing seen yet, for a buffer of `capacity` splats."""
+        """Return empty statistics, for a buffer of `capacity` splats."""
         return empty_statistics(capacity)
 
     def after_update(
@@ -80,13 +80,13 @@ class Relocate:
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
-        """See `Scene.on_schedule`; their number stays, so that `limit` is not used."""
+        """See `Scene.on_schedule`; the number of splats is constant, so `limit` is not used."""
         if self.relocates_at(done):
             state, moments = relocate_by_rank(key, state, moments, strategy=self)
         return state, moments, {}
 
     def shown(self, state: SplatState) -> Gaussians:
-        """The splats as they are."""
+        """Return the splats unchanged."""
         return state.gaussians
 
 
@@ -94,13 +94,13 @@ class Relocate:
 def relocate_by_rank(
     key: jax.Array, state: SplatState, moments: Moments, *, strategy: Relocate
 ) -> tuple[SplatState, Moments]:
-    """Move splats; what was seen begins anew. Donates `state` and `moments`.
+    """Relocate splats; resets the statistics. Donates `state` and `moments`.
 
     Args:
-        key: PRNG key of the places of the halves.
+        key: PRNG key for the positions of the halves.
         state: the splats.
-        moments: the optimizer's, moved along; those of halves begin at zero.
-        strategy: how many.
+        moments: the optimizer's moments, rearranged along with the splats; those of halves start at zero.
+        strategy: determines how many splats are relocated.
     """
     gaussians, asked = state.gaussians, state.statistics.gradient_sum
     largest = jnp.exp(jnp.max(gaussians.log_scales, axis=-1))
@@ -123,7 +123,7 @@ def relocate_by_rank(
 
 
 def _rank(values: jax.Array, counts: jax.Array) -> jax.Array:
-    """How many of those that count are smaller, (N,) int32, ties by index; N for one that does not count."""
+    """Rank the entries for which `counts` is true, (N,) int32, ties by index; N for all other entries."""
     order = jnp.argsort(jnp.where(counts, values, jnp.inf), stable=True)
     rank = jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
     return jnp.where(counts, rank, len(order))

@@ -1,4 +1,4 @@
-"""The kinds of scenes there are."""
+"""The registry of scene types, by name."""
 
 from ge3d_jax.scenes.splats import Splats
 

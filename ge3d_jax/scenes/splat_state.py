@@ -1,4 +1,4 @@
-"""Splats under optimization, and the buffers they grow in."""
+"""The state of splats under optimization, and their growing buffers."""
 
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ from flax import struct
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.splatting.gaussians import Gaussians, padded
 
-# A new buffer holds this much more than what overflowed, since its contents go on growing.
+# A new buffer is this much larger than what overflowed, since its contents keep growing.
 _BUFFER_MARGIN = 1.25
 
 _Tree = TypeVar("_Tree")
@@ -21,7 +21,7 @@ class SplatState:
 
     Attributes:
         gaussians: the splats, in a buffer of N.
-        statistics: what density control goes by; every leaf has a leading axis of N.
+        statistics: statistics for density control; every leaf has a leading axis of N.
     """
 
     gaussians: Gaussians
@@ -29,17 +29,17 @@ class SplatState:
 
 
 def grown_capacity(needed: int) -> int:
-    """A buffer's next size: the power of two that holds what was needed and a margin."""
+    """Return a buffer's next size: the smallest power of two that holds `needed` plus a margin."""
     return 2 ** (int(needed * _BUFFER_MARGIN) - 1).bit_length()
 
 
 def first_capacity(count: int, limit: int) -> int:
-    """Length of the buffer in which a run with `count` splats begins when it may come to have `limit`."""
+    """Return the initial buffer length for `count` splats that may grow to `limit`."""
     return min(limit, grown_capacity(count))
 
 
 def _lengthened(tree: _Tree, length: int) -> _Tree:
-    """Per-splat arrays with zeros after their end, up to `length`."""
+    """Pad per-splat arrays with zeros at the end, up to `length`."""
 
     def pad(leaf: jax.Array) -> jax.Array:
         return jnp.pad(leaf, [(0, length - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1))
@@ -48,18 +48,18 @@ def _lengthened(tree: _Tree, length: int) -> _Tree:
 
 
 def with_capacity(state: SplatState, moments: Moments, capacity: int) -> tuple[SplatState, Moments]:
-    """The same splats in a longer buffer; new entries are masked, their statistics and moments zero."""
+    """Move the splats to a longer buffer; new entries are masked, with zero statistics and moments."""
     longer = SplatState(
         gaussians=padded(state.gaussians, capacity), statistics=_lengthened(state.statistics, capacity)
     )
     before = (state, moments)
     after = (longer, _lengthened(moments, capacity))
-    # On the devices where it lay before.
+    # Keep the sharding.
     return jax.device_put(after, jax.tree.map(lambda leaf: leaf.sharding, before))
 
 
 def with_room(state: SplatState, moments: Moments, needed: int, limit: int) -> tuple[SplatState, Moments]:
-    """A buffer for `needed` splats, of at most `limit`; as it is where it holds them already."""
+    """Ensure a buffer for `needed` splats, but at most `limit`; unchanged if it already holds them."""
     if state.gaussians.capacity >= min(needed, limit):
         return state, moments
     return with_capacity(state, moments, first_capacity(needed, limit))

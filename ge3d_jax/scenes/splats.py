@@ -1,4 +1,4 @@
-"""A scene of Gaussian splats: how it begins, renders, learns, and changes their number."""
+"""A scene of Gaussian splats: initialization, rendering, optimization, and density control."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, p
 from ge3d_jax.splatting.rasterize import Rendered, render
 from ge3d_jax.splatting.techniques import AUTO, check_device, check_rasterizer
 
-# The fields that are trained, and the name of each one's learning rate among the settings.
+# The trained fields, and the name of each field's learning rate in the settings.
 LEARNING_RATE_OF = {
     "positions": "position",
     "log_scales": "scale",
@@ -39,9 +39,9 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class SplatRates:
-    """Learning rates (first iteration, last), log-linear between; positions in world units.
+    """Learning rates (first iteration, last), log-linear in between; positions in world units.
 
-    The color's bands above degree 0 learn `higher_bands` times as fast as the first.
+    The color bands above degree 0 have `higher_bands` times the learning rate of the first.
     """
 
     position: Range = (2e-4 * 3.5, 1.6e-6 * 3.5)
@@ -52,20 +52,20 @@ class SplatRates:
     higher_bands: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if min(value if isinstance(value, tuple) else (value,)) <= 0:
                 raise UserError(f"The setting learning_rates.{field.name} is {value}; give numbers above 0.")
 
     def at(self, name: str, progress: jax.Array | float) -> jax.Array:
-        """The rate of that name at `progress` = k/T, ()."""
+        """Return the learning rate with this name at `progress` = k/T, ()."""
         first, last = getattr(self, name)
         return first * jnp.power(last / first, jnp.asarray(progress, jnp.float32))
 
 
 def with_degree(gaussians: Gaussians, degree: jax.Array | int) -> Gaussians:
-    """The splats with the color's bands above `degree` left out."""
+    """Return the splats with the color bands above `degree` set to zero."""
     is_used = jnp.asarray(_BAND_DEGREES[: gaussians.sh.shape[1]]) <= degree
     return dataclasses.replace(gaussians, sh=jnp.where(is_used[:, None], gaussians.sh, 0.0))
 
@@ -75,16 +75,16 @@ class Splats:
     """Gaussian splats.
 
     Attributes:
-        capacity: limits the number of splats; their buffer grows toward it by itself.
-        buffer_capacity: initial length of the intersection buffer of one view, which grows, too.
+        capacity: maximum number of splats; their buffer grows toward it automatically.
+        buffer_capacity: initial length of the intersection buffer of one view, which also grows.
         scale_noise: noise on the scales in each view: × (1 + N(0, 1)·scale_noise).
         scale_penalty: weight of the mean scale in the loss.
-        sh_every: the degree of the color's spherical harmonics begins at 0 and rises by one after every this
-            many iterations, up to `start.sh_degree`; 0 means that all bands count from the beginning.
-        start: what a run begins with.
+        sh_every: the degree of the color's spherical harmonics starts at 0 and increases by one every
+            `sh_every` iterations, up to `start.sh_degree`; 0 uses all bands from the beginning.
+        start: the initial splats.
         learning_rates: of the splats' fields.
-        density: how their number changes.
-        rasterizer: what renders them, see `splatting.techniques`; it affects speed, and results by rounding.
+        density: the density control strategy, which changes the number of splats.
+        rasterizer: the renderer, see `splatting.techniques`; it affects speed, and results only by rounding.
     """
 
     capacity: int = 400_000
@@ -98,7 +98,7 @@ class Splats:
     rasterizer: str = AUTO
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_rasterizer(self.rasterizer)
         check_at_least(
             **{
@@ -109,29 +109,29 @@ class Splats:
         )
 
     def check_devices(self) -> None:
-        """Refuse a rasterizer that needs another device. Raises UserError."""
+        """Reject a rasterizer that needs another device. Raises UserError."""
         check_device(self.rasterizer)
 
     def check_start(self, prompt: str, check_words: Callable[[str, Path], None]) -> None:
-        """Refuse a start whose files are not there. Raises UserError."""
+        """Reject a start whose files are missing. Raises UserError."""
         self.start.check()
         words = self.start.words_of(prompt)
         if words is not None:
             check_words(*words)
 
     def from_file(self) -> Gaussians | None:
-        """The splats of a start that is a file. Raises UserError."""
+        """Return the splats if the start is read from a file, else None. Raises UserError."""
         return self.start.gaussians(jax.random.key(0)) if self.start.reads_file else None
 
     def asked_for(self, prompt: str) -> "Splats":
-        """The same scene, whose start is for the prompt."""
+        """Return the same scene with a start that suits the prompt."""
         return dataclasses.replace(self, start=self.start.asked_for(prompt))
 
     def begin(self, key: jax.Array, start: Gaussians | None = None) -> SplatState:
-        """The splats before the first iteration, from `start` or what the settings say.
+        """Create the splats before the first iteration, from `start` or else from the settings.
 
         Raises:
-            UserError: more splats to start from than `capacity`, or a start that cannot be made.
+            UserError: the start has more splats than `capacity`, or cannot be created.
         """
         gaussians = self.start.gaussians(key) if start is None else start
         if gaussians.capacity > self.capacity:
@@ -143,15 +143,15 @@ class Splats:
         return SplatState(gaussians, self.density.statistics(gaussians.capacity))
 
     def parameters(self, state: SplatState) -> Parameters:
-        """The trained fields of the splats; all with a leading axis of N."""
+        """Return the trained fields of the splats, all with a leading axis of N."""
         return {field: getattr(state.gaussians, field) for field in LEARNING_RATE_OF}
 
     def with_parameters(self, state: SplatState, parameters: Parameters) -> SplatState:
-        """The same splats with other values in those fields."""
+        """Return the same splats with other values of the trained fields."""
         return dataclasses.replace(state, gaussians=dataclasses.replace(state.gaussians, **parameters))
 
     def updates(self, directions: Parameters, progress: jax.Array) -> Parameters:
-        """Each field's direction times its learning rate; the color's higher bands learn more slowly."""
+        """Scale each field's direction by minus its learning rate; higher color bands learn more slowly."""
         updates = {
             field: -self.learning_rates.at(LEARNING_RATE_OF[field], progress) * direction
             for field, direction in directions.items()
@@ -160,17 +160,17 @@ class Splats:
         return updates
 
     def draw(self, key: jax.Array, state: SplatState, views: int) -> Draws:
-        """Noise on the scales of each splat in each view."""
+        """Draw noise on the scales of each splat in each view."""
         noise = self.scale_noise * normal(key, (views, state.gaussians.capacity, 3))
         return Draws(shared=(), per_view={"scale_noise": noise})
 
     def fitted_draws(self, drawn: Draws, state: SplatState) -> Draws:
-        """The noise on the scales of as many splats as the state has."""
+        """Truncate the noise on the scales to the state's number of splats."""
         noise = drawn.per_view["scale_noise"][:, : state.gaussians.capacity]
         return Draws(shared=drawn.shared, per_view={"scale_noise": noise})
 
     def perturbations(self, state: SplatState, views: int) -> jax.Array:
-        """Offsets (B, N, 2) of the splats' places on each screen, pixels."""
+        """Return zero offsets (B, N, 2) of the splats' screen positions, pixels."""
         return jnp.zeros((views, state.gaussians.capacity, 2))
 
     def render(
@@ -182,7 +182,7 @@ class Splats:
         drawn: Draws | None,
         perturbations: jax.Array,
     ) -> Renders:
-        """Render a batch of views; `observed` are the splats' radii (B, N) in pixels."""
+        """Render a batch of views; `observed` holds the splats' radii (B, N) in pixels."""
         gaussians = state.gaussians
         if self.sh_every and gaussians.sh_degree:
             degree = jnp.minimum(iteration // self.sh_every, gaussians.sh_degree)
@@ -206,7 +206,7 @@ class Splats:
         return Renders(views.rgb, views.radii, views.intersections, views.overflow)
 
     def penalty(self, state: SplatState) -> jax.Array | float:
-        """Weighted mean scale, and what density control adds."""
+        """Return the weighted mean scale plus the penalty of density control."""
         penalty = self.density.penalty(state.gaussians)
         if self.scale_penalty:
             penalty += self.scale_penalty * mean_scale(state.gaussians)
@@ -222,7 +222,7 @@ class Splats:
         progress: jax.Array,
         image_size: tuple[int, int],
     ) -> SplatState:
-        """What density control does after each step; see `Scene`."""
+        """Apply density control's operations after each step; see `Scene`."""
         return self.density.after_update(
             key,
             state,
@@ -235,41 +235,41 @@ class Splats:
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int
     ) -> tuple[SplatState, Moments, dict[str, int]]:
-        """What density control does on its schedule; see `Scene`."""
+        """Apply density control's scheduled operations; see `Scene`."""
         return self.density.on_schedule(key, state, moments, done, iterations, limit=self.capacity)
 
     def numbers(self, state: SplatState) -> dict[str, jax.Array]:
-        """How many splats are in use, int32."""
+        """Return the number of splats in use, int32."""
         return {"splats": jnp.sum(state.gaussians.mask)}
 
     def advice(self, history: Sequence[Mapping[str, int | float]]) -> list[str]:
-        """What to change where density control found no room for more splats."""
+        """Suggest a higher capacity if density control found no room for more splats."""
         count = int(sum(line.get("not_served", 0) for line in history))
         if not count:
             return []
         splats = "1 splat" if count == 1 else f"{count} splats"
         return [
-            f"{splats} that density control asked for found no room; raise scene.capacity (now "
+            f"{splats} requested by density control found no room; raise scene.capacity (now "
             f"{self.capacity}) for finer detail."
         ]
 
     def grown(self, needed: int) -> "Splats":
-        """The same scene with a longer intersection buffer."""
+        """Return the same scene with a longer intersection buffer."""
         return dataclasses.replace(self, buffer_capacity=grown_capacity(needed))
 
     def resized(
         self, state: SplatState, moments: Moments, shapes: dict[str, tuple[int, ...]]
     ) -> tuple[SplatState, Moments]:
-        """The buffer of splats may have grown since the run began."""
+        """Lengthen the buffer of splats, which may have grown since the run began."""
         (length,) = shapes.get("gaussians.mask", (0,))
         if length <= state.gaussians.capacity:
             return state, moments
         return with_capacity(state, moments, length)
 
     def holding(self, start: Gaussians) -> "Splats":
-        """The same scene with room for as many splats."""
+        """Return the same scene with room for these splats."""
         return dataclasses.replace(self, capacity=max(self.capacity, start.capacity))
 
     def shown(self, state: SplatState, done: int) -> Gaussians:
-        """The splats, as density control shows them."""
+        """Return the splats as density control shows them."""
         return self.density.shown(state)

@@ -1,1 +1,1 @@
-"""Gaussian splats: cameras, projection, a tile-based rasterizer, density control."""
+"""Gaussian splats: cameras, projection, a tile-based rasterizer, and density control."""

@@ -1,13 +1,13 @@
 """Alphas of splats at the pixels of their tiles, and the gradients of one (tile, splat) entry.
 
-What the techniques of compositing in XLA share. Arrays have the layout [B, C, P]: list (or a piece of one),
-splat within it, pixel within the tile.
+Shared by the compositing techniques in XLA. Arrays have the layout [B, C, P]: list (or a piece of one), splat
+within it, pixel within the tile.
 
 Symbols, for splat i of a pixel's list, front to back:
     α_i  alpha, min(MAX_ALPHA, opacity·exp(−(u² + v²)/2)), 0 if below MIN_ALPHA
     T_i  transmittance in front of the splat, Π_{j<i} (1 − α_j);   T_end  behind all splats
     w_i  weight α_i·T_i;   f_i  features (color, depth, and a constant 1);   F = Σ w_i·f_i
-Gradient, given those of F and T_end:
+Gradients, given those of F and T_end:
     ∂L/∂f_i = w_i·∂L/∂F
     ∂L/∂α_i = T_i·(f_i·∂L/∂F) − (Σ_{j>i} w_j·(f_j·∂L/∂F) + T_end·∂L/∂T_end) / (1 − α_i)
 """
@@ -26,19 +26,19 @@ from ge3d_jax.splatting.tiles import TILE_SIZE
 # Alpha is capped so that no splat hides everything behind it and dividing by 1 − α is safe.
 MAX_ALPHA = 0.99
 PIXELS = TILE_SIZE * TILE_SIZE
-# Columns of the table of splats before the features: mean, whitening, opacity.
+# Number of columns before the features in the table of splats: mean, whitening, opacity.
 GEOMETRY = 6
 
 
 class Entries(NamedTuple):
-    """Splats of some lists, and their alphas.
+    """A batch of list entries and their alphas.
 
     Attributes:
         valid: [B, C], whether there is a splat.
         whitening: p, q, r, each [B, C].
         opacities: [B, C], 0 where not valid.
-        features: [B, C, K], the last is 1.
-        offset_x: [B, C], tile's center − mean.
+        features: [B, C, K]; the last one is 1.
+        offset_x: [B, C], tile center − mean.
         offset_y: [B, C].
         alpha: [B, C, P].
     """
@@ -53,19 +53,19 @@ class Entries(NamedTuple):
 
 
 def einsum(terms: str, *arrays: jax.Array) -> jax.Array:
-    """A sum of products that matrix units do not round."""
+    """Compute an einsum at full precision, without rounding in matrix units."""
     return jnp.einsum(terms, *arrays, precision=lax.Precision.HIGHEST)
 
 
 def pixel_offsets(dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """x and y (P,) of a tile's pixel centers relative to its center; small numbers keep their precision."""
+    """Return x and y (P,) of a tile's pixel centers relative to its center, small for better precision."""
     pixel = jnp.arange(PIXELS, dtype=jnp.int32)
     middle = 0.5 * (TILE_SIZE - 1)
     return (pixel % TILE_SIZE).astype(dtype) - middle, (pixel // TILE_SIZE).astype(dtype) - middle
 
 
 def evaluate(rows: jax.Array, valid: jax.Array, centers: jax.Array) -> Entries:
-    """Alphas of splats.
+    """Evaluate the alphas of splats.
 
     Args:
         rows: [B, C, 6 + F] rows of `Work.table`.
@@ -91,7 +91,7 @@ def evaluate(rows: jax.Array, valid: jax.Array, centers: jax.Array) -> Entries:
 
 
 def toward(entries: Entries, pixel_gradients: jax.Array) -> jax.Array:
-    """f_i·∂L/∂F of each splat at each pixel [B, C, P], given ∂L/∂F [B, K, P]."""
+    """Return f_i·∂L/∂F of each splat at each pixel [B, C, P], given ∂L/∂F [B, K, P]."""
     first, *others = (
         entries.features[..., k, None] * pixel_gradients[:, k, None]
         for k in range(entries.features.shape[-1])
@@ -106,7 +106,7 @@ def gradient_rows(
     after: jax.Array,
     pixel_gradients: jax.Array,
 ) -> jax.Array:
-    """Gradients [B, C, 6 + F] of the table's rows, one for each entry.
+    """Return the gradients [B, C, 6 + F] of the table's rows, one for each entry.
 
     Args:
         entries: the splats.
@@ -118,7 +118,7 @@ def gradient_rows(
     x, y = pixel_offsets(transmittance.dtype)
     monomials = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
     alpha_gradients = transmittance * gains - after / (1.0 - entries.alpha)
-    # Through the exponential; a capped alpha is constant.
+    # Gradient through the exponential; a capped alpha is constant.
     passes = (entries.alpha > 0.0) & (entries.alpha < MAX_ALPHA)
     slope = jnp.where(passes, entries.alpha * alpha_gradients, 0.0)
     moments = tuple(jnp.moveaxis(einsum("bcp,pm->bcm", slope, monomials), -1, 0))
@@ -137,14 +137,16 @@ def moment_gradients(
     offset_x: jax.Array,
     offset_y: jax.Array,
 ) -> list[jax.Array]:
-    """Gradients of mean (2), whitening (3) and opacity (1), from sums over the pixels; arrays of one shape.
+    """Return the gradients of mean (2), whitening (3), and opacity (1) from sums over the pixels.
+
+    All arrays have the same shape.
 
     Args:
         moments: sums of s = α·∂L/∂α times 1, x, y, x², x·y, y², with x and y relative to the tile's center:
-            with the mean's offset e the distance is dx = e + x, likewise in y.
+            with the mean's offset e, the distance is dx = e + x, likewise in y.
         whitening: p, q, r.
-        opacity: not 0.
-        offset_x: tile's center − mean.
+        opacity: nonzero.
+        offset_x: tile center − mean.
         offset_y: likewise.
     """
     total, x, y, x_x, x_y, y_y = moments

@@ -1,10 +1,10 @@
 """Front-to-back compositing of each tile's splats, with a custom gradient.
 
-What happens between flat arrays is a `Technique`: `groups` of tiles in a processor's cache, `segments` of
-lists side by side on an accelerator, or a `kernel` of our own. This is what they share with the rest of the
+The computation on flat arrays is a `Technique`: `groups` of tiles in a CPU's cache, `segments` of lists in
+parallel on an accelerator, or a custom `kernel`. This module is their common interface to the rest of the
 renderer: one differentiable function.
 
-No technique writes twice to the same place and every order is fixed, so the same input gives the same bits:
+No technique writes twice to the same location, and every order is fixed, so results are bitwise reproducible:
 the gradients of the (tile, splat) entries go to separate slots, which `range_sums` adds up splat by splat.
 """
 
@@ -25,18 +25,18 @@ from ge3d_jax.splatting.tiles import TileLists
 def composite(
     columns: int, rows: int, splats: Splats2D, lists: TileLists, technique: Technique
 ) -> tuple[jax.Array, jax.Array]:
-    """Composite the splats of every tile; differentiable in `splats`, `lists` gets no gradient.
+    """Composite the splats of every tile; differentiable in `splats`, but not in `lists`.
 
     Args:
         columns: number of tiles along x.
         rows: number of tiles along y.
         splats: the projected splats.
         lists: the splats of every tile, front to back.
-        technique: how.
+        technique: the compositing technique.
 
     Returns:
         F (tiles, F + 1, P) and T_end (tiles, P), with the P pixels in row order. The last channel of F is
-        Σ w, the alpha; for faint pixels it is more precise than 1 − T_end.
+        Σ w, the alpha; at faint pixels it is more precise than 1 − T_end.
     """
     sums, light, _, _ = technique.forward(*make_work(columns, rows, splats, lists, technique.row_entries))
     return sums, light
@@ -55,7 +55,7 @@ def _composite_backward(
 ) -> tuple[Splats2D, None]:
     work, lists, stored, light = saved
     shape = (lists.splats.shape[0], work.table.shape[1])
-    # Zeros, since light is not negative; as with what is stored they must not be a constant.
+    # Zeros, since light is nonnegative; like the stored array, they must not be a constant.
     empty = jnp.full(shape, jnp.minimum(light[0, 0], 0.0))
     gradients = technique.backward(work, lists.slots, stored, light, *cotangents, empty)
     sums = sum_ranges(gradients, lists.slot_begins, lists.slot_ends, columns * rows)

@@ -1,8 +1,8 @@
-"""Density control on static shapes: clone, split, prune, opacity reset (Kerbl et al. 2023, section 5).
+"""Density control with static shapes: clone, split, prune, and opacity reset (Kerbl et al. 2023, section 5).
 
-The buffer of splats keeps its length: removing a splat clears its mask, a new one takes a free entry. Other
-per-splat values (Adam's moments) are moved by the same gather, see `gather_entries`. Everything here is pure
-and jittable; thresholds may be traced.
+The buffer of splats keeps its length: removing a splat clears its mask, and a new splat takes a free entry.
+Other per-splat values (Adam's moments) are moved by the same gather; see `gather_entries`. Everything here is
+pure and jittable; thresholds may be traced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flax import struct
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.projection import rotation_matrices
 
-# The two halves of a split splat are smaller by this factor, as in the 3DGS paper.
+# The two halves of a split splat are smaller than the original by this factor, as in the 3DGS paper.
 SPLIT_SHRINK = 1.6
 
 
@@ -34,7 +34,7 @@ class DensityStatistics:
     view_count: jax.Array
 
 
-# Of a strategy, which may keep more than these.
+# The statistics of a strategy, which may extend these.
 _Statistics = TypeVar("_Statistics", bound=DensityStatistics)
 
 
@@ -43,11 +43,11 @@ class DensityReport:
     """Counts of what one call of `densify` did.
 
     Attributes:
-        cloned: () int32, splats that were duplicated.
-        split: () int32, splats that were replaced by two smaller ones.
-        pruned: () int32, splats removed.
-        not_served: () int32, splats that should have become two but found no free entry; those with the
-            largest gradients are served first.
+        cloned: () int32, number of splats duplicated.
+        split: () int32, number of splats replaced by two smaller ones.
+        pruned: () int32, number of splats removed.
+        not_served: () int32, number of splats due for cloning or splitting that found no free entry; splats
+            with the largest gradients are served first.
     """
 
     cloned: jax.Array
@@ -57,7 +57,7 @@ class DensityReport:
 
 
 def empty_statistics(capacity: int) -> DensityStatistics:
-    """Empty statistics for a buffer of `capacity` entries."""
+    """Create empty statistics for a buffer of `capacity` entries."""
     return DensityStatistics(jnp.zeros(capacity), jnp.zeros(capacity))
 
 
@@ -89,14 +89,14 @@ def accumulate(
 
 
 def mean_gradients(statistics: DensityStatistics) -> jax.Array:
-    """Mean gradient norm over the views that saw the splat, (N,); 0 if none did."""
+    """Return the mean gradient norm over the views that saw the splat, (N,); 0 if none did."""
     return statistics.gradient_sum / jnp.maximum(statistics.view_count, 1)
 
 
 def entries_needed(
     gaussians: Gaussians, statistics: DensityStatistics, *, gradient_threshold: jax.Array | float
 ) -> jax.Array:
-    """Buffer length with which `densify` serves every splat, () int32; pruning may free more entries."""
+    """Return the buffer length for `densify` to serve every splat, () int32; pruning may free entries."""
     wants = gaussians.mask & (mean_gradients(statistics) >= gradient_threshold)
     return jnp.sum(gaussians.mask, dtype=jnp.int32) + jnp.sum(wants, dtype=jnp.int32)
 
@@ -139,12 +139,12 @@ def densify(
         key: PRNG key for the offsets of split splats.
         gaussians: N entries, used or not.
         statistics: (N,) sums since the last call; start over with `empty_statistics` afterwards.
-        moments: any pytree of per-splat arrays (N, ...), e.g. the optimizer's moments. Those of new
-            splats and of both halves of a split start from zero, as in 3DGS.
-        carried: any pytree of per-splat arrays (N, ...) that go with the splats: clones and halves have what
-            the splat has that they come from.
-        gradient_threshold: mean gradient norm, per normalized device coordinate, from which a splat becomes
-            two.
+        moments: any pytree of per-splat arrays (N, ...), e.g. the optimizer's moments. Those of new splats
+            and of both halves of a split start from zero, as in 3DGS.
+        carried: any pytree of per-splat arrays (N, ...) that clones and halves inherit from their original
+            splat.
+        gradient_threshold: mean gradient norm, per normalized device coordinate, at which a splat is cloned
+            or split.
         clone_scale: a splat whose largest axis is at most this, world units, is cloned (an exact copy); a
             larger one is split into two drawn from its own distribution, each 1/1.6 the size.
         prune_opacity: splats with a lower opacity are removed.
@@ -152,7 +152,7 @@ def densify(
             infinity turns this off.
 
     Returns:
-        The splats, the moments, what was carried, and a report of what was done.
+        The splats, the moments, the carried values, and a report of what was done.
     """
     count = gaussians.capacity
     index = jnp.arange(count, dtype=jnp.int32)
@@ -160,7 +160,7 @@ def densify(
     largest = jnp.exp(jnp.max(gaussians.log_scales, axis=-1))
     wants = gaussians.mask & (gradients >= gradient_threshold)
 
-    # Splats that will be removed in any case make room first: faint ones, and large ones that do not split.
+    # Splats to be removed in any case make room first: faint ones, and large ones that are not split.
     faint = jax.nn.sigmoid(gaussians.opacity_logits) < prune_opacity
     large = largest > prune_scale
     splits = wants & (largest > clone_scale)
@@ -209,7 +209,7 @@ def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | fl
     Args:
         gaussians: the splats.
         moments: any pytree in which the leaves of that field are under a key or attribute of its name.
-        ceiling: highest opacity afterwards, in (0, 1).
+        ceiling: largest opacity afterward, in (0, 1).
 
     Returns:
         The splats and the moments.

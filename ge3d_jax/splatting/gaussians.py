@@ -58,7 +58,7 @@ class Gaussians:
 
 
 def sh_degree_of(bands: int) -> int:
-    """Degree of spherical harmonics with `bands` coefficients per channel.
+    """Return the degree of spherical harmonics with `bands` coefficients per channel.
 
     Raises:
         UserError: `bands` is not 1, 4, 9 or 16.
@@ -82,7 +82,7 @@ def make_gaussians(
     capacity: int,
     sh_degree: int = 0,
 ) -> Gaussians:
-    """Unrotated splats without view-dependent color in a buffer; unused entries are masked.
+    """Create unrotated splats without view-dependent color in a buffer; unused entries are masked.
 
     Args:
         positions: (M, 3) centers, world units.
@@ -93,7 +93,7 @@ def make_gaussians(
         sh_degree: degree of the spherical harmonics, 0 to 3.
 
     Returns:
-        The splats, N entries of which the first M are in use.
+        The splats: N entries, of which the first M are in use.
 
     Raises:
         UserError: M exceeds `capacity`, or `sh_degree` is not 0 to 3.
@@ -129,19 +129,19 @@ def make_gaussians(
 
 
 def mean_scale(gaussians: Gaussians) -> jax.Array:
-    """Mean standard deviation of the splats in use, () world units; 0 without splats."""
+    """Return the mean standard deviation of the splats in use, () world units; 0 without splats."""
     scales = jnp.where(gaussians.mask[:, None], jnp.exp(gaussians.log_scales), 0.0)
     return jnp.sum(scales) / (3 * jnp.maximum(jnp.sum(gaussians.mask), 1))
 
 
 def mean_opacity(gaussians: Gaussians) -> jax.Array:
-    """Mean opacity of the splats in use, (); 0 without splats."""
+    """Return the mean opacity of the splats in use, (); 0 without splats."""
     opacities = jnp.where(gaussians.mask, jax.nn.sigmoid(gaussians.opacity_logits), 0.0)
     return jnp.sum(opacities) / jnp.maximum(jnp.sum(gaussians.mask), 1)
 
 
 def padded(gaussians: Gaussians, capacity: int) -> Gaussians:
-    """The same splats in a buffer of `capacity` ≥ N entries; new entries are masked and unrotated."""
+    """Pad the splats to a buffer of `capacity` ≥ N entries; new entries are masked and unrotated."""
     count = gaussians.capacity
 
     def pad(values: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Compositing on a processor: groups of tiles whose state stays in the cache.
+"""Compositing on a CPU: groups of tiles whose state stays in the cache.
 
 Tiles are processed LANES at a time, those with the longest lists first, so that the tiles of a group have
-similar amounts of work. A group goes through its lists CHUNK splats at a time until every list has ended or
-its tile is dark. A group's state is small and stays in the CPU's cache; besides the inputs and the image, the
-backward pass needs only the light that reaches each chunk. Symbols and layout are those of `alphas`.
+similar amounts of work. A group processes its lists CHUNK splats at a time until each list has ended or its
+tile is dark. A group's state is small enough to stay in the CPU's cache; besides the inputs and the image,
+the backward pass needs only the light that reaches each chunk. Symbols and layout are those of `alphas`.
 
-No two writes go to the same place and every order is fixed, so the same input gives the same bits.
+No two writes go to the same location, and every order is fixed, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ge3d_jax.splatting.alphas import PIXELS, Entries, einsum, evaluate, gradien
 from ge3d_jax.splatting.lists import Technique, Work, distinct, over_views
 
 # Splats per step of a tile: half a chunk is wasted on average, but shorter chunks store more light. A chunk
-# of capped alphas passes 0.01¹⁶ of the light, which float32 can still represent.
+# of capped alphas transmits 0.01¹⁶ of the light, which float32 can still represent.
 CHUNK = 16
 # Shifts of the running product over a chunk and the light before it: 1, 2, 4, … CHUNK.
 _SHIFTS = tuple(2**level for level in range(CHUNK.bit_length()))
 # Tiles per group: each array of a step takes 64 KiB, so several fit in a core's cache.
 LANES = 16
-# A tile is finished once every pixel passes less light than this; no pixel changes by more. It is about the
-# resolution of float32 at 1; at the usual 1e-4 the gradients of closed scenes are off by 1e-3.
+# A tile is finished once every pixel transmits less light than this; no pixel changes by more. This is about
+# the resolution of float32 at 1; with the usual 1e-4, gradients of closed scenes are off by 1e-3.
 MIN_TRANSMITTANCE = 1e-7
 
 
 class _Step(NamedTuple):
     """The values of one chunk of each tile of a group."""
 
-    positions: jax.Array  # [B, C] in the list
+    positions: jax.Array  # [B, C], positions in the list
     entries: Entries
-    transmittance: jax.Array  # [B, C, P], before the splat
+    transmittance: jax.Array  # [B, C, P], in front of the splat
     after: jax.Array  # [B, P], behind the chunk
 
 
 def _grouped(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tiles, longest list first, padded to whole groups (G·B,), and the number of groups that have work.
+    """Return the tiles, longest list first, padded to whole groups (G·B,), and the number of nonempty groups.
 
-    Padding lanes of the last group hold the number of tiles, an index out of range.
+    Padding lanes of the last group hold the number of tiles, an out-of-range index.
     """
     order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
     filled = -(-counts.shape[0] // LANES) * LANES
@@ -53,7 +53,7 @@ def _grouped(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _group(work: Work, order: jax.Array, group: jax.Array) -> tuple[jax.Array, Work]:
-    """Tiles (B,) of a group, and the work with its per-tile fields restricted to them."""
+    """Return the tiles (B,) of a group, and the work with its per-tile fields restricted to them."""
     tiles = lax.dynamic_slice_in_dim(order, group * LANES, LANES)
     counts = jnp.where(tiles < work.counts.shape[0], work.counts[tiles], 0)
     return tiles, work._replace(
@@ -62,14 +62,14 @@ def _group(work: Work, order: jax.Array, group: jax.Array) -> tuple[jax.Array, W
 
 
 def _evaluate(lanes: Work, chunk: jax.Array, is_open: jax.Array, before: jax.Array) -> _Step:
-    """Alphas and transmittances of one chunk of each open lane (B,), reached by the light `before` (B, P)."""
+    """Evaluate one chunk of each open lane (B,), which is reached by the light `before` (B, P)."""
     within = chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
     valid = is_open[:, None] & (within < lanes.counts[:, None])
     positions = jnp.where(valid, lanes.begins[:, None] + within, 0)
     entries = evaluate(lanes.table[lanes.splats[positions]], valid, lanes.centers)
     products = jnp.concatenate([before[:, None], 1.0 - entries.alpha], axis=1)
     for shift in _SHIFTS:
-        # Each entry is multiplied by the one `shift` before it; after all shifts it holds the whole product.
+        # Multiply each entry by the one `shift` before it; after all shifts, it holds the full product.
         products = jnp.concatenate([products[:, :shift], products[:, shift:] * products[:, :-shift]], axis=1)
     return _Step(positions, entries, transmittance=products[:, :-1], after=products[:, -1])
 
@@ -130,7 +130,7 @@ def _backward(
     light_gradients: jax.Array,
     gradients: jax.Array,
 ) -> jax.Array:
-    """Gradients of the table's rows, one row per slot. See `Technique`."""
+    """Return the gradients of the table's rows, one row per slot. See `Technique`."""
     order, groups = _grouped(work.counts)
     later = jnp.asarray(np.triu(np.ones((CHUNK, CHUNK)), 1), work.table.dtype)
 

@@ -1,14 +1,15 @@
-"""Compositing on an NVIDIA card: one launch forward and one back, written in Pallas for Triton.
+"""Compositing on NVIDIA GPUs: one launch forward and one backward, written in Pallas for Triton.
 
-Each tile has a program of one warp, which holds the tile's pixels in its registers and takes one splat of the
-list after the other. It reads a splat once for all pixels, several ahead, and ends when its list does or
-every pixel is dark. A pixel that is much darker than that takes nothing more, so that its light never becomes
-too little to divide by. The way back goes through what was composited from behind: it starts with the light
-behind all and divides by 1 − α to find the light before each splat. The gradients of an entry are sums over
-the warp, which is alone with its tile, and go to the entry's own slot: no two programs write to one place.
+Each tile is processed by a program of one warp, which holds the tile's pixels in registers and composites the
+splats of the list one after another. It reads each splat once for all pixels, several splats ahead, and ends
+when its list does or every pixel is dark. A pixel that is much darker than that accepts no more splats, so
+its light never becomes too small to divide by. The backward pass visits the composited splats from back to
+front: it starts with the light behind all of them and divides by 1 − α to recover the light in front of each.
+The gradients of an entry are sums over the warp, which processes its tile alone, and go to the entry's own
+slot: no two programs write to the same location.
 
-Tiles are those of the other techniques, 8×8: a warp alone needs no barrier for a sum. Symbols are those of
-`alphas`. `interpret` runs the same code, without a card, as XLA.
+Tiles are those of the other techniques, 8×8: a single warp needs no barrier for a sum. Symbols are those of
+`alphas`. `interpret` runs the same code as XLA, without a GPU.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from ge3d_jax.splatting.groups import MIN_TRANSMITTANCE
 from ge3d_jax.splatting.lists import Technique, Work, over_views
 from ge3d_jax.splatting.projection import MIN_ALPHA
 
-# A sum over the pixels within one warp takes no barrier.
+# A sum over the pixels within one warp needs no barrier.
 _WARPS = 1
-# Splats that are read before the first of them is composited, and between two looks at whether all is dark.
+# Number of splats read before the first of them is composited, and between two checks for a dark tile.
 _SPLATS_AHEAD = 4
-# A pixel with less light than this takes no more splats. Far below what ends a tile, for the capped alphas in
-# front of what is left out magnify it a hundredfold; far above the smallest float32.
+# A pixel with less light than this accepts no more splats. It is far below the threshold that ends a tile,
+# because capped alphas in front of the omitted splats magnify the error a hundredfold, and far above the
+# smallest float32.
 _LEAST_LIGHT = 1e-20
 
 
 def _read(table: Any, row: jax.Array, channels: int) -> list[jax.Array]:
-    """A row of the table of splats, value by value."""
+    """Read a row of the table of splats, value by value."""
     return [table[row, column] for column in range(GEOMETRY + channels)]
 
 
 def _alphas(
     splat: list[jax.Array], center: tuple[jax.Array, jax.Array], is_used: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Alphas (P,) of a splat at the pixels that use it (P,), and the tile's center − mean."""
+    """Return a splat's alphas (P,) at the pixels that use it (P,), and the tile center − mean."""
     mean_x, mean_y, p, q, r, opacity = splat[:GEOMETRY]
     offset_x, offset_y = center[0] - mean_x, center[1] - mean_y
     x, y = pixel_offsets(mean_x.dtype)
@@ -113,7 +115,7 @@ def _backward_program(
     _zeros: Any,
     gradients: Any,
 ) -> None:
-    """Gradients of the entries of one tile; see `_backward`."""
+    """Compute the gradients of the entries of one tile; see `_backward`."""
     tile = pl.program_id(0)
     begin, center = begins[tile], (centers[tile, 0], centers[tile, 1])
     channels = all_sum_gradients.shape[1] - 1
@@ -131,14 +133,14 @@ def _backward_program(
         gains = pixel_gradients[-1]
         for value, along in zip(splat[GEOMETRY:], pixel_gradients[:-1], strict=True):
             gains = gains + value * along
-        # Through the exponential; a capped alpha is constant.
+        # Gradient through the exponential; a capped alpha is constant.
         slope = jnp.where(alpha < MAX_ALPHA, alpha * (light * gains - behind * passed), 0.0)
         along_x, along_y = slope * x, slope * y
         moments = tuple(
             jnp.sum(values) for values in (slope, along_x, along_y, along_x * x, along_x * y, along_y * y)
         )
         p, q, r, opacity = splat[2:GEOMETRY]
-        # A listed splat is not fainter than MIN_ALPHA.
+        # A listed splat has an opacity of at least MIN_ALPHA.
         rows = moment_gradients(moments, (p, q, r), opacity, offset_x, offset_y)
         weight = alpha * light
         rows += [jnp.sum(weight * along) for along in pixel_gradients[:-1]]
@@ -153,9 +155,9 @@ def _backward_program(
 def _forward(
     work: Work, stored: jax.Array, *, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Composite every tile; `stored` becomes the number in the list behind each pixel's last splat.
+    """Composite every tile; `stored` becomes the list index just past each pixel's last splat.
 
-    A float holds it exactly up to 2²⁴, a list far longer than fits in memory for all tiles. See `Technique`.
+    A float represents it exactly up to 2²⁴, a longer list than fits in memory for all tiles. See `Technique`.
     """
     tiles, channels, dtype = work.counts.shape[0], work.table.shape[1] - 5, work.table.dtype
     pixels = jax.ShapeDtypeStruct((tiles, PIXELS), dtype)
@@ -187,7 +189,7 @@ def _backward(
     *,
     interpret: bool,
 ) -> jax.Array:
-    """Gradients of the table's rows, one row per slot. See `Technique`."""
+    """Return the gradients of the table's rows, one row per slot. See `Technique`."""
     lists = (work.table, work.splats, work.centers, work.begins, work.counts, slots)
     arrays = (*lists, stored, light, sum_gradients, light_gradients, gradients)
     return pl.pallas_call(
@@ -204,10 +206,10 @@ def _backward(
 
 @functools.cache
 def kernel(*, interpret: bool = False) -> Technique:
-    """The technique.
+    """Return the technique.
 
     Args:
-        interpret: run it as XLA, on any device, for tests.
+        interpret: run it as XLA on any device, for tests.
     """
     return over_views(
         functools.partial(_forward, interpret=interpret),

@@ -1,7 +1,8 @@
-"""The kernel proves itself on the card it is to run on, once, before it takes the place of XLA.
+"""Verification of the compositing kernel on the GPU in use, once, before it replaces XLA.
 
-It renders a small scene forward and back beside the XLA technique. The verdict is kept beside the compiled
-code, for this card and these versions; where the kernel is wrong, slower or does not compile it steps aside.
+The kernel and the XLA technique both render a small scene, forward and backward. The verdict is stored next
+to the compilation cache, for this GPU and these software versions. If the kernel is wrong, slower, or does
+not compile, XLA is used instead.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
 from ge3d_jax.splatting.lists import Technique
 
-# Largest relative difference of an image or of a field's gradient, ‖a − b‖ / ‖b‖.
+# Largest allowed relative difference of an image or of a field's gradient, ‖a − b‖ / ‖b‖.
 _TOLERANCE = 1e-4
-# Of two views of these splats: enough work that launches do not decide which is faster.
+# Two views of this scene are enough work that launch overhead does not dominate the timing.
 _SPLATS, _SIZE = 20_000, 256
 _REPETITIONS = 5
 
@@ -40,11 +41,11 @@ _Value = TypeVar("_Value")
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a proof found.
+    """The result of a verification.
 
     Attributes:
         is_trusted: whether the kernel may be used.
-        finding: what was found, the end of a sentence that begins with "The kernel".
+        finding: the finding, as the rest of a sentence that begins with "The kernel".
     """
 
     is_trusted: bool
@@ -52,7 +53,7 @@ class Verdict:
 
 
 def _scene(count: int, size: int) -> tuple[Gaussians, Camera]:
-    """Splats of all shapes in a ball, partly hidden by others, and two cameras."""
+    """Create splats of various shapes in a ball, some hidden by others, and two cameras."""
     random = np.random.default_rng(0)
     splats = make_gaussians(
         jnp.asarray(0.2 * random.normal(size=(count, 3)), jnp.float32),
@@ -72,8 +73,8 @@ def _scene(count: int, size: int) -> tuple[Gaussians, Camera]:
 
 
 def _program(technique: Technique, count: int, size: int) -> Program:
-    """The compiled rendering of the scene, forward and back: images, and gradients of the splats' fields."""
-    # Not at the top: the renderer asks this module which technique to take.
+    """Compile the scene's forward and backward rendering: images and gradients of the splats' fields."""
+    # Imported here to avoid a cycle: the renderer's choice of technique depends on this module.
     from ge3d_jax.splatting.rasterize import render
 
     splats, cameras = _scene(count, size)
@@ -101,7 +102,7 @@ def _program(technique: Technique, count: int, size: int) -> Program:
 
 
 def _seconds(run: Program) -> float:
-    """The fastest of some runs."""
+    """Return the time of the fastest of several runs, seconds."""
     times = []
     for _ in range(_REPETITIONS):
         begun = time.perf_counter()
@@ -111,7 +112,7 @@ def _seconds(run: Program) -> float:
 
 
 def _difference(values: Any, expected: Any) -> float:
-    """The largest relative difference of two trees' leaves; not finite where a value is not."""
+    """Return the largest relative difference between two trees' leaves; not finite if a value is not."""
     differences = [
         float(np.linalg.norm(value - other)) / max(float(np.linalg.norm(other)), _TOLERANCE)
         for value, other in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True)
@@ -125,15 +126,15 @@ def judge(
     """Compare a program with a trusted one.
 
     Args:
-        build: makes the program, or fails to.
-        trusted: gives the same tree of arrays, the right ones.
-        seconds: how long a program takes.
+        build: compiles the program; may raise.
+        trusted: returns the same tree of arrays with the correct values.
+        seconds: measures a program's run time.
     """
     expected = trusted()
     try:
         run = build()
         values = run()
-    except Exception as error:  # Whatever a compiler or a driver says, there is a way without the kernel.
+    except Exception as error:  # Whatever a compiler or a driver raises, XLA works without the kernel.
         (reason, *_) = str(error).strip().splitlines() or [type(error).__name__]
         return Verdict(False, f"does not run ({reason})")
     difference = _difference(values, expected)
@@ -151,21 +152,21 @@ def prove(candidate: Technique, trusted: Technique, *, count: int = _SPLATS, siz
     """Compare a technique with a trusted one, on the device in use.
 
     Args:
-        candidate: the one to prove.
-        trusted: the one to compare with.
+        candidate: the technique to verify.
+        trusted: the technique to compare with.
         count: number of splats in the scene.
-        size: width of its pictures, pixels.
+        size: width of its images, pixels.
     """
     return judge(lambda: _program(candidate, count, size), _program(trusted, count, size))
 
 
 def remembered(file: Path, of: dict[str, str], find: Callable[[], Verdict]) -> tuple[Verdict, bool]:
-    """A verdict from a file, or else a new one, which the file then holds.
+    """Load a verdict from a file, or else obtain a new one and store it there.
 
     Args:
-        file: where it is kept; one that cannot be read is replaced.
-        of: what it holds for: card and versions.
-        find: finds a new one.
+        file: path of the stored verdict; an unreadable file is replaced.
+        of: the circumstances for which the verdict holds: GPU and versions.
+        find: obtains a new verdict.
 
     Returns:
         The verdict, and whether it is new.
@@ -182,12 +183,12 @@ def remembered(file: Path, of: dict[str, str], find: Callable[[], Verdict]) -> t
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps({"of": of, **dataclasses.asdict(verdict)}), encoding="utf-8")
     except OSError as error:
-        warnings.warn(f"The kernel's verdict could not be kept: {error}.", stacklevel=2)
+        warnings.warn(f"The kernel's verdict could not be stored: {error}.", stacklevel=2)
     return verdict, True
 
 
 def _circumstances() -> dict[str, str]:
-    """What a verdict depends on: the card, its software, and the kernel's code."""
+    """Return what a verdict depends on: the GPU, its software, and the kernel's code."""
     device = jax.local_devices()[0]
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return {
@@ -199,17 +200,17 @@ def _circumstances() -> dict[str, str]:
 
 
 def _verdict_file() -> Path:
-    """Beside the compiled code."""
+    """Return the path of the verdict, next to the compilation cache."""
     configured = jax.config.values["jax_compilation_cache_dir"]
     return (Path(configured) if configured else cache_folder() / "xla") / "rasterizer_kernel.json"
 
 
 def announce(verdict: Verdict, *, is_new: bool) -> None:
-    """Say in one line that the kernel steps aside, or the first time that it is used."""
+    """Report in one line that the kernel is not used or, the first time, that it is."""
     if not verdict.is_trusted:
         warnings.warn(
-            f"The kernel that renders splats {verdict.finding}, so XLA renders them; the rasterizer "
-            '"kernel" takes it all the same.',
+            f"The kernel that renders splats {verdict.finding}, so XLA renders them; set the rasterizer to "
+            '"kernel" to use it anyway.',
             stacklevel=2,
         )
     elif is_new:
@@ -217,14 +218,14 @@ def announce(verdict: Verdict, *, is_new: bool) -> None:
 
 
 def outside_of_tracing(compute: Callable[[], _Value]) -> _Value:
-    """What `compute` gives, with numbers, also while JAX traces: traces belong to a thread."""
+    """Run `compute` with concrete values even while JAX is tracing: traces are local to a thread."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(compute).result()
 
 
 @functools.cache
 def is_proven(candidate: Technique, trusted: Technique) -> bool:
-    """Whether the candidate has proved itself on the device in use; the first time it is asked to."""
+    """Return whether the candidate is verified on the device in use; the first call verifies it."""
     verdict, is_new = outside_of_tracing(
         lambda: remembered(_verdict_file(), _circumstances(), lambda: prove(candidate, trusted))
     )

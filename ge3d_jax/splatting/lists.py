@@ -1,8 +1,8 @@
-"""The lists of all tiles as flat arrays, and how those of several views become one.
+"""The tile lists as flat arrays, and how the lists of several views are merged.
 
-A technique of compositing is a pair of functions from flat arrays to flat arrays, forward and back. Under
-`vmap` the tiles of all views join one list: `over_views` shifts what counts into arrays of one view, so that
-a technique knows nothing of views.
+A compositing technique is a pair of functions from flat arrays to flat arrays, forward and backward. Under
+`vmap`, the tiles of all views form one list: `over_views` offsets the indices into per-view arrays, so that a
+technique needs no notion of views.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ge3d_jax.splatting.tiles import TILE_SIZE, TileLists
 
 
 class Splats2D(NamedTuple):
-    """The fields of projected splats that compositing needs.
+    """The fields of projected splats that are needed for compositing.
 
     Attributes:
         means: (N, 2) centers, pixels.
@@ -35,7 +35,7 @@ class Splats2D(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The lists as flat arrays, so that those of several views can be concatenated.
+    """The tile lists as flat arrays, so that those of several views can be concatenated.
 
     Attributes:
         table: (N, 6 + F) means, whitening, opacity, features.
@@ -43,7 +43,7 @@ class Work(NamedTuple):
         centers: (tiles, 2) centers of the tiles, pixels.
         begins: (tiles,) int32 into `splats`.
         counts: (tiles,) int32 entries to composite.
-        storage: (tiles,) int32, first of the tile's rows in what the forward pass stores for the way back.
+        storage: (tiles,) int32, first row of the tile in the values stored for the backward pass.
     """
 
     table: jax.Array
@@ -56,15 +56,16 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Technique:
-    """How lists are composited; all give the same numbers but for rounding.
+    """A method of compositing the lists; all give the same results up to rounding.
 
     Attributes:
         forward: (work, stored (rows, P) zeros) → F (tiles, K, P), T_end (tiles, P), `stored` filled in with
-            what the way back needs, and the entries that were composited of each tile, (tiles,) int32.
+            the values for the backward pass, and the number of composited entries per tile, (tiles,) int32.
         backward: (work, slots (capacity,) int32 the slot of each list entry, stored, T_end, gradients of F,
-            gradients of T_end, (capacity, 6 + F) zeros) → the last filled in: gradients of the table's rows,
-            one row per slot. `work.counts` covers only what the forward pass composited.
-        row_entries: entries of a tile that share a row of `stored`; None: one row for each tile.
+            gradients of T_end, (capacity, 6 + F) zeros) → the last argument filled in: gradients of the
+            table's rows, one row per slot. `work.counts` covers only the entries composited in the forward
+            pass.
+        row_entries: number of a tile's entries that share a row of `stored`; None: one row per tile.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
@@ -73,7 +74,7 @@ class Technique:
 
 
 def tile_centers(columns: int, rows: int, dtype: Any) -> jax.Array:
-    """Centers (tiles, 2) of the tiles in row order, pixels."""
+    """Return the centers (tiles, 2) of the tiles in row order, pixels."""
     x, y = jnp.meshgrid(jnp.arange(columns), jnp.arange(rows))
     return (jnp.stack([x, y], axis=-1).reshape(-1, 2).astype(dtype) + 0.5) * TILE_SIZE
 
@@ -81,7 +82,7 @@ def tile_centers(columns: int, rows: int, dtype: Any) -> jax.Array:
 def make_work(
     columns: int, rows: int, splats: Splats2D, lists: TileLists, row_entries: int | None
 ) -> tuple[Work, jax.Array]:
-    """The lists of one view as `Work`, and room (rows, P) for what a technique stores.
+    """Return the lists of one view as `Work`, and an array (rows, P) for the values that a technique stores.
 
     Args:
         columns: number of tiles along x.
@@ -107,12 +108,12 @@ def make_work(
         counts=counts,
         storage=storage,
     )
-    # Zeros that depend on the lists: XLA would allocate a constant early and hold its memory.
+    # Zeros that depend on the lists, because XLA would allocate a constant early and keep its memory.
     return work, jnp.full((room, TILE_SIZE * TILE_SIZE), lists.starts[0], table.dtype)
 
 
 def distinct(is_used: jax.Array, index: jax.Array, size: int) -> jax.Array:
-    """`index` where used, elsewhere distinct positions beyond `size`, which a scatter drops."""
+    """Return `index` where used, and elsewhere distinct positions beyond `size`, which a scatter drops."""
     spare = size + jnp.arange(index.size, dtype=jnp.int32).reshape(index.shape)
     return jnp.where(is_used, index, spare)
 
@@ -152,10 +153,10 @@ def over_views(
     *,
     row_entries: int | None,
 ) -> Technique:
-    """The technique of these functions, for which the tiles of all views are one list.
+    """Build a technique from these functions that treats the tiles of all views as one list.
 
     Args:
-        forward: of flat arrays, see `Technique`.
+        forward: function of flat arrays, see `Technique`.
         backward: likewise.
         row_entries: see `Technique`.
     """

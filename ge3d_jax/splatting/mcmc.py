@@ -1,11 +1,11 @@
 """Density control with a fixed budget: splats as samples of a Markov chain (Kheradmand et al. 2024).
 
-Nothing is cloned, split or pruned. Splats too faint to matter move onto others that are drawn by opacity, the
-number of splats grows a little each time up to a limit, and noise lets faint splats wander.
+Nothing is cloned, split, or pruned. Splats too faint to matter are relocated onto others drawn by opacity,
+the number of splats grows a little each time up to a limit, and noise lets faint splats wander.
 
-Symbols: o, s  opacity and scales of a splat;  N  how many take its place;  o', s'  theirs (equation 9);
-G(x) = exp(−x²/2).  N splats in one place block the same light as the one did, at their center and integrated
-along a line through it:
+Symbols: o, s  opacity and scales of a splat;  N  number of splats that replace it;  o', s'  their opacity and
+scales (equation 9);  G(x) = exp(−x²/2).  N coincident splats block the same light as the original did, at
+their center and integrated along a line through it:
     1 − (1 − o')^N = o        s'·∫ 1 − (1 − o'·G(x))^N dx = s·∫ o·G(x) dx
 The paper expands the integral into a sum with alternating signs, which is inaccurate in float32 for large N.
 """
@@ -26,10 +26,10 @@ from ge3d_jax.splatting.projection import rotation_matrices
 # The noise falls off around this opacity with this steepness (section 4.2 of the paper).
 NOISE_OPACITY = 0.005
 NOISE_STEEPNESS = 100.0
-# How far the logit of a live splat is kept above that of a dead one: about 1% of the opacity, ten thousand
-# times the rounding error of float32.
+# Minimum margin of a live splat's logit above a dead one's: about 1% of the opacity, ten thousand times the
+# rounding error of float32.
 _ALIVE_MARGIN = 0.01
-# The trapezoidal rule on half of the symmetric integrand; accurate to float32 for up to a thousand copies.
+# Trapezoidal rule on half of the symmetric integrand; accurate to float32 for up to a thousand copies.
 _QUADRATURE_STEP = 0.0625
 _QUADRATURE_REACH = 7.5
 
@@ -39,8 +39,8 @@ class RelocationReport:
     """Counts of what one call of `relocate` did.
 
     Attributes:
-        relocated: () int32, dead splats that moved onto others.
-        added: () int32, splats that were added.
+        relocated: () int32, number of dead splats relocated onto others.
+        added: () int32, number of splats added.
     """
 
     relocated: jax.Array
@@ -48,11 +48,11 @@ class RelocationReport:
 
 
 def shared_opacity(opacities: jax.Array, copies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Opacity and scale of the equal splats that together take the place of one.
+    """Compute the opacity and scale of equal splats that together replace one.
 
     Args:
-        opacities: (N,) opacity of the one, in [0, 1).
-        copies: (N,) int, how many take its place, at least 1.
+        opacities: (N,) opacity of the original splat, in [0, 1).
+        copies: (N,) int, number of splats that replace it, at least 1.
 
     Returns:
         The opacity of each copy and the factor on its scales, (N,) both.
@@ -72,8 +72,8 @@ def shared_opacity(opacities: jax.Array, copies: jax.Array) -> tuple[jax.Array, 
 
 
 def _draw(key: jax.Array, weights: jax.Array) -> jax.Array:
-    """N indices, (N,), drawn in proportion to the weights (N,) ≥ 0, never one with weight zero."""
-    # The positive weights come first, so that rounding of the running sum cannot select a weight of zero.
+    """Draw N indices, (N,), in proportion to the weights (N,) ≥ 0, never one with weight zero."""
+    # Positive weights come first, so that rounding errors in the running sum cannot select a zero weight.
     order = jnp.argsort(weights <= 0, stable=True)
     sums = jax.lax.cummax(jnp.cumsum(weights[order]))
     levels = jax.random.uniform(key, weights.shape) * sums[-1]
@@ -90,10 +90,10 @@ def relocate(
     growth: jax.Array | float,
     limit: jax.Array | int,
 ) -> tuple[Gaussians, Any, RelocationReport]:
-    """Move dead splats onto live ones and add new ones.
+    """Relocate dead splats onto live ones and add new ones.
 
-    Each goes to the place of a live splat, drawn by opacity; all splats at one place share its opacity and
-    scale, so that the image stays nearly the same. If no splat is live, nothing happens.
+    Each is placed at a live splat drawn by opacity; all splats at one position share its opacity and scale,
+    so that the image stays nearly the same. If no splat is live, nothing happens.
 
     Args:
         key: PRNG key for the draw.
@@ -101,7 +101,7 @@ def relocate(
         moments: any pytree of per-splat arrays (N, ...); those of splats that changed start from zero.
         dead_opacity: splats whose opacity is at most this are dead.
         growth: number of splats to add, as a fraction of those in use.
-        limit: largest number of splats in use; the length of the buffer is a limit too.
+        limit: maximum number of splats in use; the length of the buffer is also a limit.
 
     Returns:
         The splats, the moments, and a report of what was done.
@@ -125,7 +125,7 @@ def relocate(
     shared, factor = shared_opacity(opacities[source], copies)
     moved = jax.tree.map(lambda leaf: leaf[source], gaussians)
     has_changed = copies > 1
-    # Otherwise copies that share the place of a faint splat would be dead at once.
+    # Otherwise, copies that share the opacity of a faint splat would be dead immediately.
     dead_logit = jnp.log(dead_opacity) - jnp.log1p(-dead_opacity)
     logits = jnp.maximum(jnp.log(shared) - jnp.log1p(-shared), dead_logit + _ALIVE_MARGIN)
     log_scales = moved.log_scales + jnp.log(factor)[:, None]
@@ -142,7 +142,7 @@ def relocate(
 
 
 def exploration_noise(key: jax.Array, gaussians: Gaussians) -> jax.Array:
-    """Noise on the positions: σ(−100·(o − 0.005))·Σ·η with η ~ N(0, 1), zero where masked.
+    """Draw noise for the positions: σ(−100·(o − 0.005))·Σ·η with η ~ N(0, 1), zero where masked.
 
     Args:
         key: PRNG key for η.

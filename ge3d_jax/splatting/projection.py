@@ -1,4 +1,4 @@
-"""Splats to screen: EWA projection of the covariance, extent in pixels, color seen from the camera.
+"""Projection of splats to the screen: EWA covariance, extent in pixels, and color seen from the camera.
 
 Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
     R, s        rotation and scales; world covariance R·diag(s²)·Rᵀ
@@ -10,7 +10,7 @@ Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
 The factor replaces the usual conic because u² + v² stays accurate in float32 for needle-like splats, where
 the conic's three large terms cancel; the determinant is computed from |a × b|² for the same reason.
 
-The dilation makes thin splats wider and hence too strong when seen from far away; the compensation of
+The dilation widens thin splats and thus makes them too strong when seen from far away; the compensation of
 Mip-Splatting (Yu et al. 2024, the screen-space filter) multiplies the opacity by
 √(|A·Aᵀ| / |A·Aᵀ + DILATION·I|).
 """
@@ -26,7 +26,7 @@ from flax import struct
 from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
-# Variance added on the screen, px²: a splat thinner than a pixel would fall between the pixel centers.
+# Variance added on the screen, px²: a splat thinner than a pixel could fall between pixel centers.
 DILATION = 0.3
 # Splats nearer than this (world units) are not drawn: the projection diverges at the camera's plane.
 NEAR_PLANE = 0.01
@@ -37,7 +37,7 @@ FRUSTUM_MARGIN = 0.3
 MIN_ALPHA = 1.0 / 255.0
 # Smallest ratio under the compensation's square root, whose slope is infinite at 0.
 SMALLEST_RATIO = 1e-12
-# Margin for rounding when the extent decides which pixels a splat may cover, pixels.
+# Margin for rounding errors in the extent, which decides which pixels a splat may cover, pixels.
 EXTENT_MARGIN = 0.05
 
 SH_C1 = 0.4886025119029199
@@ -85,7 +85,7 @@ class Projected:
 
 
 def rotation_matrices(quaternions: jax.Array) -> jax.Array:
-    """Rotation matrices (3, 3, ...) of wxyz quaternions (..., 4) of any length; finite for length zero."""
+    """Return the rotation matrices (3, 3, ...) of wxyz quaternions (..., 4) of any length, even zero."""
     tiny = jnp.finfo(quaternions.dtype).tiny
     length = jnp.sqrt(jnp.maximum(jnp.sum(quaternions**2, axis=-1, keepdims=True), tiny))
     w, x, y, z = jnp.moveaxis(quaternions / length, -1, 0)
@@ -98,7 +98,10 @@ def rotation_matrices(quaternions: jax.Array) -> jax.Array:
 
 
 def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
-    """Real spherical harmonics (..., (degree + 1)²) at unit directions (..., 3), order and signs of 3DGS."""
+    """Evaluate real spherical harmonics (..., (degree + 1)²) at unit directions (..., 3).
+
+    Order and signs are those of 3DGS.
+    """
     x, y, z = jnp.moveaxis(directions, -1, 0)
     basis = [jnp.full_like(x, SH_C0)]
     if degree >= 1:
@@ -122,15 +125,15 @@ def sh_basis(directions: jax.Array, degree: int) -> jax.Array:
 
 
 def sh_colors(sh: jax.Array, directions: jax.Array) -> jax.Array:
-    """Colors (N, 3) ≥ 0 for coefficients sh (N, K, 3) seen along unit directions (N, 3)."""
+    """Return the colors (N, 3) ≥ 0 of coefficients sh (N, K, 3) seen along unit directions (N, 3)."""
     basis = sh_basis(directions, sh_degree_of(sh.shape[-2]))
     return jnp.maximum(0.5 + jnp.sum(basis[..., None] * sh, axis=-2), 0.0)
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Sum of products along a first axis of length 3, written out.
+    """Compute the dot product along a first axis of length 3, written out.
 
-    Matrix units would round the operands, and reductions this short compile to slow loops.
+    Matrix units would round the operands, and such short reductions compile to slow loops.
     """
     return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
 
@@ -150,9 +153,9 @@ def project(
         gaussians: N entries, used or not.
         camera: a single camera.
         scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
-        near: splats whose center has a camera-space z up to this, world units, are not drawn.
-        far: splats whose center has a camera-space z of this or more, world units, are not drawn.
-        antialiased: compensate the opacity for the dilation, see the module's docstring.
+        near: splats whose center's camera-space z is at most this, world units, are not drawn.
+        far: splats whose center's camera-space z is at least this, world units, are not drawn.
+        antialiased: compensate the opacity for the dilation; see the module docstring.
 
     Returns:
         The N projected entries.
@@ -160,10 +163,10 @@ def project(
     dtype, tiny = gaussians.positions.dtype, jnp.finfo(gaussians.positions.dtype).tiny
     focal_x, focal_y, center_x, center_y = camera.intrinsics
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    # Vectors and matrices have the splat as their last axis here, so that the compiled loops are long.
+    # The splats are the last axis of vectors and matrices here, so that the compiled loops are long.
     in_camera = _dot(rotation.T[:, :, None], gaussians.positions.T[:, None]) + translation[:, None]
     front = gaussians.mask & (in_camera[2] > near) & (in_camera[2] < far)
-    # Entries that cannot be seen are moved in front of the camera, which keeps values and gradients finite.
+    # Invisible entries are moved in front of the camera, which keeps values and gradients finite.
     ahead = jnp.array([[0.0], [0.0], [1.0]], dtype)
     x, y, z = jnp.where(front, in_camera, ahead)
     means = jnp.stack([focal_x * x / z + center_x, focal_y * y / z + center_y], axis=-1)

@@ -1,6 +1,6 @@
-"""Sums over many ranges of rows, in a fixed order and without two writes to the same place.
+"""Sums over many ranges of rows, in a fixed order and without two writes to the same location.
 
-The gradients of the splats need this: `jax.ops.segment_sum` uses atomics on a GPU, in no fixed order.
+Used for the gradients of the splats, because `jax.ops.segment_sum` uses atomics on a GPU, in no fixed order.
 """
 
 import jax
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 
 def sum_ranges(values: jax.Array, begins: jax.Array, ends: jax.Array, longest: int) -> jax.Array:
-    """Sums of values[begin:end] for each of N ranges, always in the same order.
+    """Compute the sum of values[begin:end] for each of N ranges, always in the same order.
 
-    Pairs of rows are added level by level; at each level a range takes the unpaired row at either end. A sum
+    Pairs of rows are added level by level; at each level, a range takes the unpaired row at either end. A sum
     of n rows thus has the rounding error of log n additions, and nothing is written twice.
 
     Args:
@@ -24,7 +24,7 @@ def sum_ranges(values: jax.Array, begins: jax.Array, ends: jax.Array, longest: i
     """
     totals = jnp.zeros((begins.shape[0], values.shape[1]), values.dtype)
     for level in range(longest.bit_length()):
-        # Row k is now a sum of 2^level rows; what remains of a range are the rows entirely within it.
+        # Row k is now a sum of 2^level rows; the rest of a range consists of the rows entirely within it.
         first, last = (begins + (2**level - 1)) >> level, ends >> level
         for row, boundary in ((first, first), (last - 1, last)):
             is_unpaired = (boundary & 1 == 1) & (first < last)

@@ -1,9 +1,9 @@
-"""Rendering splats from a camera to an image, in JAX: differentiable, jittable and vmappable.
+"""Differentiable rendering of splats in JAX, compatible with `jit` and `vmap`.
 
 project (autodiff) → bin_splats (no gradient) → composite (custom gradient) → image over the background.
 
-`render` is the pure function, with a buffer whose length the caller sets; `render_image` is for callers
-outside of `jit` and finds the length itself.
+`render` is a pure function with a buffer length set by the caller; `render_image` is for use outside of `jit`
+and determines the length itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ge3d_jax.splatting.projection import MIN_ALPHA, NEAR_PLANE, project
 from ge3d_jax.splatting.techniques import AUTO, technique_of
 from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
-# Divisor of the depth where no splat is hit; a pixel with any splat has an alpha of at least MIN_ALPHA.
+# Divisor of the depth at pixels without splats; a pixel with any splat has an alpha of at least MIN_ALPHA.
 SMALLEST_ALPHA = 0.5 * MIN_ALPHA
 # Buffer length that `render_image` starts with, entries; a shorter one would save nothing.
 FIRST_CAPACITY = 2**14
@@ -51,11 +51,11 @@ class Rendered:
     Attributes:
         rgb: (H, W, 3) colors over the background; not clipped from above.
         alpha: (H, W) fraction of the background that is hidden, in [0, 1].
-        depth: (H, W) mean camera-space z of what is seen, Σ w·z / Σ w, world units; 0 where alpha is 0.
-        intersections: () int32, the buffer length that this view needs. It is exact unless the buffer is too
-            short even for the splats' rows of tiles; then it is an upper bound.
-        overflow: () int32, by how much the buffer was too short; if it is not 0 the image lacks splats and
-            should be rendered again with a longer buffer.
+        depth: (H, W) weighted mean of camera-space z, Σ w·z / Σ w, world units; 0 where alpha is 0.
+        intersections: () int32, the buffer length that this view needs. Exact unless the buffer is too short
+            even for the splats' rows of tiles; then it is an upper bound.
+        overflow: () int32, by how much the buffer was too short; unless it is 0, splats are missing and the
+            view should be rendered again with a longer buffer.
         radii: (N,) extent of each splat along its longer axis, pixels; 0 if it is masked, behind the camera,
             too faint, or outside the image.
     """
@@ -83,31 +83,32 @@ def render(
 ) -> Rendered:
     """Render the splats from one camera.
 
-    Differentiable in the splats, every entry of the camera's matrix and intrinsics, the background, the
-    offsets and the factors; may be vmapped over any of these. The same arguments give the same bits.
+    Differentiable with respect to the splats, every entry of the camera's matrix and intrinsics, the
+    background, the offsets, and the scale factors; can be vmapped over any of these. Results are bitwise
+    reproducible.
 
     Args:
         gaussians: N entries, used or not.
         camera: a single camera; its width W and height H are those of the image.
         background: (3,) RGB in [0, 1].
         buffer_capacity: length of the (tile, splat) list of one view, static.
-        screen_offsets: (N, 2) pixels added to the projected centers, None for zeros; its gradient is the
+        screen_offsets: (N, 2) pixels added to the projected centers, None for zeros; their gradient is the
             screen-space gradient that density control accumulates.
         scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
-        near: splats whose center has a camera-space z up to this, world units, are not drawn.
-        far: splats whose center has a camera-space z of this or more, world units, are not drawn.
-        antialiased: weaken splats thinner than a pixel as Mip-Splatting does (Yu et al. 2024), which widening
-            them to a pixel would otherwise make too strong. Static.
+        near: splats whose center's camera-space z is at most this, world units, are not drawn.
+        far: splats whose center's camera-space z is at least this, world units, are not drawn.
+        antialiased: reduce the opacity of splats thinner than a pixel, as in Mip-Splatting (Yu et al. 2024);
+            widening them to a pixel would otherwise make them too strong. Static.
         rasterizer: one of `techniques.RASTERIZERS`, or a technique; they differ in speed and rounding.
 
     Returns:
-        The image and what else is known of the view.
+        The image and further information about the view.
 
     Raises:
         UserError: `buffer_capacity` is less than 1, or there is no such rasterizer.
     """
     if buffer_capacity < 1:
-        raise UserError(f"buffer_capacity is {buffer_capacity}, but the list needs room; make it 1 or more.")
+        raise UserError(f"buffer_capacity is {buffer_capacity}, but must be at least 1; raise it.")
     count = gaussians.capacity
     chex.assert_shape(gaussians.positions, (count, 3))
     chex.assert_shape(gaussians.quaternions, (count, 4))
@@ -127,7 +128,7 @@ def render(
     sums, light = composite(columns, rows, splats, lists, technique)
 
     def image(values: jax.Array) -> jax.Array:
-        """(tiles, channels, pixels) to (H, W, channels); tiles may extend beyond the image."""
+        """Reorder (tiles, channels, pixels) to (H, W, channels); tiles may extend beyond the image."""
         values = values.reshape(rows, columns, -1, TILE_SIZE, TILE_SIZE).transpose(0, 3, 1, 4, 2)
         return values.reshape(rows * TILE_SIZE, columns * TILE_SIZE, -1)[:height, :width]
 
@@ -144,7 +145,7 @@ def render(
 
 
 def largest_capacity() -> int:
-    """The longest buffer that fits in the device's memory while rendering, entries."""
+    """Return the length of the longest buffer that fits in the device's memory while rendering, entries."""
     memory = memory_limit(jax.local_devices()[0])
     if memory is None:
         return LARGEST_CAPACITY
@@ -152,7 +153,7 @@ def largest_capacity() -> int:
 
 
 def check_capacity(needed: int, width: int, height: int) -> None:
-    """Check that the buffer that a view needs fits in memory.
+    """Check that the buffer required by a view fits in memory.
 
     Args:
         needed: length of the buffer, entries.
@@ -177,16 +178,16 @@ def grow_to_fit(
     """Call `draw` with growing buffers until every splat fits.
 
     Args:
-        draw: maps a buffer_capacity to its result and the buffer length that its fullest view needs.
+        draw: maps a buffer_capacity to a result and the buffer length that the fullest view needs.
         capacity: length of the first buffer; later ones are powers of two.
         width: width of the images in pixels, for the message.
         height: height of the images in pixels, for the message.
 
     Returns:
-        The result of `draw`, and the length of the buffer that it fitted in.
+        The result of `draw`, and the buffer length that was sufficient.
 
     Raises:
-        UserError: the splats cover more tiles than there is memory for.
+        UserError: the splats cover more tiles than fit in memory.
     """
     while True:
         drawn, intersections = draw(capacity)
@@ -220,10 +221,10 @@ def render_image(
         antialiased: see `render`.
 
     Returns:
-        The image and what else is known of the view.
+        The image and further information about the view.
 
     Raises:
-        UserError: the splats cover more tiles than there is memory for.
+        UserError: the splats cover more tiles than fit in memory.
     """
 
     def draw(capacity: int) -> tuple[Rendered, jax.Array]:

@@ -1,9 +1,9 @@
-"""The slow, obvious renderer that the fast one is tested against: every splat at every pixel.
+"""A slow, straightforward reference renderer for testing the fast one: every splat at every pixel.
 
 It shares no code with the rasterizer except the two input dataclasses, and derives each step differently:
-rotations by quaternion products, the projection's Jacobian by automatic differentiation, spherical harmonics
-from Legendre polynomials, the covariance inverted as a matrix, compositing splat by splat. Run it in float64
-when it has to be exact. Memory grows with splats × pixels: keep scenes small.
+rotations from quaternion products, the projection's Jacobian by automatic differentiation, spherical
+harmonics from Legendre polynomials, the inverse covariance by matrix inversion, and compositing splat by
+splat. Run it in float64 when it has to be exact. Memory grows with splats × pixels, so keep scenes small.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ReferenceImage:
     Attributes:
         rgb: (H, W, 3) colors over the background.
         alpha: (H, W) fraction of the background that is hidden.
-        depth: (H, W) mean camera-space z of what is seen, world units.
+        depth: (H, W) weighted mean of camera-space z, world units.
     """
 
     rgb: jax.Array
@@ -42,7 +42,7 @@ def _quaternion_product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _world_covariance(quaternion: jax.Array, scales: jax.Array) -> jax.Array:
-    """Σ s_k²·e_k·e_kᵀ over the axes e_k, the unit vectors rotated by the quaternion."""
+    """Return Σ s_k²·e_k·e_kᵀ over the axes e_k, the unit vectors rotated by the quaternion."""
     unit = quaternion / jnp.sqrt(jnp.sum(quaternion**2))
     conjugate = unit * jnp.array([1.0, -1.0, -1.0, -1.0])
     covariance = jnp.zeros((3, 3))
@@ -58,7 +58,7 @@ def _pinhole(point: jax.Array, intrinsics: jax.Array) -> jax.Array:
 
 
 def _harmonics(direction: jax.Array, count: int) -> list[jax.Array]:
-    """Real spherical harmonics with the Condon-Shortley phase, ordered by degree l, then m = −l … l."""
+    """Evaluate real spherical harmonics with the Condon-Shortley phase, ordered by l, then m = −l … l."""
     x, y, z = direction
     values: list[jax.Array] = []
     for degree in range(math.isqrt(count)):
@@ -90,7 +90,7 @@ def _splat_alpha(
     camera: Camera,
     pixels: jax.Array,
 ) -> jax.Array:
-    """Alpha (H, W) of one splat in front of the camera."""
+    """Return the alpha (H, W) of one splat in front of the camera."""
     rotation = camera.world_to_camera[:3, :3]
     point = rotation @ position + camera.world_to_camera[:3, 3]
     size = jnp.array([camera.width, camera.height])

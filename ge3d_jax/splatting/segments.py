@@ -1,16 +1,16 @@
-"""Compositing in XLA on an accelerator: pieces of all lists side by side, joined front to back.
+"""Compositing in XLA on an accelerator: segments of all lists in parallel, joined front to back.
 
-A list is cut into pieces of `length` splats. What a piece does to the light that falls on it is a
-transmittance T and the light S that it adds (features F and alpha), and pieces compose:
-    (T₁, S₁) behind which is (T₂, S₂)  =  (T₁·T₂, S₁ + T₁·S₂)
-This is associative, so that pieces are evaluated as if nothing were in front of them and joined afterwards. A
-step takes the next so many pieces of the list of all lists, whichever tiles they belong to: how many steps
-there are depends on the number of (tile, splat) entries alone, not on the longest list. Nothing ends early
-where a tile is dark; the few steps that this would save cost less than to ask.
+A list is cut into pieces of `length` splats. The effect of a piece on the light is a transmittance T and the
+light S that it adds (features F and alpha), and pieces compose:
+    (T₁, S₁) in front of (T₂, S₂)  =  (T₁·T₂, S₁ + T₁·S₂)
+This operation is associative, so pieces are evaluated as if nothing were in front of them and joined
+afterward. Each step processes the next batch of pieces, whichever tiles they belong to. The number of steps
+therefore depends only on the number of (tile, splat) entries, not on the longest list. Dark tiles do not end
+early; checking for them would cost more than the few steps it would save.
 
-The way back goes through the same steps from the last to the first. It needs what is behind a piece, the sum
-of the weighted gains of the pieces of the same tile after it, and the light before each piece, which the way
-there stores. Symbols and the layout of arrays within pieces are those of `alphas`.
+The backward pass goes through the same steps in reverse. It needs the contribution from behind a piece, i.e.
+the sum of the weighted gains of the later pieces of the same tile, and the light in front of each piece,
+which the forward pass stores. Symbols and the layout of arrays within pieces are those of `alphas`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ge3d_jax.splatting.alphas import PIXELS, Entries, einsum, evaluate, gradien
 from ge3d_jax.splatting.lists import Technique, Work, distinct, over_views
 from ge3d_jax.splatting.tiles import owners
 
-# Splats per piece: half a piece is wasted per tile on average; shorter ones store more light and take longer
-# to join.
+# Splats per piece: half a piece is wasted per tile on average; shorter pieces store more light and take
+# longer to join.
 LENGTH = 128
-# Pieces per step: an array of a value for each pixel of each splat takes 134 MB.
+# Pieces per step: an array with one value per pixel and splat takes 134 MB.
 PIECES = 4096
-# Splats whose running products are taken at once within a piece.
+# Number of splats in a piece whose running products are computed at once.
 _CHUNK = 16
 
 
 class _Cut(NamedTuple):
-    """All lists cut into pieces, in the order of the tiles; S is a bound on how many there are."""
+    """All lists cut into pieces, in tile order; S is an upper bound on the number of pieces."""
 
-    tiles: jax.Array  # (S,) int32 the tile of each piece; beyond the last one anything
+    tiles: jax.Array  # (S,) int32 the tile of each piece; arbitrary beyond the last one
     first: jax.Array  # (tiles,) int32 a tile's first piece
-    total: jax.Array  # () int32 how many there are
+    total: jax.Array  # () int32 number of pieces
 
 
 class _Pieces(NamedTuple):
@@ -49,10 +49,10 @@ class _Pieces(NamedTuple):
 
     tiles: jax.Array  # (B,)
     valid: jax.Array  # (B,)
-    rows: jax.Array  # (B,) where what is stored of each piece lies
-    is_first: jax.Array  # (B,) of its tile
-    is_last: jax.Array  # (B,) of its tile
-    positions: jax.Array  # (B, L) in the list
+    rows: jax.Array  # (B,) rows of the stored values
+    is_first: jax.Array  # (B,) whether it is the first of its tile
+    is_last: jax.Array  # (B,) whether it is the last of its tile
+    positions: jax.Array  # (B, L) positions in the list
     entries: Entries
 
 
@@ -64,7 +64,7 @@ def _cut(work: Work, length: int, bound: int) -> _Cut:
 
 
 def _take(work: Work, cut: _Cut, step: jax.Array, length: int, pieces: int) -> _Pieces:
-    """The pieces of a step, with their splats evaluated."""
+    """Return the pieces of a step, with their splats evaluated."""
     index = step * pieces + jnp.arange(pieces, dtype=jnp.int32)
     valid = index < cut.total
     tiles = cut.tiles[jnp.minimum(index, cut.tiles.shape[0] - 1)]
@@ -85,10 +85,10 @@ def _take(work: Work, cut: _Cut, step: jax.Array, length: int, pieces: int) -> _
 
 
 def _running_products(values: jax.Array, axis: int) -> jax.Array:
-    """Products of each entry with all before it along an axis."""
+    """Return the product of each entry with all entries before it along an axis."""
     size, shift = values.shape[axis], 1
     while shift < size:
-        # Each entry is multiplied by the one `shift` before it; after all shifts it holds the whole product.
+        # Multiply each entry by the one `shift` before it; after all shifts, it holds the full product.
         begin = lax.slice_in_dim(values, 0, shift, axis=axis)
         products = lax.slice_in_dim(values, shift, size, axis=axis) * lax.slice_in_dim(
             values, 0, size - shift, axis=axis
@@ -99,13 +99,13 @@ def _running_products(values: jax.Array, axis: int) -> jax.Array:
 
 
 def _moved_behind(values: jax.Array, axis: int) -> jax.Array:
-    """Each entry in the next one's place; the first becomes 1."""
+    """Shift each entry to the next position; the first becomes 1."""
     kept = lax.slice_in_dim(values, 0, values.shape[axis] - 1, axis=axis)
     return jnp.concatenate([jnp.ones_like(lax.slice_in_dim(values, 0, 1, axis=axis)), kept], axis=axis)
 
 
 def _transmittances(alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Transmittance before each splat [B, L, P] of pieces with nothing in front of them, and behind all."""
+    """Return the transmittance before each splat [B, L, P], with nothing in front, and behind all."""
     count, length, pixels = alpha.shape
     chunk = min(_CHUNK, length)
     products = _running_products((1.0 - alpha).reshape(count, -1, chunk, pixels), axis=2)
@@ -115,10 +115,10 @@ def _transmittances(alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _joined(tiles: jax.Array, light: jax.Array, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """T (B, P) and S (B, K, P) of all pieces of the same tile up to each piece, from those of the pieces."""
+    """Join each piece with all earlier ones of its tile: T (B, P) and S (B, K, P) of the joined pieces."""
     shift = 1
     while shift < tiles.shape[0]:
-        # Pieces of a tile are neighbors: if the one `shift` before is of the same tile, so are all between.
+        # The pieces of a tile are adjacent: if the one `shift` before is in it, so are all in between.
         is_same = (tiles[shift:] == tiles[:-shift])[:, None]
         in_front = jnp.where(is_same, light[:-shift], 1.0)
         added = jnp.where(is_same[..., None], sums[:-shift], 0.0)
@@ -129,7 +129,7 @@ def _joined(tiles: jax.Array, light: jax.Array, sums: jax.Array) -> tuple[jax.Ar
 
 
 def _summed_from_behind(tiles: jax.Array, values: jax.Array) -> jax.Array:
-    """Sums (B, P) of the values of each piece and all of the same tile behind it."""
+    """Sum the values (B, P) of each piece and all later pieces of the same tile."""
     shift = 1
     while shift < tiles.shape[0]:
         is_same = (tiles[shift:] == tiles[:-shift])[:, None]
@@ -140,7 +140,7 @@ def _summed_from_behind(tiles: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _later(gains: jax.Array) -> jax.Array:
-    """Sums over the later splats of each piece, at each splat [B, L, P]."""
+    """Return, at each splat [B, L, P], the sum over the later splats of its piece."""
     count, length, pixels = gains.shape
     chunk = min(_CHUNK, length)
 
@@ -168,7 +168,7 @@ def _forward(
         before, through = _transmittances(taken.entries.alpha)
         added = einsum("blk,blp->bkp", taken.entries.features, taken.entries.alpha * before)
         through, added = _joined(taken.tiles, through, added)
-        # The first tile may go on from the step before.
+        # The first tile may continue from the previous step.
         goes_on = (taken.tiles == last_tile)[:, None]
         in_front = jnp.where(goes_on, last_light, 1.0)
         added = jnp.where(goes_on[..., None], last_sums, 0.0) + in_front[:, None] * added
@@ -209,7 +209,7 @@ def _backward(
     length: int,
     pieces: int,
 ) -> jax.Array:
-    """Gradients of the table's rows, one row per slot. See `Technique`."""
+    """Return the gradients of the table's rows, one row per slot. See `Technique`."""
     cut = _cut(work, length, stored.shape[0])
     pieces = min(pieces, stored.shape[0])
     behind_tiles = light * light_gradients
@@ -244,11 +244,11 @@ def _backward(
 
 @functools.cache
 def segments(*, length: int = LENGTH, pieces: int = PIECES) -> Technique:
-    """The technique.
+    """Return the technique.
 
     Args:
         length: splats per piece, a power of two.
-        pieces: at most so many per step.
+        pieces: maximum number of pieces per step.
     """
     return over_views(
         functools.partial(_forward, length=length, pieces=pieces),

@@ -1,4 +1,4 @@
-"""Which technique composites: by the device, or as a setting says."""
+"""Selection of the compositing technique, by device or by setting."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KERNEL = "kernel"
 
 
 def _kernel() -> Technique:
-    # Imported where it is asked for: not every build of JAX has Triton.
+    # Imported lazily, because not every build of JAX includes Triton.
     from ge3d_jax.splatting.kernel import kernel
 
     return kernel()
 
 
-# Whatever the device; so that a program for another one can be compiled, and each compared with the others.
+# For any device, so that a program can be compiled for another one and the techniques can be compared.
 TECHNIQUES: dict[str, Callable[[], Technique]] = {
     KERNEL: _kernel,
     "groups": lambda: GROUPS,
@@ -33,41 +33,41 @@ RASTERIZERS = (AUTO, XLA, *TECHNIQUES)
 
 
 def check_rasterizer(name: str) -> None:
-    """Check that there is a rasterizer of that name.
+    """Check that a rasterizer with this name exists.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not.
     """
     if name not in RASTERIZERS:
         raise UserError(f"The rasterizer {name!r} does not exist; use one of {', '.join(RASTERIZERS)}.")
 
 
 def check_device(rasterizer: str) -> None:
-    """Check that the devices in use run a rasterizer.
+    """Check that the devices in use support a rasterizer.
 
     Raises:
         UserError: they do not.
     """
     if rasterizer == KERNEL and not runs_triton():
         raise UserError(
-            'The rasterizer "kernel" needs an NVIDIA GPU, Ampere or newer, and JAX finds none here; use '
-            '"auto", which takes what there is.'
+            'The rasterizer "kernel" needs an NVIDIA GPU, Ampere or newer, but JAX finds none here; use '
+            '"auto", which picks a rasterizer that the device supports.'
         )
 
 
 def technique_of(rasterizer: str) -> Technique:
-    """How to composite on the devices in use.
+    """Return the compositing technique for the devices in use.
 
     Args:
-        rasterizer: one of RASTERIZERS: "xla" is "groups" on a processor and "segments" elsewhere; "auto" is
-            "kernel" where it runs and has proved itself, else "xla".
+        rasterizer: one of RASTERIZERS: "xla" is "groups" on CPUs and "segments" elsewhere; "auto" is "kernel"
+            if it runs and has been verified on this device, else "xla".
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no rasterizer has this name.
     """
     check_rasterizer(rasterizer)
     if rasterizer == AUTO:
-        # What is compiled for a card that is elsewhere cannot prove itself here.
+        # A kernel that is compiled for a remote GPU cannot be verified here.
         runs_kernel = is_target_here() and runs_triton()
         rasterizer = KERNEL if runs_kernel and is_proven(_kernel(), segments()) else XLA
     if rasterizer == XLA:

@@ -1,13 +1,12 @@
-"""Binning: which splats touch which tile of the screen, nearest first, as one sorted list of static length.
+"""Binning: the splats that touch each screen tile, nearest first, as one sorted list of static length.
 
 A splat is listed in a tile if its ellipse alpha ≥ MIN_ALPHA may cover one of the tile's pixel centers. In a
-row of tiles the ellipse covers one span of columns, so the list is built in two steps of "count, then
-expand": splats to (splat, row) pairs, pairs to (splat, tile) entries. An entry's number in that order is its
-slot; the slots of one splat are contiguous, so gradients can be added up without two writes to the same
-place.
+row of tiles, the ellipse covers one span of columns, so the list is built in two "count, then expand" steps:
+splats to (splat, row) pairs, and pairs to (splat, tile) entries. An entry's number in that order is its slot;
+the slots of one splat are contiguous, so gradients can be added up without two writes to the same location.
 
-Splats are ranked by depth once; an entry's key is tile·N + rank, so that one sort orders the list by tile,
-then depth, then (for equal depths) index in the buffer. Nothing here has a gradient.
+Splats are ranked by depth once; an entry's key is tile·N + rank, so that a single sort orders the list by
+tile, then by depth, then (for equal depths) by buffer index. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class TileLists:
 
     Attributes:
         splats: (buffer_capacity,) int32 indices into the splat buffer; the first `starts[-1]` are in use.
-        slots: (buffer_capacity,) int32, the number of each entry in the order by splat.
+        slots: (buffer_capacity,) int32, the position of each entry in the order by splat.
         starts: (tiles + 1,) int32: tile t owns splats[starts[t] : starts[t + 1]]; tiles are in row order.
         slot_begins: (N,) int32, a splat's first slot.
         slot_ends: (N,) int32, one past a splat's last slot.
-        intersections: () int32, the buffer length needed: the number of entries or of (splat, row) pairs,
+        intersections: () int32, the required buffer length: the number of entries or of (splat, row) pairs,
             whichever is larger; if not even the pairs fit, an upper bound. Saturates at the largest int32.
-        overflow: () int32, by how much the buffer is too short; if it is not 0 the lists are incomplete.
+        overflow: () int32, by how much the buffer is too short; unless it is 0, the lists are incomplete.
         touched: (N,) bool, whether the splat touches at least one tile.
     """
 
@@ -57,13 +56,13 @@ class TileLists:
 
 
 def tile_grid(width: int, height: int) -> tuple[int, int]:
-    """Number of tiles along x and along y that cover an image of this size in pixels."""
+    """Return the number of tiles along x and y that cover an image of this size in pixels."""
     return -(-width // TILE_SIZE), -(-height // TILE_SIZE)
 
 
 def _covered(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """First tile and number of tiles along an axis of `size` pixels with pixel centers in [low, high]."""
-    # Pixel centers are at +0.5: after shifting by that, the covered range is a ceiling and a floor.
+    """Return the first tile and the number of tiles with pixel centers in [low, high], on one axis."""
+    # Pixel centers are at +0.5; after shifting by that, the covered range is a ceiling and a floor.
     first_pixel = jnp.clip(jnp.ceil(low - 0.5), 0, size).astype(jnp.int32)
     last_pixel = jnp.clip(jnp.floor(high - 0.5), -1, size - 1).astype(jnp.int32)
     first = first_pixel // TILE_SIZE
@@ -71,16 +70,16 @@ def _covered(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax
 
 
 def _saturating_sum(counts: jax.Array) -> jax.Array:
-    """Sum () int32 of counts ≥ 0, saturated: for absurd scenes it would wrap, which a float sum detects."""
+    """Sum counts ≥ 0 with saturation, () int32; a float sum detects the wraparound of absurd scenes."""
     largest = jnp.iinfo(jnp.int32).max
     wraps = jnp.sum(counts.astype(jnp.float32)) >= largest
     return jnp.where(wraps, largest, jnp.sum(counts)).astype(jnp.int32)
 
 
 def owners(ends: jax.Array, length: int) -> jax.Array:
-    """For each of `length` positions the index of the run that contains it; runs are contiguous.
+    """Return, for each of `length` positions, the index of the contiguous run that contains it.
 
-    Positions beyond the last run get its index.
+    Positions beyond the last run get the index of that run.
     """
     passed = jnp.zeros(length, jnp.int32).at[ends].add(1, mode="drop", wrap_negative_indices=False)
     return jnp.minimum(jnp.cumsum(passed), ends.shape[0] - 1)
@@ -89,9 +88,9 @@ def owners(ends: jax.Array, length: int) -> jax.Array:
 def _row_spans(
     projected: Projected, splats: jax.Array, tile_rows: jax.Array, width: int, height: int
 ) -> tuple[jax.Array, jax.Array]:
-    """First column of tiles and number of columns that each of `splats` covers in its row of tiles.
+    """Return the first column of tiles and number of columns that each of `splats` covers in its row.
 
-    With u = p·dx, v = q·dy − r·dx the boundary of the ellipse u² + v² ≤ m at the height dy is
+    With u = p·dx, v = q·dy − r·dx, the boundary of the ellipse u² + v² ≤ m at height dy is
     (p² + r²)·dx = q·r·dy ± √((p² + r²)·m − p²·q²·dy²); its extremes in x are at dy = ±(r/q)·√m/p.
     """
     reach = 2.0 * jnp.log(jnp.maximum(projected.opacities / MIN_ALPHA, 1.0)) * (1.0 + REACH_MARGIN)
@@ -117,7 +116,7 @@ def _row_spans(
 
 
 def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity: int) -> TileLists:
-    """Sorted list of all intersections of splats with the tiles of an image.
+    """Build the sorted list of all intersections of splats with the tiles of an image.
 
     Args:
         projected: the N projected splats.
@@ -181,9 +180,9 @@ def bin_splats(projected: Projected, *, width: int, height: int, buffer_capacity
 
 
 def _first_at_least(values: jax.Array, bounds: jax.Array) -> jax.Array:
-    """For each bound the first position in sorted `values` that is not below it.
+    """Return, for each bound, the first position in sorted `values` that is not below it.
 
-    The steps of the binary search are written out on an accelerator: as a loop each takes several launches.
+    On an accelerator, the binary search is unrolled: in a loop, each step would take several launches.
     """
     return lax.platform_dependent(
         values,
@@ -196,9 +195,9 @@ def _first_at_least(values: jax.Array, bounds: jax.Array) -> jax.Array:
 def _sort_by_tile(
     tile: jax.Array, ranks: jax.Array, tile_count: int, splat_count: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tiles and ranks sorted by (tile, rank), and where each tile starts; unused entries come last."""
+    """Sort tiles and ranks by (tile, rank), and return where each tile starts; unused entries come last."""
     if (tile_count + 1) * splat_count <= LARGEST_KEY:
-        # One integer key sorts several times faster than a pair, on CPU and GPU alike.
+        # A single integer key sorts several times faster than a pair, on both CPU and GPU.
         keys = tile.astype(jnp.uint32) * jnp.uint32(splat_count) + ranks.astype(jnp.uint32)
         keys = lax.sort(keys, is_stable=False)
         bounds = jnp.arange(tile_count + 1, dtype=jnp.uint32) * jnp.uint32(splat_count)

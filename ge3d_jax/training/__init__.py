@@ -1,1 +1,1 @@
-"""One optimization run: settings, state, the iteration, the loop around it."""
+"""One optimization run: settings, state, the iteration, and the training loop."""

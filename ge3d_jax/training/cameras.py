@@ -13,12 +13,12 @@ _UP = (0.0, 0.0, 1.0)
 
 
 def _widened(begin: float, end: float, factor: float, times: jax.Array) -> jax.Array:
-    """`begin` multiplied `times` times by `factor`, but never past `end`."""
+    """Multiply `begin` by `factor`, `times` times, but never past `end`."""
     return jnp.clip(begin * factor ** times.astype(jnp.float32), min(begin, end), max(begin, end))
 
 
 def camera_ranges(config: CameraConfig, iteration: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The ranges at an iteration: radius (2,) world units, fov (2,) radians, greatest azimuth (degrees)."""
+    """Return an iteration's ranges: radius (2,) world units, fov (2,) radians, largest azimuth (degrees)."""
     past = jnp.asarray(iteration) - config.widen_from
     times = jnp.where(past >= 0, past // config.widen_every + 1, 0)
     radius = [
@@ -36,7 +36,7 @@ def camera_ranges(config: CameraConfig, iteration: jax.Array | int) -> tuple[jax
 
 
 def in_groups(values: jax.Array, together: int) -> jax.Array:
-    """`values` (B,), each group of so many with that of its first."""
+    """Set the values (B,) of each group of `together` entries to the first entry's value."""
     return jnp.repeat(values[::together], together)
 
 
@@ -49,22 +49,23 @@ def sample_cameras(
     size: int,
     together: int = 1,
 ) -> tuple[Camera, jax.Array]:
-    """Cameras on the sphere, looking at the origin but for the jitters; one field of view for all.
+    """Sample cameras on the sphere, aimed at the origin up to jitter, with a common field of view.
 
     Args:
         key: PRNG key.
         config: the ranges.
-        iteration: k, which the ranges depend on.
-        views: how many.
-        size: edge of the square pictures, pixels.
-        together: so many views stand evenly around the object, at one elevation and distance (MVDream's 4).
+        iteration: k, which determines the ranges.
+        views: number of cameras.
+        size: edge of the square images, pixels.
+        together: size of the groups of views spaced evenly around the object at one elevation and distance
+            (4 for MVDream).
 
     Returns:
         a batch of `views` cameras, and their azimuths (views,) in radians.
     """
     radius_range, fov_range, widest = camera_ranges(config, iteration)
     even_key, normal_key = jax.random.split(key)
-    # Two draws for all of it, because each has its time to compile.
+    # Only two draws, because each adds to the compile time.
     even = jax.random.uniform(even_key, (7 * views,), minval=-1.0, maxval=1.0).reshape(7, views)
     target, up = normal(normal_key, (2, views, 3))
 
@@ -101,7 +102,7 @@ def sample_cameras(
 
 
 def sample_backgrounds(key: jax.Array, config: BackgroundConfig, views: int) -> jax.Array:
-    """One color a view, (views, 3): the usual one, or replaced by a random one or black."""
+    """Sample one color per view, (views, 3): the configured one, or a random one or black in its place."""
     chances = jax.random.uniform(key, (5 * views,)).reshape(views, 5)
     is_replaced, is_random = chances[:, :1] < config.replaced, chances[:, 1:2] < config.random_share
     other = jnp.where(is_random, chances[:, 2:], 0.0)

@@ -1,4 +1,4 @@
-"""Saving and restoring a run's state, or any tree of arrays, with orbax: whole or not at all."""
+"""Atomic saving and restoring of a run's state, or of any tree of arrays, with Orbax."""
 
 import dataclasses
 import errno
@@ -17,35 +17,35 @@ from ge3d_jax.core.files import flush
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState, shapes_by_path
 
-# How much more room than its arrays' bytes a tree takes on the disk, and the bytes of its folders and names.
+# Disk space of a saved tree relative to its arrays' bytes, and the bytes of its folders and names.
 _ROOM = 1.2
 _ROOM_FOR_NAMES = 2**16
-# In a state's folder, where it was not written by orbax.
+# File in a state's folder if the state was not written by Orbax.
 _ARRAYS = "arrays.npz"
 
 
 def _arrays_of(state: TrainState) -> dict[str, Any]:
-    """The state as nested dictionaries of plain arrays; the typed key as its numbers."""
+    """Return the state as nested dictionaries of plain arrays, with the typed key as raw data."""
     return serialization.to_state_dict(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
 def save_state(folder: str | os.PathLike[str], state: TrainState) -> None:
-    """Write the state to `folder`, replacing an earlier one; a broken-off save leaves that alone."""
+    """Write the state to `folder`, replacing an earlier one; an interrupted save leaves that one intact."""
     save_tree(folder, _arrays_of(state))
 
 
 def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
-    """Write a tree of arrays to `folder`, replacing an earlier one; a broken-off save leaves that alone.
+    """Write a tree of arrays to `folder`, replacing an earlier one; an interrupted save leaves that intact.
 
-    Saved trees are numbered, and the last one counts. It gets its number when all of it is on the disk, in
-    one step; only then the earlier ones go, with what broken-off saves left.
+    Saved trees are numbered, and the last one is current. A tree gets its number atomically, once all of it
+    is on disk; only then are earlier trees and the remains of interrupted saves deleted.
 
     Raises:
-        OSError: it cannot be written, as on a full disk.
+        OSError: it cannot be written, for example because the disk is full.
     """
     target = Path(folder).absolute()
     target.mkdir(parents=True, exist_ok=True)
-    # Asked first: where Orbax finds no room its threads print pages of traces.
+    # Checked first, because on a full disk Orbax's threads print pages of tracebacks.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     if shutil.disk_usage(target).free < _ROOM * size + _ROOM_FOR_NAMES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -59,7 +59,7 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
         fresh.rename(target / str(number))
         flush(target)
     except BaseException:
-        # Orbax's own, with a name that begins like this, too.
+        # Including Orbax's own temporary folder, whose name has the same prefix.
         for leftover in target.glob(f"{fresh.name}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         raise
@@ -69,45 +69,44 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
 
 
 def has_tree(folder: str | os.PathLike[str]) -> bool:
-    """Whether a tree was saved to `folder`."""
+    """Return whether a tree was saved to `folder`."""
     return bool(_numbers(Path(folder)))
 
 
 def _numbers(folder: Path) -> list[int]:
-    """Of the trees that were saved to a folder."""
+    """Return the numbers of the trees saved to a folder."""
     return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
 
 
 def _last(folder: str | os.PathLike[str]) -> Path:
-    """The last tree that was saved to a folder."""
+    """Return the path of the last tree saved to a folder."""
     target = Path(folder).absolute()
     return target / str(max(_numbers(target), default=0))
 
 
 def _write_tree(folder: Path, tree: Any) -> None:
     if jax.process_count() > 1:
-        # Orbax writes only what lies on the devices of all processes, and NumPy's arrays of the first one.
+        # Orbax writes only arrays on the devices of all processes, and NumPy arrays of the first process.
         folder.mkdir()
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
         arrays: dict[str, Any] = {_path_name(path): np.asarray(leaf) for path, leaf in leaves}
         np.savez(folder / _ARRAYS, **arrays)
         return
-    # Not the usual checkpointer, which saves in the background: its threads wait for each other where the
-    # disk is full.
+    # Not the default checkpointer, which saves in the background: its threads deadlock when the disk is full.
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(folder, args=ocp.args.StandardSave(tree))
 
 
 def restore_state(folder: str | os.PathLike[str], template: TrainState, scene: Scene) -> TrainState:
-    """Read what `save_state` wrote, bit for bit.
+    """Restore the state written by `save_state`, bit for bit.
 
     Args:
-        folder: where it was written.
-        template: a state of the same configuration, for shapes, types and the kind of key.
-        scene: whose state it is; its arrays may have grown since the run began.
+        folder: the folder given to `save_state`.
+        template: a state of the same configuration, for shapes, dtypes, and the key type.
+        scene: the scene of the state; its arrays may have grown since the run began.
 
     Raises:
-        UserError: no state in `folder`, or one of another configuration (names an array that differs).
+        UserError: no state in `folder`, or a state of another configuration (names an array that differs).
     """
     saved = _saved_shapes(folder)
     of_scene = {
@@ -145,7 +144,7 @@ def _saved_shapes(folder: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, 
 
 
 def restore_tree(folder: str | os.PathLike[str], template: Any) -> Any:
-    """Read what `save_tree` wrote, in the shapes, types and placement of `template`, which must fit it."""
+    """Restore a tree written by `save_tree`; `template` gives its exact shapes, dtypes, and placement."""
     last = _last(folder)
     file = last / _ARRAYS
     if file.is_file():
@@ -168,7 +167,7 @@ def _placed_as(value: np.ndarray, template: Any) -> Any:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """Orbax's, for trees of this process alone: it waits for no other."""
+    """Return an Orbax checkpointer for this process alone, which waits for no other process."""
     own = jax.process_index()
     return ocp.StandardCheckpointer(
         multiprocessing_options=ocp.options.MultiprocessingOptions(

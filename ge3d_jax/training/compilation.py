@@ -1,4 +1,4 @@
-"""What the compiler says of an iteration before the first one: how long it took, how much memory it takes."""
+"""The compiler's report on an iteration before it first runs: compile time and memory use."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ _GIGABYTE = 1e9
 
 
 class DoesNotFit(UserError):
-    """An iteration takes more memory than the device has.
+    """An iteration needs more memory than the device has.
 
     Attributes:
         needed, limit: bytes.
@@ -25,14 +25,14 @@ class DoesNotFit(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """A compiled iteration. Memory in bytes on each device, as the compiler planned it.
+    """A compiled iteration. Memory is in bytes per device, as planned by the compiler.
 
     Attributes:
-        seconds: from tracing to machine code, or from the cache of compiled code.
-        arguments: the splats, their moments, and what is used of the model.
-        outputs: what comes out and does not take an argument's place.
-        temporaries: everything between.
-        devices: how many share the work.
+        seconds: time from tracing to machine code, or to load it from the compilation cache.
+        arguments: the splats, their moments, and the parts of the model in use.
+        outputs: results that do not reuse an argument's memory.
+        temporaries: all intermediate values.
+        devices: number of devices that share the work.
     """
 
     seconds: float
@@ -43,11 +43,11 @@ class Compilation:
 
     @property
     def total(self) -> int:
-        """All that one iteration needs on each device."""
+        """Total memory of one iteration on each device."""
         return self.arguments + self.outputs + self.temporaries
 
     def __str__(self) -> str:
-        """One line for the person who waits."""
+        """Return a one-line summary for the user."""
         if not self.total:
             return f"compiled in {self.seconds:.1f} s"
         each = f" on each of {self.devices} devices" if self.devices > 1 else ""
@@ -59,7 +59,7 @@ class Compilation:
 
 
 def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -> Compilation:
-    """Read the plan of a compiled program; memory is 0 where the compiler does not tell it."""
+    """Read the memory plan of a compiled program; values are 0 if the compiler does not report them."""
     plan = program.memory_analysis()
     if plan is None:
         return Compilation(seconds=seconds, arguments=0, outputs=0, temporaries=0, devices=devices)
@@ -73,12 +73,12 @@ def compilation_of(program: jax.stages.Compiled, seconds: float, devices: int) -
 
 
 def check_memory(compilation: Compilation, device: jax.Device, remedies: list[str]) -> None:
-    """Refuse an iteration that cannot run, before it is begun.
+    """Reject an iteration that would run out of memory, before it starts.
 
     Args:
         compilation: of the iteration.
-        device: one of those it is to run on.
-        remedies: settings that lower its memory, the strongest first.
+        device: one of the devices that will run it.
+        remedies: settings that lower its memory use, most effective first.
 
     Raises:
         DoesNotFit: it needs more memory than the device has; names the settings that lower it.
@@ -86,15 +86,15 @@ def check_memory(compilation: Compilation, device: jax.Device, remedies: list[st
     held = max(compilation.arguments, memory_in_use(device))
     needed = held + compilation.outputs + compilation.temporaries
     if device.platform == "cpu":
-        # All of them are parts of one processor, with one memory.
+        # CPU devices are parts of one processor and share its memory.
         needed *= compilation.devices
     limit = memory_limit(device)
     if limit is None or needed <= limit:
         return
     remedy = f"set {' and '.join(remedies)}" if remedies else "lower views or the size of the pictures"
     raise DoesNotFit(
-        f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has "
-        f"{limit / _GIGABYTE:.1f} GB to give; {remedy}.",
+        f"An iteration takes {needed / _GIGABYTE:.1f} GB of memory, but the device has only "
+        f"{limit / _GIGABYTE:.1f} GB available; {remedy}.",
         needed=needed,
         limit=limit,
     )

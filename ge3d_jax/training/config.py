@@ -1,8 +1,8 @@
-"""Every setting of a run, as one tree of frozen dataclasses.
+"""All settings of a run, as a tree of frozen dataclasses.
 
 The defaults are the settings of the published runs (arXiv 2412.05929 and its public implementation);
-`training.presets` has others. A setting is addressed by its dotted name, `cameras.radius_begin`. Ranges are
-(low, high); `…_begin` and `…_end` are annealed over the run.
+`training.presets` has others. Settings are addressed by dotted name, e.g. `cameras.radius_begin`. Ranges are
+(low, high); a range changes over the run from its `…_begin` to its `…_end`.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ PUBLISHED_NEGATIVE_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """What the text asks for.
+    """Settings of the text conditioning.
 
-    With `use_perp_neg`, a guided prediction stays away from the other views of the object, at most with the
-    weight `perp_neg_weight`, and from each as `perp_neg_rule` says: "original" or "threestudio". With
-    `use_overhead`, the text says how high the camera is, for models trained on such captions.
+    With `use_perp_neg`, guided predictions avoid the other views of the object; `perp_neg_weight` is the
+    strongest weight, and `perp_neg_rule`, "original" or "threestudio", determines the weight of each view.
+    With `use_overhead`, the text describes the camera's elevation, for models trained on such captions.
     """
 
     use_perp_neg: bool = True
@@ -41,10 +41,10 @@ class PromptConfig:
     use_overhead: bool = False
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.perp_neg_weight > 0:
             raise UserError(
-                f"The setting prompts.perp_neg_weight is {self.perp_neg_weight}, which would lead towards "
+                f"The setting prompts.perp_neg_weight is {self.perp_neg_weight}, which would guide toward "
                 "the views to avoid; give a number of at most 0."
             )
         if self.perp_neg_rule not in WEIGHT_RULES:
@@ -58,9 +58,10 @@ class PromptConfig:
 class CameraConfig:
     """Cameras on a sphere around the origin; polar angle from +z, azimuth 0 in front of the object.
 
-    From iteration `widen_from`, every `widen_every`, the ranges are multiplied by the `widen_…` factors until
-    they reach their `…_end`. `concentration` is the power of u in middle ± half-range·u^power. Jitters are in
-    world units: center uniform within ±, target and up normal.
+    Starting at iteration `widen_from`, the ranges are multiplied by the `widen_…` factors every `widen_every`
+    iterations until they reach their `…_end`. `concentration` is the exponent in
+    middle ± half-range·u^exponent. Jitters are in world units: uniform within ± for the center, normal for
+    the target and the up vector.
     """
 
     radius_begin: Range = (5.2, 5.5)
@@ -81,7 +82,7 @@ class CameraConfig:
     jitter_up: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"cameras.widen_every": (self.widen_every, 1)})
         for name in ("radius_begin", "radius_end"):
             radii = getattr(self, name)
@@ -95,9 +96,10 @@ class CameraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundConfig:
-    """Color behind the splats; with probability `replaced` another one: random, or else black.
+    """Background color, replaced with probability `replaced`.
 
-    If that is rare, white parts of an object dissolve.
+    The replacement is a random color with probability `random_share`, otherwise black. If replacements are
+    rare, white parts of an object dissolve.
     """
 
     color: Color = (1.0, 1.0, 1.0)
@@ -107,21 +109,22 @@ class BackgroundConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run except the model, the prompt and the seed.
+    """All settings of a run except the model, the prompt, and the seed.
 
-    `guidance` is the loss, `scene` what it changes, and `reconstruction` a stage after it. `flip_probability`
-    is that of mirroring all pictures of an iteration, `total_variation` the weight of the pictures' total
-    variation, and `picture_weight` how strongly renders are pulled toward the decoded latents that the loss
-    wants, if it says what these are; 0 turns that off, and needs no decoder. With `shared_nodes`, the times
-    of an iteration are the same for every seed, as in a sweep, whose seeds are computed together. With
-    `first_seed`, the random numbers are those of that seed at the start and for the first `first_seed_share`
-    of the iterations, and the run's own from then on, so that seeds diverge from one object.
+    `guidance` is the loss, `scene` is what it optimizes, and `reconstruction` is an optional final stage.
+    `flip_probability` is the probability of flipping all images of an iteration horizontally,
+    `total_variation` is the weight of the images' total variation, and `picture_weight` controls how strongly
+    renders are pulled toward the decoded target latents of the loss, if the loss defines them; 0 disables
+    this and needs no decoder. With `shared_nodes`, the timesteps of an iteration are the same for every seed,
+    as in a sweep, whose seeds are computed together. With `first_seed`, a run uses that seed's random numbers
+    for the start and for the first `first_seed_share` of the iterations, and its own from then on, so that
+    seeds diverge from a common object.
 
     Three settings trade time for memory and change nothing else. With `vae_rematerialize`, the VAE encodes
-    one view at a time (one on each device) and recomputes what it needs for the gradient instead of keeping
-    it for all views. `views_per_batch` views go through all networks at a time (null: all of them); at 1, the
-    former changes nothing more. Where the GPU has no fast attention, at most `attention_chunk` queries are
-    taken at a time, fewer for large batches.
+    one view at a time (one per device) and recomputes intermediate values for the gradient instead of keeping
+    them for all views. `views_per_batch` is the number of views that go through all networks at a time (null:
+    all of them); if it is 1, `vae_rematerialize` has no further effect. On GPUs without fast attention, at
+    most `attention_chunk` queries are processed at a time, fewer for large batches.
     """
 
     iterations: int = 3000
@@ -144,7 +147,7 @@ class Config:
     reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             iterations=(self.iterations, 1),
             views=(self.views, 1),
@@ -159,39 +162,39 @@ class Config:
             )
         if not 0 <= self.first_seed_share <= 1:
             raise UserError(
-                f"The setting first_seed_share is {self.first_seed_share}; give a share of the iterations, "
-                "from 0 to 1."
+                f"The setting first_seed_share is {self.first_seed_share}; give a fraction of the "
+                "iterations, from 0 to 1."
             )
         if self.views % self.views_per_pass:
             raise UserError(
                 f"The setting views_per_batch is {self.views_per_batch}, which does not divide views, "
-                f"{self.views}; give one that does, as 1."
+                f"{self.views}; give one that does, such as 1."
             )
         if self.picture_weight and self.guidance.steps_to_target is None:
             raise UserError(
-                f"The setting picture_weight is {self.picture_weight}, but this loss does not say what "
-                "pictures it wants; set it to 0."
+                f"The setting picture_weight is {self.picture_weight}, but this loss does not define target "
+                "images; set it to 0."
             )
         together = self.guidance.views_together
         for name, value in (("views", self.views), ("views_per_batch", self.views_per_pass)):
             if value % together:
                 raise UserError(
-                    f"The setting {name} is {value}, but this loss looks at groups of {together} views; give "
+                    f"The setting {name} is {value}, but this loss works on groups of {together} views; give "
                     f"a multiple of {together}."
                 )
         if self.flip_probability > 0 and not self.guidance.may_mirror:
             raise UserError(
-                f"The setting flip_probability is {self.flip_probability}, but this loss goes by cameras, "
-                "which a mirrored picture contradicts; set it to 0."
+                f"The setting flip_probability is {self.flip_probability}, but this loss depends on the "
+                "cameras, which a flipped image would contradict; set it to 0."
             )
 
     @property
     def views_per_pass(self) -> int:
-        """How many views go through the networks at a time."""
+        """Number of views that go through the networks at a time."""
         return self.views if self.views_per_batch is None else self.views_per_batch
 
     @property
     def distilled_iterations(self) -> int:
-        """How many of the iterations the distillation runs for; all of them without a stage after it."""
+        """Number of iterations of the distillation: all of them unless a reconstruction stage follows."""
         share = self.reconstruction.start
         return self.iterations if share is None else max(1, round(share * self.iterations))

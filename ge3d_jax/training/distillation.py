@@ -1,4 +1,4 @@
-"""The task of text-to-3D: render views of the scene, encode them, and let a loss say how to change them."""
+"""The text-to-3D task: render views of the scene, encode them, and let a distillation loss guide them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,15 +31,15 @@ from ge3d_jax.training.config import Config
 from ge3d_jax.training.pictures import total_variation, with_pictures
 from ge3d_jax.training.state import TrainState, initial_state
 
-# Folded into the iteration's key, so that scenes without this noise draw what they drew before there was any.
+# Folded into the iteration's key, so that scenes without this noise keep their original random numbers.
 _UPDATE_STREAM = 2**31 - 1
-# Of the key that runs share. Runs have keys that were split from theirs, so that any seed would do.
+# Seed of the key that runs share. The runs' own keys are split from their seeds, so any value works.
 _SHARED_SEED = 0
 
 
 @struct.dataclass
 class Prompted:
-    """What an iteration needs beside the scene.
+    """The context of an iteration, besides the scene.
 
     Attributes:
         model: the diffusion model.
@@ -53,13 +53,13 @@ class Prompted:
 
 
 class Sight(NamedTuple):
-    """What an iteration sees, of B views.
+    """The B views of an iteration.
 
     Attributes:
         renders: of the scene.
-        images: (B, H, W, 3), the renders, mirrored where chance says so.
-        latents: (B, h, w, C), theirs.
-        text: what the prompt says about them.
+        images: (B, H, W, 3), the rendered images, randomly flipped.
+        latents: (B, h, w, C), latents of the images.
+        text: the text embeddings of each view.
     """
 
     renders: Renders
@@ -71,7 +71,7 @@ class Sight(NamedTuple):
 def prompt_embeddings(
     config: Config, model: StableDiffusion, prompt: str, source_prompt: str | None = None
 ) -> PromptEmbeddings:
-    """Encode the prompt from each side, the negative prompt, and what there is before an edit, if told."""
+    """Encode the prompt for each side, the negative prompt, and, for an edit, the source prompt."""
     return embed_prompt(
         partial(encode_text, model),
         prompt,
@@ -82,14 +82,14 @@ def prompt_embeddings(
 
 
 def latent_shape(model: StableDiffusion, image_size: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latent of a square image."""
+    """Return the shape (h, w, C) of a square image's latent."""
     vae = model.vae.config
     edge = image_size // vae.downscale
     return edge, edge, vae.latent_channels
 
 
 def with_room_for(renders: Renders, others: Renders) -> Renders:
-    """The renders, needing as large a buffer as those or the others of the same views."""
+    """Return the renders, with the larger buffer requirement of the two renderings of the same views."""
     return dataclasses.replace(
         renders,
         needed=jnp.maximum(renders.needed, others.needed),
@@ -98,23 +98,23 @@ def with_room_for(renders: Renders, others: Renders) -> Renders:
 
 
 def _first_key(config: Config, key: jax.Array) -> jax.Array:
-    """The key of the seed that a run begins with, for one of the seed with this `key`."""
+    """Return the key with which a run begins: that of `first_seed` if set, else the run's own `key`."""
     if config.first_seed is None:
         return key
     return jax.random.key(config.first_seed, impl=jax.random.key_impl(key))
 
 
 def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any = None) -> TrainState:
-    """The state before the first iteration.
+    """Create the state before the first iteration.
 
     Args:
         config: all settings.
-        model: the diffusion model, for what the loss learns by itself.
+        model: the diffusion model, for initializing the loss's own learned parameters.
         key: the run's PRNG key.
-        start: what the scene begins with, None for what its settings say.
+        start: the initial scene, None for the one that the settings specify.
 
     Raises:
-        UserError: a start that the scene cannot take.
+        UserError: the scene cannot begin with `start`.
     """
     _, run_key = jax.random.split(key)
     start_key, first_key = jax.random.split(_first_key(config, key))
@@ -129,16 +129,16 @@ def begin(config: Config, model: StableDiffusion, key: jax.Array, *, start: Any 
 
 
 def draw_by_view(scene: Scene, key: jax.Array, state: Any, views: int) -> Draws:
-    """What the scene draws, one view at a time.
+    """Make the scene's random draws one view at a time.
 
-    A splat's numbers then do not depend on how many others there is room for: runs that step together have
-    as much room as the fullest needs.
+    A splat's random numbers then do not depend on the buffer's capacity. This matters because runs that step
+    together all have the capacity that the fullest one needs.
 
     Args:
-        scene: whose `draw` it is.
+        scene: the scene that draws.
         key: PRNG key.
-        state: the scene's.
-        views: how many.
+        state: the scene's state.
+        views: number of views.
     """
     drawn = jax.vmap(lambda key: scene.draw(key, state, 1))(jax.random.split(key, views))
     return Draws(
@@ -149,11 +149,11 @@ def draw_by_view(scene: Scene, key: jax.Array, state: Any, views: int) -> Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """A `Task`: the loss of the configuration, on the latents of rendered views.
+    """The `Task` that applies the configured loss to the latents of rendered views.
 
     Attributes:
         config: all settings of the run.
-        predict: what asks the network; see `Denoiser`.
+        predict: evaluates the network; see `Denoiser`.
     """
 
     config: Config
@@ -161,34 +161,34 @@ class Distillation:
 
     @property
     def scene(self) -> Scene:
-        """What is optimized."""
+        """The scene being optimized."""
         return self.config.scene
 
     @property
     def iterations(self) -> int:
-        """T, in all."""
+        """T, the total number of iterations."""
         return self.config.iterations
 
     @property
     def views(self) -> int:
-        """Views of an iteration on all devices."""
+        """Number of views per iteration, over all devices."""
         return self.config.views
 
     def image_size(self, context: Prompted) -> tuple[int, int]:
-        """(width, height), pixels."""
+        """Return (width, height) of the views, pixels."""
         return self.config.image_size, self.config.image_size
 
     def learned_optimizer(self) -> optax.GradientTransformation:
-        """The loss's own."""
+        """Return the loss's own optimizer."""
         return self.config.guidance.optimizer()
 
     @property
     def shares_learned(self) -> bool:
-        """As the loss says."""
+        """Whether the loss shares its learned parameters."""
         return self.config.guidance.shares_learned
 
     def run_key(self, state: TrainState) -> jax.Array:
-        """PRNG key that chance goes by where `state` is; at first the first seed's, if there is one."""
+        """Return the PRNG key in effect at `state`; initially that of `first_seed`, if set."""
         config = self.config
         if config.first_seed is None:
             return state.key
@@ -197,11 +197,11 @@ class Distillation:
         return jnp.where(state.iteration < shared, first_key, state.key)
 
     def update_key(self, state: TrainState) -> jax.Array:
-        """PRNG key of what the scene does after the update."""
+        """Return the PRNG key for the scene's `after_update`."""
         return jax.random.fold_in(jax.random.fold_in(self.run_key(state), state.iteration), _UPDATE_STREAM)
 
     def draw(self, state: TrainState, context: Prompted) -> Draws:
-        """Cameras, backgrounds, a flip, and what the scene, the encoder and the loss draw."""
+        """Draw cameras, backgrounds, a flip, and the values for the scene, the encoder, and the loss."""
         config, views = self.config, self.config.views
         run_key = self.run_key(state)
         keys = jax.random.split(jax.random.fold_in(run_key, state.iteration), 7)
@@ -240,16 +240,16 @@ class Distillation:
 
     @staticmethod
     def _shared_key(state: TrainState) -> jax.Array:
-        """PRNG key of what all runs have in common in the iteration that `state` stands before."""
+        """Return the PRNG key that all runs share in the iteration that follows `state`."""
         impl = jax.random.key_impl(state.key)
         return jax.random.fold_in(jax.random.key(_SHARED_SEED, impl=impl), state.iteration)
 
     def _views_at_a_time(self, share: int) -> int:
-        """How many of a device's share of the views go through the networks at a time."""
+        """Return how many of a device's `share` views go through the networks at a time."""
         return self.config.views_per_pass * share // self.config.views
 
     def encoder(self, model: StableDiffusion) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-        """The VAE's `encode_posterior` for views (B, H, W, 3), as many at a time as the settings say."""
+        """Return the VAE's `encode_posterior` for views (B, H, W, 3), in batches as configured."""
         encode = partial(encode_posterior, model)
 
         def encode_views(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -258,20 +258,20 @@ class Distillation:
             if at_a_time == views:
                 return encode(images)
             groups = images.reshape(-1, at_a_time, *images.shape[1:])
-            # A loop over the views that did not compute again would keep what all of them computed.
+            # Without rematerialization, a loop over the views would keep the intermediate values of all.
             means, variances = jax.lax.map(jax.checkpoint(encode, prevent_cse=False), groups)
             return means.reshape(views, *means.shape[2:]), variances.reshape(views, *variances.shape[2:])
 
         return encode_views
 
     def denoiser(self, model: StableDiffusion, views: int) -> Denoiser:
-        """The model as a loss asks it, for a device's share of the views."""
+        """Return the denoiser that the loss queries, for a device's share of the views."""
         return Denoiser(model, model.schedule, self._views_at_a_time(views), self.predict)
 
     def see(
         self, scene: Any, perturbations: Any, context: Prompted, drawn: Draws, progress: Progress
     ) -> Sight:
-        """Render and encode; the arguments are those of `look`."""
+        """Render and encode the views; the arguments are those of `look`."""
         config, shared, per_view = self.config, drawn.shared, drawn.per_view
         model = with_attention_chunk(context.model, config.attention_chunk)
         renders = config.scene.render(
@@ -296,15 +296,15 @@ class Distillation:
         return Sight(renders, images, latents, text)
 
     def see_source(self, context: Prompted, drawn: Draws, progress: Progress) -> Sight:
-        """What `see` would of the object before its edit, by the same draws; without a gradient.
+        """Apply `see` to the unedited object, with the same random draws and without a gradient.
 
         Raises:
-            UserError: the context has none.
+            UserError: the context has no source.
         """
         if context.source is None:
             raise UserError(
-                "This loss compares with views of what is edited, and nothing is; choose another "
-                "guidance.inversion."
+                "This loss compares with views of the object being edited, but this run edits none; choose "
+                "another guidance.inversion."
             )
         views = drawn.per_view["azimuth"].shape[0]
         of_scene = self.scene.fitted_draws(
@@ -326,7 +326,7 @@ class Distillation:
         progress: Progress,
         axis: str | None,
     ) -> tuple[jax.Array, Numbers, Renders]:
-        """Render, encode, and ask the loss; see `Task`."""
+        """Render, encode, and evaluate the loss; see `Task`."""
         config, shared, per_view = self.config, drawn.shared, drawn.per_view
         model = with_attention_chunk(context.model, config.attention_chunk)
         views = per_view["azimuth"].shape[0]
@@ -356,7 +356,7 @@ class Distillation:
             )
         else:
             scalar, numbers = ask(latents)
-        # These do not grow with the views: every device adds its share.
+        # These terms do not grow with the number of views, so each device adds its share.
         share = views / config.views
         if config.total_variation:
             scalar += share * config.total_variation * total_variation(images)
@@ -364,19 +364,19 @@ class Distillation:
         return scalar, numbers, renders
 
     def grown(self, needed: int) -> "Distillation":
-        """The same with a larger buffer in its scene."""
+        """Return the same task with a larger buffer in its scene."""
         config = dataclasses.replace(self.config, scene=self.config.scene.grown(needed))
         return dataclasses.replace(self, config=config)
 
     @property
     def steadier(self) -> str:
-        """What to change where gradients are not finite."""
+        """Advice for non-finite gradients."""
         return "Lower the learning rates or guidance.scale, or use float32."
 
     def remedies(self, devices: int) -> list[str]:
-        """Settings that lower the memory of an iteration; BUILD.md has their figures."""
+        """Return settings that lower an iteration's memory use; BUILD.md has the figures."""
         if self.config.views_per_pass <= devices:
-            # Each device has one view at a time already.
+            # Each device already processes one view at a time.
             return []
         remedies = [] if self.config.vae_rematerialize else ["vae_rematerialize=true"]
         return [*remedies, f"views_per_batch={devices}"]

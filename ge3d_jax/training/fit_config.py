@@ -1,7 +1,7 @@
-"""Every setting of a fit, as one tree of frozen dataclasses.
+"""All settings of a fit, as a tree of frozen dataclasses.
 
-Lengths are in scene radii: half of what the cameras' pictures show of the plane through the origin. So the
-same settings serve scenes of any size.
+Lengths are in scene radii, so that the same settings work for scenes of any size. A scene radius is half the
+extent of the plane through the origin that the cameras' images show.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from ge3d_jax.training.config import BackgroundConfig
 
 @dataclasses.dataclass(frozen=True)
 class FitLossConfig:
-    """weight·((1 − dssim)·mean absolute difference + dssim·(1 − SSIM)), as Kerbl et al. 2023.
+    """weight·((1 − dssim)·mean absolute difference + dssim·(1 − SSIM)), as in Kerbl et al. 2023.
 
-    With `squared` the difference's square takes the place of its absolute value.
+    With `squared`, the squared difference replaces the absolute difference.
     """
 
     dssim: float = 0.2
@@ -28,7 +28,7 @@ class FitLossConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if not 0 <= self.dssim <= 1:
             raise UserError(f"The setting loss.dssim is {self.dssim}; give a number from 0 to 1.")
         if self.weight <= 0:
@@ -37,9 +37,9 @@ class FitLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """All settings of a fit but the pictures and the seed.
+    """All settings of a fit except the images and the seed.
 
-    `views` pictures make an iteration. `background` lies behind pictures with transparent parts.
+    Each iteration uses `views` images. `background` is shown behind transparent parts of images.
     """
 
     iterations: int = 2000
@@ -69,7 +69,7 @@ class FitConfig:
                 every=100,
                 gradient_threshold=1e-3,
                 clone_scale=0.03,
-                # Waits for a `reset_every`: without opacity resets, splats are not pruned for their size.
+                # Takes effect only with `reset_every`: without opacity resets, large splats are not pruned.
                 prune_scale=0.3,
                 reset_every=0,
             ),
@@ -77,5 +77,5 @@ class FitConfig:
     )
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(iterations=(self.iterations, 1), views=(self.views, 1))

@@ -1,4 +1,4 @@
-"""Iterating on the host's side: the scene's schedule, growing buffers, interruption."""
+"""The training loop on the host: the scene's schedule, growing buffers, and interruption."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ from ge3d_jax.training.compilation import Compilation, DoesNotFit, check_memory
 from ge3d_jax.training.state import TrainState, as_long_as_the_longest
 from ge3d_jax.training.step import Programs, Task, make_step
 
-# Folded into the run's key before the iteration's number: what a scene does on its schedule draws from a
-# stream of its own, which no iteration's number reaches.
+# Folded into the run's key before the iteration number, so that a scene's scheduled operations draw from a
+# random stream of their own, out of reach of any iteration number.
 _SCHEDULE_STREAM = 2**31 - 1
-# So many steps without a finite gradient, one after the other, end a run.
+# Number of consecutive steps with non-finite gradients that ends a run.
 MOST_SKIPPED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        state: after the last accepted iteration.
-        iterations: how many were done in all.
-        task: with the buffers that its scene grew.
-        interrupted: whether it was stopped before its last iteration.
-        diverged: whether it was ended since too many gradients in a row were not finite. None of these steps
-            moved the state.
+        state: the state after the last accepted iteration.
+        iterations: number of completed iterations.
+        task: the task, with the buffers that its scene has grown to.
+        interrupted: whether the run was stopped before its last iteration.
+        diverged: whether the run ended because too many consecutive gradients were not finite. None of those
+            steps changed the state.
     """
 
     state: TrainState
@@ -44,21 +44,21 @@ class RunResult:
 
     @property
     def object(self) -> Any:
-        """What the scene shows."""
+        """The object that the scene represents."""
         return self.task.scene.shown(self.state.scene, self.iterations)
 
 
 # Scalars of an iteration, by name, on the host.
 HostNumbers = dict[str, int | float]
-# (iterations done, numbers, state) → whether to stop here. The state is lent: the next iteration reuses its
-# memory.
+# (completed iterations, metrics, state) → whether to stop. The state is valid only during the call: the next
+# iteration reuses its memory.
 OnIteration = Callable[[int, HostNumbers, TrainState], bool | None]
-# (index of the run, …) → the same, of runs that step together.
+# (index of the run, …) → the same, for runs that step together.
 OnIterationOf = Callable[[int, int, HostNumbers, TrainState], bool | None]
 
 
 def follow_schedule(state: TrainState, done: int, task: Task) -> tuple[TrainState, dict[str, int]]:
-    """What the scene does after the iteration that makes it `done` in all. Donates `state`."""
+    """Apply the scene's scheduled operations after the iteration that makes it `done`. Donates `state`."""
     key = jax.random.fold_in(jax.random.fold_in(task.run_key(state), _SCHEDULE_STREAM), state.iteration)
     scene, moments, numbers = task.scene.on_schedule(key, state.scene, state.moments, done, task.iterations)
     return state.with_scene(scene, moments), numbers
@@ -76,29 +76,29 @@ def iterate(
     programs: Programs | None = None,
     mesh: Mesh | None = None,
 ) -> RunResult:
-    """Step until all iterations are done, on as many devices as the views divide among.
+    """Run all remaining iterations, on as many devices as can evenly share the views.
 
     Args:
-        state: the first one, or a restored one; left intact. Its key decides everything random: the same
+        state: the initial state or a restored one; left intact. Its key determines all randomness: the same
             state gives the same object.
-        context: what the task needs in every iteration.
-        task: what to do; its scene's buffer grows where a view needs more.
-        parts: into how many parts the views that go through the networks at a time can be divided among
-            devices.
-        stop_at: iterations after which the run is complete, where that is before the task's last one. What
-            changes over a run goes by the task's number, so it is left as far as it has come: a stage after
-            the run takes the place of its last part and does not compress the rest.
-        on_iteration: called after each iteration; when it returns true the run stops there.
-        on_compiled: told of each compilation that fits the device: before the first iteration, and where a
-            buffer has grown.
+        context: the task's context, constant over the run.
+        task: what to do; its scene's buffer grows when a view needs more room.
+        parts: the number of parts into which the views that go through the networks at a time can be divided
+            among devices.
+        stop_at: number of iterations after which the run is complete, if less than the task's. Schedules
+            still follow the task's number of iterations and are cut off at this point: a stage after the run
+            replaces its last part and does not compress the rest.
+        on_iteration: called after each iteration; the run stops if it returns true.
+        on_compiled: called with each compilation that fits the device: before the first iteration, and after
+            a buffer has grown.
         programs, mesh: see `iterate_together`.
 
     Returns:
-        RunResult. Ctrl-C between two iterations is not an error: the result is the object as it stands.
+        RunResult. Ctrl-C between two iterations is not an error: the result is the object at that point.
 
     Raises:
-        DoesNotFit: an iteration takes more memory than the device has; names the settings that lower it.
-        RunDropped: as it comes, without a result.
+        DoesNotFit: an iteration needs more memory than the device has; names the settings that lower it.
+        RunDropped: passed through, without a result.
     """
 
     def on_iteration_of(_: int, done: int, numbers: HostNumbers, state: TrainState) -> bool | None:
@@ -120,12 +120,12 @@ def iterate(
 
 @dataclasses.dataclass
 class _Course:
-    """How far one of the runs that step together is, on the host.
+    """The host-side progress of one of the runs that step together.
 
     Attributes:
-        followed: iterations after which the scene's schedule was followed.
-        skipped_in_a_row: steps without a finite gradient, up to the last one.
-        ended: iterations after which it stopped, None while it runs.
+        followed: number of iterations for which the scene's schedule has been applied.
+        skipped_in_a_row: number of consecutive steps with non-finite gradients, up to the latest step.
+        ended: number of iterations after which the run stopped, None while it is running.
     """
 
     followed: int
@@ -134,12 +134,12 @@ class _Course:
 
     @property
     def is_running(self) -> bool:
-        """Whether it goes on."""
+        """Whether the run is still going."""
         return self.ended is None
 
     @property
     def diverged(self) -> bool:
-        """Whether too many gradients in a row were not finite."""
+        """Whether too many consecutive gradients were not finite."""
         return self.skipped_in_a_row == MOST_SKIPPED
 
 
@@ -155,41 +155,41 @@ def iterate_together(
     programs: Programs | None = None,
     mesh: Mesh | None = None,
 ) -> list[RunResult]:
-    """`iterate` of several runs in step, as one program; of a single one the program is its own.
+    """Run `iterate` for several runs in lockstep, as one program; a single run has its own program.
 
-    A view that overflows in one of them lets all repeat the iteration, with a buffer for the fullest. One
-    that stops stays as it is while the others go on.
+    If a view overflows in one run, all runs repeat the iteration with a buffer that fits the largest. A run
+    that stops keeps its state while the others continue.
 
     Args:
-        states: of runs that have come equally far.
-        context: what the task needs in every iteration, the same for all.
-        task: the same for all. What decides which parts of it are computed must not differ between them:
-            with `Distillation`, the setting `shared_nodes`.
+        states: states of the runs, at the same iteration.
+        context: the task's context, constant over the run and the same for all runs.
+        task: the same for all runs. Values that decide which of its parts are computed must not differ
+            between the runs: with `Distillation`, use the setting `shared_nodes`.
         parts: see `iterate`.
         stop_at: see `iterate`.
-        on_iteration: called after each iteration for each run with its index; when it returns true that run
-            stops there.
+        on_iteration: called after each iteration for each run, with the run's index; that run stops if it
+            returns true.
         on_compiled: see `iterate`.
-        programs: compiled iterations that may be taken, and to be kept.
-        mesh: devices that share the views; None for those of this process. Where they are of several
-            processes, each of these has to call this with the same states and context, and all of them stop
-            where one does.
+        programs: a cache of compiled iterations, used and extended.
+        mesh: devices that share the views; None for those of this process. If they belong to several
+            processes, each process must call this function with the same states and context, and all stop
+            when one does.
 
     Returns:
-        RunResult of each.
+        RunResult of each run.
 
     Raises:
-        ValueError: one has come farther than another.
+        ValueError: the runs are at different iterations.
         DoesNotFit: see `iterate`.
         RunDropped: see `iterate`.
     """
     begun = {int(state.iteration) for state in states}
     if len(begun) != 1:
-        raise ValueError(f"Only runs that have come equally far step together, not {sorted(begun)}.")
+        raise ValueError(f"Only runs at the same iteration can step together, not {sorted(begun)}.")
     count = len(states)
     if mesh is None:
         mesh = batch_mesh(parts, seeds=count, copied=context)
-    # The steps donate the states they are given.
+    # Copies, because the steps donate their input states.
     copies = [jax.tree.map(lambda leaf: leaf.copy(), state) for state in states]
     runs, context = place((copies, context), mesh)
     runs = as_long_as_the_longest(runs, task.scene)
@@ -248,12 +248,12 @@ def iterate_together(
     except RunDropped:
         raise
     except KeyboardInterrupt:
-        # Caught in the instant after the step took over the states' memory, there is nothing left to give.
+        # If the interrupt came just after the step took over the states' memory, there is nothing to return.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(runs)):
             raise
         for index, course in enumerate(courses):
             if course.is_running and int(runs[index].iteration) > course.followed:
-                # Caught between the step and what its iteration ends with.
+                # The interrupt came between the step and the scheduled operations of its iteration.
                 follow(index, course.followed + 1)
     return [
         _result(first_copy(state), course, task, last) for state, course in zip(runs, courses, strict=True)
@@ -261,22 +261,22 @@ def iterate_together(
 
 
 def _check_memory_of_all(compilation: Compilation, mesh: Mesh, task: Task) -> None:
-    """Refuse an iteration that does not fit, in all processes where it does not in one. Raises DoesNotFit."""
+    """Reject an iteration that does not fit; if it fails in one process, in all. Raises DoesNotFit."""
     failure = None
     try:
         check_memory(compilation, mesh.local_devices[0], task.remedies(compilation.devices))
     except DoesNotFit as error:
         failure = error
     if mesh.is_multi_process and anywhere(failure is not None) and failure is None:
-        failure = DoesNotFit("An iteration does not fit a device of another process.", needed=0, limit=0)
+        failure = DoesNotFit("An iteration does not fit on a device of another process.", needed=0, limit=0)
     if failure is not None:
         raise failure
 
 
 def _result(state: TrainState, course: _Course, task: Task, last: int) -> RunResult:
-    """How a run ended that was to come to `last` iterations."""
+    """Build the result of a run that was meant to reach `last` iterations."""
     done = int(state.iteration) if course.ended is None else course.ended
-    # The number of iterations went on with those of the others.
+    # After a run stops, its iteration number advances with those of the others.
     ended = dataclasses.replace(state, iteration=jnp.full_like(state.iteration, done))
     interrupted = done < last and not course.diverged
     return RunResult(ended, done, task, interrupted=interrupted, diverged=course.diverged)

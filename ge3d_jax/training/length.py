@@ -1,11 +1,11 @@
-"""The same run over another number of iterations: all that is tied to an iteration moves with the end."""
+"""Rescale a run to another number of iterations: all settings tied to an iteration move along."""
 
 from typing import Any
 
 from ge3d_jax.core.settings import setting_names, with_overrides
 from ge3d_jax.training.config import Config
 
-# The last parts of names of settings that count iterations, by the section they stand in.
+# Settings that count iterations: the last part of their names, by section.
 _COUNTS = {
     "guidance": ("anneal_iterations", "warm_up_iterations", "late_from"),
     "cameras": ("widen_from", "widen_every"),
@@ -14,15 +14,16 @@ _COUNTS = {
 
 
 def lasting(config: Config, iterations: int) -> Config:
-    """The settings of a run of so many iterations, whose schedules come as far as those of `config`.
+    """Return the settings of a run with `iterations` iterations whose schedules go as far as `config`'s.
 
-    What goes by the share of the run that is done does so by itself. Settings that count iterations keep
-    their share of the run, rounded; but what happens at all goes on happening, at most once an iteration.
-    The time in which opacities come back from a reset is the optimizer's, and stays.
+    Schedules defined relative to the length of the run need no change. Settings that count iterations are
+    scaled proportionally and rounded, but never to 0 if they were above it: recurring operations keep
+    happening, at most once per iteration. The time that opacities take to recover from a reset depends on
+    the optimizer and stays the same.
 
     Args:
-        config: of a run.
-        iterations: of the other one.
+        config: settings of a run.
+        iterations: number of iterations of the new run.
     """
     factor = iterations / config.iterations
     changes: dict[str, Any] = {"iterations": iterations}

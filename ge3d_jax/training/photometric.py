@@ -1,4 +1,4 @@
-"""The task of a fit: posed pictures are to be what their cameras see of the scene."""
+"""The task of a fit: make the scene match posed images of it."""
 
 import dataclasses
 from typing import Any
@@ -18,15 +18,15 @@ from ge3d_jax.training.cameras import sample_backgrounds
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.state import TrainState, initial_state
 
-# Folded into the run's key for the order of the pictures; no iteration's number reaches it.
+# Folded into the run's key for the order of the images; no iteration number reaches it.
 _ORDER_STREAM = 2**31 - 2
 
 
 @struct.dataclass
 class Views:
-    """Pictures and cameras on the device.
+    """Images and cameras on the device.
 
-    pixels: (V, H, W, 4) uint8, color times alpha, and alpha.
+    pixels: (V, H, W, 4) uint8, premultiplied color and alpha.
     world_to_camera: (V, 4, 4), scene radii. intrinsics: (4,) pixels.
     """
 
@@ -36,20 +36,20 @@ class Views:
 
 
 def views_of(images: PosedImages, unit: float) -> Views:
-    """Pictures to the device, their cameras with lengths in `unit` world units."""
+    """Move images to the device, with camera positions in multiples of `unit` world units."""
     cameras = images.world_to_camera.copy()
     cameras[:, :3, 3] /= unit
     return Views(jnp.asarray(images.pixels), jnp.asarray(cameras), jnp.asarray(images.intrinsics))
 
 
 def over_background(pixels: jax.Array, background: jax.Array) -> jax.Array:
-    """Pictures (..., H, W, 4) uint8 over colors (..., 3): float32 (..., H, W, 3) in [0, 1]."""
+    """Composite images (..., H, W, 4) uint8 over colors (..., 3): float32 (..., H, W, 3) in [0, 1]."""
     values = pixels.astype(jnp.float32) / 255.0
     return values[..., :3] + (1.0 - values[..., 3:]) * background[..., None, None, :]
 
 
 def choose_views(key: jax.Array, iteration: jax.Array, *, views: int, count: int) -> jax.Array:
-    """Indices (views,) of the pictures of an iteration: all `count` in a new order, again and again."""
+    """Return the indices (views,) of an iteration's images; each pass visits all `count` in a new order."""
     places = iteration * views + jnp.arange(views)
 
     def one(place: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def choose_views(key: jax.Array, iteration: jax.Array, *, views: int, count: int
 def image_loss(
     image: jax.Array, target: jax.Array, *, dssim: float, squared: bool = False, weight: float = 1.0
 ) -> jax.Array:
-    """What `FitLossConfig` says of images (H, W, 3), scalar."""
+    """Compute the loss of `FitLossConfig` for images (H, W, 3), scalar."""
     difference = image - target
     loss = (1.0 - dssim) * jnp.mean(jnp.square(difference) if squared else jnp.abs(difference))
     if dssim:
@@ -71,7 +71,7 @@ def image_loss(
 
 
 def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
-    """The state before the first iteration; lengths in scene radii."""
+    """Create the state before the first iteration; lengths are in scene radii."""
     start_key, run_key = jax.random.split(key)
     scene = config.scene.begin(start_key)
     return initial_state(scene, config.scene.parameters(scene), run_key)
@@ -79,7 +79,7 @@ def begin_fit(config: FitConfig, key: jax.Array) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Photometric:
-    """A `Task`: the difference between pictures and renders.
+    """The `Task` that minimizes the difference between images and renders.
 
     Attributes:
         config: all settings of the fit.
@@ -89,46 +89,46 @@ class Photometric:
 
     @property
     def scene(self) -> Scene:
-        """What is optimized."""
+        """The scene being optimized."""
         return self.config.scene
 
     @property
     def iterations(self) -> int:
-        """T, in all."""
+        """T, the total number of iterations."""
         return self.config.iterations
 
     @property
     def views(self) -> int:
-        """Views of an iteration on all devices."""
+        """Number of views per iteration, over all devices."""
         return self.config.views
 
     def image_size(self, context: Views) -> tuple[int, int]:
-        """(width, height), pixels."""
+        """Return (width, height) of the images, pixels."""
         height, width = context.pixels.shape[1:3]
         return width, height
 
     @property
     def shares_learned(self) -> bool:
-        """Nothing is learned."""
+        """False: the loss has no learned parameters."""
         return False
 
     def learned_optimizer(self) -> optax.GradientTransformation:
-        """Nothing is learned but the scene."""
+        """Return the identity: the loss has no learned parameters."""
         return optax.identity()
 
     def _keys(self, state: TrainState) -> jax.Array:
         return jax.random.split(jax.random.fold_in(state.key, state.iteration))
 
     def run_key(self, state: TrainState) -> jax.Array:
-        """The state's."""
+        """Return the state's key."""
         return state.key
 
     def update_key(self, state: TrainState) -> jax.Array:
-        """PRNG key of what the scene does after the update."""
+        """Return the PRNG key for the scene's `after_update`."""
         return self._keys(state)[1]
 
     def draw(self, state: TrainState, context: Views) -> Draws:
-        """The pictures of an iteration, their cameras and backgrounds."""
+        """Draw an iteration's images, with their cameras and backgrounds."""
         config = self.config
         order_key = jax.random.fold_in(state.key, _ORDER_STREAM)
         chosen = choose_views(order_key, state.iteration, views=config.views, count=context.pixels.shape[0])
@@ -169,19 +169,19 @@ class Photometric:
             return loss, psnr(image, target)
 
         losses, psnrs = jax.vmap(compare)(renders.rgb, targets)
-        # A sum: what density control sees of a view does not depend on how many there are.
+        # A sum, so that the gradients density control sees for a view do not depend on the number of views.
         scalar = jnp.sum(losses) + views * self.config.scene.penalty(scene)
         return scalar, {"loss": losses, "psnr": psnrs}, renders
 
     def grown(self, needed: int) -> "Photometric":
-        """The same with a larger buffer in its scene."""
+        """Return the same task with a larger buffer in its scene."""
         return Photometric(dataclasses.replace(self.config, scene=self.config.scene.grown(needed)))
 
     @property
     def steadier(self) -> str:
-        """What to change where gradients are not finite."""
+        """Advice for non-finite gradients."""
         return "Lower the learning rates."
 
     def remedies(self, devices: int) -> list[str]:
-        """None: pictures go through no network."""
+        """Return no settings: images go through no network."""
         return []

@@ -1,4 +1,4 @@
-"""What an iteration asks of the rendered pictures themselves, beside what the loss asks of their latents."""
+"""Objectives on the rendered images themselves, in addition to the loss on their latents."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from ge3d_jax.guidance.base import Numbers
 
 
 def total_variation(images: jax.Array) -> jax.Array:
-    """2·(mean squared horizontal + vertical difference) of images (B, H, W, 3)."""
+    """Return 2·(mean squared horizontal + vertical difference) of images (B, H, W, 3)."""
     horizontal = jnp.mean(jnp.diff(images, axis=2) ** 2)
     vertical = jnp.mean(jnp.diff(images, axis=1) ** 2)
     return 2.0 * (horizontal + vertical)
@@ -25,30 +25,30 @@ def with_pictures(
     steps: float,
     source: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Numbers]:
-    """A loss of latents that draws the pictures, too, towards what it wants: w/2·‖x − D(z − n·r)‖².
+    """Add to a latent loss an image-space term that pulls renders toward its target: w/2·‖x − D(z − n·r)‖².
 
-    r is the loss's residual, the gradient for z, and D(z − n·r) counts as given. The encoder hardly tells
-    fog before a surface from the surface, so that no gradient through it takes the fog away; decoded latents
-    have none. An image-space term beside the latents' is in HiFA (arXiv 2305.18766) as well.
+    r is the loss's residual, the gradient for z, and D(z − n·r) is treated as a constant. The encoder barely
+    distinguishes fog in front of a surface from the surface, so gradients through it do not remove the fog;
+    decoded latents contain none. HiFA (arXiv 2305.18766) also adds an image-space term to the latent one.
 
     Args:
-        ask: the loss of latents: scalar, and numbers.
-        decode: latents to pictures in [0, 1].
-        images: (B, H, W, 3), x, renders.
-        latents: (B, h, w, C), z, theirs.
+        ask: the latent loss, which returns a scalar and metrics.
+        decode: maps latents to images in [0, 1].
+        images: (B, H, W, 3), x, the renders.
+        latents: (B, h, w, C), z, the latents of the renders.
         weight: w.
-        steps: n, how many residuals lead to what the loss wants.
-        source: (B, H, W, 3) each, x and D(z) before an edit: what decoding loses of them is to stay, and is
-            added to D(z − n·r); None for nothing.
+        steps: n, the multiple of the residual that leads to the loss's target.
+        source: (B, H, W, 3) each, x and D(z) before an edit; the detail x − D(z) that decoding loses is added
+            to D(z − n·r). None if there is no edit.
 
     Returns:
-        Scalar of both, and the loss's numbers.
+        The sum of both terms, and the loss's metrics.
     """
     scalar, pull_back, numbers = jax.vjp(ask, latents, has_aux=True)
     (residual,) = pull_back(jnp.ones_like(scalar))
     wanted = decode(latents - steps * residual)
     if source is not None:
-        # In this order, so that what is equal cancels without a rounding, which Adam would make steps of.
+        # In this order, equal terms cancel without rounding errors, which Adam would turn into full steps.
         wanted = (wanted - source[1]) + source[0]
     wanted = jax.lax.stop_gradient(wanted)
     return scalar + 0.5 * weight * jnp.sum((images - wanted) ** 2), numbers

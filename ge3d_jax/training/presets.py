@@ -1,7 +1,7 @@
-"""Presets: the settings that runs begin with, by name.
+"""Presets: named base settings of a run.
 
 `paper` has the settings of the published runs, and `paper/…` those of each published configuration with its
-prompt; `toybox` scales them to the bundled model and two processor cores.
+prompt; `toybox` scales them down to the bundled model and two CPU cores.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ from ge3d_jax.training.reconstruction_config import Reconstruction
 
 _Run = TypeVar("_Run", bound=Any)
 
-# A preset of this name with something after a slash begins with its settings.
+# Presets named "paper/…" start from the settings of this one.
 _PAPER = "paper"
-# The public configurations of the paper: name → (prompt, what differs from `paper`). Each names a prompt
-# of its own for Point-E.
+# The paper's public configurations: name → (prompt, differences from `paper`). Each has a separate prompt for
+# Point-E.
 PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "paper/lantern": (
         "A decorative lantern, red, warm lighting, 8K, HDR",
@@ -77,7 +77,7 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
         "Black Widow in Marvel, head, photorealistic, 8K, HDR.",
         {"scene.start.prompt": "a woman head with hair.", "background.replaced": 0.3},
     ),
-    # Density control ends where it does in the shorter runs.
+    # Density control ends at the same iteration as in the shorter runs.
     "paper/black_widow_2": (
         "Black Widow in Marvel, head, photorealistic, 8K, HDR.",
         {
@@ -93,7 +93,7 @@ PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-# The others were made with seed 0.
+# All others were generated with seed 0.
 _SEEDS = {"paper/black_widow_2": 1}
 _BASES = {"toybox64": "toybox"}
 
@@ -103,12 +103,12 @@ PRESETS: dict[str, Config] = {
         iterations=250,
         views=4,
         image_size=64,
-        # A small picture takes little memory.
+        # Small images need little memory.
         vae_rematerialize=False,
         total_variation=0.0,
-        # Nodes that end at 480 leave faces out.
+        # With nodes up to 480 only, faces are missing.
         guidance=GE3D(nodes=Nodes(count=5, jump_max=(120, 60), jump_min=(90, 40), max_step=(600, 300))),
-        # The small model answers Perp-Neg's negatives by wiping out what all views share: arms, eyes, plates.
+        # The small model reacts to Perp-Neg's negatives by erasing what all views share: arms, eyes, plates.
         prompts=PromptConfig(use_perp_neg=False, negative_prompt=""),
         cameras=CameraConfig(
             radius_begin=(3.35, 3.65),
@@ -139,7 +139,7 @@ PRESETS: dict[str, Config] = {
             ),
             density=CloneAndSplit(every=0, reset_every=0),
         ),
-        # The small model knows no other cameras.
+        # The small model was trained on these cameras only.
         reconstruction=Reconstruction(
             rings=((78.0, 12), (70.0, 14), (62.0, 10)),
             radius_share=1.0,
@@ -156,19 +156,20 @@ PRESETS["toybox"] = with_overrides(
     {
         "iterations": 225,
         "image_size": 128,
-        # What the model was trained on. With narrower ones, objects lean towards the middle of that.
+        # The model's training range. With a narrower one, objects lean toward the middle of that range.
         "cameras.polar_degrees": (30.0, 90.0),
         "cameras.radius_begin": (3.5, 3.5),
         "cameras.radius_end": (3.5, 3.5),
-        # The front first, then farther and farther around: no text tells left from right, so that from all
-        # sides at once some objects look both ways. After 25 iterations all sides count alike.
+        # The front first, then gradually all around: no text distinguishes left from right, so starting from
+        # all sides at once makes some objects face both ways. After 25 iterations, all sides count equally.
         "cameras.azimuth_degrees_begin": 90.0,
         "cameras.widen_from": 10,
         "cameras.widen_every": 5,
         "cameras.widen_azimuth": 1.25,
         "prompts.use_overhead": True,
         "guidance.scale": 3.0,
-        # The first jump is by random noise: long ones, at first, forget a wrong size; short ones keep detail.
+        # The first jump adds random noise: long jumps early on let a wrong size be forgotten; short ones
+        # later keep detail.
         "guidance.nodes.count": 3,
         "guidance.nodes.jump_max": (200, 40),
         "guidance.nodes.jump_min": (160, 28),
@@ -177,14 +178,14 @@ PRESETS["toybox"] = with_overrides(
         "scene.capacity": 6000,
         "scene.buffer_capacity": 2**16,
         **{f"start.{name}": value for name, value in Ball.presets["toybox"].items()},
-        # Slower ones leave surfaces that show what is behind them.
+        # Lower rates leave surfaces translucent.
         "scene.learning_rates.opacity": (0.1, 0.05),
         "scene.density.kind": "relocate",
         "scene.density.first": 45,
         "scene.density.last": 150,
         "scene.density.every": 15,
         "scene.density.share": 0.15,
-        # About a pixel.
+        # About one pixel.
         "scene.density.split_scale": 0.013,
     },
 )
@@ -192,24 +193,24 @@ PRESETS |= {name: with_overrides(PRESETS[_PAPER], changes) for name, (_, changes
 
 
 def preset(name: str) -> Config:
-    """The preset of that name. Raises UserError naming the presets there are."""
+    """Return the preset with this name. Raises UserError listing the existing presets."""
     if name not in PRESETS:
         raise UserError(f"The preset {name!r} does not exist; use one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
 def prompt_of(name: str) -> str | None:
-    """What the preset of that name makes; None where it has no prompt of its own."""
+    """Return the prompt of the preset with this name; None if it has none of its own."""
     return PUBLISHED[name][0] if name in PUBLISHED else None
 
 
 def seed_of(name: str) -> int:
-    """The seed of the preset of that name."""
+    """Return the seed of the preset with this name."""
     return _SEEDS.get(name, 0)
 
 
 def _base_name(name: str) -> str:
-    """The name of the preset that this one is a variant of, or its own: losses know only those."""
+    """Return the name of the preset that this one is a variant of, or its own; losses know only those."""
     return _BASES.get(name, name.partition("/")[0])
 
 
@@ -222,17 +223,17 @@ def configured(
     growth: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The settings of a run.
+    """Build the settings of a run.
 
     Args:
-        preset_name: what they begin with.
-        guidance: a loss by name, with the settings that go with it; None for the preset's.
-        density: density control by name, likewise.
+        preset_name: the preset to start from.
+        guidance: name of a loss, which brings its own run settings; None for the preset's loss.
+        density: name of a density control strategy, likewise.
         start, growth: see `with_start`.
         overrides: settings to change, by dotted name.
 
     Raises:
-        UserError: a preset, a loss, or a setting that does not exist, or a value that cannot be.
+        UserError: a preset, loss, or setting that does not exist, or an invalid value.
     """
     config = preset(preset_name)
     if guidance is not None:
@@ -248,23 +249,23 @@ def configured(
 
 
 def _no_pictures(loss: Any) -> dict[str, float]:
-    """The setting that goes with a loss, by name, which does not say what pictures it wants; else none."""
+    """Return the override that turns off `picture_weight` if the named loss defines no target images."""
     known = isinstance(loss, str) and loss in LOSSES
     return {"picture_weight": 0.0} if known and LOSSES[loss]().steps_to_target is None else {}
 
 
 def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str | None = None) -> _Run:
-    """Settings with another start.
+    """Return the settings with another start.
 
     Args:
-        config: of a run.
-        preset_name: whose settings go with the start.
-        start: "ball", "box" or "point_e", or the path of a file of splats, a point cloud or a mesh; None for
-            that of `config`.
-        growth: how points become more, a key of GROWTHS; None for the start's usual way.
+        config: settings of a run.
+        preset_name: the preset whose settings for the start apply.
+        start: "ball", "box" or "point_e", or the path of a splat file, a point cloud, or a mesh; None keeps
+            the start of `config`.
+        growth: how points are multiplied, a key of GROWTHS; None for the start's default.
 
     Raises:
-        UserError: a start or a way that does not exist, or a file that is none of these.
+        UserError: a start or growth that does not exist, or a file that is none of the above.
     """
     if start is not None:
         named = start in STARTS and not STARTS[start].reads_file
@@ -276,7 +277,7 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
             changes |= own.get(preset_name, own.get(_base_name(preset_name), {}))
         config = with_overrides(config, {f"scene.start.{name}": value for name, value in changes.items()})
         if "scene.start.sh_degree" in setting_names(config):
-            # What a loss asks for stays.
+            # Keep the degree that the loss asks for.
             degree = before.scene.start.sh_degree
             config = with_overrides(config, {"scene.start.sh_degree": degree})
     if growth is None:
@@ -285,21 +286,21 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
         raise UserError(f"The growth {growth!r} does not exist; use one of {', '.join(GROWTHS)}.")
     if not isinstance(config.scene.start, CloudStart):
         raise UserError(
-            f"The growth {growth!r} is for points, but the start is {kind_of(config, 'scene.start')}; leave "
-            "it out, or start from point_e, a point cloud or a mesh."
+            f"The growth {growth!r} is for points, but the start is {kind_of(config, 'scene.start')}; omit "
+            "it, or start from point_e, a point cloud, or a mesh."
         )
     with_it = {"growth.kind": growth, **GROWTHS[growth].with_it}
     return with_overrides(config, {f"scene.start.{name}": value for name, value in with_it.items()})
 
 
 def with_density(config: _Run, kind: str, preset_name: str, overrides: Mapping[str, Any]) -> _Run:
-    """Settings with density control of a kind; where `config` has none, ten times in the run.
+    """Return the settings with another density control; if `config` has none, it acts ten times per run.
 
     Args:
-        config: of a run or of a fit.
-        kind: a strategy's.
-        preset_name: whose settings go with the strategy.
-        overrides: what else will be changed; its number of iterations tells how often ten times is.
+        config: settings of a run or of a fit.
+        kind: name of the strategy.
+        preset_name: the preset whose settings for the strategy apply.
+        overrides: other settings that will be changed; their number of iterations determines the interval.
 
     Raises:
         UserError: a kind that does not exist.

@@ -1,8 +1,8 @@
-"""The reconstructive stage: fixed views of the scene are edited once, then the scene is fitted to the edits.
+"""The reconstruction stage: edit fixed views of the scene once, then fit the scene to the edits.
 
-The edit of a view is the end x̂_0 of GE3D's denoising trajectory from the view's latent, whatever loss ran
-before: the many steps of the trajectory are taken once a view instead of in every iteration. The fit is that
-of posed pictures, `Photometric`.
+The edit of a view is the endpoint x̂_0 of GE3D's denoising trajectory from the view's latent, whichever loss
+ran before: the many steps of the trajectory are taken once per view instead of in every iteration. The fit
+uses the task for posed images, `Photometric`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from ge3d_jax.training.photometric import Views
 from ge3d_jax.training.reconstruction_config import Reconstruction
 from ge3d_jax.training.state import TrainState, initial_state
 
-# Folded into the run's key for all that the stage draws; no iteration's number reaches it.
+# Folded into the run's key for all random values of the stage; no iteration number reaches it.
 _STAGE_STREAM = 2**31 - 3
 
 # Polar angles and azimuths (V,), radians.
@@ -41,7 +41,7 @@ Angles = tuple[np.ndarray, np.ndarray]
 
 
 def _around(polar_degrees: float, count: int, *, shift: float = 0.0) -> Angles:
-    """Evenly around at one polar angle, the first `shift` steps from the front."""
+    """Space `count` cameras evenly at one polar angle, the first one `shift` steps from the front."""
     azimuth = (np.arange(count) + shift) * (2 * np.pi / count)
     return np.full(count, np.deg2rad(polar_degrees)), azimuth
 
@@ -52,12 +52,12 @@ def _joined(rings: list[Angles]) -> Angles:
 
 
 def ring_angles(settings: Reconstruction) -> Angles:
-    """Where the fixed cameras are, ring by ring."""
+    """Return the angles of the fixed cameras, ring by ring."""
     return _joined([_around(polar, count) for polar, count in settings.rings])
 
 
 def held_out_angles(settings: Reconstruction) -> Angles:
-    """Where the cameras are that only measure: halfway between neighboring rings, or on a single one."""
+    """Return the angles of the evaluation cameras: midway between rings, or on the ring if there is one."""
     polars = sorted(polar for polar, _ in settings.rings)
     middles = [(low + high) / 2 for low, high in zip(polars[:-1], polars[1:], strict=True)] or polars
     each = -(-settings.held_out // len(middles))
@@ -65,7 +65,7 @@ def held_out_angles(settings: Reconstruction) -> Angles:
 
 
 def cameras_at(config: Config, angles: Angles) -> Camera:
-    """A batch of cameras of the stage."""
+    """Return a batch of the stage's cameras at the given angles."""
     settings = config.reconstruction
     radius = settings.radius_share * float(np.mean(config.cameras.radius_end))
 
@@ -82,7 +82,7 @@ def cameras_at(config: Config, angles: Angles) -> Camera:
 
 
 def stage_keys(state: TrainState) -> tuple[jax.Array, jax.Array]:
-    """PRNG keys of the edits and of the fit, for a distillation that ended with `state`."""
+    """Return the PRNG keys of the edits and of the fit, for a distillation that ended with `state`."""
     edit_key, fit_key = jax.random.split(jax.random.fold_in(state.key, _STAGE_STREAM))
     return edit_key, fit_key
 
@@ -98,7 +98,7 @@ def _edit(
     *,
     task: Distillation,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The edited pictures (B, H, W, 3), and the buffer that the renders need and lack, () each."""
+    """Return the edited images (B, H, W, 3), the buffer size needed, and its shortfall, () each."""
     config, views = task.config, azimuth.shape[0]
     model = with_attention_chunk(context.model, config.attention_chunk)
     backgrounds = jnp.broadcast_to(jnp.asarray(config.background.color), (views, 3))
@@ -119,7 +119,7 @@ def _edit(
 
 
 def draw_edits(task: Distillation, state: TrainState, context: Prompted, views: int) -> Draws:
-    """The nodes that all views share, so that they are edited alike, and the noise of each view."""
+    """Draw the nodes, shared by all views so that the edits are alike, and the noise of each view."""
     times_key, noise_key = jax.random.split(stage_keys(state)[0])
     total = task.iterations
     shape = (views, *latent_shape(context.model, task.config.image_size))
@@ -130,21 +130,21 @@ def draw_edits(task: Distillation, state: TrainState, context: Prompted, views: 
 def edited_views(
     task: Distillation, state: TrainState, context: Prompted, cameras: Camera, azimuth: np.ndarray
 ) -> np.ndarray:
-    """What the model makes of renders, float32 (V, H, W, 3) in [0, 1], as many at a time as in a run.
+    """Return the model's edits of the renders, float32 (V, H, W, 3) in [0, 1], batched as in a run.
 
     Args:
-        task: of the distillation, with the buffers that its scene grew.
-        state: at its end.
+        task: the distillation, with the buffers that its scene has grown to.
+        state: at the end of the distillation.
         context: the model and the prompt.
-        cameras: V of them.
-        azimuth: theirs, (V,) radians.
+        cameras: batch of V.
+        azimuth: of the cameras, (V,) radians.
     """
     views, at_a_time = len(azimuth), task.config.views_per_pass
     drawn = draw_edits(task, state, context, views)
     batch = (cameras, jnp.asarray(azimuth, jnp.float32), drawn.per_view)
     pictures: list[np.ndarray] = []
     while len(pictures) < views:
-        # The last view is repeated to fill the last pass, so that one program serves all.
+        # The last view is repeated to fill the last batch, so that one compiled program serves all.
         chosen = np.minimum(len(pictures) + np.arange(at_a_time), views - 1)
         some_cameras, some_azimuth, noise = jax.tree.map(itemgetter(chosen), batch)
         edited, needed, overflow = _edit(
@@ -164,7 +164,7 @@ def edited_views(
 
 
 def as_views(pictures: np.ndarray, cameras: Camera) -> Views:
-    """Opaque pictures (V, H, W, 3) in [0, 1] and their cameras, for a fit; lengths in world units."""
+    """Package opaque images (V, H, W, 3) in [0, 1] and their cameras for a fit; lengths in world units."""
     bytes_of = np.round(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
     opaque = np.full((*bytes_of.shape[:3], 1), 255, np.uint8)
     pixels = np.concatenate([bytes_of, opaque], axis=-1)
@@ -172,9 +172,9 @@ def as_views(pictures: np.ndarray, cameras: Camera) -> Views:
 
 
 def stage_config(config: Config) -> FitConfig:
-    """The fit of the stage: the run's scene with other rates and another schedule of its density control."""
+    """Return the fit's settings: the run's scene with other learning rates and density control schedule."""
     settings, scene = config.reconstruction, config.scene
-    # Any scene of splats has these; there is no other one that could be fitted.
+    # Any scene of splats has these fields, and no other kind of scene can be fitted.
     changeable: Any = scene
     density = dataclasses.replace(
         changeable.density,
@@ -193,7 +193,7 @@ def stage_config(config: Config) -> FitConfig:
             changeable,
             scale_noise=0.0,
             scale_penalty=0.0,
-            # The stage counts its own iterations: the color's bands must not wait once more.
+            # The stage counts its own iterations; the color's bands must not be delayed again.
             sh_every=0,
             learning_rates=settings.rates,
             density=density,
@@ -202,7 +202,7 @@ def stage_config(config: Config) -> FitConfig:
 
 
 def begin_stage(config: FitConfig, state: TrainState, shown: Any) -> TrainState:
-    """The state before the stage's first step, with a fresh Adam.
+    """Create the state before the stage's first step, with a fresh Adam.
 
     Args:
         config: of the fit.

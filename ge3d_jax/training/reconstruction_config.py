@@ -1,7 +1,7 @@
-"""The settings of the reconstructive stage: fixed cameras, edits of their pictures, and the fit to them.
+"""Settings of the reconstruction stage: fixed cameras, edits of their images, and the fit to the edits.
 
-The defaults are those of the published stage (DreamScene, arXiv 2404.03575); its pictures are edited by
-GE3D's trajectories with the nodes that GE3D's published runs end with.
+The defaults are those of the published stage (DreamScene, arXiv 2404.03575), except that images are edited by
+GE3D's trajectories, with the nodes at the end of GE3D's published runs.
 """
 
 import dataclasses
@@ -12,29 +12,30 @@ from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.scenes.splats import SplatRates
 
-# (polar angle in degrees from +z, how many cameras evenly around)
+# (polar angle in degrees from +z, number of evenly spaced cameras)
 Ring = tuple[float, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """A last stage that fits the splats to edited pictures of themselves.
+    """A final stage that fits the splats to edited images of themselves.
 
     Attributes:
-        start: the share of the iterations that the distillation runs for before it; null for no stage.
-        rings: (polar angle in degrees, number of cameras evenly around), of the fixed cameras.
-        radius_share: their distance, as a share of the middle radius that the run's cameras end with.
+        start: fraction of the iterations that the distillation takes before this stage; null for no stage.
+        rings: rings of fixed cameras: (polar angle in degrees, number of evenly spaced cameras).
+        radius_share: distance of these cameras, as a fraction of the middle of the final radius range of the
+            run's cameras.
         fov_radians: their field of view.
-        held_out: about how many cameras between the rings only measure.
+        held_out: approximate number of cameras between the rings that are used for evaluation only.
         guidance_scale: s, of the edit.
-        node_count: nodes of its trajectories.
-        node_jumps: (least, greatest) jump from one to the next; the greatest is left out.
-        latest_node: no node passes it.
-        passes: how often each picture is fitted.
-        views_per_step: pictures of a step.
-        loss_weight: of the mean squared error.
-        densify_every: steps between the changes of the splats' number; 0 for none.
-        densify_until: the last step with one.
+        node_count: number of nodes of the edit's trajectories.
+        node_jumps: (smallest, largest) jump between nodes; the largest is exclusive.
+        latest_node: upper bound of the nodes.
+        passes: number of times each image is fitted.
+        views_per_step: number of images per step.
+        loss_weight: weight of the mean squared error.
+        densify_every: steps between applications of density control; 0 for none.
+        densify_until: last step with density control.
         densify_threshold: of the screen-space gradient, for density control by cloning and splitting.
         rates: learning rates.
     """
@@ -63,16 +64,16 @@ class Reconstruction:
     )
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.start is not None and not 0 < self.start < 1:
             raise UserError(
-                f"The setting reconstruction.start is {self.start}; give a share of the iterations between "
-                "0 and 1, or null for no such stage."
+                f"The setting reconstruction.start is {self.start}; give a fraction of the iterations "
+                "between 0 and 1, or null for no such stage."
             )
         if not self.rings or any(not 0 < polar < 180 or count < 1 for polar, count in self.rings):
             raise UserError(
-                f"The setting reconstruction.rings is {self.rings}; give at least one ring, as [85, 12], "
-                "with a polar angle between 0 and 180 degrees and at least one camera."
+                f"The setting reconstruction.rings is {self.rings}; give at least one ring, such as "
+                "[85, 12], with a polar angle between 0 and 180 degrees and at least one camera."
             )
         if not 0 < self.fov_radians < math.pi:
             raise UserError(
@@ -94,23 +95,23 @@ class Reconstruction:
         shortest, longest = self.node_jumps
         if not 1 <= shortest < longest <= self.latest_node:
             raise UserError(
-                f"The setting reconstruction.node_jumps is {self.node_jumps}; give a least jump of at "
-                f"least 1 and a greater one up to reconstruction.latest_node, {self.latest_node}."
+                f"The setting reconstruction.node_jumps is {self.node_jumps}; give a smallest jump of at "
+                f"least 1 and a larger one up to reconstruction.latest_node, {self.latest_node}."
             )
 
     @property
     def pictures(self) -> int:
-        """How many pictures are fitted."""
+        """Number of images that are fitted."""
         return sum(count for _, count in self.rings)
 
     @property
     def steps(self) -> int:
-        """How many steps the fit takes; the last one begins another pass where they do not divide."""
+        """Number of steps of the fit; if passes do not divide evenly, the last step begins another pass."""
         return -(-self.passes * self.pictures // self.views_per_step)
 
     @property
     def editor(self) -> GE3D:
-        """What edits the pictures: GE3D, with nodes that stay the same over the run."""
+        """The editor of the images: GE3D, with nodes that stay the same over the run."""
         shortest, longest = self.node_jumps
         nodes = Nodes(
             count=self.node_count,

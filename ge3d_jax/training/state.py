@@ -1,4 +1,4 @@
-"""What a run carries from one iteration to the next."""
+"""The training state that a run carries from one iteration to the next."""
 
 import dataclasses
 import math
@@ -16,15 +16,15 @@ from ge3d_jax.training.optimizer import adam
 
 @struct.dataclass
 class TrainState:
-    """A run between two iterations; with its configuration it determines all that follows.
+    """A run between two iterations; together with the configuration, it determines the rest of the run.
 
     Attributes:
         scene: the scene's state.
-        optimizer_state: Adam's moments, by the scene's parameters.
-        learned: what the loss learns by itself.
-        learned_optimizer_state: that of the loss's optimizer.
-        iteration: scalar int32, iterations done.
-        key: the run's PRNG key; each iteration folds its number into it, so it never changes.
+        optimizer_state: Adam's moments of the scene's parameters.
+        learned: the loss's own learned parameters.
+        learned_optimizer_state: state of the loss's optimizer.
+        iteration: scalar int32, number of completed iterations.
+        key: the run's PRNG key; it never changes, since each iteration folds its number into it.
     """
 
     scene: Any
@@ -36,11 +36,11 @@ class TrainState:
 
     @property
     def moments(self) -> Moments:
-        """Adam's moments by name and parameter: what a scene rearranges with its parameters."""
+        """Adam's moments by name and parameter, which a scene rearranges together with its parameters."""
         return {"mu": self.optimizer_state.mu, "nu": self.optimizer_state.nu}
 
     def with_scene(self, scene: Any, moments: Moments) -> "TrainState":
-        """The state with another scene, and the moments that go with it."""
+        """Return the state with another scene and its moments."""
         return dataclasses.replace(
             self, scene=scene, optimizer_state=self.optimizer_state._replace(**moments)
         )
@@ -54,14 +54,14 @@ def initial_state(
     learned: Any = (),
     learned_optimizer: optax.GradientTransformation | None = None,
 ) -> TrainState:
-    """The state before the first iteration. The arrays are copied: steps donate the state's buffers.
+    """Create the state before the first iteration. Copies the arrays, since steps donate their buffers.
 
     Args:
         scene: the scene's state.
-        parameters: what is trained of it.
+        parameters: the trainable parameters of the scene.
         key: the run's PRNG key.
-        learned: what the loss learns by itself.
-        learned_optimizer: how.
+        learned: the loss's own learned parameters.
+        learned_optimizer: the optimizer of `learned`.
     """
     scene, learned, key = jax.tree.map(jnp.copy, (scene, learned, key))
     optimizer = learned_optimizer or optax.identity()
@@ -76,7 +76,7 @@ def initial_state(
 
 
 def shapes_by_path(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each array by its dotted path, of arrays or of what a file says about them."""
+    """Return the shape and dtype of each array by dotted path, for arrays or for metadata from a file."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(arrays))
     return {
         ".".join(str(entry.key) for entry in path): (tuple(leaf.shape), str(leaf.dtype))
@@ -85,7 +85,7 @@ def shapes_by_path(arrays: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def as_long_as_the_longest(states: Sequence[TrainState], scene: Scene) -> list[TrainState]:
-    """States of one scene whose arrays are as long as those of the one that has grown most."""
+    """Grow the states of one scene to the array lengths of the largest among them."""
     shapes = [{name: shape for name, (shape, _) in shapes_by_path(state.scene).items()} for state in states]
     longest = max(shapes, key=lambda of_one: sum(map(math.prod, of_one.values())))
     return [

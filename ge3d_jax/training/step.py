@@ -1,7 +1,7 @@
-"""One iteration of any run: look at some views, gather gradients over the devices, update once.
+"""One training iteration: render views, reduce gradients over the devices, update once.
 
-A `Task` says what is looked at and what is wanted of it; its scene renders and learns. Nothing here knows
-splats, losses or diffusion models.
+A `Task` determines the views and the objective; its scene renders and is optimized. Nothing here knows about
+splats, losses, or diffusion models.
 """
 
 import dataclasses
@@ -26,38 +26,38 @@ from ge3d_jax.training.optimizer import adam
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.together import Together
 
-# Compiled iterations: by task, devices and shapes, with what the compiler said of each.
+# Compiled iterations by task, devices, and shapes, each with the compiler's report.
 Programs = dict[Any, tuple[jax.stages.Compiled, Compilation]]
 # Name of the vmapped axis of runs that step together.
 _RUNS = "runs"
 
 
 class Task(Protocol):
-    """What a run does in each iteration; frozen, so that compiled functions may depend on it."""
+    """What a run does in each iteration; immutable, so that it can be a static argument of `jit`."""
 
     @property
     def scene(self) -> Scene:
-        """What is optimized."""
+        """The scene being optimized."""
 
     @property
     def iterations(self) -> int:
-        """T, in all."""
+        """T, the total number of iterations."""
 
     @property
     def views(self) -> int:
-        """Views of an iteration on all devices."""
+        """Number of views per iteration, over all devices."""
 
     def draw(self, state: TrainState, context: Any) -> Draws:
-        """What chance decides in the iteration `state` stands before: a function of its key and iteration."""
+        """Draw the random values of the next iteration: a function of the state's key and iteration."""
 
     def run_key(self, state: TrainState) -> jax.Array:
-        """PRNG key that chance goes by where `state` is; mostly the state's own."""
+        """Return the PRNG key in effect at `state`; usually the state's own."""
 
     def update_key(self, state: TrainState) -> jax.Array:
-        """PRNG key of what the scene does after the update."""
+        """Return the PRNG key for the scene's `after_update`."""
 
     def image_size(self, context: Any) -> tuple[int, int]:
-        """(width, height) of the views, pixels."""
+        """Return (width, height) of the views, pixels."""
 
     def look(
         self,
@@ -69,49 +69,49 @@ class Task(Protocol):
         progress: Progress,
         axis: str | None,
     ) -> tuple[jax.Array, Numbers, Renders]:
-        """Render this device's views and say what is wanted of them.
+        """Render this device's views and evaluate the objective.
 
         Args:
             scene: the scene's state.
-            learned: what the loss learns.
+            learned: the loss's learned parameters.
             perturbations: zeros, for the scene's `render`.
-            context: what stays the same over the run, on all devices.
-            drawn: of this device's views.
-            progress: how far the run is.
-            axis: of the devices that share the views, None for a single one.
+            context: whatever is constant over the run, on all devices.
+            drawn: random values for this device's views.
+            progress: of the run.
+            axis: name of the axis of devices that share the views, None for a single device.
 
         Returns:
-            a scalar, whose sum over the devices is minimized; numbers for the metrics, (B,) to be averaged
-            over all views or () as they are; and the renders.
+            a scalar, whose sum over the devices is minimized; metrics, (B,) to be averaged over all views or
+            () to be kept as is; and the renders.
         """
 
     def learned_optimizer(self) -> optax.GradientTransformation:
-        """What trains what the loss learns."""
+        """Return the optimizer of the loss's learned parameters."""
 
     @property
     def shares_learned(self) -> bool:
-        """Whether runs that step together learn one thing together."""
+        """Whether runs that step together share one set of learned parameters."""
 
     def grown(self, needed: int) -> "Task":
-        """The same with a larger buffer in its scene."""
+        """Return the same task with a larger buffer in its scene."""
 
     def remedies(self, devices: int) -> list[str]:
-        """Settings that lower the memory of an iteration, the strongest first."""
+        """Return settings that lower an iteration's memory use, most effective first."""
 
     @property
     def steadier(self) -> str:
-        """A sentence on what to change where gradients are not finite."""
+        """A sentence of advice for non-finite gradients."""
 
 
 @struct.dataclass
 class _Seen:
-    """What a device found out about its views.
+    """What a device computes for its views.
 
     Attributes:
-        gradients: in the scene's parameters, summed over the devices.
-        learned_gradients: in what the loss learns, likewise.
-        numbers: over all views.
-        perturbation_gradients, observed: of its own views.
+        gradients: with respect to the scene's parameters, summed over the devices.
+        learned_gradients: with respect to the loss's learned parameters, likewise.
+        numbers: metrics over all views.
+        perturbation_gradients, observed: for the device's own views.
     """
 
     gradients: Parameters
@@ -168,27 +168,29 @@ def train_step(
     mesh: Mesh | None = None,
     together: Together | None = None,
 ) -> tuple[TrainState, Numbers]:
-    """One iteration with everything random given; pure, and may be vmapped over `state` and `drawn`.
+    """Run one iteration with given random values; pure, and can be vmapped over `state` and `drawn`.
 
-    Where a view overflows the scene's buffer the state comes back as it was: the caller repeats the iteration
-    with a larger buffer. Where a gradient is not finite only the iteration number moves on. The devices of a
-    `mesh` each take their share of the views, which must divide among them, all the way there and back.
+    If a view overflows the scene's buffer, the state is returned unchanged, and the caller repeats the
+    iteration with a larger buffer. If a gradient is not finite, only the iteration number advances. Each
+    device of a `mesh` processes its share of the views, forward and backward; the number of views must be
+    divisible by the number of devices.
 
     Args:
         state: of the run.
-        context: what the task needs in every iteration.
-        drawn: what chance decides.
+        context: the task's context, constant over the run.
+        drawn: the random values of the iteration.
         task: what to do.
-        mesh: the devices; None for one, or for what a caller divides.
-        together: how this run stands to others that are vmapped with it and go in step; None where each
-            goes by itself.
+        mesh: the devices; None for a single one, or if the caller distributes the work.
+        together: relates this run to others that are vmapped with it and step together; None if runs are
+            independent.
     """
     axis = None if mesh is None else BATCH_AXIS
     look: Callable[..., _Seen] = partial(_look, task=task, axis=axis)
     if mesh is not None:
         own: Any = sharded(mesh).spec
         shared: Any = replicated(mesh).spec
-        # Not left to the compiler: it cannot divide the rasterizer's loops, and has every device render all.
+        # Explicit, because the compiler cannot partition the rasterizer's loops: every device would render
+        # all views.
         look = jax.shard_map(
             look,
             mesh=mesh,
@@ -200,12 +202,12 @@ def train_step(
                 perturbation_gradients=own,
                 observed=own,
             ),
-            # Gradients of shared values stay each device's own until they are summed.
+            # Gradients of replicated values differ between devices until they are summed.
             check_vma=False,
         )
     seen = look(state.scene, state.learned, state.iteration, context, drawn)
     fits = seen.numbers["overflow"] == 0
-    # All that moves the state: one view's part may show in what density control goes by alone.
+    # Check everything that changes the state: a bad view may show up only in density control's statistics.
     is_finite = _is_finite((seen.gradients, seen.learned_gradients, seen.perturbation_gradients))
     moves = fits & is_finite
     learns = moves
@@ -217,7 +219,7 @@ def train_step(
             learned_gradients, learns = together.mean(seen.learned_gradients, moves)
             seen = dataclasses.replace(seen, learned_gradients=learned_gradients)
     stepped = _updated(state, seen, task=task, image_size=task.image_size(context))
-    # A step that is not finite is left out: the next one draws anew.
+    # A non-finite step is skipped: the next iteration draws new random values.
     stepped = dataclasses.replace(
         _chosen(moves, stepped, state),
         learned=_chosen(learns, stepped.learned, state.learned),
@@ -231,17 +233,17 @@ def train_step(
 
 
 def _chosen(is_new: jax.Array, new: Any, old: Any) -> Any:
-    """The new values or the old ones."""
+    """Select the new values or the old ones."""
     return jax.tree.map(partial(jnp.where, is_new), new, old)
 
 
 def _is_finite(tree: Any) -> jax.Array:
-    """Whether all numbers are, () bool."""
+    """Return whether all values are finite, () bool."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _updated(state: TrainState, seen: _Seen, *, task: Task, image_size: tuple[int, int]) -> TrainState:
-    """The state after one descent step."""
+    """Return the state after one optimizer step."""
     scene = task.scene
     progress = Progress(state.iteration, task.iterations).share
     directions, optimizer_state = adam().update(seen.gradients, state.optimizer_state)
@@ -271,7 +273,7 @@ def _updated(state: TrainState, seen: _Seen, *, task: Task, image_size: tuple[in
 def _step(state: TrainState, context: Any, *, task: Task, mesh: Mesh | None) -> tuple[TrainState, Numbers]:
     drawn = task.draw(state, context)
     result = train_step(state, context, drawn, task=task, mesh=mesh)
-    # The next iteration must find the state placed as this one did, or it would be compiled again.
+    # The state must keep its sharding, or the next iteration would be compiled again.
     return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
@@ -279,9 +281,9 @@ def _step(state: TrainState, context: Any, *, task: Task, mesh: Mesh | None) -> 
 def _step_together(
     states: tuple[TrainState, ...], is_running: jax.Array, context: Any, *, task: Task, mesh: Mesh
 ) -> tuple[tuple[TrainState, ...], Numbers]:
-    """`_step` of S states that have come equally far; `is_running` and the numbers are (S,)."""
-    # What all of them have in common stays without an axis of theirs. So does what is drawn from it alone,
-    # and a condition on that is computed once, not both ways.
+    """Run `_step` on S states at the same iteration; `is_running` and the metrics are (S,)."""
+    # Fields common to all runs get no batch axis. Neither do values drawn from these fields alone, so a
+    # condition on such a value stays a branch instead of evaluating both sides.
     common = ("iteration", "learned", "learned_optimizer_state") if task.shares_learned else ("iteration",)
     names = [field.name for field in dataclasses.fields(TrainState)]
     of_each: dict[str, Any] = {name: None if name in common else 0 for name in names}
@@ -309,9 +311,9 @@ def _step_together(
 
 
 def lower_step(state: Any, *others: Any, task: Task, mesh: Mesh | None, runs: int = 1) -> jax.stages.Lowered:
-    """One iteration, traced and not yet compiled; the arguments are those of `make_step`'s function.
+    """Trace one iteration without compiling it; the arguments are those of the function from `make_step`.
 
-    Shapes with shardings serve as arrays, and the mesh may be of devices that are not at hand.
+    Shapes with shardings can stand in for arrays, and the mesh may consist of devices that are not attached.
     """
     function = _step if runs == 1 else _step_together
     return function.lower(state, *others, task=task, mesh=mesh)
@@ -325,20 +327,20 @@ def make_step(
     on_compiled: Callable[[Compilation], None] | None = None,
     programs: Programs | None = None,
 ) -> Callable[..., Any]:
-    """One iteration as one compiled function. It donates the state it is given: use the returned one only.
+    """Return one iteration as a compiled function. It donates its input state; use only the returned one.
 
-    It is compiled at its first call, and again where the scene's arrays have grown since.
+    The function is compiled on its first call, and again whenever the scene's arrays have grown.
 
     Args:
         task: what to do, static.
-        mesh: devices that share the work; state and context must lie on all of them.
-        runs: how many runs step together.
-        on_compiled: told of each compiled iteration, before it runs here for the first time.
-        programs: those compiled before, which are taken where they fit, and kept; None keeps the last one.
+        mesh: devices that share the work; state and context must be placed on all of them.
+        runs: number of runs that step together.
+        on_compiled: called with each compiled iteration before its first execution here.
+        programs: a cache of compiled iterations, used and extended; None keeps only the latest one.
 
     Returns:
-        (state, context) → (state, numbers); for several runs (states, is_running (S,) bool, context) →
-        (states, numbers (S,)), with tuples of as many states, of the same shapes and iteration.
+        (state, context) → (state, metrics); for several runs, (states, is_running (S,) bool, context) →
+        (states, metrics (S,)), with tuples of S states of the same shapes and iteration.
     """
     kept: Programs = {} if programs is None else programs
     told: set[Any] = set()
@@ -350,7 +352,7 @@ def make_step(
             begun = time.monotonic()
             lowered = lower_step(state, *others, task=task, mesh=mesh, runs=runs)
             if programs is None:
-                # Scenes grow and never shrink: a program for a smaller one is done with.
+                # Scenes never shrink, so a program for a smaller one is no longer needed.
                 kept.clear()
             compiled = lowered.compile()
             devices = 1 if mesh is None else len(mesh.local_devices)

@@ -1,4 +1,4 @@
-"""Runs that step together: one vmapped program for several seeds, which go in step."""
+"""Runs that step together: one vmapped program for several seeds in lockstep."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from flax import struct
 
 @struct.dataclass
 class Together:
-    """How a run stands to those that are vmapped with it.
+    """The relation of a run to the others that are vmapped with it.
 
     Attributes:
-        is_running: () bool; one that has stopped stays as it is, and nothing waits for it.
+        is_running: () bool; a stopped run keeps its state, and no other run waits for it.
         axis: name of the vmapped axis (static).
     """
 
@@ -20,15 +20,15 @@ class Together:
     axis: str = struct.field(pytree_node=False)
 
     def all_fit(self, fits: jax.Array) -> jax.Array:
-        """Whether the views of all running ones fit their buffers, () bool: else they repeat together."""
+        """Return whether the views of all active runs fit their buffers, () bool; if not, all repeat."""
         return jax.lax.pmin((fits | ~self.is_running).astype(jnp.int32), self.axis) > 0
 
     def mean(self, gradients: Any, counts: jax.Array) -> tuple[Any, jax.Array]:
-        """The mean of the gradients of those that count, and whether there are any, () bool.
+        """Average the gradients of the runs that count, and return whether there are any, () bool.
 
         Args:
-            gradients: a pytree; what does not count may be infinite.
-            counts: () bool, whether this run's do.
+            gradients: a pytree; gradients that do not count may be infinite.
+            counts: () bool, whether this run's gradients count.
         """
         number = jax.lax.psum(counts.astype(jnp.float32), self.axis)
         kept = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0.0), gradients)

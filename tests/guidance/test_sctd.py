@@ -96,8 +96,8 @@ def test_one_noise_of_each_view_serves_the_whole_run():
         ({"segments": 961}, "segments is 961, but there are only 960 times"),
         ({"least_length": 20}, "least_length is 20, but at least 21"),
         ({"highest": 20}, "highest is 20"),
-        ({"highest": 520}, "reach time 1000"),
-        ({"least_length": 212}, "reach time 1000"),
+        ({"highest": 520}, "reach timestep 1000"),
+        ({"least_length": 212}, "reach timestep 1000"),
     ],
 )
 def test_settings_that_cannot_be(settings, says):

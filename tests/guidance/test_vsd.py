@@ -407,7 +407,7 @@ def test_times_are_drawn_for_each_view_and_end_earlier_later_on():
         ({"guidance.times.late_high": 10}, "times.late_high"),
         ({"guidance.learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"guidance.camera_dropout": 1.5}, "camera_dropout is 1.5; give a share"),
-        ({"flip_probability": 0.5}, "flip_probability is 0.5, .* goes by cameras"),
+        ({"flip_probability": 0.5}, "flip_probability is 0.5, .* depends on the cameras"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

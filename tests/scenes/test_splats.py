@@ -58,7 +58,7 @@ def test_the_presets_color_is_the_same_from_all_sides():
     [
         ([{}, {"loss": 3.0}], None),
         ([{"not_served": 0}], None),
-        ([{"not_served": 1}, {}], "1 splat that density control asked for found no room"),
+        ([{"not_served": 1}, {}], "1 splat requested by density control found no room"),
         ([{"not_served": 40}, {"loss": 0.5}, {"not_served": 2}], r"42 splats .* scene.capacity \(now 9\)"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_verdict_is_kept_for_the_same_card_and_versions(tmp_path):
 def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(tmp_path):
     (tmp_path / "file").write_text("")
     verdict = Verdict(True, "is right")
-    with pytest.warns(UserWarning, match="could not be kept"):
+    with pytest.warns(UserWarning, match="could not be stored"):
         assert remembered(tmp_path / "file" / "verdict.json", {}, lambda: verdict) == (verdict, True)
 
 

@@ -192,7 +192,7 @@ def test_a_state_of_one_of_several_processes_is_its_own(toys, toy, tmp_path, mon
 
 
 def test_runs_that_have_come_differently_far_do_not_go_together(toys, toy):
-    with pytest.raises(ValueError, match=r"equally far step together, not \[0, 3\]"):
+    with pytest.raises(ValueError, match=r"at the same iteration can step together, not \[0, 3\]"):
         perform([toys[0], toys[1].replace(iteration=jnp.int32(3))], task=toy)
 
 

@@ -1,1 +1,1 @@
-"""What a scene begins with."""
+"""Starts: the initial splats of a scene."""

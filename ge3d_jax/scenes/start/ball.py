@@ -1,4 +1,4 @@
-"""Gray splats in a ball or a box, to start from where nothing else is at hand."""
+"""Gray splats in a ball or a box: starts that need no other input."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ def gray_splats(
     sh_degree: int = 0,
     capacity: int | None = None,
 ) -> Gaussians:
-    """Round gray splats.
+    """Create isotropic gray splats.
 
     Args:
         positions: (N, 3) centers, world units.
         opacity: of each splat, within (0, 1).
         scale: standard deviation of each splat, world units; None: RMS distance to its three neighbors.
         gray: color, 0 black … 1 white.
-        sh_degree: degree of the color's spherical harmonics; those above 0 begin at 0.
-        capacity: length of the padded buffer, at least N, which is the default.
+        sh_degree: degree of the color's spherical harmonics; bands above 0 start at zero.
+        capacity: length of the padded buffer, at least N; defaults to N.
     """
     count = len(positions)
     sizes = nearest_neighbor_scales(positions) if scale is None else jnp.full(count, scale)
@@ -58,7 +58,7 @@ def gray_splats(
 
 
 def ball(key: jax.Array, *, count: int, radius: float, **look: Any) -> Gaussians:
-    """Splats uniform in a ball around the origin.
+    """Create splats distributed uniformly in a ball around the origin.
 
     Args:
         key: PRNG key.
@@ -70,7 +70,7 @@ def ball(key: jax.Array, *, count: int, radius: float, **look: Any) -> Gaussians
 
 
 def box(key: jax.Array, *, count: int, radius: float, **look: Any) -> Gaussians:
-    """Splats uniform in a cube around the origin with edges of twice the `radius`; see `ball`."""
+    """Create splats distributed uniformly in a cube around the origin with edge 2·`radius`; see `ball`."""
     return gray_splats(jax.random.uniform(key, (count, 3), minval=-radius, maxval=radius), **look)
 
 
@@ -93,20 +93,20 @@ class _GrayStart:
     sh_degree: int = 0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.count < 1:
             raise UserError(f"The setting start.count is {self.count}, but at least 1 is needed; raise it.")
         check_look(self.opacity, self.sh_degree)
 
     def check(self) -> None:
-        """There is nothing to be missing."""
+        """Do nothing: no files are needed."""
 
     def words_of(self, prompt: str) -> tuple[str, Path] | None:
-        """No model."""
+        """Return None: there is no start model."""
         return None
 
     def asked_for(self: _Gray, prompt: str) -> _Gray:
-        """The same for all prompts."""
+        """Return the same start for all prompts."""
         return self
 
 
@@ -115,19 +115,19 @@ class Ball(_GrayStart):
     """A ball of gray splats."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # A smaller one leaves objects smaller than the truth.
+        # A smaller ball leaves objects smaller than the ground truth.
         "toybox": {"count": 6000, "radius": 0.62, "scale": 0.026, "opacity": 0.27},
         "toybox64": {"count": 1600, "radius": 0.5, "scale": 0.042, "opacity": 0.27},
     }
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """The splats."""
+        """Create the splats."""
         return ball(key, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
 class Box(_GrayStart):
-    """A cube of gray splats, with edges of twice the radius."""
+    """A cube of gray splats with edge 2·`radius`."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toybox": {"count": 6000, "radius": 0.5, "scale": 0.026, "opacity": 0.27},
@@ -135,5 +135,5 @@ class Box(_GrayStart):
     }
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """The splats."""
+        """Create the splats."""
         return box(key, **dataclasses.asdict(self))

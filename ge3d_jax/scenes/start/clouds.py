@@ -1,8 +1,8 @@
-"""From colored points to splats: how their number grows, how large, opaque and colored they begin.
+"""From colored points to splats: how points are multiplied, and the splats' initial size, opacity, and color.
 
-Two ways are published. The paper's: each point at the same 20 offsets within a small ball, near gray.
-GaussianDreamer's (arXiv 2310.08529): points drawn evenly in the box around the cloud are kept where they are
-near the cloud, and take the nearest point's color with some noise.
+Two published methods are available. The GE3D paper copies each point to the same 20 offsets within a small
+ball, nearly gray. GaussianDreamer (arXiv 2310.08529) draws points uniformly in the cloud's bounding box,
+keeps those near the cloud, and gives them the nearest point's color plus some noise.
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.scenes.start.base import check_look, nearest_neighbor_scales
 from ge3d_jax.splatting.gaussians import Gaussians, make_gaussians
 
-# Fewer points have no three neighbors.
+# With fewer points, none has three neighbors.
 _LEAST_POINTS = 4
 _Cloud = TypeVar("_Cloud", bound="CloudStart")
 
 
 class Growth(Protocol):
-    """Settings of a way to have more points, and the way; a frozen dataclass."""
+    """A method of multiplying points, with its settings; a frozen dataclass."""
 
-    # Settings of the start that go with it.
+    # Settings of the start that go with the method.
     with_it: ClassVar[Mapping[str, Any]]
 
     def grown(self, cloud: PointCloud, rng: np.random.Generator) -> PointCloud:
-        """The cloud with more points; `cloud` has colors."""
+        """Return the cloud with more points; `cloud` has colors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clones:
-    """The paper's: each point at the same offsets.
+    """The GE3D paper's method: copies of each point at the same offsets.
 
     Attributes:
-        number: of offsets, and so of splats for each point.
+        number: number of offsets, and thus of splats per point.
         reach: largest length of an offset, world units.
     """
 
@@ -51,14 +51,14 @@ class Clones:
     reach: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(**{"growth.number": (self.number, 1), "growth.reach": (self.reach, 0)})
 
     def grown(self, cloud: PointCloud, rng: np.random.Generator) -> PointCloud:
-        """The points at the offsets, those of a point in a row.
+        """Copy the points to the offsets; the copies of a point are consecutive.
 
-        As in the public code, length and both angles of an offset are drawn evenly, so that they are densest
-        in the middle and along the axis.
+        As in the public code, the length and both angles of an offset are drawn uniformly, so offsets are
+        densest at the center and along the axis.
         """
         assert cloud.colors is not None
         polar, turn = np.pi * rng.random(self.number), 2 * np.pi * rng.random(self.number)
@@ -71,12 +71,12 @@ class Clones:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianDreamer:
-    """GaussianDreamer's: points drawn in the box around the cloud, where they are near it.
+    """GaussianDreamer's method: points drawn in the cloud's bounding box and kept if near the cloud.
 
     Attributes:
-        candidates: how many are drawn.
-        distance: to the nearest point, at most, world units.
-        color_noise: added to its color, even between 0 and this.
+        candidates: number of points drawn.
+        distance: maximum distance to the nearest point of the cloud, world units.
+        color_noise: noise added to that point's color, uniform between 0 and this value.
     """
 
     with_it: ClassVar[Mapping[str, Any]] = {"colored": True}
@@ -86,7 +86,7 @@ class GaussianDreamer:
     color_noise: float = 0.2
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_at_least(
             **{"growth.candidates": (self.candidates, 0), "growth.color_noise": (self.color_noise, 0)}
         )
@@ -94,7 +94,7 @@ class GaussianDreamer:
             raise UserError(f"The setting growth.distance is {self.distance}; give a number above 0.")
 
     def grown(self, cloud: PointCloud, rng: np.random.Generator) -> PointCloud:
-        """The drawn points that were kept, then the cloud's own."""
+        """Return the drawn points that were kept, followed by the cloud's own."""
         assert cloud.colors is not None
         low, high = cloud.positions.min(axis=0), cloud.positions.max(axis=0)
         drawn = (low + (high - low) * rng.random((self.candidates, 3))).astype(np.float32)
@@ -109,12 +109,12 @@ class GaussianDreamer:
 
 @dataclasses.dataclass(frozen=True)
 class AsItIs:
-    """No further points."""
+    """No additional points."""
 
     with_it: ClassVar[Mapping[str, Any]] = {"colored": True}
 
     def grown(self, cloud: PointCloud, rng: np.random.Generator) -> PointCloud:
-        """The cloud."""
+        """Return the cloud unchanged."""
         return cloud
 
 
@@ -123,15 +123,15 @@ GROWTHS: dict[str, type[Growth]] = {"clones": Clones, "gaussian_dreamer": Gaussi
 
 @dataclasses.dataclass(frozen=True)
 class CloudStart:
-    """Settings that all starts of points share.
+    """Settings shared by all starts from points.
 
     Attributes:
-        growth: how there come to be more points.
-        colored: whether splats have their points' colors, else they are gray.
-        gray: color without, 0 black … 1 white.
+        growth: how points are multiplied.
+        colored: whether splats have their points' colors; otherwise they are gray.
+        gray: color of gray splats, 0 black … 1 white.
         scale: standard deviation of each splat, world units; None: RMS distance to its three neighbors.
         opacity: of each splat, within (0, 1).
-        sh_degree: degree of the color's spherical harmonics; those above 0 begin at 0.
+        sh_degree: degree of the color's spherical harmonics; bands above 0 start at zero.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -146,40 +146,40 @@ class CloudStart:
     sh_degree: int = 0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         check_look(self.opacity, self.sh_degree)
         if self.scale is not None and self.scale <= 0:
             raise UserError(f"The setting start.scale is {self.scale}; give a number above 0, or null.")
 
     @property
     def count(self) -> int:
-        """Only the points tell."""
+        """0: known only from the points."""
         return 0
 
     def words_of(self, prompt: str) -> tuple[str, Path] | None:
-        """No model."""
+        """Return None: there is no start model."""
         return None
 
     def asked_for(self: _Cloud, prompt: str) -> _Cloud:
-        """The same for all prompts."""
+        """Return the same start for all prompts."""
         return self
 
     def splats(self, cloud: PointCloud, source: str, rng: np.random.Generator) -> Gaussians:
-        """Splats at the points.
+        """Create splats at the points.
 
         Args:
-            cloud: the points, in the world's axes.
-            source: what they are, for messages.
-            rng: for what is drawn.
+            cloud: the points, in world axes.
+            source: description of the points, for messages.
+            rng: random number generator.
 
         Raises:
-            UserError: too few points, all at one place, or without the colors that are wanted.
+            UserError: there are too few points, they all coincide, or they lack the required colors.
         """
         check_cloud(cloud, source)
         if cloud.colors is None and self.colored:
             raise UserError(
-                f"{source} has no colors; give one with red, green and blue, or --set=start.colored=false "
-                "for gray splats."
+                f"{source} has no colors; give a cloud with red, green, and blue, or use "
+                "--set=start.colored=false for gray splats."
             )
         gray = np.full(cloud.positions.shape, self.gray, np.float32)
         grown = self.growth.grown(PointCloud(cloud.positions, cloud.colors if self.colored else gray), rng)
@@ -187,8 +187,8 @@ class CloudStart:
         if self.scale is None:
             sizes = np.asarray(nearest_neighbor_scales(grown.positions))
             if not sizes.any():
-                raise UserError(f"The splats of {source} lie on one another; set start.scale.")
-            # Four points at one place have no distance; the least one that there is will do.
+                raise UserError(f"The splats of {source} all coincide; set start.scale.")
+            # Four coincident points have distance zero; use the smallest nonzero one.
             sizes = np.maximum(sizes, sizes[sizes > 0].min())
         else:
             sizes = np.full(count, self.scale, np.float32)
@@ -203,7 +203,7 @@ class CloudStart:
 
 
 def check_cloud(cloud: PointCloud, source: str) -> None:
-    """Refuse a cloud that is no object. Raises UserError."""
+    """Reject a cloud that cannot represent an object. Raises UserError."""
     count = len(cloud.positions)
     if count < _LEAST_POINTS:
         points = "1 point" if count == 1 else f"{count} points"
@@ -213,5 +213,5 @@ def check_cloud(cloud: PointCloud, source: str) -> None:
 
 
 def rng_of(key: jax.Array) -> np.random.Generator:
-    """A generator of NumPy that draws what the key says."""
+    """Return a NumPy generator seeded with the key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

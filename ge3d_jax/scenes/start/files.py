@@ -1,4 +1,4 @@
-"""Starts that are files: splats, a colored point cloud, or a mesh; and which of them a file is."""
+"""Starts read from files: splats, a colored point cloud, or a mesh; and how to tell which one a file is."""
 
 import dataclasses
 import os
@@ -21,13 +21,13 @@ from ge3d_jax.scenes.start.clouds import GROWTHS, AsItIs, CloudStart, Growth
 from ge3d_jax.splatting.gaussians import Gaussians
 
 CLOUD_SUFFIXES = (".ply", ".xyz")
-# Cameras look at the origin from a distance of about four.
+# Largest and smallest expected extent; cameras look at the origin from a distance of about four.
 _FAR, _SMALL = 2.0, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class SplatFile:
-    """Splats of a file of any format that is read.
+    """Splats from a file in any readable format.
 
     Attributes:
         file: path of the file.
@@ -40,35 +40,35 @@ class SplatFile:
 
     @property
     def count(self) -> int:
-        """Only the file tells."""
+        """0: known only from the file."""
         return 0
 
     @property
     def sh_degree(self) -> int:
-        """Only the file tells."""
+        """0: known only from the file."""
         return 0
 
     def check(self) -> None:
-        """Nothing: the file is read before a run begins."""
+        """Do nothing: the file is read before a run begins."""
 
     def words_of(self, prompt: str) -> tuple[str, Path] | None:
-        """No model."""
+        """Return None: there is no start model."""
         return None
 
     def asked_for(self, prompt: str) -> "SplatFile":
-        """The same for all prompts."""
+        """Return the same start for all prompts."""
         return self
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """The file's splats."""
+        """Load the splats from the file."""
         return load_splats(self.file)
 
 
 def placed(cloud: PointCloud, radius: float | None, source: str) -> PointCloud:
-    """The cloud moved and scaled to fit a ball around the origin; None leaves it.
+    """Move and scale the cloud to fit a ball around the origin; with radius None, leave it as it is.
 
     Warns:
-        UserWarning: it is left where cameras do not see it well.
+        UserWarning: it is left where the cameras do not see it well.
     """
     if radius is None:
         reach = float(np.linalg.norm(cloud.positions, axis=1).max())
@@ -81,7 +81,7 @@ def placed(cloud: PointCloud, radius: float | None, source: str) -> PointCloud:
         return cloud
     middle = (cloud.positions.min(axis=0) + cloud.positions.max(axis=0)) / 2
     centered = cloud.positions - middle
-    # Points at one place are refused later.
+    # Points that all coincide are rejected later.
     reach = max(float(np.linalg.norm(centered, axis=1).max()), float(np.finfo(np.float32).tiny))
     return PointCloud((centered * (radius / reach)).astype(np.float32), cloud.colors)
 
@@ -97,7 +97,8 @@ class CloudFile(CloudStart):
 
     Attributes:
         file: path of the file.
-        radius: of the ball around the origin that it is made to fit; None leaves it as it is.
+        radius: radius of the ball around the origin that the points are fitted to; None leaves them as they
+            are.
     """
 
     reads_file: ClassVar[bool] = True
@@ -107,28 +108,29 @@ class CloudFile(CloudStart):
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         _check_radius(self.radius)
 
     def check(self) -> None:
-        """Nothing: the file is read before a run begins."""
+        """Do nothing: the file is read before a run begins."""
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """Splats at the points, the same for each key."""
+        """Create splats at the points, the same for every key."""
         cloud = placed(read_cloud(self.file), self.radius, self.file)
         return self.splats(cloud, self.file, np.random.default_rng(0))
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshFile(CloudStart):
-    """Points on the surface of a mesh, with its colors or its texture.
+    """Points sampled on the surface of a mesh, with its colors or its texture.
 
     Attributes:
         file: path of the file.
-        points: how many.
-        radius: of the ball around the origin that they are made to fit; None leaves them as they are.
-        y_up: whether y is up and the front is toward +z in the file; None for what is usual for its format.
+        points: number of points.
+        radius: radius of the ball around the origin that the points are fitted to; None leaves them as they
+            are.
+        y_up: whether y is up and the front is toward +z in the file; None for the format's convention.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -144,35 +146,35 @@ class MeshFile(CloudStart):
     y_up: bool | None = None
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         _check_radius(self.radius)
         if self.points < 1:
             raise UserError(f"The setting start.points is {self.points}; give at least 1.")
 
     def check(self) -> None:
-        """Nothing: the file is read before a run begins."""
+        """Do nothing: the file is read before a run begins."""
 
     def gaussians(self, key: jax.Array) -> Gaussians:
-        """Splats on the surface, the same for each key."""
+        """Create splats on the surface, the same for every key."""
         cloud = sample_mesh(read_mesh(self.file), self.points, np.random.default_rng(0), y_up=self.y_up)
         return self.splats(placed(cloud, self.radius, self.file), self.file, np.random.default_rng(1))
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str:
-    """Which start a file is: "splats", "cloud" or "mesh".
+    """Determine which kind of start a file is: "splats", "cloud" or "mesh".
 
-    A .ply may be each of them, a .glb splats or a mesh: those are looked into.
+    A .ply file can be any of them, and a .glb file splats or a mesh; for these, the contents are inspected.
 
     Raises:
-        UserError: the file is missing, damaged, or of no format that can be read.
+        UserError: the file is missing, damaged, or in a format that cannot be read.
     """
     file = Path(path)
     name = file.name.lower()
     if not file.is_file():
         raise UserError(
             f"There is no file {os.fspath(path)} to start from; give ball, box, point_e, or the path of "
-            "splats, a point cloud or a mesh."
+            "splats, a point cloud, or a mesh."
         )
     if name.endswith(".ply"):
         return _kind_of_ply(file)
@@ -185,7 +187,7 @@ def kind_of_file(path: str | os.PathLike[str]) -> str:
     if any(name.endswith(ending) for ending in FORMATS):
         return "splats"
     known = dict.fromkeys([*(ending for ending in FORMATS), *CLOUD_SUFFIXES, *MESH_SUFFIXES])
-    raise UserError(f"{os.fspath(path)} is of no format to start from; give one of {', '.join(known)}.")
+    raise UserError(f"{os.fspath(path)} is not in a supported format; give one of {', '.join(known)}.")
 
 
 def _kind_of_ply(file: Path) -> str:

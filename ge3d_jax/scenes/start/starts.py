@@ -1,6 +1,6 @@
-"""What a run can begin with, by the name that --start= takes.
+"""The registry of starts, by the names that `--start=` takes.
 
-A start that is a file has a name too, for config.json; given is its path.
+Starts that are files also have names, for config.json, but are specified by their paths.
 """
 
 from ge3d_jax.scenes.start.ball import Ball, Box

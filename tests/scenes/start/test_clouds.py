@@ -214,7 +214,7 @@ def test_meshes_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(UserError, match="no file .*missing.obj to start from"):
         kind_of_file(tmp_path / "missing.obj")
     (tmp_path / "mesh.abc").touch()
-    with pytest.raises(UserError, match="of no format to start from"):
+    with pytest.raises(UserError, match="mesh.abc is not in a supported format"):
         kind_of_file(tmp_path / "mesh.abc")
     (tmp_path / "points.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
     with pytest.raises(UserError, match="points.obj .*(no faces|cannot be read)"):
