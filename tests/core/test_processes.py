@@ -70,7 +70,7 @@ def test_one_that_dies_ends_the_others(dead, run_processes):
     assert status != 0 and out == ["the same"]
     # The last word is a sentence, in both.
     for process in (0, 1):
-        sentence = f"Process {process} of 2 was ended, by itself or since another one died; start all of them"
+        sentence = f"Process {process} of 2 died, on its own or because another did; start all of them"
         assert ended[process][2].splitlines()[-1].startswith(sentence)
 
 
