@@ -23,7 +23,7 @@ class Attempts:
 
     @contextlib.contextmanager
     def at(self, what: str) -> Iterator[None]:
-        """Record a failure if the block, which writes `what`, raises, e.g. because the disk is full."""
+        """Record a failure if the block that writes `what` raises: a full disk, or no encoder for a video."""
         try:
             yield
         except Exception as error:
