@@ -101,8 +101,8 @@ def mesh_of_all_processes(size: int) -> Mesh:
     processes = jax.process_count()
     if size % processes:
         raise UserError(
-            f"The views that go through the networks at a time make {size} parts, which cannot be divided "
-            f"among {processes} processes; set views to a multiple, or start another number of processes."
+            f"The views of one pass through the networks make {size} parts, which cannot be divided among "
+            f"{processes} processes; set views to a multiple, or start a different number of processes."
         )
     of_each = [jax.local_devices(process_index=index) for index in range(processes)]
     count = _largest_share(size // processes, min(map(len, of_each)))

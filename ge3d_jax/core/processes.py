@@ -47,7 +47,7 @@ class Cluster:
         """Validate the values. Raises UserError."""
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():
             raise UserError(
-                f"The coordinator {self.coordinator!r} has no port; give an address as 10.0.0.1:1234."
+                f"The coordinator {self.coordinator!r} has no port; give an address such as 10.0.0.1:1234."
             )
         if self.processes is not None and self.processes < 1:
             raise UserError(f"There are {self.processes} processes; give at least 1.")
@@ -160,5 +160,5 @@ def check_same(text: str) -> None:
     if differing:
         raise UserError(
             f"Process {differing[0]} was started with other settings than process 0; start all of them with "
-            "the same, but for which one it is."
+            "the same settings, except for the process's own index."
         )

@@ -94,7 +94,7 @@ def kind_of(config: "DataclassInstance", name: str) -> str:
         owner = getattr(owner, part)
     choices = _choices_of(type(owner), field_name)
     if choices is None:
-        raise TypeError(f"{name} is no choice.")
+        raise TypeError(f"{name} is not a choice.")
     return _kind_of_class(name, type(getattr(owner, field_name)), choices)
 
 
@@ -285,7 +285,7 @@ def _full_name(given: str, names: list[str]) -> str:
     """The full name of a setting. Raises UserError unless it is exactly one setting and not a section."""
     inside = [name for name in names if name.startswith(f"{given}.")]
     if inside:
-        raise UserError(f"The setting {given!r} is a section; give one of its settings, as {inside[0]}.")
+        raise UserError(f"The setting {given!r} is a section; give one of its settings, e.g. {inside[0]}.")
     found = _matches(given, names)
     if len(found) > 1:
         raise UserError(f"The setting {given!r} could be {' or '.join(found)}; write one of them in full.")
@@ -342,7 +342,7 @@ def _convert(name: str, value: Any, annotated: Any) -> Any:
         return int(value)
     if inner in (bool, str) and isinstance(value, inner):
         return value
-    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[inner]
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}[inner]
     raise UserError(f"The setting {name} is {shown(value)}; give {expected}.")
 
 
@@ -355,9 +355,9 @@ def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[A
             return tuple(_convert(name, v, kind) for v, kind in zip(value, inner, strict=True))
     plural = "numbers" if all(kind in (*_NUMBERS, Ellipsis) for kind in annotated) else "values"
     if of_any_length:
-        raise UserError(f"The setting {name} is {shown(value)}; give a list of {plural}, as […, …].")
+        raise UserError(f"The setting {name} is {shown(value)}; give a list of {plural}, e.g. […, …].")
     places = ", ".join("…" for _ in annotated)
-    raise UserError(f"The setting {name} is {shown(value)}; give {len(annotated)} {plural}, as [{places}].")
+    raise UserError(f"The setting {name} is {shown(value)}; give {len(annotated)} {plural} as [{places}].")
 
 
 def check_at_least(**bounds: tuple[float, float]) -> None:

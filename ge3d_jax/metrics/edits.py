@@ -47,7 +47,7 @@ def mask_from_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
 def _masked(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Both images (H, W, 3) in float64, black outside the mask (H, W)."""
     if source.shape != target.shape:
-        raise UserError(f"The pictures have {source.shape} and {target.shape} numbers; give two of one size.")
+        raise UserError(f"The pictures have shapes {source.shape} and {target.shape}; give two of one size.")
     if mask is None:
         return np.asarray(source, np.float64), np.asarray(target, np.float64)
     if mask.shape != source.shape[:2]:

@@ -64,7 +64,7 @@ def convert_splats(
     check_splat_path(source)
     if ascii and check_splat_path(target) != ".ply":
         raise UserError(
-            f"{os.fspath(target)} is not a .ply file, and only that can be text; leave ascii out."
+            f"{os.fspath(target)} is not a .ply file, and only .ply can be text; leave ascii out."
         )
     ending = check_splat_path(target, to_write=True)
     if not (math.isfinite(scale) and scale > 0):

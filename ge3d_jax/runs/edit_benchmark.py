@@ -185,7 +185,7 @@ def run_editor(
         pictures = editor([cases[index] for index in filled], number)
         seconds.append(time.monotonic() - begun)
         if not np.isfinite(pictures).all():
-            raise UserError("There are numbers that are not finite; compute in float32, or lower the scale.")
+            raise UserError("Edited pictures have non-finite values; compute in float32, or lower the scale.")
         edited[indices] = to_uint8(pictures[: len(indices)])
         report(f"{sum(map(len, batches[: number + 1]))}/{len(cases)} pictures")
     return edited, seconds

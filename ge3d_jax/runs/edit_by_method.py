@@ -238,7 +238,7 @@ def edit_by_method(
         seconds[name] = time.monotonic() - begun
         if not np.isfinite(np.asarray(edited.latents)).all():
             raise UserError(
-                f"The method {name} gave numbers that are not finite; compute in float32, or lower its scale."
+                f"The method {name} returned non-finite values; compute in float32, or lower its scale."
             )
         edits[name] = _write_method(folder / name, diffusion, edited, pair)
     save_png(

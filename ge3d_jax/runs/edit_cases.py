@@ -130,13 +130,13 @@ def _pie_case(folder: Path, name: str, entry: dict[str, object], size: int, word
     wanted = ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "blended_word", "mask")
     missing = [key for key in wanted if key not in entry]
     if missing:
-        raise UserError(f"The entry {name} of {folder / _MAPPING} lacks {', '.join(missing)}; get it anew.")
+        raise UserError(f"The entry {name} of {folder / _MAPPING} lacks {', '.join(missing)}; get it again.")
     file = folder / _PICTURES / str(entry["image_path"])
     height, width = read_picture(file)[0].shape[:2]
     if (height, width) != (size, size):
         raise UserError(
-            f"{file} has {width} by {height} pixels, and the model makes {size} by {size}; the masks are for "
-            "pictures as they are, so give a model of their size."
+            f"{file} has {width} by {height} pixels, and the model makes {size} by {size}; the masks "
+            "fit only pictures of the original size, so give a model of that size."
         )
     number = str(entry["editing_type_id"])
     kind = PIE_KINDS[int(number)] if number.isdigit() and int(number) < len(PIE_KINDS) else number

@@ -236,7 +236,7 @@ class Checkpoints(Observer):
             # Orbax has its own exceptions for a full disk.
             if not self._has_failed:
                 self._say(
-                    f"The state could not be saved ({reason_of(error)}); the run goes on and tries again."
+                    f"The state could not be saved ({reason_of(error)}); the run continues and tries again."
                 )
             self._has_failed = True
         else:

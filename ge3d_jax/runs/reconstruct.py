@@ -119,8 +119,8 @@ def reconstruct(
     save_png(folder / _SHEET, _sheet(edited[others], before[others], after[others], psnrs, held_out))
     if progress:
         say(
-            f"{ended.iterations} steps towards {count} edited pictures took the object from "
-            f"{measured['held_out']['before']:.1f} to {measured['held_out']['after']:.1f} dB of what the "
-            f"model makes of it, in {len(held_out[0])} views that it was not fitted to."
+            f"{ended.iterations} steps on {count} edited pictures changed the PSNR to the model's edits from "
+            f"{measured['held_out']['before']:.1f} to {measured['held_out']['after']:.1f} dB, in "
+            f"{len(held_out[0])} held-out views."
         )
     return dataclasses.replace(ended, iterations=result.iterations)

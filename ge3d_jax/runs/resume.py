@@ -66,7 +66,7 @@ def check_same_run(
             f"The folder {folder} holds an object, but no state to resume from; start without resume to make "
             "it again."
         )
-    say(f"Nothing was saved in {folder}: the run begins.")
+    say(f"Nothing was saved in {folder}: the run starts over.")
     return False
 
 

@@ -160,7 +160,7 @@ def sample_to_folder(
                 )
                 if not np.isfinite(picture).all():
                     raise UserError(
-                        f"The model {place} returns numbers that are not finite; check it with "
+                        f"The model {place} returns non-finite values; check it with "
                         "`ge3d check-model`, or compute in float32."
                     )
                 pictures.append(enlarge(to_uint8(picture), minimum=_SMALLEST_PICTURE))

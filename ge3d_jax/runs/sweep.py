@@ -178,7 +178,7 @@ def sweep(
 def _lines(prompts: str | Sequence[str] | None, file: str | os.PathLike[str] | None) -> list[Line]:
     """The prompts of a sweep; if none are given, a line that stands for the preset's prompt."""
     if file is not None and prompts is not None:
-        raise UserError("Both prompts and a file of prompts are given; leave one of them out.")
+        raise UserError("Both prompts and a prompt file are given; leave one of them out.")
     if file is not None:
         return read_lines(file)
     if prompts is None:

@@ -70,7 +70,7 @@ def read_lines(file: FilePath) -> list[Line]:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The file of prompts {file} cannot be read ({error}); give a text with a prompt on each line."
+            f"The prompt file {file} cannot be read ({error}); give a text file with a prompt on each line."
         ) from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -89,7 +89,7 @@ def read_lines(file: FilePath) -> list[Line]:
                 )
         lines.append(Line(prompt.strip(), {name: value for name, _, value in pairs}, place))
     if not lines:
-        raise UserError(f"The file of prompts {file} is empty; write a prompt on each line.")
+        raise UserError(f"The prompt file {file} is empty; write a prompt on each line.")
     return lines
 
 

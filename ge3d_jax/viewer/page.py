@@ -140,8 +140,8 @@ def save_viewer(
     if left_out:
         megabytes = (len(page) + everything.characters) / 1e6
         warnings.warn(
-            f"{Path(path).name} would have {megabytes:.0f} MB, so it leaves out {' and '.join(left_out)}; "
-            "the file of the splats has everything.",
+            f"{Path(path).name} would be {megabytes:.0f} MB, so it leaves out {' and '.join(left_out)}; "
+            "the splat file has everything.",
             stacklevel=2,
         )
     told: dict[str, str | int | float] = {"splats": len(everything.shapes), **(numbers or {})}
