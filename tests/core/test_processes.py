@@ -53,7 +53,7 @@ def _run_processes(folder, texts, dying=()):
 def test_processes_that_were_asked_for_the_same_go_through(run_processes):
     for status, out, err in run_processes(["settings"] * 4):
         assert (status, out) == (0, ["the same", "left"]), err
-        assert "was ended" not in err
+        assert "on its own or because" not in err
 
 
 def test_all_are_told_which_one_was_asked_for_something_else(run_processes):

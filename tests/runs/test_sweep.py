@@ -195,7 +195,7 @@ def test_what_else_cannot_be_is_refused_before_anything_runs(sweep, tmp_path):
         sweep(out, seeds=[])
     with pytest.raises(UserError, match="with seed 1 is there twice;"):
         sweep(out, seeds=[1, 1])
-    with pytest.raises(UserError, match="prompts and a file"):
+    with pytest.raises(UserError, match="prompts and a prompt file"):
         sweep(out, file=tmp_path / "prompts.txt")
     with pytest.raises(UserError, match="cannot be read"):
         sweep(out, prompts=None, file=tmp_path / "missing.txt")
