@@ -22,7 +22,7 @@ def shown(value: Any) -> str:
     """Format a value from a file for an error message: on one line, truncated if long."""
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 

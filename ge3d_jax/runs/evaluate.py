@@ -56,7 +56,7 @@ _TURNED_DEGREES = 45.0
 # Image size for likeness, independent of the size used for generation, so that numbers are comparable.
 _LIKENESS_SIZE = 128
 
-# (prompts, key) → pictures (B, H, W, 3) in [0, 1].
+# (prompts, key) → images (B, H, W, 3) in [0, 1].
 Sampler = Callable[[Sequence[str], jax.Array], np.ndarray]
 
 

@@ -24,7 +24,7 @@ _MESH = USUAL
 
 
 def remove_object(folder: Path) -> None:
-    """Remove the results of an earlier run in the same folder, lest they be mistaken for new ones."""
+    """Remove the results of an earlier run in the same folder, so that they are not mistaken for new ones."""
     names = ("object.ply", "mesh.glb", "turntable.mp4", "turntable.gif", "views.png", "viewer.html")
     remove_files(folder / name for name in names)
 

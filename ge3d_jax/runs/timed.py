@@ -135,7 +135,7 @@ class Studio:
     def _compile(self, state: TrainState, context: Prompted, task: Distillation) -> None:
         """Compile an iteration and the scene's scheduled operations."""
         iterate(state, context, task, parts=_parts(task.config), stop_at=1, programs=self._programs)
-        # Place arrays as in the run, lest everything be compiled again.
+        # Place arrays as in the run, to avoid compiling everything again.
         mesh = batch_mesh(_parts(task.config), copied=context)
         state = place(jax.tree.map(lambda leaf: leaf.copy(), state), mesh)
         for done in range(1, task.iterations + 1):
