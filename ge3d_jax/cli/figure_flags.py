@@ -1,4 +1,4 @@
-"""The flags of every script in experiments/figures, and what such a script does."""
+"""The flags shared by the scripts in experiments/figures, and the body of such a script."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ge3d_jax.runs.figures.making import Changed
 
 _SIZES = ("small", "full", "paper")
-# Results of the full size are committed; a first look does not replace them.
+# Full-size results are committed; results of other sizes must not overwrite them.
 _COMMITTED, _OTHERS = Path("docs/results"), Path("outputs/figures")
 
 SIZE = flags.DEFINE_enum(
@@ -32,14 +32,14 @@ MODEL = flags.DEFINE_string("model", None, "A model to use instead of the size's
 
 
 def out() -> Path:
-    """The folder of tables and pictures. Raises UserError where its name is empty."""
+    """The folder for tables and images. Raises UserError if its name is empty."""
     if _OUT.value is None:
         return _COMMITTED if SIZE.value == "full" else _OTHERS / SIZE.value
     return _named("out", _OUT.value)
 
 
 def work() -> Path:
-    """The folder of objects and records. Raises UserError where its name is empty."""
+    """The folder for objects and records. Raises UserError if its name is empty."""
     return _named("work", _WORK.value)
 
 
@@ -52,23 +52,23 @@ def _named(flag: str, folder: str) -> Path:
 
 
 def report(line: str) -> None:
-    """Print a line at once, also where it goes to a file."""
+    """Print a line and flush it, so that it also appears immediately in a file."""
     print(line, flush=True)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run the script that was started, with these flags beside its own, and its docstring in --help."""
+    """Run the calling script with these flags in addition to its own, and its docstring in --help."""
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     script.run(main)
 
 
 def run_figure(name: str, changed: Callable[[str], "Changed | None"] | None = None) -> None:
-    """Be the script of one figure: experiments/figures/NAME.py.
+    """Run the script of one figure, experiments/figures/NAME.py.
 
     Args:
-        name: of the figure, in FIGURES.
-        changed: from the size, what flags of the script's own change; None if they change nothing.
+        name: name of the figure, a key of FIGURES.
+        changed: maps the size to the changes made by the script's own flags; None if there are no changes.
     """
 
     def main() -> None:

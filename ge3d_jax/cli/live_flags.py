@@ -1,4 +1,4 @@
-"""Flags of the live view, the same for the commands that make one object."""
+"""Flags of the live view, shared by the commands that make a single object."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _LIVE_PORT = flags.DEFINE_integer(
 
 
 def observers() -> "list[Observer]":
-    """The live view, where the flags ask for it.
+    """The live view, if the flags request it.
 
     Raises:
         UserError: viser is not installed.

@@ -1,4 +1,4 @@
-"""The flags of the scripts in experiments/figures that compare losses, beside those of every figure."""
+"""Additional flags for the scripts in experiments/figures that compare losses."""
 
 import importlib
 import sys
@@ -34,7 +34,7 @@ _ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no objects; show those 
 
 
 def _given() -> list[str]:
-    """These flags as they were typed."""
+    """The flags as typed on the command line."""
     found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _CLIP, _PROCESSES]
     texts = {flag.name: flag.value for flag in found if flag.present}
     typed = [
@@ -44,7 +44,7 @@ def _given() -> list[str]:
 
 
 def _changed(name: str, size: str) -> "Changed | None":
-    """A figure that compares losses as these flags change it; None where they were left out."""
+    """The changes that these flags make to a figure that compares losses; None if no flag was given."""
     from ge3d_jax.runs.figures.loss_settings import Flags
     from ge3d_jax.runs.figures.making import Changed, model_of
     from ge3d_jax.runs.sweep_plan import parse_seeds
@@ -69,10 +69,10 @@ def _changed(name: str, size: str) -> "Changed | None":
 
 
 def run_loss_figure(name: str) -> None:
-    """Be the script of a figure that compares losses: experiments/figures/NAME.py.
+    """Run the script of a figure that compares losses, experiments/figures/NAME.py.
 
     Args:
-        name: of the figure, in FIGURES; its module has SIZES, and a `make` that takes settings.
+        name: name of the figure, a key of FIGURES; its module has SIZES and a `make` that takes settings.
     """
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -1,4 +1,4 @@
-"""Flags that choose the diffusion model, the same in every script; adopt them as the script's own."""
+"""Flags that choose the diffusion model, shared by all scripts; adopt them as the script's own key flags."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ _TEXTUAL_INVERSION = flags.DEFINE_multi_string(
 
 
 def given() -> dict[str, Any]:
-    """What the flags ask for, by the names of `ModelChoice`; None where a flag was not given."""
-    # Imported when asked for: JAX takes a second, and a mistyped flag should be answered at once.
+    """The flags' values, keyed by the field names of `ModelChoice`; None for a flag that was not given."""
+    # Imported lazily: JAX takes a second to load, and a mistyped flag should fail immediately.
     from ge3d_jax.runs.request import pair_loras
 
     return {
@@ -39,7 +39,7 @@ def given() -> dict[str, Any]:
 
 
 def model_choice() -> "ModelChoice":
-    """The model that the flags ask for."""
+    """The model selected by the flags."""
     from ge3d_jax.runs.model_choice import ModelChoice
 
     return ModelChoice(**{name: value for name, value in given().items() if value is not None})

@@ -1,6 +1,6 @@
-"""The program `ge3d`, whose commands are those of `ge3d_jax.cli.commands`; experiments/ runs them one by one.
+"""The `ge3d` program; its commands live in `ge3d_jax.cli.commands`, and experiments/ has a script for each.
 
-Only the command that is asked for is imported: all of them define flags, several of the same name.
+Only the requested command is imported, because several commands define flags of the same name.
 """
 
 import difflib
@@ -30,13 +30,13 @@ def run_command(name: str, *, program: str | None = None, arguments: Sequence[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names.
+    """Run the command named by the first argument.
 
     Args:
-        arguments: those after the program's name; None takes the process's.
+        arguments: command-line arguments after the program name; None means those of the process.
 
     Returns:
-        the exit status where no command was run.
+        The exit status if no command was run.
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("--help", "-h", "help"):

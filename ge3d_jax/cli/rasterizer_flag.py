@@ -1,4 +1,4 @@
-"""The flag that chooses what renders splats, the same in every script that makes some."""
+"""The flag that chooses the rasterizer, shared by all scripts that make splats."""
 
 from absl import flags
 
@@ -12,5 +12,5 @@ _RASTERIZER = flags.DEFINE_enum(
 
 
 def given() -> dict[str, str]:
-    """The setting that the flag asks for; none where it was not given."""
+    """The setting selected by the flag; empty if the flag was not given."""
     return {} if _RASTERIZER.value is None else {"scene.rasterizer": _RASTERIZER.value}

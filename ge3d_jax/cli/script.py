@@ -1,6 +1,6 @@
-"""Shared by every script: parsing of flags, user errors reported in one line, a cache of compiled code.
+"""Code shared by all scripts: flag parsing, one-line user errors, and the cache of compiled code.
 
-Nothing heavy is imported here, so that `--help` and a mistyped flag respond at once.
+Nothing heavy is imported here, so that `--help` and mistyped flags respond immediately.
 """
 
 import importlib
@@ -16,9 +16,9 @@ from absl import app, flags, logging
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
 
-# A run ended without what was asked for; what there is of it was written.
+# The run ended without the requested result; partial results were written.
 EXIT_FAILED = 1
-# Somebody has to change something: what was asked for, or that there is no room to write.
+# The user has to act: correct the request, or make room on the disk.
 EXIT_USER_ERROR = 2
 # The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -31,9 +31,9 @@ def _fail(program: str, message: str) -> int:
 
 
 def expand_home(argument: str) -> str:
-    """An argument whose path begins with ~ or ~user, with that home folder instead.
+    """Expand a leading ~ or ~user in an argument's path to the home folder.
 
-    A shell expands it only where the argument begins with it, so not in --out=~/pictures.
+    A shell does this only at the beginning of an argument, so not in --out=~/pictures.
     """
     name, equals, value = argument.partition("=")
     if argument.startswith("-"):
@@ -50,7 +50,7 @@ def _in_home(text: str) -> str:
 def _parse_flags(arguments: Sequence[str], names: Sequence[str], module: str) -> list[str]:
     program = arguments[0]
     if any(argument in _HELP for argument in arguments[1:]):
-        # absl's own names the script that was started, not the module that has the flags, and exits with 1.
+        # absl's own help names the started script rather than the module with the flags, and exits with 1.
         told = (sys.modules[module].__doc__ or "").rstrip()
         print(f"{told}\n{flags.FLAGS.module_help(sys.argv[0] if module == '__main__' else module)}")
         sys.exit(0)
@@ -74,8 +74,8 @@ def parse_settings(pairs: Sequence[str], *, iterations: int | None = None) -> di
     """Split the values of `--set=name=value` flags.
 
     Args:
-        pairs: the values.
-        iterations: of the setting's own flag, which goes before them; None where it was not given.
+        pairs: the flag values.
+        iterations: value of the separate --iterations flag, which takes precedence; None if not given.
 
     Raises:
         UserError: a value has no name or no "=".
@@ -94,10 +94,10 @@ def parse_settings(pairs: Sequence[str], *, iterations: int | None = None) -> di
 
 
 def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
-    """Whole numbers above 0 from a flag that lists them.
+    """Parse a flag that lists positive integers.
 
     Raises:
-        UserError: a value is something else.
+        UserError: a value is not a positive integer.
     """
     if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
         raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, e.g. --{flag}=1,4.")
@@ -128,12 +128,12 @@ def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = ""
 
 
 def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = ()) -> int:
-    """Say at the end what there is to say of a run, on standard error where it failed; the exit status.
+    """Print a run's closing messages, to standard error if it failed, and return the exit status.
 
     Args:
-        advice: what there is to say.
-        failed: whether the run did not come to its end.
-        unwritten: what could not be written: a full disk is the user's to mend.
+        advice: sentences to print.
+        failed: whether the run ended early.
+        unwritten: sentences on what could not be written; these count as a user error, as with a full disk.
     """
     status = EXIT_USER_ERROR if unwritten else EXIT_FAILED if failed else 0
     for sentence in (*advice, *unwritten):
@@ -149,23 +149,23 @@ def run(
     program: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parse the flags, run `main`, and exit: 2 on a user error, 130 on Ctrl-C, else as `main` says.
+    """Parse the flags, run `main`, and exit with 2 on a user error, 130 on Ctrl-C, or the status from `main`.
 
     Args:
-        main: the script, called with the positional arguments. Returns the exit status, None for 0.
+        main: the script, called with the positional arguments. Returns the exit status, or None for 0.
         positional: names of the positional arguments, all required.
-        module: name of the module that has the flags, and a docstring that --help shows before them.
-        program: what messages begin with; None is the script's file.
-        arguments: what follows the program's name; None takes the process's.
+        module: name of the module that defines the flags and whose docstring introduces them in --help.
+        program: program name that prefixes messages; None means the script's file name.
+        arguments: command-line arguments after the program name; None means those of the process.
     """
     program = Path(sys.argv[0]).name if program is None else program
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        """Print a warning in one line, without its place in the code: it is for the user of the script."""
+        """Print a warning on one line without its source location, which is of no use to a script's user."""
         print(f"{program}: {message}", file=sys.stderr)
 
     def guarded(arguments: Sequence[str]) -> int:
-        # JAX logs which accelerators it did not find, which is not news on a machine without any.
+        # JAX logs which accelerators it did not find, which is just noise on a machine without any.
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = show_warning
         from ge3d_jax.core.devices import use_processor_cores

@@ -1,4 +1,4 @@
-"""Flags on what watches a run and what it prints, the same for all commands that begin one."""
+"""Flags for a run's observers and output, shared by all commands that start a run."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,24 +17,24 @@ _TENSORBOARD = flags.DEFINE_bool(
 
 
 def quiet() -> bool:
-    """Whether to print only what goes wrong."""
+    """Whether to print only problems."""
     return _QUIET.value
 
 
 def say(*sentences: str) -> None:
-    """Print lines, unless it is to be quiet."""
+    """Print lines unless --quiet was given."""
     if not quiet():
         print(*sentences, sep="\n")
 
 
 def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = ()) -> int:
-    """`script.conclude`, without advice where it is to be quiet and nothing went wrong."""
+    """Call `script.conclude`, without advice if --quiet was given and nothing went wrong."""
     is_silent = quiet() and not failed and not unwritten
     return script.conclude([] if is_silent else advice, failed=failed, unwritten=unwritten)
 
 
 def observers() -> "list[Observer]":
-    """Those that the flags ask for, of one run.
+    """The observers of one run that the flags request.
 
     Raises:
         UserError: a package that one of them needs is not installed.

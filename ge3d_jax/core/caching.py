@@ -13,7 +13,7 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_code() -> None:
-    """Let JAX reuse code compiled in earlier runs; a cache that is already configured is left unchanged."""
+    """Let JAX reuse code compiled in earlier runs; an already configured cache is left as it is."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -21,5 +21,5 @@ def keep_compiled_code() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_KEPT_SECONDS)
-    # JAX looks for its cache only at the first compilation, which a notebook may already have run.
+    # JAX looks for its cache only at the first compilation, which may already have happened in a notebook.
     compilation_cache.reset_cache()

@@ -1,7 +1,8 @@
-"""The devices JAX runs on: sharding a batch across them, their memory, and the compute precision.
+"""The devices JAX runs on: batch sharding, device memory, and compute precision.
 
-The devices are one or more GPUs, or two halves of a CPU. Where several processes work together, each has its
-own; arrays lie on those of all processes where these share the views of one object, else on those of one.
+The devices are one or more GPUs, or a CPU split into two halves. In a multi-process run every process has its
+own devices. Arrays span the devices of all processes when the processes share the views of one object, and
+otherwise those of a single process.
 
 XLA leaves much of a second CPU core idle within one program. Two CPU devices, each with half of the batch,
 keep it busy: on two cores a UNet pass over 16 latents takes 0.55 of the time, a training step 0.6.
@@ -25,25 +26,25 @@ from ge3d_jax.core.errors import UserError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# Of a mesh: the views of an iteration, or another batch, and the seeds that step together.
+# Mesh axes: the batch (e.g. the views of one iteration), and the seeds that are optimized in lockstep.
 BATCH_AXIS = "batch"
 SEEDS_AXIS = "seeds"
 # More CPU devices gave no measurable speedup.
 _LARGEST_CPU_COUNT = 2
-# Largest share of a machine's memory to spend on copies of a model.
+# Largest fraction of the machine's memory to spend on copies of a model.
 _LARGEST_SHARE_OF_COPIES = 0.2
 # Compute capability of the first NVIDIA GPUs with bfloat16, cuDNN's flash attention and Triton.
 _AMPERE = (8, 0)
 
 
 def use_processor_cores() -> None:
-    """Expose the CPU to JAX as two devices if it has two cores; call before JAX is first used."""
+    """Expose a CPU with at least two cores to JAX as two devices; call this before JAX is first used."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", min(_LARGEST_CPU_COUNT, cores))
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """Bytes that JAX may use on a device; for a CPU all of the machine's memory. None if unknown."""
+    """Bytes that JAX may use on a device; for a CPU, all of the machine's memory. None if unknown."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
@@ -51,12 +52,12 @@ def memory_limit(device: jax.Device) -> int | None:
 
 
 def memory_in_use(device: jax.Device) -> int:
-    """Bytes of a device's memory that arrays occupy now; 0 if it does not report this, as on CPUs."""
+    """Bytes of device memory currently in use by arrays; 0 if the device does not report it, as on CPUs."""
     return (device.memory_stats() or {}).get("bytes_in_use", 0)
 
 
 def _largest_share(size: int, devices: int) -> int:
-    """The largest number of at most so many devices that divides `size`."""
+    """The largest number up to `devices` that divides `size`."""
     return max(number for number in range(1, devices + 1) if size % number == 0)
 
 
@@ -65,13 +66,13 @@ def batch_mesh(size: int, *, seeds: int = 1, copied: Any = None) -> Mesh:
 
     Args:
         size: number of elements in the batch.
-        seeds: how many batches are computed at a time. They are divided among the devices first: seeds have
-            nothing to tell each other.
+        seeds: number of batches computed at a time. Devices are assigned to seeds first, because seeds do
+            not communicate.
         copied: pytree of arrays that will be replicated on every device. CPU devices share one memory, so
             only one is used if the copies would take much of it.
 
     Returns:
-        A mesh with the axis BATCH_AXIS; with several seeds SEEDS_AXIS comes before it.
+        A mesh with the axis BATCH_AXIS, preceded by SEEDS_AXIS if there are several seeds.
     """
     devices = jax.local_devices()
     limit = memory_limit(devices[0])
@@ -86,7 +87,7 @@ def batch_mesh(size: int, *, seeds: int = 1, copied: Any = None) -> Mesh:
 
 
 def mesh_of_all_processes(size: int) -> Mesh:
-    """A mesh over the devices of all processes, equally many of each, that divides a batch evenly.
+    """A mesh over the same number of devices from every process that divides a batch evenly.
 
     Args:
         size: number of elements in the batch.
@@ -100,8 +101,8 @@ def mesh_of_all_processes(size: int) -> Mesh:
     processes = jax.process_count()
     if size % processes:
         raise UserError(
-            f"The views that go through the networks at a time make {size} parts, which cannot be divided "
-            f"among {processes} processes; set views to a multiple, or start another number of processes."
+            f"The views of one pass through the networks make {size} parts, which cannot be divided among "
+            f"{processes} processes; set views to a multiple, or start a different number of processes."
         )
     of_each = [jax.local_devices(process_index=index) for index in range(processes)]
     count = _largest_share(size // processes, min(map(len, of_each)))
@@ -109,9 +110,9 @@ def mesh_of_all_processes(size: int) -> Mesh:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Arrays as full copies on each of this process's devices of the mesh.
+    """Replicate arrays on every device of the mesh that belongs to this process.
 
-    Where the mesh is of several processes, each of them has to give the same arrays: nothing is sent.
+    On a mesh that spans several processes, every process must pass the same arrays: nothing is sent.
     """
     if not mesh.is_multi_process:
         return jax.device_put(tree, replicated(mesh))
@@ -124,26 +125,26 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: an equal part of the leading axis on each device."""
+    """Sharding of a batch: the leading axis is split evenly across the devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays that every device needs: a full copy on each."""
+    """Sharding of arrays that every device needs in full: one copy per device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def first_copy(tree: Any) -> Any:
-    """Replicated arrays as their copy on the first device; everything else unchanged."""
+    """Replace replicated arrays by their copy on the first device; leave everything else unchanged."""
     return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of device that programs are compiled for without having one.
+    """A type of device that programs can be compiled for without the device being present.
 
     Attributes:
-        platform: as JAX names it, "gpu".
+        platform: JAX's name for it, e.g. "gpu".
         capability: compute capability of an NVIDIA GPU, e.g. (9, 0); None for other devices.
     """
 
@@ -156,9 +157,9 @@ _TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
 @contextlib.contextmanager
 def compiling_for(target: Target) -> Iterator[None]:
-    """Within the block, what is traced is traced for another device than the one JAX runs on.
+    """Trace functions within the block for a different device than the one JAX runs on.
 
-    JAX does not know of it: a function that was traced outside of the block is not traced again.
+    JAX is unaware of the target: a function already traced outside the block is not traced again.
     """
     token = _TARGET.set(target)
     try:
@@ -168,18 +169,18 @@ def compiling_for(target: Target) -> Iterator[None]:
 
 
 def target_platform() -> str:
-    """The platform that is traced for: JAX's default one, or that of `compiling_for`."""
+    """The platform to trace for: JAX's default, or the one set by `compiling_for`."""
     target = _TARGET.get()
     return jax.default_backend() if target is None else target.platform
 
 
 def is_target_here() -> bool:
-    """Whether what is traced is to run here."""
+    """Whether traced functions will run on this machine's own devices."""
     return _TARGET.get() is None
 
 
 def _compute_capability() -> tuple[int, int] | None:
-    """Compute capability of the first device if it is an NVIDIA GPU, e.g. (8, 0) for Ampere; else None."""
+    """Compute capability if the first device is an NVIDIA GPU, e.g. (8, 0) for Ampere; None otherwise."""
     target = _TARGET.get()
     if target is not None:
         return target.capability
@@ -198,7 +199,7 @@ def runs_triton() -> bool:
 
 
 def computes_bfloat16() -> bool:
-    """Whether bfloat16 is worthwhile on this device: on all accelerators except GPUs older than Ampere."""
+    """Whether bfloat16 pays off on this device: true for all accelerators except GPUs older than Ampere."""
     if target_platform() == "cpu":
         return False
     capability = _compute_capability()

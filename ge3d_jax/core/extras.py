@@ -1,4 +1,4 @@
-"""Packages that are installed only where they are wanted."""
+"""Optional dependencies."""
 
 import importlib
 from typing import Any
@@ -10,17 +10,17 @@ def load_package(name: str, *, wanted_by: str, install: str | None = None) -> An
     """Import an optional package, or a module of one.
 
     Args:
-        name: of the module.
-        wanted_by: what needs it, for the message.
-        install: what to give to pip; None is the package.
+        name: name of the module.
+        wanted_by: the feature that needs it, for the error message.
+        install: the arguments to `pip install`; None means the package itself.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # The package itself, or one that it needs and that was left out.
+        # The missing package is the requested one or one of its own dependencies.
         missing, package = (each.partition(".")[0] for each in (error.name or name, name))
         raise UserError(
             f"{wanted_by} needs the package {missing}; run pip install {install or package}."

@@ -1,4 +1,4 @@
-"""Several processes that work together, on one machine or many: `jax.distributed` finds and watches them."""
+"""Multi-process runs, on one machine or many: `jax.distributed` connects and monitors the processes."""
 
 import atexit
 import dataclasses
@@ -14,11 +14,11 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 
-# The first to be through waits for the last one, which may have much more to do.
+# The first process to finish waits for the last, which may have much more work left.
 _LONGEST_WAIT_SECONDS = 30 * 24 * 3600
 
-# What is run beside each process: it reads until that one has ended, and has the last word where it did not
-# come to its end by itself. JAX aborts a process whose neighbor died, and nothing runs in it after that.
+# The program that runs beside each process: it reads until that process has ended, and prints a message if
+# the process was killed. JAX aborts a process when a peer dies, so nothing can run in the process itself.
 _LAST_WORD = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
@@ -26,14 +26,15 @@ _LAST_WORD = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr
 class Cluster:
     """How this process finds the others.
 
-    What is None is looked for in the environment: Slurm, MPI, Kubernetes and the clouds that JAX knows.
+    Values that are None are detected from the environment: Slurm, MPI, Kubernetes, and the clouds that JAX
+    supports.
 
     Attributes:
-        coordinator: address and port of process 0, "10.0.0.1:1234".
-        processes: how many there are.
-        process: which one this is, from 0.
-        wait_seconds: for how long to wait for the others at the start.
-        heartbeat_seconds: a process that was not heard for so long is taken for dead.
+        coordinator: address and port of process 0, e.g. "10.0.0.1:1234".
+        processes: number of processes.
+        process: index of this process, from 0.
+        wait_seconds: how long to wait for the other processes at startup.
+        heartbeat_seconds: a process that has been silent for this long is considered dead.
     """
 
     coordinator: str | None = None
@@ -43,10 +44,10 @@ class Cluster:
     heartbeat_seconds: int = 60
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the values. Raises UserError."""
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():
             raise UserError(
-                f"The coordinator {self.coordinator!r} has no port; give an address as 10.0.0.1:1234."
+                f"The coordinator {self.coordinator!r} has no port; give an address such as 10.0.0.1:1234."
             )
         if self.processes is not None and self.processes < 1:
             raise UserError(f"There are {self.processes} processes; give at least 1.")
@@ -58,21 +59,21 @@ class Cluster:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left to be found."""
+        """Whether every value is given, so that nothing has to be detected."""
         return None not in (self.coordinator, self.processes, self.process)
 
 
 def join(cluster: Cluster) -> None:
-    """Become one of several processes; called before JAX is first used.
+    """Join a group of processes; call this before JAX is first used.
 
-    From then on a process that dies ends the others; a sentence says so after JAX's own lines. One that ends
-    with an error waits for the others before it is gone.
+    From then on, a process that dies takes the others down; a sentence after JAX's own output says so. A
+    process that ends with an error waits for the others before it exits.
 
     Args:
-        cluster: how to find the others.
+        cluster: how to find the other processes.
 
     Raises:
-        UserError: the others do not come, or the environment tells nothing of any.
+        UserError: the other processes do not connect, or the environment does not describe any.
     """
     errors: list[Exception] = []
 
@@ -90,8 +91,8 @@ def join(cluster: Cluster) -> None:
         except Exception as error:
             errors.append(error)
 
-    # JAX ends the program where nobody answers, with a trace of its own. It is asked from a thread, so that
-    # there is time for a sentence before it does.
+    # If nobody answers, JAX terminates the program with a stack trace. Running it in a thread leaves time to
+    # raise a readable error first.
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
     thread.join(cluster.wait_seconds)
@@ -104,17 +105,17 @@ def join(cluster: Cluster) -> None:
     if errors:
         raise UserError(
             f"The processes cannot find each other ({errors[0]}); give the coordinator, the number of "
-            "processes and which one this is."
+            "processes and the index of this one."
         ) from errors[0]
     _have_last_word(
-        f"Process {jax.process_index()} of {jax.process_count()} was ended, by itself or since another one "
-        "died; start all of them again, with --resume to go on from what was saved."
+        f"Process {jax.process_index()} of {jax.process_count()} died, on its own or because another did; "
+        "start all of them again, with --resume to continue from the last saved state."
     )
 
 
 def _have_last_word(sentence: str) -> None:
-    """Print a sentence on standard error if this process is ended from outside."""
-    # In a session of its own, where Ctrl-C does not reach it.
+    """Print a sentence to standard error if this process is killed from outside."""
+    # In its own session, so that Ctrl-C does not reach it.
     command = [sys.executable, "-S", "-c", _LAST_WORD, sentence]
     beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     pipe = beside.stdin
@@ -123,31 +124,31 @@ def _have_last_word(sentence: str) -> None:
 
 
 def leave() -> None:
-    """Wait until the other processes are through, too. Nothing happens in a process by itself."""
+    """Wait until the other processes have finished, too. A no-op in a single-process run."""
     jax.distributed.shutdown()
 
 
 def abandon(reason: str) -> NoReturn:
-    """End this process and so the others, who would wait for it in the middle of a program they share."""
+    """Exit this process and thereby the others, which would otherwise wait for it in a shared program."""
     print(reason, file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether it is so in any of the processes; each of them has to ask."""
+    """Whether the flag is set in any of the processes; all of them must call this."""
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def check_same(text: str) -> None:
-    """Check that all processes were asked for the same.
+    """Check that all processes were given the same request.
 
     Args:
-        text: says all that they were asked for.
+        text: a complete description of the request.
 
     Raises:
-        UserError: in each of them, where one was asked for something else.
+        UserError: the requests differ; raised in every process.
     """
     if jax.process_count() == 1:
         return
@@ -159,5 +160,5 @@ def check_same(text: str) -> None:
     if differing:
         raise UserError(
             f"Process {differing[0]} was started with other settings than process 0; start all of them with "
-            "the same, but for which one it is."
+            "the same settings, except for the process's own index."
         )

@@ -1,4 +1,4 @@
-"""Random numbers: drawn in a row, and sorted by who shares them."""
+"""Random numbers: draws that compile quickly, and draws grouped by whether views share them."""
 
 import math
 from typing import Any
@@ -8,21 +8,20 @@ from flax import struct
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal numbers of this shape, the same as those of `jax.random.normal`.
+    """Draw standard normal samples, identical to those of `jax.random.normal`.
 
-    XLA takes several times longer to compile a draw with four axes for a processor than one with a single
-    axis.
+    On CPUs, XLA takes several times longer to compile a draw with four axes than one with a single axis.
     """
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
 @struct.dataclass
 class Draws:
-    """What chance decides in an iteration.
+    """The random draws of one iteration.
 
     Attributes:
-        shared: a pytree of what all views have in common.
-        per_view: a pytree of arrays with a leading axis of views.
+        shared: a pytree of the draws that all views share.
+        per_view: a pytree of arrays with a leading view axis.
     """
 
     shared: Any

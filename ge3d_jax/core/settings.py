@@ -1,8 +1,8 @@
-"""Trees of settings: frozen dataclasses with sections of any depth, addressed by dotted names.
+"""Settings trees: nested frozen dataclasses whose fields are addressed by dotted names.
 
 A section is a setting whose value is a frozen dataclass: `scene.density.every` is the setting `every` of the
-section `density` of the section `scene`. A section may be a choice among several dataclasses, each with a
-kind: `guidance.kind` says which one is there.
+section `density` of the section `scene`. A section may be a choice among several dataclasses, each identified
+by a kind; `guidance.kind` selects one.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 _CHOICES = "choices"
 _KIND = "kind"
 _NUMBERS = (int, float)
-# More would be a list, not a hint.
+# A longer hint would be a list.
 _MOST_SUGGESTIONS = 4
 
 
 @dataclasses.dataclass
 class _Draft:
-    """A section under change: dataclasses check themselves, so they are built when all values are there."""
+    """A mutable section: dataclasses validate themselves, so they are built once all values are known."""
 
     cls: type
-    # Those of sections are drafts.
+    # The values of sections are drafts themselves.
     values: dict[str, Any]
 
 
@@ -41,9 +41,9 @@ def choice(choices: Callable[[], Mapping[str, type]], default: Any) -> Any:
     """A dataclass field whose value is one of several frozen dataclasses.
 
     Args:
-        choices: gives the mapping of kind → class, in the order to be told. Each kind has a class of its own,
-            which can be made without arguments and has no setting named `kind`. It is called when the
-            settings are used rather than when they are defined, so that it may import.
+        choices: returns the mapping of kind → class, in display order. Each kind has its own class, which
+            can be constructed without arguments and has no setting named `kind`. The function is called when
+            the settings are used rather than when they are defined, so that it may import modules lazily.
         default: an instance of one of the classes.
 
     Returns:
@@ -53,18 +53,18 @@ def choice(choices: Callable[[], Mapping[str, type]], default: Any) -> Any:
 
 
 def _is_section(value: Any) -> TypeGuard["DataclassInstance"]:
-    """Whether a value holds settings of its own."""
+    """Whether a value is a section, i.e. holds settings itself."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _choices_of(owner: type, field_name: str) -> Mapping[str, type] | None:
-    """Kind → class of that field of a dataclass; None where it is no choice."""
+    """The mapping of kind → class of a dataclass field; None if the field is not a choice."""
     (field,) = [field for field in dataclasses.fields(owner) if field.name == field_name]
     return field.metadata[_CHOICES]() if _CHOICES in field.metadata else None
 
 
 def _kind_of_class(name: str, cls: type, choices: Mapping[str, type]) -> str:
-    """The kind of the class. Raises TypeError where the section `name` holds what is no choice."""
+    """The kind of a class. Raises TypeError if the section `name` holds none of its choices."""
     for kind, known in choices.items():
         if known is cls:
             return kind
@@ -72,7 +72,7 @@ def _kind_of_class(name: str, cls: type, choices: Mapping[str, type]) -> str:
 
 
 def _class_of_kind(name: str, kind: Any, choices: Mapping[str, type]) -> type:
-    """The class of the kind. Raises UserError where the section `name` has no such kind."""
+    """The class of a kind. Raises UserError if the section `name` has no such kind."""
     if not isinstance(kind, str) or kind not in choices:
         raise UserError(f"The setting {name}.{_KIND} is {shown(kind)}; use one of {', '.join(choices)}.")
     return choices[kind]
@@ -82,11 +82,11 @@ def kind_of(config: "DataclassInstance", name: str) -> str:
     """The kind of a section that is a choice.
 
     Args:
-        config: a frozen dataclass of settings and of sections of settings.
-        name: the full dotted name of the section, `guidance` or `scene.density`.
+        config: a frozen dataclass of settings and sections.
+        name: the full dotted name of the section, such as `guidance` or `scene.density`.
 
     Raises:
-        TypeError: the section is no choice, or holds something else than one.
+        TypeError: the section is not a choice, or its value is none of the choices.
     """
     owner_name, _, field_name = name.rpartition(".")
     owner: Any = config
@@ -94,18 +94,18 @@ def kind_of(config: "DataclassInstance", name: str) -> str:
         owner = getattr(owner, part)
     choices = _choices_of(type(owner), field_name)
     if choices is None:
-        raise TypeError(f"{name} is no choice.")
+        raise TypeError(f"{name} is not a choice.")
     return _kind_of_class(name, type(getattr(owner, field_name)), choices)
 
 
 def to_tree(config: "DataclassInstance") -> dict[str, Any]:
-    """All settings as nested dictionaries, for JSON; those of choices hold `kind` first.
+    """Convert all settings to nested dictionaries, for JSON; a choice's dictionary begins with `kind`.
 
     Args:
-        config: a frozen dataclass of settings and of sections of settings.
+        config: a frozen dataclass of settings and sections.
 
     Returns:
-        Name → value, or name → the same of a section. Tuples stay tuples.
+        Name → value, or name → nested dictionary for a section. Tuples stay tuples.
     """
     tree: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -120,21 +120,21 @@ def to_tree(config: "DataclassInstance") -> dict[str, Any]:
 
 
 def from_tree(default: Settings, tree: Mapping[str, Any]) -> Settings:
-    """Read what `to_tree` made, also after it has been through JSON.
+    """Rebuild settings from the output of `to_tree`, even after a round trip through JSON.
 
     Args:
-        default: settings of the same class, for the classes of the sections that are no choices.
-        tree: name → value, or name → the same of a section. It holds every setting.
+        default: settings of the same class; provides the classes of the sections that are not choices.
+        tree: name → value, or name → nested dictionary for a section; every setting is present.
 
     Raises:
-        UserError: an unknown or a missing setting, a kind that does not exist, or a value of the wrong kind;
-            names it.
+        UserError: an unknown or missing setting, a kind that does not exist, or a value of the wrong type;
+            the message names it.
     """
     return _from_tree(default, tree, "")
 
 
 def _from_tree(default: Settings, tree: Any, prefix: str) -> Settings:
-    """`from_tree` of the section whose settings' names begin with `prefix`."""
+    """Apply `from_tree` to the section whose setting names begin with `prefix`."""
     if not isinstance(tree, Mapping):
         section = prefix.removesuffix(".") or "configuration"
         raise UserError(f"The section {section} is {shown(tree)}; give its settings by name.")
@@ -147,7 +147,7 @@ def _from_tree(default: Settings, tree: Any, prefix: str) -> Settings:
     for name in known:
         current = getattr(default, name)
         if _is_section(current):
-            # The first setting of a section that is not there is what is missing.
+            # For an absent section, the error names its first setting.
             inner = tree.get(name, {})
             choices = _choices_of(type(default), name)
             if choices is not None and isinstance(inner, Mapping):
@@ -161,7 +161,7 @@ def _from_tree(default: Settings, tree: Any, prefix: str) -> Settings:
 
 
 def _given(tree: Mapping[str, Any], name: str, prefix: str) -> Any:
-    """The value of that name. Raises UserError where there is none."""
+    """The value called `name`. Raises UserError if there is none."""
     if name not in tree:
         raise UserError(
             f"The configuration lacks the setting {prefix}{name}; add it, or start from a preset."
@@ -170,10 +170,10 @@ def _given(tree: Mapping[str, Any], name: str, prefix: str) -> Any:
 
 
 def setting_names(config: "DataclassInstance") -> list[str]:
-    """The full dotted names of all settings, in the order of the tree; `….kind` is a choice's first.
+    """The full dotted names of all settings, in tree order; a choice's names begin with `….kind`.
 
     Args:
-        config: a frozen dataclass of settings and of sections of settings.
+        config: a frozen dataclass of settings and sections.
     """
     return _draft_names(_opened(config))
 
@@ -182,16 +182,17 @@ def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
     """A copy of `config` with some settings changed.
 
     Args:
-        config: a frozen dataclass of settings and of sections of settings.
-        overrides: dotted setting name → value. The end of a name will do where only one setting ends so,
-            `density.every` for `scene.density.every`; where two names mean the same setting the later one
-            counts. A text for a setting that is no text is read as JSON (`"4"`, `"true"`, `"[3.35, 3.65]"`,
-            `"null"`), so that values may come from a command line. The kinds of choices are set first,
-            wherever they stand: another kind brings its own defaults, and nothing of the former stays.
+        config: a frozen dataclass of settings and sections.
+        overrides: dotted setting name → value. The end of a name suffices if it is unambiguous, e.g.
+            `density.every` for `scene.density.every`; if two names refer to the same setting, the later one
+            wins. A string for a non-string setting is parsed as JSON (`"4"`, `"true"`, `"[3.35, 3.65]"`,
+            `"null"`), so that values may come from a command line. Kinds of choices are applied first,
+            regardless of their position: a new kind starts from its own defaults and keeps none of the
+            previous kind's values.
 
     Raises:
-        UserError: an unknown setting (names it and close matches), the end of several settings' names (names
-            them), a kind that does not exist (names those that do), or a value of the wrong kind.
+        UserError: an unknown setting (the message suggests close matches), an ambiguous name (lists the
+            candidates), a kind that does not exist (lists the valid ones), or a value of the wrong type.
     """
     draft = _opened(config)
     _choose_kinds(draft, overrides)
@@ -199,7 +200,7 @@ def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
     for given, value in overrides.items():
         name = _full_name(given, names)
         owner, leaf = _owner(draft, name)
-        # Else it is a kind, which has been chosen.
+        # Otherwise it is a kind, which has already been applied.
         if leaf in owner.values:
             annotated = typing.get_type_hints(owner.cls)[leaf]
             owner.values[leaf] = _convert(name, _read(name, value, annotated), annotated)
@@ -207,14 +208,14 @@ def with_overrides(config: Settings, overrides: Mapping[str, Any]) -> Settings:
 
 
 def _opened(config: "DataclassInstance") -> _Draft:
-    """The settings as a draft."""
+    """Convert settings to a draft."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     opened = {name: _opened(value) if _is_section(value) else value for name, value in values.items()}
     return _Draft(type(config), opened)
 
 
 def _closed(draft: _Draft) -> Any:
-    """The settings of a draft, sections before what holds them."""
+    """Build the settings of a draft, inner sections first."""
     values = draft.values.items()
     return draft.cls(
         **{name: _closed(value) if isinstance(value, _Draft) else value for name, value in values}
@@ -222,7 +223,7 @@ def _closed(draft: _Draft) -> Any:
 
 
 def _draft_names(draft: _Draft, prefix: str = "") -> list[str]:
-    """`setting_names` of a draft."""
+    """The `setting_names` of a draft."""
     names = []
     for name, value in draft.values.items():
         if not isinstance(value, _Draft):
@@ -235,7 +236,7 @@ def _draft_names(draft: _Draft, prefix: str = "") -> list[str]:
 
 
 def _owner(draft: _Draft, name: str) -> tuple[_Draft, str]:
-    """The section that a setting belongs to, and its name there."""
+    """The section that contains a setting, and the setting's name within it."""
     *path, leaf = name.split(".")
     for part in path:
         draft = draft.values[part]
@@ -243,7 +244,7 @@ def _owner(draft: _Draft, name: str) -> tuple[_Draft, str]:
 
 
 def _choose_kinds(draft: _Draft, overrides: Mapping[str, Any]) -> None:
-    """Put the sections in place that the kinds among the overrides ask for."""
+    """Apply the kinds among the overrides: replace each choice by a section of the given kind."""
     pending = dict(overrides)
     while True:
         names = _draft_names(draft)
@@ -251,14 +252,14 @@ def _choose_kinds(draft: _Draft, overrides: Mapping[str, Any]) -> None:
         kinds = {found[0]: pending[given] for given, found in full_names.items() if _are_kind(draft, found)}
         if not kinds:
             return
-        # The outer ones first: they bring the sections that the inner ones mean.
+        # Outermost first: outer kinds introduce the sections that inner ones refer to.
         name = min(kinds, key=lambda kind: kind.count("."))
         _choose_kind(draft, name.removesuffix(f".{_KIND}"), kinds[name])
         pending = {given: value for given, value in pending.items() if full_names[given] != [name]}
 
 
 def _are_kind(draft: _Draft, names: list[str]) -> bool:
-    """Whether the names are one, that of a choice's kind rather than of a setting that is called so."""
+    """Whether there is a single name and it is a choice's kind, not an ordinary setting named `kind`."""
     if len(names) != 1:
         return False
     owner, leaf = _owner(draft, names[0])
@@ -266,25 +267,25 @@ def _are_kind(draft: _Draft, names: list[str]) -> bool:
 
 
 def _choose_kind(draft: _Draft, section: str, kind: Any) -> None:
-    """Make the choice `section` of the kind, with that one's defaults where it is another than before."""
+    """Switch the choice `section` to a kind; unless that is its current kind, it starts from the defaults."""
     owner, name = _owner(draft, section)
     choices = _choices_of(owner.cls, name)
-    assert choices is not None  # its kind is a setting
+    assert choices is not None  # it has a kind
     cls = _class_of_kind(section, kind, choices)
     if owner.values[name].cls is not cls:
         owner.values[name] = _opened(cls())
 
 
 def _matches(given: str, names: Iterable[str]) -> list[str]:
-    """The setting of that name, else those whose names end so."""
+    """The setting called `given`; failing that, those whose names end with it."""
     return [given] if given in names else [name for name in names if name.endswith(f".{given}")]
 
 
 def _full_name(given: str, names: list[str]) -> str:
-    """The full name of the setting. Raises UserError unless it is one setting, and no section."""
+    """The full name of a setting. Raises UserError unless it is exactly one setting and not a section."""
     inside = [name for name in names if name.startswith(f"{given}.")]
     if inside:
-        raise UserError(f"The setting {given!r} is a section; give one of its settings, as {inside[0]}.")
+        raise UserError(f"The setting {given!r} is a section; give one of its settings, e.g. {inside[0]}.")
     found = _matches(given, names)
     if len(found) > 1:
         raise UserError(f"The setting {given!r} could be {' or '.join(found)}; write one of them in full.")
@@ -294,7 +295,7 @@ def _full_name(given: str, names: list[str]) -> str:
 
 
 def _no_such_setting(given: str, names: list[str]) -> UserError:
-    """The error that names a setting which does not exist, and those that look like it."""
+    """The error for a setting that does not exist, with similar names as suggestions."""
     leaves = {name: name.rsplit(".", 1)[-1] for name in names}
     close_leaves = difflib.get_close_matches(given.rsplit(".", 1)[-1], set(leaves.values()), n=3)
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
@@ -305,7 +306,7 @@ def _no_such_setting(given: str, names: list[str]) -> UserError:
 
 
 def _without_none(annotated: Any) -> Any:
-    """X of X | None, as `annotated` else."""
+    """X for X | None; any other annotation unchanged."""
     if typing.get_origin(annotated) not in (types.UnionType, typing.Union):
         return annotated
     (inner,) = [option for option in typing.get_args(annotated) if option is not types.NoneType]
@@ -313,7 +314,7 @@ def _without_none(annotated: Any) -> Any:
 
 
 def _read(name: str, given: Any, annotated: Any) -> Any:
-    """A text as the JSON it holds, unless the setting is a text; there only `null` for None is read."""
+    """Parse a string as JSON; for a string setting, only `null` (meaning None) is parsed."""
     inner = _without_none(annotated)
     if not isinstance(given, str) or (inner is str and (annotated is str or given != "null")):
         return given
@@ -326,13 +327,13 @@ def _read(name: str, given: Any, annotated: Any) -> Any:
 
 
 def _convert(name: str, value: Any, annotated: Any) -> Any:
-    """`value` as the annotated type; lists become tuples and whole numbers floats where asked for."""
+    """Convert a value to the annotated type: lists to tuples and whole numbers to floats where annotated."""
     inner = _without_none(annotated)
     if inner is not annotated and value is None:
         return None
     if typing.get_origin(inner) is tuple:
         return _convert_tuple(name, value, typing.get_args(inner))
-    # What no float can hold is no number here; neither are NaN and infinity.
+    # Numbers too large for a float do not count as numbers; neither do NaN and infinity.
     is_number = isinstance(value, _NUMBERS) and not isinstance(value, bool)
     is_number = is_number and abs(value) <= sys.float_info.max
     if inner is float and is_number:
@@ -341,12 +342,12 @@ def _convert(name: str, value: Any, annotated: Any) -> Any:
         return int(value)
     if inner in (bool, str) and isinstance(value, inner):
         return value
-    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[inner]
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}[inner]
     raise UserError(f"The setting {name} is {shown(value)}; give {expected}.")
 
 
 def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`_convert` for tuple[X, Y], or tuple[X, ...] of any length."""
+    """Apply `_convert` to tuple[X, Y], or to tuple[X, ...] of any length."""
     of_any_length = annotated[-1] is Ellipsis
     if isinstance(value, list | tuple):
         inner = (annotated[0],) * len(value) if of_any_length else annotated
@@ -354,19 +355,19 @@ def _convert_tuple(name: str, value: Any, annotated: tuple[Any, ...]) -> tuple[A
             return tuple(_convert(name, v, kind) for v, kind in zip(value, inner, strict=True))
     plural = "numbers" if all(kind in (*_NUMBERS, Ellipsis) for kind in annotated) else "values"
     if of_any_length:
-        raise UserError(f"The setting {name} is {shown(value)}; give a list of {plural}, as […, …].")
+        raise UserError(f"The setting {name} is {shown(value)}; give a list of {plural}, e.g. […, …].")
     places = ", ".join("…" for _ in annotated)
-    raise UserError(f"The setting {name} is {shown(value)}; give {len(annotated)} {plural}, as [{places}].")
+    raise UserError(f"The setting {name} is {shown(value)}; give {len(annotated)} {plural} as [{places}].")
 
 
 def check_at_least(**bounds: tuple[float, float]) -> None:
-    """Refuse settings below what they need.
+    """Check that settings are not below their lower bounds.
 
     Args:
-        bounds: name of a setting → its value, and the least that it may be.
+        bounds: name of a setting → its value and the smallest allowed value.
 
     Raises:
-        UserError: names the setting.
+        UserError: a setting is too small; the message names it.
     """
     for name, (value, least) in bounds.items():
         if value < least:

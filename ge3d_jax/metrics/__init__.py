@@ -1,1 +1,1 @@
-"""Quality measures of images and objects."""
+"""Quality metrics for images and objects."""

@@ -1,6 +1,6 @@
-"""Means with standard errors over prompts, by resampling: Efron 1979, and the jackknife that leaves out many.
+"""Means and standard errors over prompts, by resampling: the bootstrap (Efron 1979) and delete-d jackknife.
 
-Objects of one prompt resemble each other, so that errors are over prompts, not over objects.
+Objects of the same prompt resemble each other, so errors are computed over prompts rather than objects.
 """
 
 import math
@@ -14,18 +14,18 @@ RESAMPLES = 2000
 def mean_and_error(
     values_by_prompt: Mapping[str, Sequence[float | None]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float | None, float | None]:
-    """Mean over prompts of the means over their seeds, and its standard error.
+    """Mean over prompts of their means over seeds, and its standard error.
 
-    Prompts are drawn with replacement, as many as there are; the deviation of the means of such draws, times
-    √(P/(P − 1)), is an unbiased estimate but for the square root.
+    Each bootstrap sample draws P of the P prompts with replacement. The standard deviation of the samples'
+    means, times √(P/(P − 1)), is an unbiased estimate except for the square root.
 
     Args:
-        values_by_prompt: the numbers of each prompt's seeds; None is left out.
-        resamples: number of draws.
-        seed: of the draws.
+        values_by_prompt: the values of each prompt's seeds; None values are skipped.
+        resamples: number of bootstrap samples.
+        seed: random seed of the bootstrap.
 
     Returns:
-        The mean, None without a number; and the error, None of a single prompt or of what is not finite.
+        The mean (None if there are no values) and its error (None for a single prompt or a non-finite mean).
     """
     known = ([value for value in values if value is not None] for values in values_by_prompt.values())
     means = np.asarray([np.mean(values) for values in known if values], np.float64)
@@ -42,18 +42,19 @@ def mean_and_error(
 def error_by_halves(
     estimate: Callable[[np.ndarray], float], count: int, *, resamples: int = 100, seed: int = 0
 ) -> float | None:
-    """Standard error of an estimate that repeated prompts would bias: its deviation over halves of them.
+    """Standard error of an estimate that repeated prompts would bias: its deviation over random halves.
 
-    Halves are drawn without replacement. √(kept/left out), near 1, corrects for their size (Shao & Wu 1989).
+    Halves of the prompts are drawn without replacement. The factor √(kept/left out), close to 1, corrects for
+    their size (Shao & Wu 1989).
 
     Args:
-        estimate: of the prompts whose indices it is given.
+        estimate: computes the estimate from the prompts with the given indices.
         count: number of prompts.
-        resamples: number of halves.
-        seed: of the draws.
+        resamples: number of random halves.
+        seed: random seed.
 
     Returns:
-        None for fewer than 4 prompts.
+        The standard error, or None for fewer than 4 prompts.
     """
     if count < 4:
         return None

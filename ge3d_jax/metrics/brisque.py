@@ -1,19 +1,20 @@
-"""BRISQUE: how natural a picture looks, from the statistics of its pixels alone (Mittal et al. 2012).
+"""BRISQUE: how natural an image looks, judged from pixel statistics alone (Mittal et al. 2012).
 
-What photographs have in common: pixels, less their surroundings' mean and over their deviation, are
-distributed as a generalized Gaussian, and products of neighbors as an asymmetric one. Blur, noise and blocks
-change its shape. Features are these shapes at two scales; a support vector regression, trained on people's
-opinions of photographs, makes a number of them: about 0 is like a pristine photograph, 100 bad. Objects drawn
-on white are no photographs, so that the numbers serve to compare objects, not to praise one.
+In photographs, pixels normalized by their local mean and standard deviation follow a generalized Gaussian,
+and products of neighboring pixels an asymmetric one. Blur, noise, and block artifacts change the shape of
+these distributions. The features are the fitted shapes at two scales; a support vector regression trained on
+human ratings of photographs maps them to a score: about 0 for a pristine photograph, 100 for a bad one.
+Objects rendered on white are not photographs, so the scores are meaningful for comparing objects, not in
+absolute terms.
 
 The published regression comes with the package `brisque` (Apache-2.0); features and scores are tested against
-what its code gives. Shapes are kept within the authors' range, which that code leaves out.
+that package's own code. Unlike that code, this module restricts alpha to the authors' range.
 
 | name | meaning | shape |
 |---|---|---|
 | normalized | (pixel − local mean) / (local deviation + 1/255) | (H, W) |
-| alpha | shape of a distribution: 2 is Gaussian, smaller has longer tails | () |
-| left, right | mean squares of what is below 0, and of the rest | () |
+| alpha | shape parameter of a distribution: 2 is Gaussian, smaller values have longer tails | () |
+| left, right | mean square of the values below 0, and of the others | () |
 """
 
 import pickle
@@ -29,7 +30,7 @@ from scipy.special import gammaln
 
 from ge3d_jax.core.errors import UserError
 
-# The features of a picture: 2 of the normalized pixels and 4 of each of four products, at two scales.
+# Features per image: 2 of the normalized pixels and 4 of each of the four neighbor products, at two scales.
 FEATURES = 36
 HOW_TO_GET = (
     "BRISQUE needs its published model, which the package brisque has; run "
@@ -38,11 +39,12 @@ HOW_TO_GET = (
 _GRAY = np.asarray((0.2125, 0.7154, 0.0721))
 _WINDOW, _SIGMA = 7, 7.0 / 6.0
 _LEAST_DEVIATION = 1.0 / 255.0
-# The authors look for shapes between these.
+# The authors' search range for alpha.
 _ALPHAS = (0.2, 10.0)
-# Rounding makes flat pixels not quite 0, and its sign would decide which side they count for.
+# Rounding leaves flat pixels slightly off 0, and the sign of that error would decide where they count.
 _FLAT = 1e-9
-# Half the size by cubic interpolation with a = −3/4: between two pixels, with one more on either side.
+# Taps for halving the size by cubic interpolation with a = −3/4: midway between two pixels, plus one neighbor
+# on either side.
 _HALVING = np.asarray((-3.0, 19.0, 19.0, -3.0)) / 32.0
 
 
@@ -51,12 +53,12 @@ class BrisqueModel:
     """A support vector regression with a radial kernel.
 
     Attributes:
-        least: (36,) of each feature, what is mapped to −1.
-        greatest: (36,) of each feature, what is mapped to 1.
+        least: (36,) the value of each feature that is mapped to −1.
+        greatest: (36,) the value of each feature that is mapped to 1.
         vectors: (S, 36) support vectors.
-        weights: (S,) of the vectors.
+        weights: (S,) weights of the support vectors.
         width: γ of the kernel exp(−γ‖x − y‖²).
-        bias: what is taken off the sum.
+        bias: subtracted from the weighted sum.
     """
 
     least: np.ndarray
@@ -68,7 +70,7 @@ class BrisqueModel:
 
 
 def _smooth(picture: np.ndarray) -> np.ndarray:
-    """Gaussian mean around each pixel of (H, W), over zeros beyond the border."""
+    """Gaussian-weighted local mean of an image (H, W), zero-padded at the border."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
     weights /= weights.sum()
@@ -77,7 +79,7 @@ def _smooth(picture: np.ndarray) -> np.ndarray:
 
 
 def normalized(gray: np.ndarray) -> np.ndarray:
-    """Pixels (H, W) less their surroundings' mean, over their surroundings' deviation."""
+    """Normalize pixels (H, W): subtract the local mean and divide by the local standard deviation."""
     mean = _smooth(gray)
     deviation = np.sqrt(np.abs(_smooth(gray**2) - mean**2))
     values = (gray - mean) / (deviation + _LEAST_DEVIATION)
@@ -85,18 +87,18 @@ def normalized(gray: np.ndarray) -> np.ndarray:
 
 
 def _shape_ratio(alpha: float) -> float:
-    """Γ(2/α)² / (Γ(1/α)·Γ(3/α)): squared mean size over mean square, of the shape α; it grows with α."""
+    """Γ(2/α)² / (Γ(1/α)·Γ(3/α)): squared mean magnitude over mean square for shape α; increases with α."""
     return float(np.exp(2.0 * gammaln(2.0 / alpha) - gammaln(1.0 / alpha) - gammaln(3.0 / alpha)))
 
 
 def fit_asymmetric(values: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Fit an asymmetric generalized Gaussian by its moments (Lasmar et al. 2009).
+    """Fit an asymmetric generalized Gaussian by moment matching (Lasmar et al. 2009).
 
     Args:
-        values: of any shape.
+        values: an array of any shape.
 
     Returns:
-        Alpha, mean, left, right; None where nothing is below 0, or nothing above, as in a flat picture.
+        Alpha, mean, left, right; None if no value is below 0 or none is above, as in a flat image.
     """
     below, above = values[values < 0.0], values[values >= 0.0]
     if not len(below) or not above.any():
@@ -138,7 +140,7 @@ def _features_of(gray: np.ndarray) -> list[float] | None:
 
 
 def halved(gray: np.ndarray) -> np.ndarray:
-    """A picture (H, W) at half its size, (H // 2, W // 2), by cubic interpolation; the border is repeated."""
+    """Downscale an image (H, W) to (H // 2, W // 2) by cubic interpolation; border pixels are repeated."""
     for axis in (0, 1):
         count = gray.shape[axis] // 2
         padded = np.pad(gray, [(1, 1) if each == axis else (0, 0) for each in (0, 1)], mode="edge")
@@ -148,40 +150,41 @@ def halved(gray: np.ndarray) -> np.ndarray:
 
 
 def brisque_features(picture: np.ndarray) -> np.ndarray | None:
-    """The 36 features of a picture (H, W, 3) in [0, 1]; None where it is flat."""
+    """The 36 features of an image (H, W, 3) in [0, 1]; None if the image is flat."""
     gray = np.asarray(picture, np.float64) @ _GRAY
     first, second = _features_of(gray), _features_of(halved(gray))
     return None if first is None or second is None else np.asarray(first + second)
 
 
 def score_of_features(model: BrisqueModel, features: np.ndarray) -> float:
-    """The regression's number for features (36,)."""
+    """The score that the regression assigns to features (36,)."""
     scaled = 2.0 * (features - model.least) / (model.greatest - model.least) - 1.0
     squares = np.sum((model.vectors - scaled) ** 2, axis=1)
     return float(model.weights @ np.exp(-model.width * squares) - model.bias)
 
 
 def brisque(model: BrisqueModel, picture: np.ndarray) -> float | None:
-    """BRISQUE of a picture (H, W, 3) in [0, 1]: the lower the more natural; None where it is flat."""
+    """BRISQUE score of an image (H, W, 3) in [0, 1], lower is more natural; None if the image is flat."""
     features = brisque_features(picture)
     return None if features is None else score_of_features(model, features)
 
 
 class _PlainPickle(pickle.Unpickler):
-    """Reads lists, numbers and words only: no pickle from elsewhere may run code."""
+    """An unpickler for lists, numbers, and strings only, so that a third-party pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def load_brisque(folder: Path | None = None) -> BrisqueModel:
-    """The published regression.
+    """Load the published regression.
 
     Args:
-        folder: with svm.txt (LIBSVM's text format) and normalize.pickle; None for the package's.
+        folder: contains svm.txt (LIBSVM's text format) and normalize.pickle; None uses the package's own.
 
     Raises:
-        UserError: the package is not installed, with how to get it; files that are missing or damaged.
+        UserError: the package is not installed (the message says how to get it), or its files are missing or
+            damaged.
     """
     if folder is None:
         package = find_spec("brisque")
@@ -203,7 +206,7 @@ def load_brisque(folder: Path | None = None) -> BrisqueModel:
 
 
 def _read_regression(text: str, least: np.ndarray, greatest: np.ndarray) -> BrisqueModel:
-    """Read LIBSVM's text: lines of settings, then of a weight and numbered features each."""
+    """Parse LIBSVM's text format: lines of settings, then one line per vector with weight and features."""
     head, _, body = text.partition("\nSV\n")
     settings = dict(line.split(maxsplit=1) for line in head.splitlines())
     if (settings["svm_type"], settings["kernel_type"]) != ("epsilon_svr", "rbf"):

@@ -1,7 +1,7 @@
-"""How saturated and how rich in contrast pictures of an object are, against the truth.
+"""Saturation and contrast of an object's images, relative to the ground truth.
 
-Only what the object covers counts, with the white behind it taken out of pixels that are covered in part.
-Ratios above 1 are what score distillation with high guidance is known for.
+Only pixels that the object covers count, and the white background is removed from partially covered pixels.
+Ratios above 1 are typical of score distillation with high guidance.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from ge3d_jax.metrics.likeness import COVERED
 
 # Rec. 709.
 _LUMINANCE = np.asarray((0.2126, 0.7152, 0.0722))
-# Below these the truth is grey, or flat, and a ratio to it says nothing.
+# Below these values the ground truth is gray or flat, and a ratio to it is meaningless.
 _LEAST_SATURATION, _LEAST_CONTRAST = 0.05, 0.01
 
 
@@ -19,7 +19,7 @@ def colors_of(pictures: np.ndarray, alphas: np.ndarray) -> np.ndarray:
 
     Args:
         pictures: (..., H, W, 3) on white, in [0, 1].
-        alphas: (..., H, W), fraction of each pixel that is covered.
+        alphas: (..., H, W), covered fraction of each pixel.
     """
     covered = alphas > COVERED
     alpha = alphas[covered][:, None]
@@ -27,7 +27,7 @@ def colors_of(pictures: np.ndarray, alphas: np.ndarray) -> np.ndarray:
 
 
 def saturation(colors: np.ndarray) -> float:
-    """Mean chroma, greatest minus least channel, of colors (N, 3)."""
+    """Mean chroma (largest minus smallest channel) of colors (N, 3)."""
     return float(np.mean(np.ptp(colors, axis=-1)))
 
 
@@ -37,14 +37,14 @@ def contrast(colors: np.ndarray) -> float:
 
 
 def saturation_ratio(colors: np.ndarray, true_colors: np.ndarray) -> float | None:
-    """Saturation over that of the truth; None where the truth is grey or one of them is not seen."""
+    """Saturation relative to the ground truth; None if the truth is gray or either of them is not visible."""
     if not len(colors) or not len(true_colors) or saturation(true_colors) < _LEAST_SATURATION:
         return None
     return saturation(colors) / saturation(true_colors)
 
 
 def contrast_ratio(colors: np.ndarray, true_colors: np.ndarray) -> float | None:
-    """Contrast over that of the truth; None where the truth is flat or one of them is not seen."""
+    """Contrast relative to the ground truth; None if the truth is flat or either of them is not visible."""
     if not len(colors) or not len(true_colors) or contrast(true_colors) < _LEAST_CONTRAST:
         return None
     return contrast(colors) / contrast(true_colors)

@@ -1,6 +1,6 @@
-"""How different objects of one sentence are: shape and texture apart, from the same cameras.
+"""Diversity of objects generated from one prompt: shape and texture separately, from the same cameras.
 
-S objects, V views each.
+There are S objects with V views each.
 """
 
 from itertools import combinations
@@ -11,7 +11,7 @@ from ge3d_jax.metrics.likeness import COVERED, Views, overlap
 
 
 def shape_diversity(objects: list[Views]) -> float | None:
-    """1 minus the mean overlap of the silhouettes of all pairs; None of fewer than two objects."""
+    """1 minus the mean silhouette overlap over all pairs; None for fewer than two objects."""
     pairs = list(combinations(objects, 2))
     if not pairs:
         return None
@@ -19,9 +19,9 @@ def shape_diversity(objects: list[Views]) -> float | None:
 
 
 def texture_diversity(objects: list[Views]) -> float | None:
-    """Mean difference of the colors, in [0, 1], where both of a pair cover a pixel, over all pairs.
+    """Mean color difference, in [0, 1], over the pixels that both objects of a pair cover, over all pairs.
 
-    None of fewer than two objects, and where no two share a pixel.
+    None for fewer than two objects, or if no two objects share a pixel.
     """
     differences = []
     for one, other in combinations(objects, 2):

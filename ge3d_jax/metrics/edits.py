@@ -1,7 +1,8 @@
-"""How well an edited picture keeps what it should: PIE-Bench's figures, with its quirks.
+"""How well an edit preserves the rest of an image: the metrics of PIE-Bench, including its quirks.
 
-A mask multiplies both pictures and the mean runs over all pixels, so that figures depend on the mask's size:
-they compare methods on the same masks only. SSIM's border is reflected. All is float64.
+Both images are multiplied by the mask, and the mean is taken over all pixels, so values depend on the mask's
+size: compare methods only on the same masks. SSIM reflects the image at its border. All arithmetic is
+float64.
 
 Source: Ju et al., "Direct Inversion", arXiv 2310.01506, and its public evaluation with torchmetrics 1.9.0.
 """
@@ -14,22 +15,22 @@ from scipy.ndimage import correlate1d
 from ge3d_jax.core.errors import UserError
 
 _WINDOW, _SIGMA = 11, 1.5
-# These keep the quotients of flat patches finite, for pictures in [0, 1].
+# Stabilizers that keep the ratios of flat patches finite, for images in [0, 1].
 _MEAN_CONSTANT, _VARIANCE_CONSTANT = 0.01**2, 0.03**2
 _SMALLEST_NORM = 1e-8
 
 
 def mask_from_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The edited part of a picture, (H, W) bool, from pairs of (start, length) in the order of rows.
+    """Decode the mask of an edited region, (H, W) bool, from (start, length) pairs in row-major order.
 
-    The outermost pixels always belong to it, and what a run has beyond the last pixel is cut off.
+    The outermost pixels are always part of the mask, and a run is cut off at the last pixel.
 
     Raises:
-        UserError: runs that do not fit into the picture.
+        UserError: the runs do not fit the image.
     """
     pairs = np.asarray(runs, int)
     if len(pairs) % 2:
-        raise UserError(f"The mask has {len(pairs)} numbers; give pairs of a start and a length.")
+        raise UserError(f"The mask has {len(pairs)} numbers; give pairs of start and length.")
     flat = np.zeros(height * width, bool)
     for start, length in pairs.reshape(-1, 2):
         if start < 0 or length < 0 or start >= flat.size:
@@ -44,9 +45,9 @@ def mask_from_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
 
 
 def _masked(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures (H, W, 3) in float64, black outside the mask (H, W)."""
+    """Both images (H, W, 3) in float64, black outside the mask (H, W)."""
     if source.shape != target.shape:
-        raise UserError(f"The pictures have {source.shape} and {target.shape} numbers; give two of one size.")
+        raise UserError(f"The pictures have shapes {source.shape} and {target.shape}; give two of one size.")
     if mask is None:
         return np.asarray(source, np.float64), np.asarray(target, np.float64)
     if mask.shape != source.shape[:2]:
@@ -59,29 +60,29 @@ def _masked(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None) -> 
 
 
 def masked_mse(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean squared difference of pictures (H, W, 3) in [0, 1], black outside the mask (H, W).
+    """Mean squared error between images (H, W, 3) in [0, 1], black outside the mask (H, W).
 
     Raises:
-        UserError: pictures or a mask of another size.
+        UserError: the sizes of the images or the mask differ.
     """
     first, second = _masked(source, target, mask)
     return float(np.mean((first - second) ** 2))
 
 
 def masked_psnr(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """−10·log10 of `masked_mse`, decibels; infinite for equal pictures."""
+    """PSNR from `masked_mse`: −10·log10 of it, in decibels; infinite for equal images."""
     error = masked_mse(source, target, mask)
     return float("inf") if error == 0 else -10.0 * float(np.log10(error))
 
 
 def masked_ssim(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean structural similarity of pictures (H, W, 3) in [0, 1], black outside the mask (H, W).
+    """Mean structural similarity of images (H, W, 3) in [0, 1], black outside the mask (H, W).
 
-    Unlike `pictures.ssim`, the mean is over windows around all pixels, with the picture reflected beyond its
-    border; the edge itself is not repeated.
+    Unlike `pictures.ssim`, this averages over windows centered on every pixel and reflects the image at its
+    border without repeating the edge pixels.
 
     Raises:
-        UserError: pictures or a mask of another size.
+        UserError: the sizes of the images or the mask differ.
     """
     first, second = _masked(source, target, mask)
     offsets = np.arange(_WINDOW) - _WINDOW // 2
@@ -103,12 +104,12 @@ def masked_ssim(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None 
 
 
 def self_similarity(keys: np.ndarray) -> np.ndarray:
-    """Cosine similarity of tokens, (N, N), from an attention's keys (heads, N, D), heads side by side."""
+    """Cosine similarity of tokens, (N, N), from attention keys (heads, N, D) with the heads concatenated."""
     tokens = np.moveaxis(np.asarray(keys, np.float64), 0, 1).reshape(keys.shape[1], -1)
     norms = np.linalg.norm(tokens, axis=1)
     return tokens @ tokens.T / np.maximum(np.outer(norms, norms), _SMALLEST_NORM)
 
 
 def structure_distance(source: np.ndarray, target: np.ndarray) -> float:
-    """Mean squared difference of the self-similarities of two pictures' keys, (heads, N, D) each."""
+    """Mean squared difference between the self-similarities of two images' keys, (heads, N, D) each."""
     return float(np.mean((self_similarity(source) - self_similarity(target)) ** 2))

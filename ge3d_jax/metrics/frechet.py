@@ -1,17 +1,17 @@
-"""Distances of two sets of features: Fréchet's, which FID is with Inception's, and the kernel's, KID."""
+"""Distances between two feature sets: the Fréchet distance (FID, with Inception features) and KID."""
 
 import numpy as np
 
 
 def frechet_distance(made: np.ndarray, real: np.ndarray) -> float:
-    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2·(C₁C₂)^½) of the Gaussians of two sets (Heusel et al. 2017).
+    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2·(C₁C₂)^½) for Gaussians fitted to both sets (Heusel et al. 2017).
 
     Args:
-        made: (N, D) features, at least 2.
-        real: (M, D) features, at least 2.
+        made: (N, D) features, N ≥ 2.
+        real: (M, D) features, M ≥ 2.
 
     Returns:
-        At least 0, but for rounding.
+        The distance, nonnegative up to rounding.
     """
     first, second = (np.asarray(features, np.float64) for features in (made, real))
     means = first.mean(axis=0) - second.mean(axis=0)
@@ -22,12 +22,12 @@ def frechet_distance(made: np.ndarray, real: np.ndarray) -> float:
 
 
 def _crossed_of_rows(first: np.ndarray, second: np.ndarray) -> float:
-    """tr (C₁C₂)^½, for fewer pictures than numbers: C₁C₂ has the eigenvalues of (ABᵀ)(ABᵀ)ᵀ, and zeros."""
+    """tr (C₁C₂)^½ for fewer images than features: C₁C₂ has the eigenvalues of (ABᵀ)(ABᵀ)ᵀ, and zeros."""
     return float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
 
 
 def _crossed_of_covariances(first: np.ndarray, second: np.ndarray) -> float:
-    """tr (C₁C₂)^½ from the root of C₁: C₁^½ C₂ C₁^½ is symmetric and has the eigenvalues of C₁C₂."""
+    """tr (C₁C₂)^½ from the square root of C₁: C₁^½ C₂ C₁^½ is symmetric with the eigenvalues of C₁C₂."""
     values, vectors = np.linalg.eigh(first.T @ first)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ (second.T @ second) @ root)
@@ -38,11 +38,11 @@ def kernel_distance(made: np.ndarray, real: np.ndarray) -> float:
     """KID: unbiased squared maximum mean discrepancy with the kernel (x·y/D + 1)³ (Bińkowski et al. 2018).
 
     Args:
-        made: (N, D) features, at least 2.
-        real: (M, D) features, at least 2.
+        made: (N, D) features, N ≥ 2.
+        real: (M, D) features, M ≥ 2.
 
     Returns:
-        0 on average for two samples of the same pictures; it may be below.
+        The distance: 0 on average for two samples of the same distribution, and possibly negative.
     """
     first, second = (np.asarray(features, np.float64) for features in (made, real))
 

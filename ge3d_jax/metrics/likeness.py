@@ -1,17 +1,17 @@
-"""How near an object is to the truth of the Toybox world: pictures, outlines, surface, stray splats.
+"""How close an object is to its ground truth in the Toybox world: images, silhouettes, surface, stray splats.
 
-All pictures are on white, from cameras that the object and the truth share.
+All images are on white, from cameras that the object and the ground truth share.
 
 | name | meaning | best |
 |---|---|---|
-| psnr | peak signal-to-noise ratio to the true views, decibels, mean over the views | ∞ |
-| ssim | structural similarity to the true views, mean over the views | 1 |
-| overlap | intersection over union of the silhouettes, where more than half of a pixel is covered | 1 |
-| sharpness | mean squared difference of neighboring pixels, over that of the true views; blur lowers it | 1 |
-| tint | mean chroma (greatest minus least channel) where the truth is neutral | 0 |
-| chamfer | mean distance from one visible surface to the other and back, over the object's size | 0 |
-| depth | mean difference of the depths where both cover a pixel, over the object's size | 0 |
-| specks | share of the splats' opacity that lies outside the object by more than 5 % of its size | 0 |
+| psnr | peak signal-to-noise ratio to the true views, in decibels, averaged over views | ∞ |
+| ssim | structural similarity to the true views, averaged over views | 1 |
+| overlap | intersection over union of the silhouettes, i.e. pixels that are more than half covered | 1 |
+| sharpness | mean squared difference of neighboring pixels, relative to the true views; blur lowers it | 1 |
+| tint | mean chroma (largest minus smallest channel) where the truth is neutral | 0 |
+| chamfer | mean distance between the visible surfaces, in both directions, divided by the object's size | 0 |
+| depth | mean depth difference where both cover a pixel, divided by the object's size | 0 |
+| specks | fraction of the splats' opacity more than 5 % of the object's size outside its surface | 0 |
 """
 
 from dataclasses import dataclass
@@ -40,25 +40,25 @@ from ge3d_jax.toybox.world.render import (
 _FIRST_BUFFER = 2**16
 # A pixel belongs to the silhouette if more than this fraction of it is covered.
 COVERED = 0.5
-# Distance of surfaces, over the object's size, of an object that is not there: a whole size away.
+# Surface distance, relative to the object's size, assigned to an object that is not visible at all.
 FARTHEST = 1.0
-# A pixel of the truth is neutral, and inside the object, within this of the ideal.
+# A ground-truth pixel is neutral if its chroma is below, and interior if its alpha is above these thresholds.
 _NEUTRAL, _INSIDE = 0.03, 0.99
-# How far outside a splat's center lies to be a speck, in sizes of the object.
+# A splat is a speck if its center lies farther outside than this, relative to the object's size.
 _STRAY = 0.05
-# Of the true surface's points, four to a pixel, every so manieth is used.
+# Stride for subsampling the points of the true surface, of which there are four per pixel.
 _STRIDE = 4
 
 
 @dataclass(frozen=True)
 class Views:
-    """An object, or the truth, from V cameras.
+    """An object, or its ground truth, seen from V cameras.
 
     Attributes:
         pictures: float32 (V, H, W, 3) on white, in [0, 1].
-        alphas: float32 (V, H, W), fraction of each pixel that is covered.
-        depths: float32 (V, H, W), mean z in the camera's space, world units; 0 where nothing is.
-        points: (N, 3) of the surface that is seen, world units.
+        alphas: float32 (V, H, W), covered fraction of each pixel.
+        depths: float32 (V, H, W), mean z in camera space, world units; 0 where there is nothing.
+        points: (N, 3) points of the visible surface, world units.
     """
 
     pictures: np.ndarray
@@ -69,12 +69,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Traced:
-    """A kind from V cameras, before painting.
+    """An unpainted kind, ray traced from V cameras.
 
     Attributes:
         layers: float32 arrays with a leading axis of V.
-        depths: as of `Views`.
-        points: as of `Views`.
+        depths: as in `Views`.
+        points: as in `Views`.
     """
 
     layers: Layers
@@ -90,7 +90,7 @@ def overlap(alpha: np.ndarray, true_alpha: np.ndarray) -> float:
 
 
 def sharpness(pictures: np.ndarray, truth: np.ndarray) -> float:
-    """Mean squared difference of neighboring pixels of pictures (..., H, W, 3), over that of the truth."""
+    """Mean squared difference of neighboring pixels of images (..., H, W, 3), relative to the truth."""
 
     def energy(values: np.ndarray) -> float:
         rows, columns = np.diff(values, axis=-3), np.diff(values, axis=-2)
@@ -100,14 +100,14 @@ def sharpness(pictures: np.ndarray, truth: np.ndarray) -> float:
 
 
 def tint(pictures: np.ndarray, truth: np.ndarray, true_alpha: np.ndarray) -> float | None:
-    """Mean chroma of pictures (..., H, W, 3) where the truth is neutral and inside; None if it nowhere is."""
+    """Mean chroma of images (..., H, W, 3) where the truth is neutral and fully covered; None if nowhere."""
     chroma = np.ptp(truth, axis=-1)
     neutral = (chroma < _NEUTRAL) & (true_alpha > _INSIDE)
     return float(np.mean(np.ptp(pictures, axis=-1)[neutral])) if neutral.any() else None
 
 
 def chamfer(points: np.ndarray, true_points: np.ndarray) -> float:
-    """Mean of the mean distances from each set of points (N, 3), (M, 3) to the other; inf without points."""
+    """Symmetric mean distance between point sets (N, 3) and (M, 3); infinite if the first one is empty."""
     if not len(points):
         return float("inf")
     there, back = cKDTree(true_points).query(points)[0], cKDTree(points).query(true_points)[0]
@@ -115,23 +115,23 @@ def chamfer(points: np.ndarray, true_points: np.ndarray) -> float:
 
 
 def depth_difference(views: Views, truth: Views) -> float | None:
-    """Mean difference of depths where both cover more than half of a pixel, world units.
+    """Mean depth difference over the pixels that are more than half covered in both, world units.
 
-    None where they share no pixel.
+    None if they share no pixel.
     """
     shared = (views.alphas > COVERED) & (truth.alphas > COVERED)
     return float(np.mean(np.abs(views.depths - truth.depths)[shared])) if shared.any() else None
 
 
 def size_of(points: np.ndarray) -> float:
-    """Longest edge of the axis-aligned box around points (N, 3)."""
+    """Longest edge of the axis-aligned bounding box of points (N, 3)."""
     return float(np.max(np.ptp(points, axis=0)))
 
 
 def specks(gaussians: Gaussians, kind: str, size: float) -> float:
-    """Share of the opacity of splats whose centers lie outside a kind by more than 5 % of `size`.
+    """Fraction of the total opacity in splats whose centers lie outside a kind by more than 5 % of `size`.
 
-    0 where there is no splat.
+    0 if there are no splats.
     """
     opacity = np.where(gaussians.mask, jax.nn.sigmoid(gaussians.opacity_logits), 0.0)
     outside = np.asarray(distance_to(kind, gaussians.positions)) > _STRAY * size
@@ -146,7 +146,7 @@ def _render(gaussians: Gaussians, camera: Camera, buffer_capacity: int) -> tuple
 
 
 def _seen_points(rendered: Rendered, camera: Camera) -> np.ndarray:
-    """The surface (N, 3) that a view shows: pixels at their mean depth, where the object covers them."""
+    """The visible surface (N, 3) of a view: covered pixels unprojected at their mean depth."""
     covered = np.asarray(rendered.alpha) > COVERED
     rows, columns = np.nonzero(covered)
     focal_x, focal_y, center_x, center_y = np.asarray(camera.intrinsics)
@@ -160,11 +160,11 @@ _ssim = jax.jit(ssim)
 
 
 def object_views(gaussians: Gaussians, cameras: Camera) -> Views:
-    """Look at an object.
+    """Render an object from several cameras.
 
     Args:
         gaussians: the object.
-        cameras: with a leading axis.
+        cameras: cameras with a leading axis.
 
     Raises:
         UserError: the splats cover more tiles than there is memory for.
@@ -184,11 +184,11 @@ def object_views(gaussians: Gaussians, cameras: Camera) -> Views:
 
 
 def trace_views(kind: str, cameras: Camera) -> Traced:
-    """Look at a kind, before it is painted.
+    """Ray trace an unpainted kind from several cameras.
 
     Args:
-        kind: of the Toybox world.
-        cameras: with a leading axis.
+        kind: a kind of the Toybox world.
+        cameras: cameras with a leading axis.
     """
     layers, depths, points = ([] for _ in range(3))
     for index in range(len(cameras.intrinsics)):
@@ -202,23 +202,23 @@ def trace_views(kind: str, cameras: Camera) -> Traced:
 
 
 def paint_views(traced: Traced, sentence: Sentence) -> Views:
-    """Paint a traced kind as a sentence of it says, on white."""
+    """Paint a traced kind in the colors of a sentence, on white."""
     pictures = paint_layers(traced.layers, *sentence_colors(sentence), jnp.ones(3))
     return Views(np.asarray(pictures), np.asarray(traced.layers.alpha), traced.depths, traced.points)
 
 
 def true_views(sentence: Sentence, cameras: Camera) -> Views:
-    """Look at what a sentence describes.
+    """Render the ground truth of a sentence from several cameras.
 
     Args:
-        sentence: of the Toybox world.
-        cameras: with a leading axis.
+        sentence: a sentence of the Toybox world.
+        cameras: cameras with a leading axis.
     """
     return paint_views(trace_views(sentence.kind, cameras), sentence)
 
 
 def _mean_depth(places: np.ndarray, hit: np.ndarray, camera: Camera) -> np.ndarray:
-    """Depths (H, W) of a traced surface: means over a pixel's rays that meet it, 0 where none does."""
+    """Depths (H, W) of a traced surface: the mean over each pixel's rays that hit it, 0 where none does."""
     into = np.asarray(camera.world_to_camera)[2]
     rays = round((len(places) / (camera.height * camera.width)) ** 0.5)
     grid = camera.height, rays, camera.width, rays
@@ -229,17 +229,18 @@ def _mean_depth(places: np.ndarray, hit: np.ndarray, camera: Camera) -> np.ndarr
 def compare_views(
     views: Views, truth: Views, gaussians: Gaussians, sentence: Sentence
 ) -> dict[str, float | None]:
-    """Compare an object with what a sentence describes, both seen from the same cameras.
+    """Compare an object with the ground truth of a sentence, both seen from the same cameras.
 
     Args:
-        views: the object's, from `object_views`.
-        truth: the sentence's, from `true_views`.
+        views: the object's views, from `object_views`.
+        truth: the sentence's views, from `true_views`.
         gaussians: the object.
-        sentence: what it should be.
+        sentence: what the object should be.
 
     Returns:
-        The numbers by the names in the module's table. `tint` is None where nothing neutral is seen, `depth`
-        where the object covers no pixel of the truth; `chamfer` is infinite where nothing is seen.
+        Metric name → value, named as in the module's table. `tint` is None if nothing neutral is visible,
+        `depth` is None if the object covers no pixel of the truth, and `chamfer` is infinite if nothing is
+        visible.
     """
     pairs = list(zip(views.pictures, truth.pictures, strict=True))
     size = size_of(truth.points)
@@ -257,11 +258,11 @@ def compare_views(
 
 
 def measure_likeness(gaussians: Gaussians, sentence: Sentence, cameras: Camera) -> dict[str, float | None]:
-    """Look at an object and at what a sentence describes, and compare them; see `compare_views`.
+    """Render an object and the ground truth of a sentence, and compare them; see `compare_views`.
 
     Args:
         gaussians: the object.
-        sentence: what it should be.
-        cameras: with a leading axis; where both are looked at from.
+        sentence: what the object should be.
+        cameras: the cameras for both, with a leading axis.
     """
     return compare_views(object_views(gaussians, cameras), true_views(sentence, cameras), gaussians, sentence)

@@ -1,8 +1,9 @@
-"""The ground truth nearest to a picture: kind and color as recognized, its camera searched.
+"""The ground-truth image nearest to a given image: recognized kind and color, with a refined camera.
 
-The gallery's cameras are up to 8° away from a picture's own, which costs a sharp picture several decibels. So
-azimuth and polar angle are improved in turn, by steps that are halved, on small pictures: their means tell
-where an object is as well as large ones do, in a fraction of the time.
+The gallery's cameras may be up to 8° away from an image's own camera, which costs a sharp image several
+decibels. A coordinate search therefore refines azimuth and polar angle alternately, with steps that are
+halved each round. It runs on small images, whose pixel means locate an object as well as large images do, in
+a fraction of the time.
 """
 
 import math
@@ -25,7 +26,7 @@ from ge3d_jax.toybox.world.render import (
 _FIRST_STEPS = (math.radians(7.5), math.radians(8.0))
 _ROUNDS = 4
 _SEARCH_SIZE = 32
-# Mean squared error at which there is nothing left to look for.
+# Mean squared error below which the search is skipped.
 _EXACT = 1e-6
 _LEAST = (-math.inf, POLAR_RANGE[0])
 _GREATEST = (math.inf, POLAR_RANGE[1])
@@ -35,16 +36,17 @@ _COLORS = tuple(COLORS.values())
 def nearest_truth(
     gallery: Gallery, named: Recognition, images: np.ndarray, background: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ground truth nearest to pictures.
+    """Find the ground-truth images nearest to the given images.
 
     Args:
-        gallery: where they were looked for.
-        named: what was found for them.
-        images: (B, S, S, 3) in [0, 1]; S is a multiple of the gallery's edge.
+        gallery: the gallery that the images were recognized with.
+        named: the recognition result for the images.
+        images: (B, S, S, 3) in [0, 1]; S is a multiple of the gallery's edge length.
         background: (3,) or (B, 3) RGB in [0, 1], as for `recognize`.
 
     Returns:
-        The pictures (B, S, S, 3) in [0, 1], and the fraction (B, S, S) of each pixel that the object covers.
+        The ground-truth images (B, S, S, 3) in [0, 1], and the fraction (B, S, S) of each pixel that the
+        object covers.
     """
     behind = np.broadcast_to(np.asarray(background, np.float32), (len(images), 3))
     found = []
@@ -66,7 +68,7 @@ def nearest_truth(
 def _seen_from(
     kind: str, paints: tuple, place: tuple[float, ...], image: np.ndarray, background: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean squared error to `image` of the truth that a camera sees, its picture, and its outline."""
+    """Render the ground truth from a camera: its mean squared error to `image`, its image, and its alpha."""
     layers, picture = _picture(kind, paints, place, background, np.shape(image)[-2])
     return float(np.mean((picture - image) ** 2)), np.asarray(picture), np.asarray(layers.alpha)
 
@@ -82,7 +84,7 @@ def _picture(
 def _search(
     kind: str, paints: tuple, image: jnp.ndarray, background: np.ndarray, start: tuple[float, ...]
 ) -> tuple[float, ...]:
-    """Azimuth and polar angle of the camera whose picture is nearest to `image`."""
+    """Azimuth and polar angle of the camera whose ground-truth image is nearest to `image`."""
 
     def error_at(place: tuple[float, ...]) -> float:
         return float(jnp.mean((_picture(kind, paints, place, background, _SEARCH_SIZE)[1] - image) ** 2))

@@ -1,1 +1,1 @@
-"""The runs that a user starts: generate, fit, edit, sample, show, evaluate."""
+"""The user-facing runs: generate, fit, edit, sample, show, evaluate."""

@@ -1,4 +1,4 @@
-"""What a run is asked for: by a preset or the config.json of an earlier run, and by what a caller gives."""
+"""The inputs of a run: from a preset or the config.json of an earlier run, combined with the caller's."""
 
 import dataclasses
 import os
@@ -21,15 +21,15 @@ MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelChoice))
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """All that a run is asked for; see `runs.generate.generate`.
+    """All inputs of a run; see `runs.generate.generate`.
 
     Attributes:
-        preset: what the settings began with.
-        usual: the settings of the preset, with the loss and the kinds of sections that were chosen.
-        settings: the settings of the run.
-        prompt: None where nothing tells what to make.
+        preset: name of the preset that the settings are based on.
+        usual: settings of the preset, with the chosen loss and kinds of sections.
+        settings: settings of the run.
+        prompt: what to generate; None if nothing specifies it.
         seed, start, edit_from: as for `generate`.
-        model: which model.
+        model: the choice of model.
     """
 
     preset: str
@@ -42,7 +42,7 @@ class Asked:
     model: ModelChoice = ModelChoice()
 
     def but(self, **given: Any) -> "Asked":
-        """The same with what a caller gives, by name, also of the model; None leaves it as it is."""
+        """Replace inputs by name, including those of the model; None leaves an input unchanged."""
         changes = {name: value for name, value in given.items() if value is not None}
         of_model = {name: changes.pop(name) for name in MODEL_FIELDS if name in changes}
         return dataclasses.replace(self, model=dataclasses.replace(self.model, **of_model), **changes)
@@ -57,10 +57,10 @@ def asked_by_preset(
     growth: str | None = None,
     overrides: Mapping[str, Any] | None,
 ) -> Asked:
-    """What a preset asks for.
+    """The inputs from a preset.
 
     Args:
-        name: the preset's; None is that of the bundled model.
+        name: name of the preset; None means that of the bundled model.
         guidance, density, start, growth: see `configured`.
         overrides: settings to change, by dotted name.
 
@@ -78,14 +78,14 @@ def asked_by_preset(
         ),
         prompt=prompt_of(name),
         seed=seed_of(name),
-        # The preset of a bundled model's name uses it.
+        # A preset that is named like a bundled model uses that model.
         model=ModelChoice(name if name in MODELS else None),
         start=path,
     )
 
 
 def model_by_preset(name: str, model: FilePath | None = None) -> ModelChoice:
-    """The model of a preset, or another one. Raises UserError for a preset that does not exist."""
+    """The model of a preset, or `model` instead of it. Raises UserError if the preset does not exist."""
     return asked_by_preset(name, guidance=None, density=None, overrides=None).but(model=model).model
 
 
@@ -96,17 +96,17 @@ def asked_by_file(
     growth: str | None = None,
     overrides: Mapping[str, Any] | None,
 ) -> Asked:
-    """What an earlier run was asked for.
+    """The inputs of an earlier run.
 
-    A setting that is new since then has the value that the run's preset gives it, and a warning tells so.
+    A setting added since then takes the value from the run's preset, with a warning.
 
     Args:
         file: the run's config.json.
-        start, growth: another start; see `configured`.
+        start, growth: a different start; see `configured`.
         overrides: settings to change, by dotted name.
 
     Raises:
-        UserError: no such run, a setting that does not exist, or a value that cannot be.
+        UserError: there is no such run, a setting does not exist, or a value is invalid.
     """
     saved = _read_run(Path(file))
     try:
@@ -118,11 +118,11 @@ def asked_by_file(
     if missing:
         values = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
         warnings.warn(
-            f"{file} does not give every setting; from the preset {saved['preset']!r} come {values}.",
+            f"{file} does not give every setting; the preset {saved['preset']!r} provides {values}.",
             stacklevel=2,
         )
     if start is None and not _tells_start(saved["settings"]):
-        # Older runs tell the file they began with beside the settings.
+        # Older runs store their start file outside the settings.
         start = saved.get("start")
     path = None if start is None else os.fspath(start)
     usual = with_start(usual, saved["preset"], start=path, growth=growth)
@@ -140,29 +140,29 @@ def asked_by_file(
 
 
 def _tells_start(tree: Mapping[str, Any]) -> bool:
-    """Whether the settings of a run say which kind of start it had."""
+    """Whether the settings of a run include its kind of start."""
     return "scene.start.kind" in _kinds(tree)
 
 
 def refuse_beside_file(**given: str | None) -> None:
-    """Check that nothing is given that would contradict the settings of a file.
+    """Check that no argument conflicts with the settings of a file.
 
     Args:
-        given: name → what a caller gives, or None.
+        given: name of the argument → the caller's value, or None.
 
     Raises:
-        UserError: names what is given.
+        UserError: an argument is given; the message names it.
     """
     for name, value in given.items():
         if value is not None:
             raise UserError(
-                f"Both config and {name} are given, but the file of config has all settings already; leave "
+                f"Both config and {name} are given, but the config file has all settings already; leave "
                 "one of them out, and change single settings by their names."
             )
 
 
 def _read_run(file: Path) -> dict[str, Any]:
-    """What config.json says of a run. Raises UserError where it does not."""
+    """Read the config.json of a run. Raises UserError if it does not describe one."""
     try:
         saved = parse_json(file)
     except OSError as error:
@@ -180,7 +180,7 @@ def _read_run(file: Path) -> dict[str, Any]:
 
 
 def _describes_run(saved: Mapping[str, Any]) -> bool:
-    """Whether all of it but the settings is of the right kind."""
+    """Whether all entries other than the settings have the right type."""
 
     def are_texts(values: Any) -> bool:
         return isinstance(values, list) and all(isinstance(value, str) for value in values)
@@ -207,10 +207,10 @@ def _describes_run(saved: Mapping[str, Any]) -> bool:
 
 
 def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
-    """The preset's settings with the kinds of sections that a run has.
+    """The preset's settings, with a run's kinds of sections.
 
     Raises:
-        UserError: a preset or a kind that does not exist.
+        UserError: the preset or a kind does not exist.
     """
     kinds = _kinds(tree)
     own = _kinds(to_tree(preset(preset_name)))
@@ -219,7 +219,7 @@ def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
         kind = kinds.get(name)
         return kind if kind != own.get(name) else None
 
-    # These two bring settings that go with them.
+    # These two come with settings of their own.
     return configured(
         preset_name,
         guidance=other("guidance.kind"),
@@ -229,7 +229,7 @@ def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
 
 
 def _kinds(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Full name → kind of all choices in a tree of settings."""
+    """Collect full name → kind for all choices in a settings tree."""
     kinds: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -240,7 +240,7 @@ def _kinds(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _completed(tree: Any, usual: Mapping[str, Any], prefix: str, missing: dict[str, Any]) -> Any:
-    """A tree of settings with those it lacks from another; their names and values are added to `missing`."""
+    """Fill in the settings that a tree lacks, and record their names and values in `missing`."""
     if not isinstance(tree, Mapping):
         return tree
     completed = dict(tree)

@@ -1,4 +1,4 @@
-"""Attempts to write files, none of which stands in the way of another, or of the run."""
+"""Best-effort file writes, whose failure affects neither the run nor other files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from ge3d_jax.core.errors import reason
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be written, in a few words: its path is told already."""
+    """A brief reason why something could not be written, without the path, which the message has already."""
     return isinstance(error, OSError) and error.strerror or reason(error)
 
 
 class Attempts:
-    """What was tried, and what of it failed.
+    """Collects the failures of best-effort writes.
 
     Attributes:
-        failed: a sentence for each thing that could not be written.
+        failed: one sentence for each thing that could not be written.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Attempts:
 
     @contextlib.contextmanager
     def at(self, what: str) -> Iterator[None]:
-        """Try to write `what`, which the block does. A disk may be full, a video have no encoder."""
+        """Record a failure if the block that writes `what` raises: a full disk, or no encoder for a video."""
         try:
             yield
         except Exception as error:

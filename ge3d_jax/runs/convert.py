@@ -1,4 +1,4 @@
-"""Conversion of splat files between formats, and what it loses."""
+"""Conversion of splat files between formats, with a report of what is lost."""
 
 import math
 import os
@@ -19,12 +19,12 @@ from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        gaussians: the splats that were to be written, in the axes of .ply.
-        cropped: how many were outside the box.
-        losses: what the file does not hold of them, each in a line.
+        gaussians: the splats to be written, in the axes of .ply.
+        cropped: number of splats outside the box.
+        losses: what the file does not preserve, one line each.
     """
 
     gaussians: Gaussians
@@ -45,26 +45,26 @@ def convert_splats(
     """Convert a splat file.
 
     Args:
-        source: file to read; the end of its name chooses the format.
-        target: file to write; the end of its name chooses the format.
-        ascii: write a .ply as text.
-        keep_axes: keep the numbers where formats differ in their axes.
-        turn: turn the splats about the origin, a unit quaternion wxyz, see `parse_up`.
-        scale: how much larger they become, about the origin.
-        crop: keep those whose centers are in this box, x, y, z at least and x, y, z at most, before they are
-            turned and scaled.
+        source: file to read; its suffix determines the format.
+        target: file to write; its suffix determines the format.
+        ascii: whether to write a .ply as text.
+        keep_axes: whether to keep coordinates as they are if the formats' axes differ.
+        turn: rotation of the splats about the origin, a unit wxyz quaternion, see `parse_up`.
+        scale: scale factor about the origin.
+        crop: keep only splats whose centers are in this box (minimum x, y, z and maximum x, y, z), before
+            rotating and scaling.
 
     Returns:
         The splats and what was lost.
 
     Raises:
         UserError: a suffix is unknown, the source cannot be read, no splat is in the box, or the target
-            cannot be written or cannot hold the splats; names the file and the field.
+            cannot be written or cannot hold the splats; the message names the file and the field.
     """
     check_splat_path(source)
     if ascii and check_splat_path(target) != ".ply":
         raise UserError(
-            f"{os.fspath(target)} is not a .ply file, and only that can be text; leave ascii out."
+            f"{os.fspath(target)} is not a .ply file, and only .ply can be text; leave ascii out."
         )
     ending = check_splat_path(target, to_write=True)
     if not (math.isfinite(scale) and scale > 0):
@@ -99,15 +99,15 @@ def convert_splats(
 
 
 def losses(before: SplatArrays, after: SplatArrays) -> list[str]:
-    """What splats lost on their way through a file.
+    """Describe what splats lost in a round trip through a file.
 
     Args:
         before: N splats.
-        after: what was read back, in the same order.
+        after: the splats read back, in the same order.
 
     Returns:
-        A line for what is missing, and one with the largest change of each kind that is more than the
-        rounding of float32; empty if there is nothing to say.
+        A line for what is missing, and one with the largest change of each kind that exceeds the rounding of
+        float32; empty if nothing was lost.
     """
     found = []
     degrees = [sh_degree_of(arrays.sh.shape[1]) for arrays in (before, after)]
@@ -149,7 +149,7 @@ def _largest(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _largest_angle(before: np.ndarray, after: np.ndarray) -> float:
-    """The largest angle between rotations, radians, by the chord between unit quaternions."""
+    """The largest angle between rotations, radians, from the chord between unit quaternions."""
     first, second = (values.astype(np.float64) for values in (before, after))
     first = first / np.linalg.norm(first, axis=1, keepdims=True)
     second = second / np.linalg.norm(second, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""One iteration of GE3D on a single picture: up to a noise level and down again with another text.
+"""One GE3D iteration on a single image: noising up to a given time, then denoising with a different prompt.
 
-Noising along the ODE preserves what the picture shows; denoising with the guided prediction edits it toward
-the text (DDIM inversion and regeneration; equations 5–7, 14 and 15 of arXiv 2412.05929). No splats are
+Noising along the ODE preserves the content of the image; denoising with the guided prediction edits it toward
+the prompt (DDIM inversion and regeneration; equations 5–7, 14 and 15 of arXiv 2412.05929). No splats are
 involved.
 """
 
@@ -35,12 +35,13 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 @struct.dataclass
 class Edit:
-    """The nodes of both trajectories, decoded to pictures in [0, 1].
+    """The nodes of both trajectories, decoded to images in [0, 1].
 
     Attributes:
         node_times: (n + 1,) int32, ascending from 0.
-        noising: (n + 1, H, W, 3), the way up; the first is the given picture, encoded and decoded.
-        denoising: (n + 1, H, W, 3), the way down; the first is the edited picture, the last the top again.
+        noising: (n + 1, H, W, 3), the noising trajectory; the first image is the input, encoded and decoded.
+        denoising: (n + 1, H, W, 3), the denoising trajectory, in the same order: the first image is the
+            edited one, and the last is its starting point, the top of the noising trajectory.
     """
 
     node_times: jax.Array
@@ -70,7 +71,7 @@ def _edit(
         empty, wanted = denoiser.predict_for(x, t, negative, text)
         return classifier_free_epsilon(empty, wanted, guidance_scale)
 
-    # Without added noise the way up follows the ODE, so that at guidance 0 the way down would retrace it.
+    # Without added noise, noising follows the ODE, so that denoising at guidance 0 would retrace it.
     noised = noising_trajectory(
         predict_empty, model.schedule, latent, jnp.zeros_like(latent), node_times, active
     )
@@ -92,15 +93,15 @@ def edit_image(
     nodes: int,
     guidance_scale: float = 7.5,
 ) -> Edit:
-    """Invert a picture up to the time `max_step` in `nodes` equal steps, and regenerate it toward a text.
+    """Invert an image up to the time `max_step` in `nodes` equal steps, and regenerate it toward a prompt.
 
     Args:
         model: the model.
-        image: (H, W, 3) in [0, 1], of the size the model was trained on.
-        text: (L, D) embedding of the text.
+        image: (H, W, 3) in [0, 1], of the size that the model was trained on.
+        text: (L, D) embedding of the prompt.
         negative: (L, D) embedding of ∅.
-        max_step: highest time, 1 to T − 1; higher changes more.
-        nodes: number of steps each way, 1 to `max_step`.
+        max_step: highest time, 1 to T − 1; higher values change more.
+        nodes: number of steps in each direction, 1 to `max_step`.
         guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
 
     Returns:
@@ -111,9 +112,7 @@ def edit_image(
     """
     last = model.schedule.steps - 1
     if not 1 <= max_step <= last:
-        raise UserError(
-            f"max_step is {max_step}, but the model's times are 1 to {last}; choose one of these."
-        )
+        raise UserError(f"max_step is {max_step}, but the model's times are 1 to {last}; choose one of them.")
     if not 1 <= nodes <= max_step:
         raise UserError(f"The number of nodes is {nodes}; give one from 1 to max_step ({max_step}).")
     node_times = jnp.round(jnp.linspace(0, max_step, nodes + 1)).astype(jnp.int32)
@@ -133,26 +132,26 @@ def edit_2d(
     guidance_scale: float = 7.5,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Edit one picture by one iteration of GE3D, and write both trajectories as a picture.
+    """Edit an image with one GE3D iteration, and write both trajectories as an image.
 
     Args:
-        prompt: what the picture should show.
-        image: file of the picture to edit; alternatively `source_prompt`.
-        source_prompt: a sentence of the Toybox world, drawn exactly, seen from `azimuth_degrees`; the prompt
-            then gets that view's phrase, as for the views of an object.
-        azimuth_degrees: camera of `source_prompt`, 0 = front.
-        model: a `ModelChoice`, or where the model is; None is the bundled model.
-        negative_prompt: what the picture should not show.
+        prompt: what the edited image should show.
+        image: file of the image to edit; give either this or `source_prompt`.
+        source_prompt: a sentence of the Toybox world whose ground truth is rendered from `azimuth_degrees`
+            and edited; `prompt` then gets the phrase for that view appended, as for the views of an object.
+        azimuth_degrees: azimuth of the camera for `source_prompt`, 0 = front.
+        model: a `ModelChoice`, or the location of the model; None means the bundled model.
+        negative_prompt: what the image should not show.
         max_step: see `edit_image`.
         nodes: see `edit_image`.
         guidance_scale: see `edit_image`.
-        out: folder; None is outputs/edit-<prompt>.
+        out: output folder; None means outputs/edit-<prompt>.
 
     Returns:
-        The folder, with nodes.png, edited.png, source.png and config.json.
+        The folder, with nodes.png, edited.png, source.png, and config.json.
 
     Raises:
-        UserError: an input cannot be used.
+        UserError: an input is invalid.
     """
     if (image is None) == (source_prompt is None):
         raise UserError(

@@ -1,6 +1,6 @@
-"""How well methods edit pictures: does the rest stay, is the target reached, and the truth where it is known?
+"""Benchmark of image-editing methods: preservation of the rest, progress to the target, error to the truth.
 
-Symbols: P pictures of a batch; the rest of a picture is where its edit changes nothing.
+Symbols: P images in a batch. "The rest" of an image is where its edit should change nothing.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from ge3d_jax.runs.folder import prepare_folder, slug, write_json
 from ge3d_jax.toybox.world.objects import COLORS
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
-# Makes pictures (P, H, W, 3) in [0, 1] of P cases; the second argument is the batch's number.
+# Edits P cases to images (P, H, W, 3) in [0, 1]; the second argument is the index of the batch.
 Editor = Callable[[Sequence[Case], int], np.ndarray]
-# Numbers of one edited picture; None for what is not known of it.
+# Numbers of one edited image; None if unknown.
 Row = dict[str, float | None]
-# Rows of one method: name, kind and numbers of each case.
+# Rows of one method: name, kind, and numbers of each case.
 Rows = list[dict[str, Any]]
 
-# The numbers, and how a table names them.
+# The numbers, and their names in tables.
 COLUMNS: Mapping[str, str] = {
     "kept_psnr": "rest, PSNR",
     "kept_ssim": "rest, SSIM",
@@ -55,17 +55,17 @@ _SHOWN_EDGE = 128
 
 
 def editor_of(method: Method, model: StableDiffusion, seed: int) -> Editor:
-    """A method on a model; batches have noise of their own.
+    """The editor that applies a method to a model; each batch has its own noise.
 
     Args:
-        method: with its settings.
+        method: the method with its settings.
         model: the model.
-        seed: of the methods that draw noise.
+        seed: random seed for methods that draw noise.
     """
     edit_times(model.schedule.steps, method.steps, method.first_time)
 
     def edit(cases: Sequence[Case], batch: int) -> np.ndarray:
-        # A batch is of one sort; see `_batches`.
+        # All cases of a batch are of the same sort; see `_batches`.
         blends = [(case.blend, ()) for case in cases] if cases[0].blend and method.blends else None
         task = make_task(
             model,
@@ -91,7 +91,7 @@ def _encode_and_decode(model: StableDiffusion, pictures: jax.Array) -> jax.Array
 
 
 def bounds(model: StableDiffusion) -> dict[str, Editor]:
-    """What methods cannot surpass: the pictures, and their true edits, through the autoencoder alone."""
+    """Upper bounds for the methods, as editors: source images and true edits, only encoded and decoded."""
 
     def source(cases: Sequence[Case], batch: int) -> np.ndarray:
         pictures = np.stack([case.picture for case in cases])
@@ -105,16 +105,17 @@ def bounds(model: StableDiffusion) -> dict[str, Editor]:
 
 
 def measure(case: Case, edited: np.ndarray) -> Row:
-    """The numbers of one edited picture that need no network.
+    """Compute the numbers of one edited image that need no network.
 
     Args:
-        case: what was asked for.
-        edited: uint8 (H, W, 3).
+        case: the case.
+        edited: the edited image, uint8 (H, W, 3).
 
     Returns:
-        kept_psnr, kept_ssim: the rest against the source, PIE-Bench's way, black elsewhere.
-        truth_psnr: against the truth. way_left: RMS distance to the truth over that of the source, where they
-        differ; 0 is there, 1 as far as before. reached: 1 if nearer to the truth than to the source there.
+        kept_psnr, kept_ssim: the rest compared with the source, PIE-Bench's way, black elsewhere.
+        truth_psnr: compared with the truth. way_left: RMS distance to the truth relative to the source's,
+        where source and truth differ; 0 means reached, 1 no progress. reached: 1 if closer to the truth than
+        to the source there.
     """
     source, made = (picture.astype(np.float64) / 255.0 for picture in (case.picture, edited))
     row: Row = {
@@ -131,12 +132,12 @@ def measure(case: Case, edited: np.ndarray) -> Row:
 
 
 def measure_recognized(gallery: Gallery, cases: Sequence[Case], edited: np.ndarray) -> list[Row]:
-    """Whether each picture is recognized as the kind and color that it is to show.
+    """Check whether each edited image is recognized as the target's kind and color.
 
     Args:
-        gallery: of the Toybox world.
-        cases: with targets.
-        edited: uint8 (N, H, W, 3).
+        gallery: the gallery of the Toybox world.
+        cases: cases with targets.
+        edited: the edited images, uint8 (N, H, W, 3).
     """
     pictures = edited.astype(np.float32) / 255.0
     found = recognize(gallery, pictures, estimate_background(pictures))
@@ -149,7 +150,7 @@ def measure_recognized(gallery: Gallery, cases: Sequence[Case], edited: np.ndarr
 
 
 def _batches(cases: Sequence[Case], size: int) -> list[list[int]]:
-    """Indices of batches of one sort each, with blended words or without; the last of a sort may be short."""
+    """Split case indices into batches, with or without blended words; the last batch of each may be short."""
     batches = []
     for blended in (False, True):
         own = [index for index, case in enumerate(cases) if bool(case.blend) == blended]
@@ -163,17 +164,17 @@ def run_editor(
     """Edit all cases.
 
     Args:
-        editor: what edits.
-        cases: what.
-        batch: P, pictures at a time; a short batch is filled up with its last picture, so that all are one
+        editor: the editor to run.
+        cases: the cases to edit.
+        batch: the batch size P; a short batch is padded with its last image, so that all batches share one
             program.
-        report: is told how far it is.
+        report: called with progress messages.
 
     Returns:
-        uint8 (N, H, W, 3), and seconds of each batch.
+        The edited images, uint8 (N, H, W, 3), and the seconds of each batch.
 
     Raises:
-        UserError: numbers that are not finite.
+        UserError: the editor returned numbers that are not finite.
     """
     edited = np.zeros((len(cases), *cases[0].picture.shape), np.uint8)
     seconds: list[float] = []
@@ -184,14 +185,14 @@ def run_editor(
         pictures = editor([cases[index] for index in filled], number)
         seconds.append(time.monotonic() - begun)
         if not np.isfinite(pictures).all():
-            raise UserError("There are numbers that are not finite; compute in float32, or lower the scale.")
+            raise UserError("Edited pictures have non-finite values; compute in float32, or lower the scale.")
         edited[indices] = to_uint8(pictures[: len(indices)])
         report(f"{sum(map(len, batches[: number + 1]))}/{len(cases)} pictures")
     return edited, seconds
 
 
 def warm_seconds(seconds: Sequence[float], batch: int) -> float | None:
-    """Seconds for a picture once compiled: of all batches but the first; None where there is only that."""
+    """Seconds per image, excluding compilation: the mean over all batches but the first; None if only one."""
     return float(np.mean(seconds[1:])) / batch if len(seconds) > 1 else None
 
 
@@ -205,19 +206,19 @@ def benchmark(
     measures: Callable[[Sequence[Case], np.ndarray], list[Row]] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Rows]:
-    """Edit all cases by all methods and measure; what `folder` holds already is not made again.
+    """Edit all cases with all methods and measure the results, reusing those already in `folder`.
 
     Args:
-        cases: what to edit.
-        editors: each method by name, made when it is needed.
-        settings: of each method, for telling whether what there is was made with them.
-        folder: for the pictures and numbers of each method.
-        batch: pictures at a time.
-        measures: numbers beside those of `measure`, a row for each case; None for none.
-        report: is told how far it is.
+        cases: the cases to edit.
+        editors: method name → factory of its editor, called only when needed.
+        settings: method name → settings, to tell whether existing results were made with the same ones.
+        folder: folder for the images and numbers of each method.
+        batch: batch size.
+        measures: computes numbers in addition to those of `measure`, a row for each case; None for none.
+        report: called with progress messages.
 
     Returns:
-        rows of each method.
+        Method name → rows.
     """
     results = {}
     for name, make in editors.items():
@@ -256,12 +257,12 @@ def _fingerprint(cases: Sequence[Case], settings: Any, batch: int) -> str:
 
 
 def settings_of(method: Method, seed: int, weights: str) -> dict[str, Any]:
-    """What decides on a method's pictures beside the cases."""
+    """Everything that determines a method's images, apart from the cases."""
     return {"method": to_tree(method), "seed": seed, "weights": weights}
 
 
 def mean_rows(rows: Rows, kind: str | None = None) -> dict[str, float | None]:
-    """Means of the columns over the rows, or those of a kind; None where no row has a number."""
+    """Means of the columns over all rows, or over those of one kind; None if no row has a value."""
     chosen = [row for row in rows if kind is None or row["kind"] == kind]
     means = {}
     for column in COLUMNS:
@@ -282,9 +283,9 @@ def _table(head: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]
 
 
 def tables(results: Mapping[str, Rows]) -> str:
-    """Two tables in Markdown: all columns of each method, and how much of the way is left by kind of edit.
+    """Two Markdown tables: all columns for each method, and `way_left` for each kind of edit.
 
-    Where no truth is known, the second is the rest's PSNR.
+    If no truth is known, the second table shows the PSNR of the rest.
     """
     means = {name: mean_rows(rows) for name, rows in results.items()}
     columns = [column for column in COLUMNS if any(mean[column] is not None for mean in means.values())]
@@ -300,11 +301,11 @@ def tables(results: Mapping[str, Rows]) -> str:
 
 
 def sheet(cases: Sequence[Case], pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The first case of each kind in a row: the source, the truth where it is known, and all methods.
+    """A sheet with a row for the first case of each kind: the source, the truth if known, and all methods.
 
     Args:
         cases: the cases.
-        pictures: uint8 (N, H, W, 3) of each method.
+        pictures: method name → edited images, uint8 (N, H, W, 3).
     """
     firsts = [
         next(i for i, case in enumerate(cases) if case.kind == kind)

@@ -1,4 +1,4 @@
-"""Edit one picture by one or several of the methods of `ge3d_jax.editing`, and a page to compare them."""
+"""Edits an image with one or more methods of `ge3d_jax.editing`, and writes a page to compare them."""
 
 import os
 import time
@@ -29,19 +29,19 @@ from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, render_sentence
 from ge3d_jax.viewer.comparison import save_comparison
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
-# Smallest edge of the written pictures, pixels: large enough to look at.
+# Smallest edge length of written images, pixels: large enough to look at.
 SMALLEST_PICTURE = 192
-# The camera of a source prompt that is drawn: the middle of the range of the Toybox world's cameras.
+# Polar angle for rendering a source prompt: the middle of the range of the Toybox world's cameras.
 SOURCE_POLAR_DEGREES = 70.0
-# States of either way on the sheet of the trajectory.
+# Number of states of each trajectory to show on the sheet.
 _SHOWN_STATES = 6
 _MOST_COLUMNS = 8
-# Words where a picture may change, and where it must not.
+# Words that mark where an image may change, and where it must not.
 Blend = tuple[Sequence[str], Sequence[str]]
 
 
 def draw_source(sentence: str, azimuth_degrees: float, size: int) -> jax.Array:
-    """A sentence of the Toybox world on white, (size, size, 3). Raises UserError where it is not one."""
+    """Render a sentence of the Toybox world on white, (size, size, 3). Raises UserError for other text."""
     camera = orbit_camera(
         azimuth=jnp.deg2rad(azimuth_degrees),
         polar=jnp.deg2rad(SOURCE_POLAR_DEGREES),
@@ -53,10 +53,10 @@ def draw_source(sentence: str, azimuth_degrees: float, size: int) -> jax.Array:
 
 
 def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Method]:
-    """The methods of these names with their settings changed; a setting must belong to at least one.
+    """Look up methods by name and override their settings; each setting must belong to at least one method.
 
     Raises:
-        UserError: no such method or setting, or a value that cannot be.
+        UserError: a method or setting does not exist, or a value is invalid.
     """
     for name in names:
         if name not in METHODS:
@@ -67,7 +67,7 @@ def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[s
     known = {setting for method in chosen.values() for setting in setting_names(method)}
     unknown = [setting for setting in overrides if setting not in known]
     if unknown:
-        # The error of the first method names settings that are like it.
+        # The first method's error suggests settings with similar names.
         with_overrides(next(iter(chosen.values())), {unknown[0]: overrides[unknown[0]]})
     return {
         name: with_overrides(
@@ -78,7 +78,7 @@ def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[s
 
 
 def check_words(methods: Mapping[str, Method], edit: WordEdit, blend: Blend | None) -> None:
-    """Refuse what a method would ignore. Raises UserError."""
+    """Check that no method would ignore the given words. Raises UserError."""
     for name, method in methods.items():
         if (edit.factors or edit.spans) and not method.controls_attention:
             raise UserError(f"The method {name} does not control attention; leave out words for it.")
@@ -96,19 +96,19 @@ def make_task(
     blends: Sequence[Blend] | None,
     negative_prompt: str = "",
 ) -> EditTask:
-    """A task of P pictures.
+    """Create the editing task for P images.
 
     Args:
         model: the model.
         images: (P, H, W, 3) in [0, 1].
-        prompts: P pairs of source and target.
-        steps: N of the method.
-        edits: how attention is edited, for each picture; None to leave it alone.
-        blends: what may change and what must not, for each picture; None for everything.
-        negative_prompt: what stands for the empty prompt.
+        prompts: P pairs of source and target prompts.
+        steps: the method's number of steps N.
+        edits: how to edit attention, for each image; None leaves it unchanged.
+        blends: what may change and what must not, for each image; None lets everything change.
+        negative_prompt: replaces the empty prompt.
 
     Raises:
-        UserError: prompts that cannot be aligned, or words that are not in them.
+        UserError: the prompts cannot be aligned, or words do not occur in them.
     """
     pictures, length = len(prompts), tokenize(model, [""]).shape[1]
     texts = encode_text(model, [text for pair in prompts for text in pair] + [negative_prompt])
@@ -158,29 +158,29 @@ def edit_by_method(
     seed: int = 0,
     out: FilePath | None = None,
 ) -> Path:
-    """Edit one picture by some methods, and write what each of them made.
+    """Edit an image with one or more methods, and write the result of each.
 
     Args:
-        prompt: what the picture should show.
+        prompt: what the edited image should show.
         methods: keys of `METHODS`.
-        image: file of the picture; None to draw `source_prompt`, a sentence of the Toybox world.
-        source_prompt: what the picture shows.
-        azimuth_degrees: camera of a picture that is drawn, 0 = front.
-        model: a `ModelChoice`, or where the model is; None is the bundled model.
-        negative_prompt: what the picture should not show.
-        words: what to do with single words, see `editing.plain.read_words`.
-        blend: where the picture may change, see `editing.plain.read_blend`.
+        image: file of the image; None renders `source_prompt`, a sentence of the Toybox world.
+        source_prompt: what the image shows.
+        azimuth_degrees: azimuth of the camera for a rendered image, 0 = front.
+        model: a `ModelChoice`, or the location of the model; None means the bundled model.
+        negative_prompt: what the image should not show.
+        words: how to treat individual words, see `editing.plain.read_words`.
+        blend: where the image may change, see `editing.plain.read_blend`.
         form, cross, self_attention: see `WordEdit`.
         overrides: settings of the methods to change, by name.
-        seed: of the methods that draw noise.
-        out: folder; None is outputs/edit-<prompt>.
+        seed: random seed for methods that draw noise.
+        out: output folder; None means outputs/edit-<prompt>.
 
     Returns:
-        The folder, with source.png, compare.html, compare.png and config.json, and for each method a folder
-        with edited.png, inversion.png, trajectory.png and words.png, as far as it has them.
+        The folder, with source.png, compare.html, compare.png, and config.json, and a folder for each method
+        with edited.png, inversion.png, trajectory.png, and words.png, where applicable.
 
     Raises:
-        UserError: an input cannot be used.
+        UserError: an input is invalid.
     """
     if image is None and source_prompt is None:
         raise UserError(
@@ -238,7 +238,7 @@ def edit_by_method(
         seconds[name] = time.monotonic() - begun
         if not np.isfinite(np.asarray(edited.latents)).all():
             raise UserError(
-                f"The method {name} gave numbers that are not finite; compute in float32, or lower its scale."
+                f"The method {name} returned non-finite values; compute in float32, or lower its scale."
             )
         edits[name] = _write_method(folder / name, diffusion, edited, pair)
     save_png(
@@ -291,14 +291,14 @@ def _write_page(
 
 
 def _some(count: int) -> np.ndarray:
-    """Indices of the states to show, the first and the last among them."""
+    """Indices of the states to show, including the first and the last."""
     return np.unique(np.round(np.linspace(0, count - 1, _SHOWN_STATES)).astype(int))
 
 
 def _write_method(
     folder: Path, model: StableDiffusion, edited: Edited, prompts: tuple[str, str]
 ) -> np.ndarray:
-    """Write what a method made of one picture, and return the edited picture as it was written."""
+    """Write the results of a method for one image, and return the edited image as written."""
     prepare_folder(folder)
     for old in ("edited.png", "inversion.png", "trajectory.png", "words.png"):
         (folder / old).unlink(missing_ok=True)
@@ -325,7 +325,7 @@ def _write_method(
 
 
 def _words_sheet(model: StableDiffusion, edited: Edited, prompts: tuple[str, str]) -> np.ndarray:
-    """Where each word of both prompts is: its attention, bright where it is strongest."""
+    """A sheet with the attention map of each word of both prompts, brightest where it is strongest."""
     assert edited.maps is not None
     shown: list[np.ndarray] = []
     labels: list[str] = []

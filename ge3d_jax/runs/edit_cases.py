@@ -1,8 +1,8 @@
-"""Pictures to edit, and what is known of the result: of the Toybox world, or a folder in PIE-Bench's layout.
+"""Benchmark cases for image editing, from the Toybox world or from a folder in PIE-Bench's layout.
 
-PIE-Bench (Ju et al., arXiv 2310.01506): mapping_file.json with an entry for each picture of
+PIE-Bench (Ju et al., arXiv 2310.01506) has a mapping_file.json with an entry for each image in
 annotation_images/: `image_path`, `original_prompt`, `editing_prompt` with brackets around what is new,
-`editing_type_id`, `blended_word`, two words or none, and `mask`, runs of the part that is edited.
+`editing_type_id`, `blended_word` (two words or none), and `mask` (runs of the edited region).
 """
 
 import re
@@ -35,26 +35,26 @@ PIE_KINDS = (
     "change background",
     "change style",
 )
-# What the published runs give the word that is new.
+# Attention factor of the new word in the published runs.
 _PIE_FACTOR = 2.0
-# Colors of the truth that differ by less are the same: half a step of eight bits.
+# Ground-truth colors that differ by less than this are equal: half a step of eight bits.
 _SAME = 0.5 / 255.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to edit.
+    """One image to edit.
 
     Attributes:
-        name: of the case.
-        kind: of edit.
-        prompts: what the picture shows, and what it is to show.
-        picture: uint8 (H, W, 3).
-        kept: (H, W) bool, where the edit changes nothing.
-        truth: uint8 (H, W, 3), the edited picture; None where nobody knows it.
-        target: what the truth shows, where that can be recognized.
-        words: how attention is edited.
-        blend: words of both prompts where the picture may change; none for everywhere.
+        name: name of the case.
+        kind: kind of edit.
+        prompts: the source prompt and the target prompt.
+        picture: the source image, uint8 (H, W, 3).
+        kept: (H, W) bool, where the edit should change nothing.
+        truth: the true edited image, uint8 (H, W, 3); None if unknown.
+        target: what the true edited image shows, if that can be recognized.
+        words: how to edit attention.
+        blend: words of both prompts that mark where the image may change; empty for everywhere.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Case:
 
 
 def toybox_cases(edits: Sequence[Edit], size: int, words: WordEdit) -> list[Case]:
-    """Cases of the Toybox world, pictures (size, size, 3)."""
+    """Cases from the Toybox world, with images (size, size, 3)."""
     cases = []
     for index, edit in enumerate(edits):
         picture, truth = edit.pictures(size)
@@ -91,18 +91,19 @@ def toybox_cases(edits: Sequence[Edit], size: int, words: WordEdit) -> list[Case
 
 
 def pie_cases(folder: Path, size: int, words: WordEdit, *, count: int | None = None) -> list[Case]:
-    """Cases of a folder in PIE-Bench's layout.
+    """Cases from a folder in PIE-Bench's layout.
 
-    As in the published runs, a new word counts twice, and both words say where the picture may change.
+    As in the published runs, a new word gets twice the attention, and both blended words mark where the image
+    may change.
 
     Args:
-        folder: with the mapping and the pictures.
-        size: edge of the model's pictures, pixels; the masks are for pictures of that size.
-        words: how attention is edited otherwise.
-        count: so many, the first of each kind in turn; None for all.
+        folder: contains the mapping and the images.
+        size: edge length of the model's images, pixels; the masks are for images of that size.
+        words: how to edit attention otherwise.
+        count: number of cases, cycling through the kinds of edit; None for all.
 
     Raises:
-        UserError: a file is missing, an entry is incomplete, or a picture is of another size.
+        UserError: a file is missing, an entry is incomplete, or an image has another size.
     """
     file = folder / _MAPPING
     if not file.is_file():
@@ -115,7 +116,7 @@ def pie_cases(folder: Path, size: int, words: WordEdit, *, count: int | None = N
 
 
 def _spread(entries: dict[str, dict[str, object]]) -> list[str]:
-    """The names, one of each kind in turn."""
+    """Order the names so that they cycle through the kinds of edit."""
     place: dict[object, int] = {}
     order = []
     for name, entry in entries.items():
@@ -129,13 +130,13 @@ def _pie_case(folder: Path, name: str, entry: dict[str, object], size: int, word
     wanted = ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "blended_word", "mask")
     missing = [key for key in wanted if key not in entry]
     if missing:
-        raise UserError(f"The entry {name} of {folder / _MAPPING} lacks {', '.join(missing)}; get it anew.")
+        raise UserError(f"The entry {name} of {folder / _MAPPING} lacks {', '.join(missing)}; get it again.")
     file = folder / _PICTURES / str(entry["image_path"])
     height, width = read_picture(file)[0].shape[:2]
     if (height, width) != (size, size):
         raise UserError(
-            f"{file} has {width} by {height} pixels, and the model makes {size} by {size}; the masks are for "
-            "pictures as they are, so give a model of their size."
+            f"{file} has {width} by {height} pixels, and the model makes {size} by {size}; the masks "
+            "fit only pictures of the original size, so give a model of that size."
         )
     number = str(entry["editing_type_id"])
     kind = PIE_KINDS[int(number)] if number.isdigit() and int(number) < len(PIE_KINDS) else number

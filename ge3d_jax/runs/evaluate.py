@@ -1,7 +1,7 @@
-"""Evaluating the bundled model: the recognizer on ground truth, the model's samples, the generated objects.
+"""Evaluation of the bundled model: the recognizer on ground truth, the model's samples, generated objects.
 
-Every function returns plain numbers, ready for JSON: shares are in [0, 1], angles in degrees, times in
-seconds; what is in `likeness` is explained in `metrics.likeness`.
+All functions return plain numbers, ready for JSON: fractions are in [0, 1], angles in degrees, times in
+seconds; the entries of `likeness` are explained in `metrics.likeness`.
 """
 
 import hashlib
@@ -45,18 +45,18 @@ from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.turntable import Viewpoint, cameras_around, render_around, turntable_azimuths
 
 WHITE = (1.0, 1.0, 1.0)
-# Number of azimuths that an object is judged from; every second one is a side: front, left, back, right.
+# Number of azimuths for judging an object; every second one is a side: front, left, back, right.
 VIEWS = 8
 _VIEWS_PER_SIDE = VIEWS // 4
 _POLAR = np.deg2rad(70.0)
 _COLOR_NAMES = tuple(COLORS)
 PRESET = "toybox"
-# An azimuth error above this means another side of the object, not a coarse grid.
+# A larger azimuth error means another side of the object rather than a coarse grid.
 _TURNED_DEGREES = 45.0
-# Likeness is judged at this size whatever the objects were made at, so that numbers can be compared.
+# Image size for likeness, independent of the size used for generation, so that numbers are comparable.
 _LIKENESS_SIZE = 128
 
-# (prompts, key) → pictures (B, H, W, 3) in [0, 1].
+# (prompts, key) → images (B, H, W, 3) in [0, 1].
 Sampler = Callable[[Sequence[str], jax.Array], np.ndarray]
 
 
@@ -65,17 +65,17 @@ def _share(flags: Any) -> float:
 
 
 def measure_recognizer(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> dict[str, Any]:
-    """Recognize ground-truth pictures, on white, from random cameras that are not on the gallery's grid.
+    """Test the recognizer on ground-truth images, on white, from random cameras off the gallery's grid.
 
     Args:
-        gallery: its kinds are shown, each in every color `repeats` times.
-        seed: seed of the cameras.
+        gallery: the gallery, whose kinds are shown in every color, `repeats` times each.
+        seed: random seed of the cameras.
         repeats: number of cameras per kind and color.
 
     Returns:
-        Shares of correct kinds, colors and both; confusion matrices, with a row for each true class; the
-        azimuth error, the pictures mistaken for another side, and the share of correct front decisions, all
-        over correctly recognized pictures of kinds with a front.
+        Fractions of correct kinds, colors, and both; confusion matrices, with a row for each true class; the
+        azimuth error, the images mistaken for another side, and the fraction of correct front decisions, all
+        over correctly recognized images of kinds with a front.
     """
     kinds = np.repeat(np.arange(len(gallery.kinds)), len(COLORS) * repeats)
     colors = np.tile(np.repeat(np.arange(len(COLORS)), repeats), len(gallery.kinds))
@@ -83,7 +83,7 @@ def measure_recognizer(gallery: Gallery, *, seed: int = 0, repeats: int = 3) -> 
     for key, kind, color in zip(
         jax.random.split(jax.random.key(seed), len(kinds)), kinds, colors, strict=True
     ):
-        # The recognizer looks at no larger ones.
+        # The recognizer uses no larger images.
         camera = random_camera(key, size=GALLERY_SIZE)
         center = np.asarray(camera_center(camera))
         azimuths.append(np.arctan2(center[1], center[0]))
@@ -132,11 +132,11 @@ def measure_model(gallery: Gallery, sample: Sampler, *, seed: int = 0) -> tuple[
 
     Args:
         gallery: the candidates.
-        sample: draws pictures of prompts.
-        seed: seed of the samples.
+        sample: samples images for prompts.
+        seed: random seed of the samples.
 
     Returns:
-        The results, and the pictures (kinds · colors, H, W, 3), colors varying fastest.
+        The results, and the images (kinds · colors, H, W, 3), with colors varying fastest.
     """
     rows, pictures = [], []
     for index, kind in enumerate(gallery.kinds):
@@ -180,19 +180,19 @@ _VIEWPOINT = Viewpoint(radius=RADIUS, polar=_POLAR, fov=FIELD_OF_VIEW, size=IMAG
 
 
 def object_pictures(gaussians: Gaussians, views: int = VIEWS, size: int = _VIEWPOINT.size) -> np.ndarray:
-    """Pictures (V, size, size, 3) in [0, 1] of an object on white, once around, starting at the front."""
+    """Render an object on white from all around, starting at the front: (V, size, size, 3) in [0, 1]."""
     viewpoint = replace(_VIEWPOINT, size=size)
     frames = render_around(gaussians, turntable_azimuths(views), viewpoint=viewpoint, background=WHITE)
     return frames.astype(np.float32) / 255.0
 
 
 def true_pictures(prompt: str, views: int = VIEWS, viewpoint: Viewpoint = _VIEWPOINT) -> np.ndarray:
-    """What `object_pictures` would be of the object that the sentence describes.
+    """Render the ground truth of a sentence, as `object_pictures` does for an object.
 
     Args:
-        prompt: the sentence.
-        views: how many, once around.
-        viewpoint: where the camera is.
+        prompt: a sentence of the Toybox world.
+        views: number of views, spread over a full turn.
+        viewpoint: the remaining camera parameters.
     """
     sentence, behind = parse(prompt), jnp.asarray(WHITE)
     around = cameras_around(turntable_azimuths(views), viewpoint)
@@ -208,11 +208,11 @@ def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[
 
     Args:
         gallery: the candidates.
-        prompt: the sentence that the object was made from.
+        prompt: the prompt of the object.
         pictures: (VIEWS, H, W, 3), from `object_pictures`.
 
     Returns:
-        Shares of views with the correct kind, color and both, `one_front`, and every view's result.
+        Fractions of views with the correct kind, color, and both; `one_front`; and every view's result.
     """
     sentence = parse(prompt)
     named = recognize(gallery, pictures, np.asarray(WHITE))
@@ -246,14 +246,14 @@ def measure_object(gallery: Gallery, prompt: str, pictures: np.ndarray) -> dict[
 
 
 def summarize_objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over objects.
+    """Average results over objects.
 
     Args:
-        objects: results of `measure_object` with an entry "seconds" added.
+        objects: results of `measure_object` with an additional entry "seconds".
 
     Returns:
-        The means; "multi_faced" is the share of objects of a kind with a front that show one on several
-        sides.
+        The means; "multi_faced" is the fraction of objects, among kinds with a front, that show a front on
+        several sides.
     """
     fronts = [one["one_front"] for one in objects if one["one_front"] is not None]
     faces = [len(one["fronts_at_degrees"]) > 1 for one in objects if one["one_front"] is not None]
@@ -274,24 +274,24 @@ def _rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def mean_likeness(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means of the rows' likeness, each over the rows that have the number."""
+    """Means of the likeness metrics, each over the rows that have a value."""
     values = {name: [row["likeness"][name] for row in rows] for name in rows[0]["likeness"]}
     known = {name: [value for value in column if value is not None] for name, column in values.items()}
     return _rounded({name: float(np.mean(column)) if column else None for name, column in known.items()})
 
 
 def likeness_cameras() -> Camera:
-    """Where objects and the truth are looked at from: VIEWS cameras once around, the front first."""
+    """The cameras for comparing objects with the truth: VIEWS in a full turn, starting at the front."""
     return cameras_around(turntable_azimuths(VIEWS), replace(_VIEWPOINT, size=_LIKENESS_SIZE))
 
 
 def object_likeness(prompt: str, gaussians: Gaussians) -> dict[str, float | None]:
-    """How near an object is to what the sentence describes; see `metrics.likeness`."""
+    """Measure how close an object is to the ground truth of its prompt; see `metrics.likeness`."""
     return _rounded(measure_likeness(gaussians, parse(prompt), likeness_cameras()))
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Short hash of a model's weights, a folder or one file, to keep apart what different ones made."""
+    """Short hash of a model's weights (a folder or a file), to tell apart the results of different models."""
     digest = hashlib.sha256()
     for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -301,15 +301,15 @@ def model_fingerprint(folder: Path) -> str:
 def loss_name(
     guidance: str | None = None, overrides: Mapping[str, Any] | None = None, *, preset: str = PRESET
 ) -> str:
-    """The loss that the objects are made with.
+    """The name of the loss that objects are made with.
 
     Args:
-        guidance: a loss by name, None for the preset's.
+        guidance: name of a loss; None means the preset's.
         overrides: settings to change.
-        preset: what the settings begin with.
+        preset: the preset that the settings are based on.
 
     Raises:
-        UserError: a loss or a setting that does not exist.
+        UserError: a loss or a setting does not exist.
     """
     return kind_of(configured(preset, guidance=guidance, overrides=overrides), "guidance")
 
@@ -323,7 +323,7 @@ def object_folder(
     guidance: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Where `make_object`, whose arguments these are, keeps the object."""
+    """The folder in which `make_object`, called with the same arguments, stores the object."""
     return folder / loss_name(guidance, overrides, preset=preset) / f"{slug(prompt)}-{seed}"
 
 
@@ -336,13 +336,13 @@ def _finished_seconds(
     start: str | None,
     edit_from: str | None,
 ) -> float | None:
-    """Seconds that the finished run in `folder` took; None if there is none that was asked for the same."""
+    """Seconds taken by the finished run in `folder`; None if there is no finished run with these inputs."""
     files = folder / "config.json", folder / "metrics.jsonl", folder / "object.ply"
     if not all(file.is_file() for file in files):
         return None
     try:
         with warnings.catch_warnings():
-            # A setting that is newer than the run has the preset's value: the object would be the same.
+            # Settings newer than the run take the preset's values, so the object would be the same.
             warnings.simplefilter("ignore")
             found = asked_by_file(files[0], overrides=None)
     except UserError:
@@ -367,18 +367,18 @@ def make_object(
     edit_from: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Gaussians, float]:
-    """Generate an object, or load it if that has been done already.
+    """Generate an object, or load it if it has already been generated.
 
     Args:
         prompt: a sentence of the Toybox world.
-        seed: of the run.
-        folder: of all objects; each loss has a folder in it, and each object one in that.
-        preset: what the settings begin with; of the name of a bundled model.
-        model: another model than the preset's.
-        guidance: the loss, None for the preset's.
-        start: the splat file to begin with, None for the preset's start.
-        edit_from: what that shows, to keep what the prompt does not change; then `overrides` say which
-            `guidance.inversion`.
+        seed: random seed of the run.
+        folder: folder for all objects, with a subfolder for each loss and, within it, one for each object.
+        preset: the preset that the settings are based on, named like a bundled model.
+        model: a model to use instead of the preset's.
+        guidance: the loss; None means the preset's.
+        start: the initial splat file; None means the preset's start.
+        edit_from: a description of the object in `start`, to preserve what the prompt does not change;
+            `overrides` then set `guidance.inversion`.
         overrides: settings to change.
 
     Returns:

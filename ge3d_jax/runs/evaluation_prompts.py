@@ -1,4 +1,4 @@
-"""The sentences of the Toybox world that objects are judged by."""
+"""The evaluation prompts: sentences of the Toybox world."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
-# Every kind, those with a front (except the car and the mug) twice; every color twice.
+# Every kind once, those with a front (except the car and the mug) twice; every color twice.
 PROMPTS = (
     "a red mushroom",
     "a cyan robot",
@@ -36,13 +36,13 @@ PROMPTS = (
     "an orange cupcake",
 )
 
-# The name of prompts that nobody tuned for: `hidden_prompts`.
+# Name of the prompts that nothing was tuned on: `hidden_prompts`.
 HIDDEN = "hidden"
 _HIDDEN_PER_KIND = 3
 
 
 def hidden_prompts(seed: int) -> list[str]:
-    """Prompts outside PROMPTS, three of every kind in colors that `seed` draws."""
+    """Prompts outside PROMPTS: three of every kind, in colors drawn with `seed`."""
     random = np.random.default_rng(seed)
     known = {parse(prompt) for prompt in PROMPTS}
     prompts = []
@@ -57,7 +57,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Check that the gallery can judge the prompts.
 
     Raises:
-        UserError: a prompt is not a sentence of the Toybox world, or names a second color.
+        UserError: a prompt is not a sentence of the Toybox world, or it names a second color.
     """
     for prompt in prompts:
         if parse(prompt).second_color is not None:

@@ -1,4 +1,4 @@
-"""Presenting the results of `runs.evaluate`: matrices and sheets as pictures, the numbers as Markdown."""
+"""Reports on the results of `runs.evaluate`: confusion matrices and sheets as images, numbers as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from ge3d_jax.toybox.world.render import RADIUS
 from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint, render_around
 
-# What `runs.evaluate` measured, by part.
+# The measurements of `runs.evaluate`, by part.
 Reports = Mapping[str, Mapping[str, Any]]
 COMMAND = "python experiments/evaluate_toybox.py"
-# The least that each number should reach.
+# Lower bounds to reach.
 _WANTED = {"recognizer": 0.99, "model": 0.98, "objects": 0.99, "front": 0.95}
-# Of the objects; specks and Chamfer at most.
+# Bounds for the objects: upper bounds for specks and Chamfer, lower bounds for the others.
 _WANTED_LIKENESS = {"psnr": 22.0, "overlap": 0.92, "sharpness": 0.5, "chamfer": 0.03, "specks": 0.01}
 
 _SHOWN_SIZE = 128
@@ -40,14 +40,14 @@ _RIGHT, _WRONG = np.asarray((70, 130, 180)), np.asarray((200, 60, 50))
 def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.ndarray:
     """Draw a confusion matrix.
 
-    A cell's shade is its share of the row; correct classes are blue, wrong ones red.
+    A cell's shade shows its fraction of the row; correct classes are blue, wrong ones red.
 
     Args:
         matrix: (N, N) counts; rows are the truth, columns the recognized class.
         names: names of the N classes.
 
     Returns:
-        uint8 (H, W, 3).
+        The image, uint8 (H, W, 3).
     """
     counts = np.asarray(matrix)
     side = _MARGIN + _CELL * len(names) + 8
@@ -77,7 +77,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> np.
 
 
 def sample_sheet(figures: Mapping[str, Any], pictures: np.ndarray) -> np.ndarray:
-    """All samples of `measure_model`, a row for each kind; the label says if one was misrecognized."""
+    """A sheet of all samples of `measure_model`, with a row for each kind; labels mark misrecognized ones."""
     labels = []
     for sample in figures["samples"]:
         sentence = parse(sample["prompt"])
@@ -89,13 +89,13 @@ def sample_sheet(figures: Mapping[str, Any], pictures: np.ndarray) -> np.ndarray
 
 
 def object_sides(gaussians: Gaussians, size: int = _SHOWN_SIZE) -> np.ndarray:
-    """Front, left, back and right of an object on white, uint8 (4, size, size, 3)."""
+    """Render the front, left, back, and right of an object on white, uint8 (4, size, size, 3)."""
     azimuths = np.arange(4) * (np.pi / 2)
     return render_around(gaussians, azimuths, viewpoint=Viewpoint(size=size), background=WHITE)
 
 
 def object_sheet(objects: Sequence[Mapping[str, Any]], sides: Sequence[np.ndarray]) -> np.ndarray:
-    """Four sides of every object (`object_sides`), two objects per row; labels give misrecognitions."""
+    """A sheet of four sides of every object (`object_sides`), two per row; labels mark misrecognized ones."""
     labels = []
     for one in objects:
         sentence = parse(one["prompt"])
@@ -117,7 +117,7 @@ def _percent(share: float | None) -> str:
 
 
 def _likeness_cells(numbers: Mapping[str, float | None]) -> list[str]:
-    """The numbers of `metrics.likeness` as cells of a table; a dash where there is none."""
+    """Format the numbers of `metrics.likeness` as table cells, with a dash for missing ones."""
 
     def cell(name: str, text: str, factor: float = 1.0) -> str:
         value = numbers.get(name)
@@ -257,11 +257,11 @@ def _objects_section(figures: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(reports: Reports, beside: Mapping[str, Reports] | None = None) -> str:
-    """The page of all results.
+    """The page of all results, in Markdown.
 
     Args:
-        reports: those of the parts "recognizer", "model" and "objects" so far.
-        beside: the same of other presets, by name, for the table of likeness.
+        reports: the reports of the parts "recognizer", "model", and "objects", as far as available.
+        beside: the same for other presets, by name, to include in the table of likeness.
     """
     sections = {"recognizer": _recognizer_section, "model": _model_section, "objects": _objects_section}
     lines = [

@@ -1,4 +1,4 @@
-"""From posed pictures to splats on disk, in one call: what `ge3d fit` and a notebook use."""
+"""Fits splats to posed images in one call, with results on disk; used by `ge3d fit` and in notebooks."""
 
 import dataclasses
 import os
@@ -34,27 +34,28 @@ from ge3d_jax.training.presets import with_density
 from ge3d_jax.viewer.sheet import image_grid, save_png, to_uint8
 from ge3d_jax.viewer.turntable import Viewpoint
 
-# Held-out pictures shown beside their renders.
+# Number of held-out images to show next to their renders.
 _COMPARED = 4
 _COMPARISON = "comparison.png"
 _HELD_OUT = "held_out.json"
-# The name under which a strategy keeps what is different in fits.
+# The name under which a density strategy keeps its settings for fits.
 _PRESET = "fit"
 
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """A finished fit.
+    """The result of a finished fit.
 
     Attributes:
         gaussians: the splats, world units.
         folder: where everything was written.
-        iterations: how many were done; fewer than asked for when `interrupted`.
+        iterations: number of completed iterations; fewer than requested if `interrupted`.
         interrupted: whether Ctrl-C ended the run.
-        diverged: whether it was ended since its gradients were not finite; the splats are the last good ones.
-        advice: sentences on why the run ended early and on what other settings would do better; mostly none.
-        unwritten: sentences on what could not be written, as on a full disk; mostly none.
-        psnr: decibels, ssim: mean over the held-out pictures.
+        diverged: whether the run was stopped because its gradients were not finite; the splats are then the
+            last good ones.
+        advice: sentences on why the run ended early and which settings would work better; usually empty.
+        unwritten: sentences on what could not be written, e.g. because the disk was full; usually empty.
+        psnr: decibels, ssim: means over the held-out images.
         metrics: the numbers of every iteration, as in metrics.jsonl.
     """
 
@@ -71,7 +72,7 @@ class FitResult:
 
 
 def in_world_units(gaussians: Gaussians, unit: float) -> Gaussians:
-    """Splats whose lengths are multiples of `unit` world units."""
+    """Convert splats whose lengths are in multiples of `unit` to world units."""
     return dataclasses.replace(
         gaussians, positions=gaussians.positions * unit, log_scales=gaussians.log_scales + np.log(unit)
     )
@@ -97,9 +98,15 @@ def _compare(
 def evaluate(
     gaussians: Gaussians, views: Views, *, background: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Render every view; (images float32 (V, H, W, 3), PSNR (V,) in decibels, SSIM (V,)).
+    """Render every view and compare it with its image.
 
-    gaussians, views: lengths in one unit.
+    Args:
+        gaussians: the splats, in the same unit of length as `views`.
+        views: the posed images.
+        background: RGB in [0, 1].
+
+    Returns:
+        Images, float32 (V, H, W, 3); PSNR (V,), decibels; SSIM (V,).
     """
     height, width = views.pixels.shape[1:3]
     behind = jnp.asarray(background, jnp.float32)
@@ -117,7 +124,7 @@ def evaluate(
 
 
 def _viewpoint(images: PosedImages) -> Viewpoint:
-    """Where to look from: the middle of the cameras."""
+    """The viewpoint for results: the median of the cameras."""
     centers = images.centers
     distances = np.linalg.norm(centers, axis=1)
     height = images.size[1]
@@ -131,7 +138,7 @@ def _viewpoint(images: PosedImages) -> Viewpoint:
 def _comparison(
     truths: np.ndarray, images: np.ndarray, psnrs: np.ndarray, names: tuple[str, ...]
 ) -> np.ndarray:
-    """Some held-out pictures over their renders, evenly chosen, as one uint8 image."""
+    """Evenly chosen held-out images above their renders, as one uint8 image."""
     chosen = np.unique(np.linspace(0, len(images) - 1, _COMPARED).round().astype(int))
     rows = [to_uint8(truths[index]) for index in chosen] + [to_uint8(images[index]) for index in chosen]
     labels = [Path(names[index]).stem for index in chosen] + [f"{psnrs[index]:.1f} dB" for index in chosen]
@@ -140,7 +147,7 @@ def _comparison(
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """The splats in world units, and how well they show the held-out pictures."""
+    """The splats in world units, and how well they reproduce the held-out images."""
 
     gaussians: Gaussians
     psnr: float
@@ -164,7 +171,7 @@ def _write_results(
     attempts: Attempts,
     mesh: bool,
 ) -> _Held:
-    """Write the splats and pictures of them, then what held-out pictures say."""
+    """Write the splats and images of them, then the evaluation on held-out images."""
     gaussians = in_world_units(result.object, unit)
     write_object(
         folder,
@@ -211,29 +218,29 @@ def fit_images(
     mesh: bool = False,
     observers: Sequence[Observer] = (),
 ) -> FitResult:
-    """Fit splats to posed pictures and write them, with pictures of them, to a folder.
+    """Fit splats to posed images and write them, along with renderings, to a folder.
 
     Args:
         images: folder in the layout of NeRF's synthetic scenes, see `posed_images`.
-        seed: same seed on the same machine, same splats.
-        out: folder; None means outputs/fit-<name of the images' folder>. Results of an earlier run in it are
-            replaced.
-        downscale: each pixel becomes the mean of this many by this many.
-        density: how the number of splats changes, "clone_split", "mcmc" or "relocate"; None means
-            clone_split.
-        overrides: settings of `FitConfig` to change, by dotted name: {"start.sh_degree": 3}.
+        seed: random seed; on the same machine, the same seed gives the same splats.
+        out: output folder; None means outputs/fit-<name of the images' folder>. Results of an earlier run in
+            it are replaced.
+        downscale: average blocks of this many by this many pixels.
+        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", or "relocate";
+            None means "clone_split".
+        overrides: settings of `FitConfig` to change, by dotted name, e.g. {"start.sh_degree": 3}.
         save_seconds: as for `generate`.
         resume: continue the interrupted run in the folder, which must have been started with the same inputs.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
         mesh: whether to also write mesh.glb, a textured mesh; see `runs.mesh`.
-        observers: objects that are told of each iteration; see `runs.observers`.
+        observers: callbacks for each iteration; see `runs.observers`.
 
     Returns:
-        FitResult. Ctrl-C ends the run after the current iteration; the result is then the object as it
+        The result. Ctrl-C ends the run after the current iteration; the result is then the object as it
         stands, and `resume` continues from there.
 
     Raises:
-        UserError: an input that cannot be used; results of an earlier run are then left untouched.
+        UserError: an input is invalid; results of an earlier run are then left untouched.
     """
     check_seed(seed)
     if mesh:
@@ -245,7 +252,7 @@ def fit_images(
     config.scene.check_devices()
     train, test = read_posed_images(images, downscale=downscale)
     if train.is_opaque:
-        # There is nothing behind opaque pictures: another background would only ask for walls.
+        # Opaque images show no background, so replacing it would only reward walls around the scene.
         config = dataclasses.replace(config, background=dataclasses.replace(config.background, replaced=0.0))
     unit = scene_radius(train)
     name = slug(Path(images).resolve().name) or "images"

@@ -1,4 +1,4 @@
-"""The folder that a run writes to: its name, config.json, and metrics.jsonl line by line."""
+"""The output folder of a run: its name, config.json, and metrics.jsonl."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ _RECORDED_PACKAGES = ("ge3d_jax", "jax", "jaxlib", "flax", "optax", "numpy", "tr
 
 
 def slug(text: str) -> str:
-    """A prompt as a folder name: lower-case letters and digits of any script, everything else a hyphen."""
+    """Convert a prompt to a folder name: lowercase letters and digits of any script, joined by hyphens."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     return words[:_LONGEST_SLUG].strip("-")
 
@@ -26,7 +26,7 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and check that files can be written to it.
 
     Raises:
-        UserError: they cannot; names the folder and the reason.
+        UserError: files cannot be written; the message names the folder and the reason.
     """
     folder = Path(path)
     probe = folder / f".probe.{os.getpid()}"
@@ -60,7 +60,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 class MetricsFile:
-    """A file with one JSON object per line, flushed after each line so that a run can be watched.
+    """A file with one JSON object per line, flushed after each line so that a run can be monitored.
 
     The file is replaced when the first line is written, and left unchanged until then.
     """

@@ -1,4 +1,4 @@
-"""From a sentence to an object on disk, in one call: what `ge3d generate` and a notebook use."""
+"""Text-to-3D in one call, from a prompt to an object on disk; used by `ge3d generate` and in notebooks."""
 
 import dataclasses
 import os
@@ -23,20 +23,20 @@ from ge3d_jax.training.iterations import HostNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished run. In a notebook it shows itself as its sheet of views.
+    """The result of a finished run. In a notebook it is displayed as a sheet of views.
 
     Attributes:
-        prompt, seed: what was asked for.
+        prompt, seed: the prompt and seed of the run.
         gaussians: the object.
         folder: where everything was written.
-        iterations: how many were completed; fewer than asked for if `interrupted`.
+        iterations: number of completed iterations; fewer than requested if `interrupted`.
         interrupted: whether Ctrl-C ended the run.
-        diverged: whether the run was ended because its gradients were not finite; the object is then the last
-            good one.
-        advice: sentences on why the run ended early and on which settings would do better; usually none.
-        unwritten: sentences on what could not be written, e.g. because the disk was full; usually none.
+        diverged: whether the run was stopped because its gradients were not finite; the object is then the
+            last good one.
+        advice: sentences on why the run ended early and which settings would work better; usually empty.
+        unwritten: sentences on what could not be written, e.g. because the disk was full; usually empty.
         metrics: the numbers of every iteration, as in metrics.jsonl.
-        frames: the turntable, uint8 (T, H, W, 3), once around from the front.
+        frames: the turntable, uint8 (T, H, W, 3), one full turn starting from the front.
     """
 
     prompt: str
@@ -56,7 +56,7 @@ class Result:
 
 
 def _inversion_of(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What they say of the loss's inversion."""
+    """The overrides that set the inversion of the loss."""
     return {name: value for name, value in (overrides or {}).items() if name.split(".")[-1] == "inversion"}
 
 
@@ -85,53 +85,54 @@ def generate(
     mesh: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Make a 3D object from a sentence and write it, with pictures of it, to a folder.
+    """Generate a 3D object from a prompt and write it, along with images of it, to a folder.
 
     Args:
-        prompt: what to make, e.g. "a red mushroom"; None for the preset's prompt, if it has one.
+        prompt: what to generate, e.g. "a red mushroom"; None uses the preset's prompt, if it has one.
         preset: "toybox" for the bundled model, "paper" for Stable Diffusion, "paper/lantern" and others for
-            what the paper made; None means "toybox".
-        guidance: the loss, e.g. "ge3d" or "sds", with its settings for that preset; None for the preset's.
-        density: how the number of splats changes, "clone_split", "mcmc" or "relocate"; None for the preset's
-            way.
-        config: the config.json of a run, to use instead of a preset, a loss and density control: the same run
-            again. It also provides the prompt, seed, model, start, dtype, LoRA files and textual inversions
-            that are not given.
-        seed: same seed on the same machine, same object, byte for byte; None for the preset's, usually 0.
-        model: a model to use instead of the bundled one: a folder in diffusers' layout, a single .safetensors
+            objects from the paper; None means "toybox".
+        guidance: the loss, e.g. "ge3d" or "sds", with its settings for that preset; None uses the preset's.
+        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", or "relocate";
+            None uses the preset's.
+        config: the config.json of an earlier run, which replaces the preset, the loss, and density control to
+            repeat that run. It also provides the prompt, seed, model, start, dtype, LoRA files, and textual
+            inversions that are not given.
+        seed: random seed; on the same machine, the same seed gives the same object, byte for byte. None uses
+            the preset's, usually 0.
+        model: a model to use instead of the bundled one: a folder in diffusers layout, a single .safetensors
             file, or a hub id, which is downloaded.
-        out: folder; None means outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
-        start: what to begin with: "ball", "box" or "point_e", the points that Point-E makes of the prompt; or
-            the path of a splat file of any format that can be read, a point cloud with colors (.ply, .xyz),
-            or a mesh (.glb, .obj, .ply, .stl). None for the preset's.
-        edit_from: what the object of `start` shows, to keep whatever the prompt does not change: the setting
-            `guidance.inversion` is then "delta" unless `overrides` say otherwise.
-        start_growth: how the points of `start` become more points: "clones", "gaussian_dreamer" or "none";
-            None for the start's usual way.
-        reconstruct_from: the share of the iterations after which a reconstructive stage takes over, e.g. 0.8;
-            None for what `overrides` say about `reconstruction.start`, by default no such stage.
-        overrides: settings to change, by dotted name: {"guidance.scale": 10, "views": 2}. `training.config`
-            describes them.
-        preview_every: iterations between pictures in previews/; 0 for none.
-        save_seconds: seconds between saves of the state, for `resume`, though saving never takes more than a
-            fiftieth of the time; 0 saves after each iteration, None only at the end.
-        resume: continue the run in the folder, which must have been started with the same inputs, from its
-            last saved state. More iterations may be asked for than before, even if it was finished. A run
-            that saved nothing begins anew.
-        progress: whether to show a bar.
-        dtype: what the networks compute in: "float32", "bfloat16", or "auto", which is bfloat16 where the
-            device is made for it; None means "auto".
-        loras: LoRA files and strengths to change the model by; strength 1 is as they were trained.
-        textual_inversions: files with the embeddings of new words, for use in the prompt.
+        out: output folder; None means outputs/<prompt>-<seed>. Results of an earlier run in it are replaced.
+        start: the initialization: "ball", "box", or "point_e" (points that Point-E generates from the
+            prompt); or the path of a splat file in any supported format, a point cloud with colors (.ply,
+            .xyz), or a mesh (.glb, .obj, .ply, .stl). None uses the preset's.
+        edit_from: a prompt that describes the object in `start`, for edits that preserve whatever `prompt`
+            does not change: the setting `guidance.inversion` then defaults to "delta".
+        start_growth: how the points of `start` are multiplied: "clones", "gaussian_dreamer", or "none"; None
+            uses the start's default.
+        reconstruct_from: the fraction of the iterations after which a reconstruction stage takes over, e.g.
+            0.8; None leaves `reconstruction.start` to `overrides`, and by default there is no such stage.
+        overrides: settings to change, by dotted name, e.g. {"guidance.scale": 10, "views": 2}; see
+            `training.config` for their descriptions.
+        preview_every: iterations between the images in previews/; 0 for none.
+        save_seconds: seconds between checkpoints for `resume`, though saving never takes more than a fiftieth
+            of the time; 0 saves after every iteration, None only at the end.
+        resume: continue the run in the folder from its last checkpoint; the run must have been started with
+            the same inputs. The number of iterations may be raised, even after the run has finished. A run
+            without a checkpoint starts over.
+        progress: whether to show a progress bar.
+        dtype: compute dtype of the networks: "float32", "bfloat16", or "auto", which is bfloat16 on devices
+            that support it well; None means "auto".
+        loras: LoRA files to apply to the model, with strengths; strength 1 is as trained.
+        textual_inversions: files with embeddings of new words that may be used in the prompt.
         mesh: whether to also write mesh.glb, a textured mesh; see `runs.mesh`.
-        observers: objects that are told of each iteration; see `runs.observers`.
+        observers: callbacks for each iteration; see `runs.observers`.
 
     Returns:
-        Result. Ctrl-C ends the run after the current iteration; the result is then the object as it stands,
-        and `resume` continues from there.
+        The result. Ctrl-C ends the run after the current iteration; the result is then the object as it
+        stands, and `resume` continues from there.
 
     Raises:
-        UserError: an input that cannot be used; results of an earlier run are then left untouched.
+        UserError: an input is invalid; results of an earlier run are then left untouched.
     """
     keep_compiled_code()
     if mesh:

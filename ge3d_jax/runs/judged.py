@@ -1,4 +1,4 @@
-"""An object with what it is judged by: its views and the true ones, from the same cameras."""
+"""An object together with what it is judged by: its views and the true views, from the same cameras."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from ge3d_jax.viewer.sheet import to_uint8
 
 @dataclass(frozen=True)
 class Judged:
-    """An object that was looked at.
+    """A rendered object, ready to be judged.
 
     Attributes:
-        prompt: the sentence that it was made from.
-        seed: of its run.
+        prompt: prompt of the object.
+        seed: random seed of its run.
         gaussians: its splats.
-        views: of the object, 8 once around, the front first.
-        truth: of what the sentence describes, from the same cameras.
-        seconds: that it took; None if not known.
+        views: 8 views of the object in a full turn, starting at the front.
+        truth: views of the prompt's ground truth, from the same cameras.
+        seconds: how long it took; None if unknown.
     """
 
     prompt: str
@@ -41,21 +41,21 @@ class Judged:
 
     @property
     def pictures(self) -> np.ndarray:
-        """float32 (8, 128, 128, 3) on white, as `evaluate.object_pictures`, in steps of 1/255 as in files."""
+        """float32 (8, 128, 128, 3) on white, as in `evaluate.object_pictures`, in steps of 1/255."""
         return to_uint8(self.views.pictures).astype(np.float32) / 255.0
 
 
 def see_truths(prompts: Sequence[str], folder: Path | None = None) -> dict[str, Views]:
-    """The true views of prompts, to be shared by all their objects.
+    """Render the true views of prompts, to be shared by all their objects.
 
-    A kind takes some seconds to trace; it is kept in a file, which all its colors are painted from.
+    A kind takes some seconds to trace. The result is cached in a file and then painted in any color.
 
     Args:
         prompts: sentences of the Toybox world.
-        folder: for the files; None for the package's cache.
+        folder: folder for the files; None means the package's cache.
 
     Raises:
-        UserError: a prompt that is not of the Toybox world.
+        UserError: a prompt is not a sentence of the Toybox world.
     """
     sentences = {prompt: parse(prompt) for prompt in prompts}
     kinds = dict.fromkeys(sentence.kind for sentence in sentences.values())
@@ -64,7 +64,7 @@ def see_truths(prompts: Sequence[str], folder: Path | None = None) -> dict[str, 
 
 
 def _load_traced(kind: str, folder: Path) -> Traced:
-    """A kind from the cameras of likeness, from its file; traced and stored there the first time."""
+    """Load a kind, traced from the likeness cameras, from its file; trace and store it the first time."""
     cameras = likeness_cameras()
     places = np.concatenate([np.ravel(each) for each in jax.tree.leaves(cameras)])
     looked_from = hashlib.sha256(np.float32(places).tobytes()).hexdigest()[:8]
@@ -81,17 +81,17 @@ def _load_traced(kind: str, folder: Path) -> Traced:
 def see(
     prompt: str, seed: int, gaussians: Gaussians, seconds: float | None = None, *, truth: Views | None = None
 ) -> Judged:
-    """Look at an object.
+    """Render an object and its ground truth.
 
     Args:
-        prompt: the sentence that it was made from.
-        seed: of its run.
+        prompt: prompt of the object.
+        seed: random seed of its run.
         gaussians: its splats.
-        seconds: that it took, if known.
-        truth: the prompt's of `see_truths`, not to be traced again.
+        seconds: how long it took, if known.
+        truth: the prompt's true views from `see_truths`, to avoid tracing them again.
 
     Raises:
-        UserError: a prompt that is not of the Toybox world.
+        UserError: the prompt is not a sentence of the Toybox world.
     """
     if truth is None:
         truth = see_truths([prompt])[prompt]

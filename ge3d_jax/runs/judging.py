@@ -1,9 +1,9 @@
-"""All numbers by which objects are judged: each a line of METRICS.
+"""All metrics for judging objects, each an entry of METRICS.
 
-| name | what it is of |
+| metric | applies to |
 |---|---|
-| a metric `of_object` | one object |
-| a metric `of_objects` | many objects, also those of several prompts |
+| a metric with `of_object` | one object |
+| a metric with `of_objects` | many objects, possibly of several prompts |
 | a metric that `needs` weights | see `runs.weighted_metrics` |
 """
 
@@ -28,17 +28,17 @@ from ge3d_jax.runs.evaluate import measure_object
 from ge3d_jax.runs.judged import Judged
 from ge3d_jax.toybox.world.captions import parse
 
-# A number, and its standard error; None where there is none.
+# A number and its standard error; None if there is none.
 Estimate = tuple[float | None, float | None]
-# An object of which fewer views than this share are recognized, or of which nothing is seen, has failed.
+# An object has failed if a smaller fraction of its views is recognized, or if nothing of it is visible.
 FAILED_BELOW = 0.5
 
 
 class Facts:
-    """What several numbers of an object have in common; computed when first asked for."""
+    """Intermediate results shared by several metrics of an object, computed lazily."""
 
     def __init__(self, judged: Judged, gallery: Gallery) -> None:
-        """Nothing is computed yet."""
+        """Store the inputs; nothing is computed yet."""
         self.judged = judged
         self._gallery = gallery
 
@@ -55,34 +55,35 @@ class Facts:
 
     @cached_property
     def colors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Colors (N, 3) of the object and (M, 3) of the truth, where each of them is."""
+        """Colors (N, 3) of the object and (M, 3) of the truth, each at the pixels it covers."""
         views, truth = self.judged.views, self.judged.truth
         return colors_of(views.pictures, views.alphas), colors_of(truth.pictures, truth.alphas)
 
     @property
     def fronts(self) -> int | None:
-        """On how many of the four sides a front is seen; None of a kind that has none."""
+        """Number of the four sides on which a front is seen; None for a kind without a front."""
         found = self.recognized
         return None if found["one_front"] is None else len(found["fronts_at_degrees"])
 
     @property
     def failed(self) -> bool:
-        """Whether too few views are recognized, or nothing is seen at all."""
+        """Whether too few views are recognized, or nothing is visible at all."""
         seen = bool((self.judged.views.alphas > COVERED).any())
         return not seen or self.recognized["right_kind_and_color"] < FAILED_BELOW
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number by which objects are judged.
+    """A metric for judging objects.
 
     Attributes:
-        label: how tables name it.
-        digits: behind the point, in tables.
-        better: which numbers are: "higher", "lower", "one" if the nearest to 1 is best; None if none is.
-        of_object: the number of one object, where it is of one.
-        of_objects: the number of many with its error, where it is of many.
-        needs: the weights without which it cannot be had; `runs.weighted_metrics` computes it.
+        label: name in tables.
+        digits: number of decimals in tables.
+        better: which values are better: "higher", "lower", or "one" if the closest to 1 is best; None if no
+            value is.
+        of_object: computes the metric of one object, if it applies to one.
+        of_objects: computes the metric of many objects with its error, if it applies to many.
+        needs: the weights that it needs; `runs.weighted_metrics` then computes it.
     """
 
     label: str
@@ -94,7 +95,7 @@ class Metric:
 
 
 def _likeness(name: str, *, worst: float | None = None, most: float | None = None) -> Callable[[Facts], Any]:
-    """A number of `metrics.likeness`: `worst` where it is None, and `most` at most."""
+    """A metric of `metrics.likeness`, with None replaced by `worst` and values capped at `most`."""
 
     def of_object(facts: Facts) -> float | None:
         value = facts.likeness[name]
@@ -121,7 +122,7 @@ def by_prompt(objects: Sequence[Judged]) -> dict[str, list[Judged]]:
 
 
 def _diversity(measure: Callable[[list[Views]], float | None]) -> Callable[[Sequence[Judged]], Estimate]:
-    """A diversity across the seeds of a prompt, mean over prompts."""
+    """Diversity across the seeds of a prompt, averaged over prompts."""
 
     def of_objects(objects: Sequence[Judged]) -> Estimate:
         groups = by_prompt(objects)
@@ -137,12 +138,12 @@ def distance_of_groups(
     real: Sequence[np.ndarray],
     measure: Callable[[np.ndarray, np.ndarray], float],
 ) -> Estimate:
-    """A distance of two sets of pictures, and its error over prompts.
+    """The distance between two sets of images, and its error over prompts.
 
     Args:
-        made: for each prompt features (N, D) of pictures.
-        real: for each prompt features (M, D) of those that they should be like.
-        measure: the distance of two sets of features.
+        made: for each prompt, features (N, D) of the images.
+        real: for each prompt, features (M, D) of the reference images.
+        measure: computes the distance between two sets of features.
     """
 
     def estimate(prompts: np.ndarray) -> float:
@@ -152,7 +153,7 @@ def distance_of_groups(
 
 
 def _shrunken(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[Sequence[Judged]], Estimate]:
-    """A distance of all pictures to all true ones, both shrunken."""
+    """The distance between all images and all true ones, both downscaled."""
 
     def of_objects(objects: Sequence[Judged]) -> Estimate:
         groups = list(by_prompt(objects).values())
@@ -189,8 +190,8 @@ METRICS: dict[str, Metric] = {
     "contrast": Metric(
         "contrast, of the truth's", 2, "one", of_object=lambda facts: contrast_ratio(*facts.colors)
     ),
-    # No direction: it takes the sharp outlines and even colors of the truth itself for damage, 83 to 99, and
-    # likes blurred objects better, about 60.
+    # No direction: it rates the sharp outlines and even colors of the truth itself as artifacts (83 to 99)
+    # and prefers blurred objects (about 60).
     "brisque": Metric("BRISQUE", 1, None, needs="brisque"),
     "clip_similarity": Metric("CLIP similarity", 3, "higher", needs="clip"),
     "seconds": Metric("seconds", 0, "lower", of_object=lambda facts: facts.judged.seconds),
@@ -210,7 +211,7 @@ def check_metrics(names: Sequence[str]) -> None:
     """Check that metrics exist.
 
     Raises:
-        UserError: one that does not.
+        UserError: a metric does not exist.
     """
     for name in names:
         if name not in METRICS:
@@ -218,10 +219,10 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def load_judges(report: Callable[[str], None] | None = None) -> Gallery:
-    """The recognizer's gallery; the first time on a machine it takes two minutes to trace.
+    """Load the recognizer's gallery; the first time on a machine, tracing it takes two minutes.
 
     Args:
-        report: told what is traced, a line each.
+        report: called with a line for each traced item.
     """
     return load_gallery(cache_folder(), report=report)
 
@@ -229,18 +230,18 @@ def load_judges(report: Callable[[str], None] | None = None) -> Gallery:
 def judge_object(
     judged: Judged, gallery: Gallery, *, metrics: Sequence[str] | None = None
 ) -> dict[str, float | None]:
-    """The numbers of one object.
+    """Compute the metrics of one object.
 
     Args:
         judged: the object, from `see`.
         gallery: from `load_judges`.
-        metrics: names in METRICS, of one object; None for all that need no weights.
+        metrics: names in METRICS of metrics for one object; None means all that need no weights.
 
     Returns:
-        The numbers by name; None for what the object has not, as the fronts of a mushroom.
+        Metric name → value; None if not applicable, such as the fronts of a mushroom.
 
     Raises:
-        UserError: a metric that does not exist.
+        UserError: a metric does not exist.
     """
     check_metrics(metrics or ())
     facts = Facts(judged, gallery)
@@ -254,18 +255,19 @@ def judge_object(
 def judge_group(
     objects: Sequence[Judged], *, metrics: Sequence[str] | None = None
 ) -> dict[str, float | None]:
-    """The numbers of many objects: diversity across seeds, and distances of all pictures to all true ones.
+    """Compute the metrics of many objects: diversity across seeds, and distances to the true images.
 
     Args:
-        objects: of one prompt or of several; diversity is within each prompt, mean over prompts.
-        metrics: names in METRICS, of many objects; None for all that need no weights.
+        objects: objects of one or more prompts; diversity is within each prompt, averaged over prompts.
+        metrics: names in METRICS of metrics for many objects; None means all that need no weights.
 
     Returns:
-        Two numbers each: by name, and its standard error over prompts by name with "_error" behind it. None
-        for the diversity of single seeds, and for errors of too few prompts.
+        Two numbers for each metric: the value under its name, and the standard error over prompts under the
+        name with the suffix "_error". None for the diversity of single seeds, and for errors over too few
+        prompts.
 
     Raises:
-        UserError: a metric that does not exist.
+        UserError: a metric does not exist.
     """
     check_metrics(metrics or ())
     numbers: dict[str, float | None] = {}

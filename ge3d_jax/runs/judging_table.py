@@ -1,4 +1,4 @@
-"""Tables of judged objects: mean ± standard error over prompts, a line for each loss or other setting."""
+"""Tables of judged objects: mean ± standard error over prompts, with a row for each loss or other setting."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +16,16 @@ def estimates(
     """Means and standard errors of each group of rows.
 
     Args:
-        rows: of objects, with `by`, "prompt" and the numbers of `judge_object`; and of whole groups, without
-            "prompt", with `by` and the numbers of `judge_group`.
-        by: what tells groups apart, as "loss".
+        rows: rows of objects, with `by`, "prompt", and the numbers of `judge_object`; and rows of whole
+            groups, without "prompt", with `by` and the numbers of `judge_group`.
+        by: the key that distinguishes groups, e.g. "loss".
         metrics: names in METRICS.
 
     Returns:
-        By group and metric the mean and its error; None where there is no number.
+        Group → metric → mean and standard error; None where there is no value.
 
     Raises:
-        UserError: a metric that does not exist.
+        UserError: a metric does not exist.
     """
     check_metrics(metrics)
     groups = dict.fromkeys(str(row[by]) for row in rows)
@@ -54,7 +54,7 @@ def _cell(metric: Metric, estimate: Estimate, *, is_best: bool) -> str:
 
 
 def _best(metric: Metric, means: Sequence[float | None]) -> float | None:
-    """The best of several means as the table shows it; None where all that are shown are equal."""
+    """The best of several means, rounded as in the table; None if all rounded means are equal."""
     known = [round(mean, metric.digits) for mean in means if mean is not None]
     if metric.better is None or len(set(known)) < 2:
         return None
@@ -63,18 +63,18 @@ def _best(metric: Metric, means: Sequence[float | None]) -> float | None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], by: str = "loss", *, metrics: Sequence[str]) -> str:
-    """A table in Markdown: a line for each group, a column for each metric, mean ± standard error.
+    """A Markdown table with a row for each group and a column for each metric: mean ± standard error.
 
-    The best mean of a column is bold, whatever the errors say, and an arrow tells which is: ↑ the highest,
-    ↓ the lowest, → 1 the nearest to 1.
+    The best mean of a column is bold, regardless of the errors. Arrows show what is best: ↑ the highest,
+    ↓ the lowest, → 1 the closest to 1.
 
     Args:
         rows: as for `estimates`.
-        by: what tells groups apart; the first column.
-        metrics: names in METRICS; one that no group has a number of is left out.
+        by: the key that distinguishes groups; the first column.
+        metrics: names in METRICS; metrics without a value in any group are left out.
 
     Raises:
-        UserError: a metric that does not exist.
+        UserError: a metric does not exist.
     """
     found = estimates(rows, by, metrics)
     lines = {group: {by: group} for group in found}

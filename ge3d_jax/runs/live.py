@@ -1,4 +1,4 @@
-"""A run in the browser while it goes on: its splats, its loss, edited views, a pause."""
+"""Live view of a run in the browser: its splats, its loss, edited views, and a pause button."""
 
 import dataclasses
 import time
@@ -20,18 +20,18 @@ from ge3d_jax.viewer.sheet import enlarge, to_uint8
 from ge3d_jax.viewer.turntable import turntable_azimuths, view_sheet
 
 DEFAULT_PORT = 8080
-# The page is renewed at most so often, for a browser without a graphics card needs half a second of a core to
-# draw it, and for no more than this share of the time on our side.
+# Minimum seconds between page updates, since a browser without a GPU needs half a second of a core to draw
+# one, and the largest fraction of this process's time to spend on them.
 _LEAST_SECONDS = 5.0
 _LARGEST_SHARE = 0.02
-# How long a waiting run takes to notice that it may go on, seconds.
+# Polling interval of a paused run, seconds.
 _NAP = 0.1
 _EDITED_VIEWS = 4
 _EDITED_SIZE = 160
 
 
 class OpenPage(Protocol):
-    """Opens the page of a run; `ViserPage`, or what a test has in its place."""
+    """Opens the page of a run: `ViserPage`, or a stand-in for tests."""
 
     def __call__(self, title: str, *, port: int, can_edit: bool) -> LivePage:
         """See `ViserPage`."""
@@ -39,7 +39,7 @@ class OpenPage(Protocol):
 
 @dataclasses.dataclass
 class _Last:
-    """What was last there to show."""
+    """The latest state of the run, for display."""
 
     done: int
     numbers: HostNumbers
@@ -47,15 +47,15 @@ class _Last:
 
 
 def edit_views(run: Run, state: TrainState, azimuths: np.ndarray) -> np.ndarray:
-    """What the model makes of views of a distilled object, as in a reconstructive stage at this point.
+    """Let the model edit views of a distilled object, as a reconstruction stage at this point would.
 
     Args:
-        run: of a `Distillation`.
-        state: of the run now.
-        azimuths: (V,) radians; the cameras are in the middle of the polar angles that the run looks from.
+        run: a run of a `Distillation`.
+        state: the current state of the run.
+        azimuths: (V,) radians; the cameras use the mean of the run's range of polar angles.
 
     Returns:
-        Pictures, float32 (V, H, W, 3) in [0, 1].
+        Images, float32 (V, H, W, 3) in [0, 1].
     """
     task = run.task
     assert isinstance(task, Distillation)
@@ -65,7 +65,7 @@ def edit_views(run: Run, state: TrainState, azimuths: np.ndarray) -> np.ndarray:
 
 
 class LiveView(Observer):
-    """Serves a page that shows the run. While nobody has it open it costs nothing."""
+    """An observer that serves a page showing the run. It costs nothing while nobody has the page open."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class LiveView(Observer):
         """Prepare the page, which is served once there is a run.
 
         Args:
-            port: where to serve it; see `ViserPage`.
-            open_page: serves it.
-            edit: what the model makes of views; see `edit_views`.
-            clock: seconds.
-            wait: lets so many seconds pass.
+            port: the port to serve the page on; see `ViserPage`.
+            open_page: opens the page.
+            edit: edits views of the object; see `edit_views`.
+            clock: returns the time in seconds.
+            wait: sleeps for the given number of seconds.
 
         Raises:
             UserError: viser is not installed.
@@ -98,7 +98,7 @@ class LiveView(Observer):
         self._page: LivePage | None = None
 
     def on_run(self, watched: Watched) -> None:
-        """Serve the page and tell where."""
+        """Serve the page and print its address."""
         run = watched.run
         self._watched = watched
         self._iterations = [int(line["iteration"]) for line in run.history if "loss" in line]
@@ -114,18 +114,18 @@ class LiveView(Observer):
             self._page.close()
 
     def on_compiled(self, compilation: Compilation) -> None:
-        """Tell so."""
+        """Update the status."""
         self._told.tell("The first iteration runs.")
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Renew the page as soon as there is something to see."""
+        """Schedule the first update for as soon as there is something to see."""
         self._due = self._previous = self._clock()
         self._seconds: float | None = None
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Show the state where it is time to, and wait while the person wants that."""
+        """Show the state if an update is due, and wait while the user has paused the run."""
         page, begun = self._told, self._clock()
-        # A running mean over some iterations; the first one is not like the others.
+        # A running mean over the last few iterations; the first one is atypical.
         took = begun - self._previous
         self._seconds = took if self._seconds is None or done < 3 else 0.8 * self._seconds + 0.2 * took
         if "loss" in numbers:
@@ -147,7 +147,7 @@ class LiveView(Observer):
         return self._page
 
     def _renew(self, last: _Last, *, note: str = "") -> None:
-        """Show what there is."""
+        """Update the page."""
         page, run = self._told, self._watched.run
         page.show_splats(run.task.scene.shown(last.state.scene, last.done))
         if self._losses:
@@ -159,7 +159,7 @@ class LiveView(Observer):
         page.tell(" · ".join([*told, *([note] if note else [])]))
 
     def _answer(self, last: _Last) -> None:
-        """Do what the person asks for, and wait as long as they want that."""
+        """Handle the user's requests, and wait while the run is paused."""
         page, has_waited = self._told, False
         while True:
             if page.take_edit_request():
@@ -172,10 +172,10 @@ class LiveView(Observer):
             self._wait(_NAP)
 
     def _show_edits(self, last: _Last) -> None:
-        """Show what the model makes of some views now."""
+        """Show the model's edits of some views of the current object."""
         page = self._told
         page.tell(
-            f"iteration {last.done} · editing views; the first time this compiles as long as a run does"
+            f"iteration {last.done} · editing views; the first time, this compiles for as long as a run does"
         )
         azimuths = turntable_azimuths(_EDITED_VIEWS)
         edited = self._edit(self._watched.run, last.state, azimuths)

@@ -1,4 +1,4 @@
-"""A mesh of any splat file."""
+"""Conversion of any splat file to a textured mesh."""
 
 import dataclasses
 import os
@@ -24,21 +24,22 @@ def export_mesh(
     up: str = "z",
     progress: bool = True,
 ) -> tuple[Path, TexturedMesh]:
-    """Make a mesh with a texture of a splat file and write it.
+    """Convert a splat file to a textured mesh and write it.
 
     Args:
-        splats: the object, a splat file of any format that can be read.
-        out: a .glb or .obj file; None is <name>-mesh.glb beside the splats, which may be a .glb themselves.
-            A .obj has a .mtl and a .png beside it.
-        settings: how fine.
-        up: the up direction of the splats: "z" as here, "y", or "-y" as in most captures. The mesh has y up.
-        progress: whether to tell of each stage.
+        splats: the object, a splat file in any supported format.
+        out: a .glb or .obj file; None means <name>-mesh.glb next to the splats, which may be a .glb
+            themselves. A .obj comes with a .mtl and a .png next to it.
+        settings: resolution and other settings.
+        up: the up direction of the splats: "z" as here, "y", or "-y" as in most captures. The mesh file has y
+            up.
+        progress: whether to report each stage.
 
     Returns:
-        The file and the mesh, with z up.
+        The file, and the mesh with z up.
 
     Raises:
-        UserError: a package is missing, an input cannot be used, or the splats have no surface.
+        UserError: a package is missing, an input is invalid, or the splats have no surface.
     """
     check_packages()
     source = Path(splats)

@@ -1,11 +1,11 @@
-"""Is a model loaded correctly? Questions that correctly loaded weights pass and others fail.
+"""Is a model loaded correctly? Tests that pass with correctly loaded weights and fail otherwise.
 
-With a tensor in the wrong place, a wrong scaling factor, prediction type or tokenizer, a model usually still
-runs but produces noise. Here the model is tested on what it was trained for, with a few drawn pictures z and
-captions, without a reference: reconstructing pictures, and separating noise from picture in
+With a misplaced tensor or a wrong scaling factor, prediction type, or tokenizer, a model usually still runs
+but produces noise. These tests need no reference. With a few drawn images z and their captions, they check
+that the model can do what it was trained for: reconstruct images, and separate noise from image in
 x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, better with the right caption and the right time than with wrong ones.
 
-The error of a noise prediction is ‖ε̂ − ε‖²/‖ε‖². A guess that knows only the variance s² of the pictures has
+The error of a noise prediction is ‖ε̂ − ε‖²/‖ε‖². A guess that knows only the variance s² of the images has
 the error ᾱ_t·s²/(ᾱ_t·s² + 1 − ᾱ_t); correctly loaded weights must do better.
 """
 
@@ -28,30 +28,30 @@ from ge3d_jax.runs.request import picture_size
 from ge3d_jax.toybox.world.captions import Sentence, caption
 from ge3d_jax.toybox.world.render import render_sentence, toybox_camera
 
-# Larger pictures would add nothing, and take minutes on a CPU.
+# Larger images would add nothing and take minutes on a CPU.
 _LARGEST_SIZE = 256
-# A low, a middle and a high noise level: ᾱ is 0.75, 0.42 and 0.16 in Stable Diffusion's schedule.
+# Low, medium, and high noise levels: ᾱ is 0.75, 0.42 and 0.16 in Stable Diffusion's schedule.
 _TIMES = (200, 400, 600)
-# The caption matters most when noise hides most of the picture, but not all of it.
+# The caption matters most when noise hides most of the image, but not all of it.
 _CAPTION_TIME = 800
-# The time given to the network instead of the last of _TIMES, to see whether it uses the time.
+# Given to the network instead of the last of _TIMES, to see whether it uses the time.
 _WRONG_TIME = 200
 
-# Bounds. A good autoencoder reconstructs drawn pictures at 25 dB or more; a gray picture has about 10 dB.
+# Bounds. A good autoencoder reconstructs drawn images at 25 dB or more; a gray image has about 10 dB.
 _LEAST_PSNR = 20.0
 # Scaled latents have a root mean square of about 1; without the factor it would be 1/0.18 or 0.18.
 _LATENT_RANGE = (0.4, 2.5)
 # Largest error of a correctly loaded network, as a fraction of the blind guess's.
 _LARGEST_SHARE = 0.5
-# How much larger the error must be if the network is given a wrong time.
+# Factor by which the error must increase if the network is given a wrong time.
 _LEAST_TIME_FACTOR = 1.1
-# Least difference between two prompts' embeddings, relative to their size.
+# Smallest difference between two prompts' embeddings, relative to their size.
 _LEAST_TEXT_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Pictures to test a model with.
+    """Images to test a model with.
 
     Attributes:
         pictures: (B, H, W, 3) in [0, 1].
@@ -69,8 +69,8 @@ class Finding:
     Attributes:
         question: what was tested.
         measured: the result, in words.
-        wanted: the result for a correctly loaded model, in words.
-        otherwise: the result for a random or wrongly loaded model, and where to look.
+        wanted: the expected result for a correctly loaded model, in words.
+        otherwise: the result for a random or incorrectly loaded model, and where to look.
         passed: the verdict.
     """
 
@@ -87,9 +87,9 @@ class Part:
 
     Attributes:
         name: e.g. "UNet".
-        kind: name of its class.
+        kind: class name.
         parameters: number of parameters.
-        dtypes: names of their types, separated by commas.
+        dtypes: names of their dtypes, separated by commas.
         bytes: size in memory.
     """
 
@@ -116,7 +116,7 @@ def parts(model: StableDiffusion) -> list[Part]:
 
 
 def toybox_probe(size: int) -> Probe:
-    """Pictures of the Toybox world, from the front, `size` pixels wide."""
+    """Images of the Toybox world, from the front, `size` pixels wide."""
     sentences = [
         Sentence("mushroom", "red", view="front"),
         Sentence("robot", "blue", view="front"),
@@ -161,7 +161,7 @@ def drawn_probe(size: int) -> Probe:
 
 
 def probe_size(model: StableDiffusion) -> int:
-    """Edge of the pictures to test a model with: the model's own, but at most 256 pixels."""
+    """Edge length of the images to test a model with: the model's own size, but at most 256 pixels."""
     return min(_LARGEST_SIZE, picture_size(model, None))
 
 
@@ -237,7 +237,7 @@ def _other_type(prediction_type: str) -> str:
 
 
 def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[Finding]:
-    """The questions about the UNet; `text` (B, L, D) embeds the pictures' captions, in order."""
+    """The questions about the UNet; `text` (B, L, D) embeds the images' captions, in order."""
     schedule, count = model.schedule, latents.shape[0]
     noise = jax.random.normal(jax.random.key(0), latents.shape)
     variance = float(jnp.mean(latents**2))
@@ -262,7 +262,7 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
     if max(shares) >= _LARGEST_SHARE > max(swapped_shares):
         hint = f"these weights fit prediction_type {other.prediction_type}: correct scheduler_config.json"
 
-    # Every picture with every caption, starting with its own.
+    # Every image with every caption, starting with its own.
     by_caption = []
     for shift in range(count):
         x, raw = output(_CAPTION_TIME, _CAPTION_TIME, jnp.roll(text, shift, axis=0))
@@ -271,7 +271,7 @@ def _noise(model: StableDiffusion, latents: jax.Array, text: jax.Array) -> list[
     best = int(np.sum(by_caption[0] < np.min(by_caption[1:], axis=0)))
     last = _TIMES[-1]
     x, raw = output(last, _WRONG_TIME, text)
-    # Evaluated at the true time: the only change is the time given to the network.
+    # Evaluated at the true time, so that only the time given to the network differs.
     at_wrong_time = error(epsilon_from_output(schedule, raw, x, last))
     return [
         Finding(
@@ -306,7 +306,7 @@ def check(model: StableDiffusion, probe: Probe) -> list[Finding]:
 
     Args:
         model: the model.
-        probe: pictures of `probe_size(model)` of things that the model knows, with captions.
+        probe: images of size `probe_size(model)` of things that the model knows, with captions.
 
     Returns:
         One finding per question.

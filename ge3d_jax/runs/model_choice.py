@@ -1,4 +1,4 @@
-"""Which diffusion model a run uses, what it computes in, and what changes its weights and words."""
+"""The diffusion model of a run: its weights, compute dtype, LoRA files, and textual inversions."""
 
 import dataclasses
 import os
@@ -17,15 +17,15 @@ FilePath = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
-    """A model as a user asks for it.
+    """A user's choice of model.
 
     Attributes:
         model: a folder in diffusers layout, a single .safetensors file, a hub id, which is downloaded, or
-            the name of a bundled model; None is the first of those.
-        dtype: what the networks compute in: "float32", "bfloat16", or "auto", bfloat16 where the device is
-            made for it.
-        loras: LoRA files and strengths to change the model by; 1 is as they were trained.
-        textual_inversions: files with the embeddings of new words, for use in the prompt.
+            the name of a bundled model; None means the first bundled model.
+        dtype: compute dtype of the networks: "float32", "bfloat16", or "auto", which is bfloat16 on devices
+            that support it well.
+        loras: LoRA files to apply to the model, with strengths; strength 1 is as trained.
+        textual_inversions: files with embeddings of new words that may be used in the prompt.
     """
 
     model: FilePath | None = None
@@ -35,12 +35,12 @@ class ModelChoice:
 
     @classmethod
     def of(cls, model: "ModelChoice | FilePath | None") -> "ModelChoice":
-        """The choice that a function's argument `model` stands for."""
+        """Convert the `model` argument of a function to a choice."""
         return model if isinstance(model, ModelChoice) else cls(model)
 
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> "ModelChoice":
-        """The choice that `describe` told; what is missing is as by default."""
+        """Restore a choice from the output of `describe`; missing entries take their defaults."""
         return cls(
             model=description.get("model"),
             dtype=description.get("dtype", "auto"),
@@ -49,13 +49,13 @@ class ModelChoice:
         )
 
     def check(self) -> Path:
-        """Find the model and its files before any long work.
+        """Find the model and its files before any long computation.
 
         Returns:
-            where the model is, for `load`.
+            The location of the model, for `load`.
 
         Raises:
-            UserError: something does not exist, or is of an unsupported kind.
+            UserError: something does not exist or is of an unsupported type.
         """
         place = find_model(self.model)
         compute_dtype(self.dtype)
@@ -63,7 +63,7 @@ class ModelChoice:
         return place
 
     def load(self, place: Path) -> StableDiffusion:
-        """Open the model at `place`, which `check` found."""
+        """Load the model from `place`, as returned by `check`."""
         return load_model(
             place,
             dtype=compute_dtype(self.dtype),
@@ -72,7 +72,7 @@ class ModelChoice:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What config.json says of the model."""
+        """The description of the model for config.json."""
         return {
             "model": MODELS[0] if self.model is None else str(self.model),
             "dtype": compute_dtype(self.dtype).name,

@@ -1,4 +1,4 @@
-"""An object that is asked for: its inputs checked and described, and the run that makes it."""
+"""The request for an object: its checked inputs, their description, and the run that makes it."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ from ge3d_jax.viewer.turntable import Viewpoint
 
 
 def _viewpoint(config: Config) -> Viewpoint:
-    """Where to look from: the middle of the cameras that the run ends with."""
+    """The viewpoint for results: the mean of the camera ranges at the end of the run."""
     cameras = config.cameras
     return Viewpoint(
         radius=float(np.mean(cameras.radius_end)),
@@ -47,12 +47,12 @@ def _viewpoint(config: Config) -> Viewpoint:
 
 
 def _with_room_for(config: Config, start: Gaussians) -> Config:
-    """The settings with a scene that holds what it begins with."""
+    """Enlarge the scene of the settings so that it holds the initial splats."""
     return dataclasses.replace(config, scene=config.scene.holding(start))
 
 
 def _fingerprint(start: Gaussians) -> str:
-    """What tells splats from others: a run that goes on must find the source that it began with."""
+    """A hash of splats: a resumed run must find the same source that it started with."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(start):
         digest.update(np.asarray(leaf).tobytes())
@@ -66,16 +66,16 @@ def _remove_old(folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectRequest:
-    """All that decides an object, as far as it can be checked without the model.
+    """Everything that determines an object, checked as far as possible without the model.
 
     Attributes:
-        prompt, seed: what to make.
-        settings: of the run.
-        usual: those of the preset, with the loss and the kinds of sections that were chosen.
-        started: what the run begins with where that is a file, None for what the settings say.
-        edit_from: what it begins with shows; None where that is not told.
-        folder: where it is written.
-        description: what config.json says of it.
+        prompt, seed: what to generate.
+        settings: settings of the run.
+        usual: settings of the preset, with the chosen loss and kinds of sections.
+        started: the initial splats if they come from a file; None if the settings determine them.
+        edit_from: a description of the initial object; None if not given.
+        folder: output folder.
+        description: contents of config.json.
     """
 
     prompt: str
@@ -89,20 +89,20 @@ class ObjectRequest:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the views can be divided that go through the networks at a time."""
+        """Number of parts into which the views of one pass through the networks can be divided."""
         return self.settings.views_per_pass // self.settings.guidance.views_together
 
     @classmethod
     def checked(cls, asked: Asked, place: Path, *, out: FilePath | None) -> "ObjectRequest":
-        """What was asked for, if it can be made.
+        """Check a request.
 
         Args:
-            asked: by the caller.
-            place: where the model is.
-            out: folder to write to; None is outputs/<prompt>-<seed>.
+            asked: the caller's inputs.
+            place: location of the model.
+            out: output folder; None means outputs/<prompt>-<seed>.
 
         Raises:
-            UserError: an input that cannot be used.
+            UserError: an input is invalid.
         """
         prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
         check_prompt(prompt, place)
@@ -133,16 +133,16 @@ class ObjectRequest:
         return cls(prompt, asked.seed, settings, usual, started, asked.edit_from, folder, description)
 
     def check_resumable(self, *, say: Callable[[str], None]) -> bool:
-        """Whether there is a state to go on from; see `check_same_run`."""
+        """Whether there is a state to resume from; see `check_same_run`."""
         return check_same_run(self.folder, self.description, {"settings": to_tree(self.usual)}, say=say)
 
     def check_model(self, diffusion: StableDiffusion) -> None:
-        """Refuse settings that do not go with the model. Raises UserError."""
+        """Check that the settings are compatible with the model. Raises UserError."""
         check_picture_size(self.settings, diffusion)
         check_times(self.settings, diffusion.schedule.steps)
 
     def context(self, diffusion: StableDiffusion) -> Prompted:
-        """The model and the prompt, for the run and others of the same prompt and settings."""
+        """The model and the prompt, shared by all runs with the same prompt and settings."""
         embeddings = prompt_embeddings(self.settings, diffusion, self.prompt, self.edit_from)
         source = None
         if self.settings.guidance.needs_source_views:
@@ -159,18 +159,18 @@ class ObjectRequest:
         progress: bool = False,
         mesh: bool = False,
     ) -> Part[np.ndarray]:
-        """The run that makes the object; it writes the turntable's frames, uint8 (T, H, W, 3).
+        """The run that makes the object; its written result is the turntable, uint8 (T, H, W, 3).
 
         Args:
-            context: as `context` gives it.
-            resume: whether it goes on with the state in the folder.
-            preview_every: iterations between pictures in previews/; 0 for none.
-            observers: more to tell of each iteration.
-            progress: whether the reconstructive stage shows a bar.
-            mesh: whether to write a mesh of the object, too.
+            context: from `context`.
+            resume: whether to resume from the state in the folder.
+            preview_every: iterations between the images in previews/; 0 for none.
+            observers: additional observers.
+            progress: whether the reconstruction stage shows a progress bar.
+            mesh: whether to also write a mesh of the object.
 
         Raises:
-            UserError: no state there, or one of another shape.
+            UserError: there is no state to resume from, or it has another shape.
         """
         settings, folder = self.settings, self.folder
         task = Distillation(settings)
@@ -194,7 +194,7 @@ class ObjectRequest:
         def then(result: RunResult) -> RunResult:
             if settings.reconstruction.start is None:
                 return result
-            # The scene's buffers have grown with the run.
+            # The scene's buffers have grown during the run.
             grown = dataclasses.replace(task, config=dataclasses.replace(settings, scene=result.task.scene))
             return reconstruct(folder, grown, context, result, progress=progress)
 

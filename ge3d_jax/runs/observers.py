@@ -1,6 +1,6 @@
-"""What watches a run: a bar, metrics.jsonl, pictures from along the way, saved states.
+"""Observers (callbacks) of a run: the progress bar, metrics.jsonl, previews, and checkpoints.
 
-To add one, derive a class from `Observer`, in a file of its own, and hand it to the run.
+To add one, subclass `Observer` in a file of its own and pass an instance to the run.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 _PREVIEW_VIEWS = 4
 _PREVIEW_SIZE = 128
-# How often a state is saved, and the largest share of the time that may take.
+# How often to save a checkpoint, and the largest fraction of the time to spend on it.
 SAVE_SECONDS = 30.0
 _LARGEST_SHARE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """What an observer is told of the run that it watches.
+    """The run that an observer is attached to.
 
     Attributes:
         run: the run.
-        attempts: to write what the run can do without.
-        say: prints a line for the person.
-        is_stopping: whether the person has asked the run to stop.
+        attempts: records failures to write optional files.
+        say: prints a line for the user.
+        is_stopping: whether the user has asked the run to stop.
     """
 
     run: "Run"
@@ -50,40 +50,46 @@ class Watched:
 
 
 class Observer(contextlib.AbstractContextManager[Any]):
-    """Base of the observers, which does nothing. It is entered before a run and left after it."""
+    """Base class of the observers, with hooks that do nothing.
+
+    An observer is a context manager, entered before the run and exited after it.
+    """
 
     def __exit__(self, *_: object) -> None:
-        """Leave the run."""
+        """Called after the run."""
 
     def on_run(self, watched: Watched) -> None:
-        """This run is to be watched; it is about to be compiled."""
+        """Called with the run to observe, before it is compiled."""
 
     def on_compiled(self, compilation: Compilation) -> None:
-        """An iteration was compiled and fits the device."""
+        """Called when an iteration has been compiled and fits the device."""
 
     def on_begin(self, *, is_new: bool) -> None:
-        """The first iteration is about to run; `is_new` unless the run goes on with an earlier one."""
+        """Called before the first iteration; `is_new` is false if the run is resumed."""
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """`done` iterations are through; whether to stop here. The state is lent until this returns."""
+        """Called after each iteration, with the number done so far; returns whether to stop the run.
+
+        The state is only valid until this returns.
+        """
         return False
 
 
 class Bar(Observer):
-    """A progress bar, and Ctrl-C, which stops the run after the iteration at hand."""
+    """A progress bar that also handles Ctrl-C, which stops the run after the current iteration."""
 
     def __init__(self, total: int, *, enabled: bool, doing: str) -> None:
         self._progress = RunProgress(total, enabled=enabled, doing=doing)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Bar":
-        """Show the bar and take Ctrl-C."""
+        """Show the bar and handle Ctrl-C."""
         self._stack.enter_context(self._progress)
         self._stop = self._stack.enter_context(gentle_interrupt(self._progress))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give both back."""
+        """Remove the bar and restore Ctrl-C."""
         self._stack.close()
 
     def say(self, text: str) -> None:
@@ -91,7 +97,7 @@ class Bar(Observer):
         self._progress.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a line of what went wrong, also where there is no bar."""
+        """Print a line about a problem, even if there is no bar."""
         self._progress.warn(text)
 
     def is_stopping(self) -> bool:
@@ -99,22 +105,22 @@ class Bar(Observer):
         return self._stop.requested
 
     def on_compiled(self, compilation: Compilation) -> None:
-        """Tell how long it took and what memory it needs."""
+        """Print the compilation time and the memory requirements."""
         self.say(str(compilation))
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Move the bar."""
+        """Advance the bar."""
         self._progress.update(done, numbers)
         return self.is_stopping()
 
 
 class Metrics(Observer):
-    """metrics.jsonl, one line an iteration.
+    """Writes metrics.jsonl, one line per iteration.
 
-    Where the disk is full the lines are kept, and written once there is room.
+    If the disk is full, the lines are kept and written at the end if there is room by then.
 
     Attributes:
-        history: the lines so far, also those of an earlier part of the run.
+        history: the lines so far, including those from before a resumed run.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class Metrics(Observer):
         self._begun = time.monotonic() - (earlier[-1]["seconds"] if earlier else 0.0)
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, with all lines where there is room now."""
+        """Close the file, after writing all lines if an earlier write failed."""
         if self._file is None:
             with self._attempts.at(self._path.name):
                 self._write_anew()
@@ -157,7 +163,7 @@ class Metrics(Observer):
 
 
 class Previews(Observer):
-    """Pictures of the object from along the way, in previews/."""
+    """Writes images of the object to previews/ during the run."""
 
     def __init__(
         self, folder: Path, scene: Scene, viewpoint: Viewpoint, *, every: int, attempts: Attempts
@@ -170,12 +176,12 @@ class Previews(Observer):
         self._every = every
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Remove those of an earlier run, which would pass for this one's."""
+        """Remove previews of an earlier run, so that they are not mistaken for this one's."""
         if is_new:
             remove_files(self._folder.glob("iteration_*.png"))
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Now and then, write a sheet of views."""
+        """Write a view sheet every so many iterations."""
         if self._every and done % self._every == 0:
             shown = self._scene.shown(state.scene, done)
             images = render_around(shown, self._azimuths, viewpoint=self._viewpoint)
@@ -187,7 +193,7 @@ class Previews(Observer):
 
 
 class Checkpoints(Observer):
-    """The state of a run that is not finished, for going on with it."""
+    """Saves the state of an unfinished run, so that it can be resumed."""
 
     def __init__(
         self,
@@ -198,15 +204,15 @@ class Checkpoints(Observer):
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Save now and then.
+        """Initialize the observer.
 
         Args:
-            folder: of the run.
-            every_seconds: how often, though for no more than a fiftieth of the time; 0 saves after each
-                iteration, None never.
-            iterations: of the whole run, whose end is saved by itself.
-            say: told where the state could not be saved, and that it was after all.
-            clock: seconds.
+            folder: folder of the run.
+            every_seconds: seconds between checkpoints, which never take more than a fiftieth of the time; 0
+                saves after every iteration, None never.
+            iterations: number of iterations of the whole run, whose final state is saved separately.
+            say: called with a message when a save fails, and when saving works again.
+            clock: returns the time in seconds.
         """
         self._folder = folder
         self._every_seconds = every_seconds
@@ -216,21 +222,21 @@ class Checkpoints(Observer):
         self._has_failed = False
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Count the time from here."""
+        """Start the timer."""
         self._due = self._clock() + (self._every_seconds or 0.0)
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Save the state when it is time."""
+        """Save the state if a checkpoint is due."""
         begun = self._clock()
         if self._every_seconds is None or begun < self._due or done >= self._iterations:
             return False
         try:
             save_run(self._folder, state)
         except Exception as error:
-            # Orbax has errors of its own for a full disk.
+            # Orbax has its own exceptions for a full disk.
             if not self._has_failed:
                 self._say(
-                    f"The state could not be saved ({reason_of(error)}); the run goes on and tries again."
+                    f"The state could not be saved ({reason_of(error)}); the run continues and tries again."
                 )
             self._has_failed = True
         else:

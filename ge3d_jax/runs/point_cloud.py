@@ -1,4 +1,4 @@
-"""A sentence to a point cloud on disk, by Point-E, with a picture and a page of it."""
+"""Text-to-point-cloud with Point-E: the cloud on disk, with a view sheet and a web page."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ _VIEWS = 8
 _VIEWPOINT = Viewpoint()
 # Points are shown as small, nearly opaque balls.
 _SHOWN_SCALE, _SHOWN_OPACITY = 0.012, 0.95
-# So many show an object as a dense surface; with fewer points the balls are larger.
+# This many points show a dense surface; with fewer points the balls are larger.
 _MANY_POINTS = 4096
 
 
@@ -37,21 +37,22 @@ def point_cloud(
     mirrored: bool = False,
     out: str | os.PathLike[str] | None = None,
 ) -> tuple[PointCloud, Path]:
-    """Make a point cloud of a sentence and write it, with pictures of it, to a folder.
+    """Generate a point cloud from a prompt and write it, along with images of it, to a folder.
 
     Args:
-        prompt: what to make.
-        seed: same seed on the same machine, same cloud.
-        model: a folder with the published Point-E, see `scenes.start.point_e.files`; None is the bundled one.
-        clip: the text encoder that goes with it, a folder or hub id; None is the published one.
-        mirrored: left and right exchanged, as in the paper's public code.
-        out: folder; None is outputs/cloud-<prompt>-<seed>.
+        prompt: what to generate.
+        seed: random seed; on the same machine, the same seed gives the same cloud.
+        model: a folder with the published Point-E, see `scenes.start.point_e.files`; None means the bundled
+            model.
+        clip: the matching text encoder, a folder or hub id; None means the published one.
+        mirrored: whether to swap left and right, as in the paper's public code.
+        out: output folder; None means outputs/cloud-<prompt>-<seed>.
 
     Returns:
-        The cloud, z up and facing +x, and the folder with cloud.ply, views.png, viewer.html and config.json.
+        The cloud, z up and facing +x, and the folder with cloud.ply, views.png, viewer.html, and config.json.
 
     Raises:
-        UserError: an input that cannot be used.
+        UserError: an input is invalid.
     """
     keep_compiled_code()
     check_seed(seed)
@@ -83,7 +84,7 @@ def point_cloud(
 
 
 def _shown(start: PointEStart, cloud: PointCloud) -> Gaussians:
-    """Balls at the points, to look at."""
+    """Represent the points as balls, for display."""
     scale = _SHOWN_SCALE * (_MANY_POINTS / len(cloud.positions)) ** 0.5
     shown = dataclasses.replace(start, scale=scale)
     return shown.splats(cloud, "Point-E's cloud", np.random.default_rng(0))

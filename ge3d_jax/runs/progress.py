@@ -1,4 +1,4 @@
-"""What a person sees and can do while a run goes on: a bar with time left, and Ctrl-C that loses nothing."""
+"""Terminal interface of a run: a progress bar with the time left, and Ctrl-C without loss of work."""
 
 import contextlib
 import signal
@@ -18,24 +18,24 @@ from rich.progress import (
 
 from ge3d_jax.core.errors import RunDropped
 
-# Ctrl-C, and what schedulers and closed terminals send; Windows has no SIGHUP.
+# Ctrl-C and the signals that schedulers and closed terminals send; Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-# How many lines a run prints where there is no terminal to draw a bar on.
+# Number of lines that a run prints if there is no terminal for a progress bar.
 _LINES_WITHOUT_TERMINAL = 10
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, where there is no bar."""
+    """Print a line to standard error; for use when there is no bar."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def told(progress: bool) -> Callable[[str], None]:
-    """`say` where progress is shown, else nothing."""
+    """`say` if progress is shown, and otherwise a function that does nothing."""
     return say if progress else lambda text: None
 
 
 class RunProgress:
-    """A bar on a terminal, a line now and then elsewhere, on standard error; nothing unless `enabled`."""
+    """A bar on a terminal or occasional lines elsewhere, on standard error; nothing unless `enabled`."""
 
     def __init__(self, total: int, *, enabled: bool = True, doing: str = "generating") -> None:
         self._doing = doing
@@ -67,13 +67,13 @@ class RunProgress:
         self._bar.stop()
 
     def update(self, done: int, numbers: Mapping[str, int | float]) -> None:
-        """Show that `done` iterations are through, with the loss and the splats among the `numbers`."""
+        """Show that `done` iterations are complete, with the loss and splat count from `numbers`."""
         figures = f" · loss {numbers['loss']:.4g}" if "loss" in numbers else ""
         figures += f" · {numbers['splats']} splats" if "splats" in numbers else ""
         self.show(done, figures)
 
     def show(self, done: int, figures: str) -> None:
-        """Show that `done` iterations are through, and what else there is to tell."""
+        """Show that `done` iterations are complete, followed by the text `figures`."""
         self._bar.update(self._task, description=self._doing, completed=done, figures=figures)
         every = max(1, self._total // _LINES_WITHOUT_TERMINAL)
         is_due = done and (done % every == 0 or done == self._total)
@@ -86,7 +86,7 @@ class RunProgress:
         self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print a line of what went wrong, also where nothing else is shown."""
+        """Print a line about a problem, even if nothing else is shown."""
         if self._console.quiet:
             say(text)
         else:
@@ -94,7 +94,7 @@ class RunProgress:
 
 
 class StopRequest:
-    """Whether the person has asked the run to stop."""
+    """Whether the user has asked the run to stop."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -105,12 +105,12 @@ def gentle_interrupt(
     progress: RunProgress,
     message: str = "Stopping after this iteration, then writing the object; Ctrl-C again to drop it.",
 ) -> Iterator[StopRequest]:
-    """While the block runs, the first signal to end only sets `requested`; the second ends it at once.
+    """Within the block, the first termination signal only sets `requested`; the second takes effect at once.
 
-    A step that is broken off leaves no usable splats, so the loop ends the one it is in and then stops. The
-    signals are Ctrl-C, of which the second raises RunDropped, and those by which schedulers and closed
-    terminals end programs, SIGTERM and SIGHUP, of which the second ends the process. Outside the main thread,
-    where Python takes no signals, they stay what they were. `message` tells the person what comes next.
+    An aborted step leaves no usable splats, so the loop finishes the current step and then stops. The signals
+    are Ctrl-C, whose second occurrence raises RunDropped, and SIGTERM and SIGHUP, which schedulers and closed
+    terminals send and whose second occurrence ends the process. Outside the main thread, where Python handles
+    no signals, nothing changes. `message` tells the user what happens next.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

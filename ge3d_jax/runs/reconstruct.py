@@ -1,4 +1,4 @@
-"""The reconstructive stage of a run, and what cameras that it does not fit say of it."""
+"""The reconstruction stage of a run, with an evaluation on held-out cameras."""
 
 import dataclasses
 from pathlib import Path
@@ -27,20 +27,20 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 _SHEET = "reconstruction.png"
 _NUMBERS = "reconstruction.json"
-# Held-out views on the sheet, and their least size, pixels.
+# Number of held-out views on the sheet, and their minimum size, pixels.
 _SHOWN = 6
 _SHOWN_SIZE = 192
 
 
 def remove_reconstruction(folder: Path) -> None:
-    """Remove what an earlier run's stage left."""
+    """Remove the results of an earlier run's stage."""
     remove_files([folder / _SHEET, folder / _NUMBERS])
 
 
 def _sheet(
     truths: np.ndarray, before: np.ndarray, after: np.ndarray, psnrs: list[np.ndarray], angles: Angles
 ) -> np.ndarray:
-    """Some held-out views, evenly chosen: edited pictures above the renders before and after the stage."""
+    """Evenly chosen held-out views: edited images above the renders before and after the stage."""
     chosen = np.unique(np.linspace(0, len(truths) - 1, _SHOWN).round().astype(int))
     polar, azimuth = (np.rad2deg(angle) for angle in angles)
     labels = [f"edited, {azimuth[index]:.0f}°, polar {polar[index]:.0f}°" for index in chosen]
@@ -57,18 +57,18 @@ def _sheet(
 def reconstruct(
     folder: Path, task: Distillation, context: Prompted, result: RunResult, *, progress: bool
 ) -> RunResult:
-    """Edit views of the object, fit it to them, and write how well other views agree with their own edits.
+    """Edit views of the object, fit the object to them, and record how well held-out views match their edits.
 
     Args:
-        folder: of the run.
-        task: the distillation, with the buffers that its scene grew.
+        folder: folder of the run.
+        task: the distillation, with its scene's grown buffers.
         context: the model and the prompt.
-        result: of the distillation.
-        progress: whether to show a bar and say how it went.
+        result: the result of the distillation.
+        progress: whether to show a progress bar and a summary.
 
     Returns:
-        How the stage ended, with the distillation's number of iterations. Ctrl-C ends it after the step at
-        hand.
+        The result of the stage, with the distillation's number of iterations. Ctrl-C ends it after the
+        current step.
     """
     config = task.config
     fitted, held_out = ring_angles(config.reconstruction), held_out_angles(config.reconstruction)
@@ -119,8 +119,8 @@ def reconstruct(
     save_png(folder / _SHEET, _sheet(edited[others], before[others], after[others], psnrs, held_out))
     if progress:
         say(
-            f"{ended.iterations} steps towards {count} edited pictures took the object from "
-            f"{measured['held_out']['before']:.1f} to {measured['held_out']['after']:.1f} dB of what the "
-            f"model makes of it, in {len(held_out[0])} views that it was not fitted to."
+            f"{ended.iterations} steps on {count} edited pictures changed the PSNR to the model's edits from "
+            f"{measured['held_out']['before']:.1f} to {measured['held_out']['after']:.1f} dB, in "
+            f"{len(held_out[0])} held-out views."
         )
     return dataclasses.replace(ended, iterations=result.iterations)

@@ -1,4 +1,4 @@
-"""Checks of a user's inputs before any long work."""
+"""Validation of user inputs before any long computation."""
 
 import json
 import os
@@ -14,23 +14,24 @@ from ge3d_jax.toybox import MODELS, model_folder
 from ge3d_jax.toybox.world.captions import OVERHEAD, explain_unknown
 from ge3d_jax.training.config import Config
 
-# A model whose folder contains this file knows the words of the Toybox world and no others.
+# A model whose folder contains this file knows only the words of the Toybox world.
 TOYBOX_MARKER = "toybox.json"
 
 
 def find_model(model: str | os.PathLike[str] | None) -> Path:
-    """Find what `load_model` should open.
+    """Find the path for `load_model`.
 
     At most one small file is fetched from the hub, so that mistakes are reported before a download.
 
     Args:
-        model: a folder, a single file, a hub id or the name of a bundled model; None is the first of those.
+        model: a folder, a single file, a hub id, or the name of a bundled model; None means the first bundled
+            model.
 
     Returns:
         A path for `load_model`.
 
     Raises:
-        UserError: the model does not exist, or is of an unsupported kind.
+        UserError: the model does not exist or is of an unsupported type.
     """
     if model is None:
         return model_folder()
@@ -77,10 +78,10 @@ def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def check_given(prompt: str | None) -> str:
-    """The prompt.
+    """Return the prompt, checking that there is one.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no prompt.
     """
     if prompt is None:
         raise UserError(
@@ -93,7 +94,7 @@ def check_prompt(prompt: str, folder: Path) -> None:
     """Check that the model in `folder` knows the words of a prompt.
 
     Raises:
-        UserError: the prompt has no words, or some that the bundled model does not know.
+        UserError: the prompt has no words, or has words that the bundled model does not know.
     """
     if not slug(prompt):
         raise UserError(f'The prompt {prompt!r} has no words; say what to make, e.g. "a red mushroom".')
@@ -104,23 +105,23 @@ def check_prompt(prompt: str, folder: Path) -> None:
 
 
 def knows_overhead(folder: Path) -> bool:
-    """Whether the model in `folder` is one of the Toybox world that was told how high the camera is."""
+    """Whether the model in `folder` is a Toybox model whose training captions include the camera's height."""
     marker = folder / TOYBOX_MARKER
     return marker.is_file() and OVERHEAD in json.loads(marker.read_text(encoding="utf-8")).get("views", ())
 
 
 def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start: bool) -> None:
-    """Check that what an object is edited from can be used.
+    """Check that `edit_from`, the description of the object to edit, can be used.
 
     Raises:
-        UserError: there is no object to edit, the model in `folder` does not know the words, the loss has no
-            use for them, or it needs them and they are not told.
+        UserError: there is no object to edit, the model in `folder` does not know the words, the loss does
+            not use a description, or it requires one and none is given.
     """
     if edit_from is None:
         if config.guidance.needs_source_views:
             raise UserError(
-                "This loss compares with what is edited (guidance.inversion is 'delta'), and edit_from does "
-                "not tell what that shows; give it with the object's file as start, or choose another "
+                "This loss needs a description of the object to edit (guidance.inversion is 'delta'), but "
+                "edit_from is not given; give it with the object's file as start, or choose another "
                 "inversion."
             )
         return
@@ -134,20 +135,20 @@ def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start
 
 
 def check_seed(seed: int) -> None:
-    """Check that a seed is in the range of the random generators.
+    """Check that a seed is in the range of the random number generators.
 
     Raises:
-        UserError: it is not.
+        UserError: the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"The seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
 
 
 def check_image_size(config: Config, folder: Path) -> None:
-    """Check that pictures are not much larger than those a bundled model was trained on.
+    """Check that images are not much larger than those a bundled model was trained on.
 
     Raises:
-        UserError: they are more than twice as large; it recognizes nothing in those.
+        UserError: they are more than twice as large; the model recognizes nothing in such images.
     """
     if not (folder / TOYBOX_MARKER).is_file():
         return
@@ -160,17 +161,17 @@ def check_image_size(config: Config, folder: Path) -> None:
 
 
 def picture_size(model: StableDiffusion, size: int | None) -> int:
-    """The edge of the pictures to make, pixels.
+    """The edge length of the images to generate, pixels.
 
     Args:
         model: the model.
-        size: edge in pixels; None is the size that the model was trained on.
+        size: edge length in pixels; None means the size that the model was trained on.
 
     Returns:
-        `size`, or the model's own.
+        `size`, or the model's own size.
 
     Raises:
-        UserError: the networks cannot halve the size often enough, or the model does not give a size.
+        UserError: the networks cannot halve the size often enough, or the model does not specify a size.
     """
     downscale, halvings = model.vae.config.downscale, len(model.unet.config.block_out_channels) - 1
     multiple = downscale * 2**halvings
@@ -188,10 +189,10 @@ def picture_size(model: StableDiffusion, size: int | None) -> int:
 
 
 def check_picture_size(config: Config, model: StableDiffusion) -> None:
-    """Check that a model can process pictures of the configured size, and warn where it does so badly.
+    """Check that a model can process images of the configured size, and warn if it does so poorly.
 
     Raises:
-        UserError: it cannot, or they are much smaller than those it was trained on.
+        UserError: it cannot, or the images are much smaller than those it was trained on.
     """
     size = picture_size(model, config.image_size)
     if model.unet.config.sample_size is None:
@@ -205,21 +206,21 @@ def check_picture_size(config: Config, model: StableDiffusion) -> None:
     if size < trained:
         warnings.warn(
             f"The setting image_size is {size}, but this model was trained on pictures of {trained} pixels "
-            "and takes smaller ones for cutouts, so that objects may come out cut off or too close; set "
+            "and treats smaller ones as crops, so objects may come out cut off or too close; set "
             f"image_size to {trained}, or choose a model for {size} pixels.",
             stacklevel=2,
         )
 
 
 def check_times(config: Config, steps: int) -> None:
-    """Refuse a loss that would ask for times the model does not have.
+    """Check that the loss uses no diffusion times beyond the model's range.
 
     Args:
         config: all settings.
-        steps: the number of the model's times.
+        steps: number of the model's times.
 
     Raises:
-        UserError: names the latest time.
+        UserError: a time is out of range; the message names the latest one.
     """
     latest = config.guidance.latest_time
     if latest >= steps:

@@ -1,4 +1,4 @@
-"""The object in a run's folder: the splats, and pictures, videos and a page that show it."""
+"""The object in a run's folder: the splats, and images, videos, and a web page that show them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,16 +39,16 @@ def write_object(
     numbers: Mapping[str, str | int | float],
     mesh: bool = False,
 ) -> np.ndarray:
-    """Write the splats, the page, the sheet of views, the turntables, and last a mesh if that is wanted.
+    """Write the splats, the page, the view sheet, the turntables, and, if requested, a mesh.
 
     Args:
         folder: the run's folder.
         gaussians: the splats.
         title: title of the page.
-        viewpoint: the cameras of page, sheet and turntables.
-        attempts: what shows the splats is tried with these.
-        numbers: what the page tells of the object, by name.
-        mesh: whether to write mesh.glb, too; its packages are there.
+        viewpoint: the cameras of the page, sheet, and turntables.
+        attempts: records failures to write anything but the splats.
+        numbers: facts about the object to show on the page, name → value.
+        mesh: whether to also write mesh.glb; its packages must be installed.
 
     Returns:
         The turntable's frames, uint8 (T, H, W, 3).
@@ -73,6 +73,6 @@ def write_object(
 
 
 def write_mesh(folder: Path, gaussians: Gaussians, *, attempts: Attempts) -> None:
-    """Try to write a mesh of the splats to mesh.glb in the run's folder; its packages are there."""
+    """Try to write a mesh of the splats to mesh.glb in the run's folder; its packages must be installed."""
     with attempts.at("mesh.glb"):
         save_mesh(folder / "mesh.glb", mesh_of(gaussians, _MESH))

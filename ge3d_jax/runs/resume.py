@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: what its folder must hold, and what is read from there."""
+"""Resuming an interrupted run: validating its folder and reading the saved state."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ _STATE = "state"
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
 _OBJECT = "object.ply"
-# What does not change what is computed: another version or another device's memory may go on with a run.
+# These do not affect the result: a run may be resumed with another version or with more or less memory.
 _FREE_TO_CHANGE = (
     "versions",
     "settings.views_per_batch",
@@ -26,12 +26,12 @@ _FREE_TO_CHANGE = (
 
 
 def save_run(folder: Path, state: TrainState) -> None:
-    """Keep the state in the run's folder, in place of an earlier one."""
+    """Save the state in the run's folder, replacing an earlier one."""
     save_state(folder / _STATE, state)
 
 
 def forget_run(folder: Path) -> None:
-    """Drop the saved state: the run is finished, or another one begins in its folder."""
+    """Delete the saved state, because the run is finished or another one starts in its folder."""
     shutil.rmtree(folder / _STATE, ignore_errors=True)
 
 
@@ -42,16 +42,19 @@ def check_same_run(
     *,
     say: Callable[[str], None],
 ) -> bool:
-    """Whether there is a run to go on with; one that has saved nothing begins instead, which is said.
+    """Check whether there is a run to resume; if it has saved nothing, announce that it starts over.
 
-    See `check_described`; the number of iterations may be another than before.
+    See `check_described`; the number of iterations may differ.
 
     Args:
-        folder, description, defaults: as there.
-        say: told that the run begins.
+        folder, description, defaults: as for `check_described`.
+        say: called with a message if the run starts over.
+
+    Returns:
+        Whether there is a saved state to resume from.
 
     Raises:
-        UserError: the folder holds a run that was asked for something else, or an object without its state.
+        UserError: the folder holds a different run, or an object without its state.
     """
     if has_state(folder):
         if not (folder / _CONFIG).is_file():
@@ -60,15 +63,15 @@ def check_same_run(
         return True
     if (folder / _OBJECT).exists():
         raise UserError(
-            f"The folder {folder} holds an object, but no state to go on from; start without resume to make "
-            "it anew."
+            f"The folder {folder} holds an object, but no state to resume from; start without resume to make "
+            "it again."
         )
-    say(f"Nothing was saved in {folder}: the run begins.")
+    say(f"Nothing was saved in {folder}: the run starts over.")
     return False
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a state to go on from."""
+    """Whether there is a state to resume from."""
     return has_tree(folder / _STATE)
 
 
@@ -79,25 +82,25 @@ def check_described(
     *,
     free: Collection[str] = (),
 ) -> None:
-    """Refuse to go on with a run that was asked for something else.
+    """Check that the run in a folder was started with the same inputs.
 
-    A run of an older version is gone on with where its settings still mean the same: settings that are new
-    since then keep their defaults, and none that it was started with is gone.
+    A run of an older version can be resumed if its settings still mean the same: settings added since then
+    are at their defaults, and no setting that it was started with has been removed.
 
     Args:
-        folder: of the run, with its config.json.
+        folder: folder of the run, with its config.json.
         description: what would be written to config.json.
-        defaults: the same for the preset alone, without what the person asked for; None tells no defaults.
-        free: dotted names of what may differ, beside what never matters.
+        defaults: the same for the preset alone, without the user's inputs; None if there are no defaults.
+        free: dotted names that may differ, in addition to those that never matter.
 
     Raises:
-        UserError: names the first difference.
+        UserError: the inputs differ; the message names the first difference.
     """
     saved = _read_description(folder / _CONFIG)
-    # As JSON tells it: tuples are lists there.
+    # Compare as JSON, where tuples become lists.
     trees = (saved, description, defaults or {})
     found, wanted, usual = (_leaves(json.loads(json.dumps(dict(tree))), free) for tree in trees)
-    # What differs comes before what is missing: another kind of a section has other settings.
+    # Report differences before missing settings, because another kind of section has other settings.
     for name, new in wanted.items():
         if name in found and found[name] != new:
             raise UserError(
@@ -120,7 +123,7 @@ def check_described(
 
 
 def _read_description(file: Path) -> dict[str, Any]:
-    """What config.json holds. Raises UserError where that is no description of a run."""
+    """Read a config.json. Raises UserError if it does not describe a run."""
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -131,7 +134,7 @@ def _read_description(file: Path) -> dict[str, Any]:
 
 
 def _leaves(tree: Mapping[str, Any], free: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value of all that a tree of dictionaries holds, less what is free to change."""
+    """Flatten a tree of dictionaries to dotted name → value, skipping names that are free to change."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         full_name = prefix + name
@@ -142,7 +145,7 @@ def _leaves(tree: Mapping[str, Any], free: Collection[str], prefix: str = "") ->
 
 
 def _by_version(saved: Mapping[str, Any]) -> str:
-    """Which version started the run, to go on a sentence with; nothing where the run does not tell."""
+    """A phrase with the version that started the run, to insert into a sentence; empty if unknown."""
     versions = saved.get("versions")
     version = versions.get("ge3d_jax") if isinstance(versions, dict) else None
     return f" by version {version}" if version is not None else ""
@@ -151,16 +154,16 @@ def _by_version(saved: Mapping[str, Any]) -> str:
 def resume_run(
     folder: Path, template: TrainState, scene: Scene, *, last: int
 ) -> tuple[TrainState, list[dict[str, float | int]]]:
-    """The saved state, and the metrics of the iterations that lead to it.
+    """Read the saved state and the metrics of the iterations that led to it.
 
     Args:
-        folder: of the interrupted run.
-        template: the state that the same run begins with.
-        scene: whose state it is.
-        last: iterations after which the run will be complete.
+        folder: folder of the interrupted run.
+        template: the initial state of the same run.
+        scene: the scene that the state belongs to.
+        last: number of iterations after which the run is complete.
 
     Raises:
-        UserError: no state there, one of another shape, or one that has come farther than `last`.
+        UserError: there is no state, it has another shape, or it is already past `last` iterations.
     """
     state = restore_state(folder / _STATE, template, scene)
     done = int(state.iteration)
@@ -168,12 +171,12 @@ def resume_run(
         raise UserError(
             f"The run in {folder} has done {done} iterations already; ask for more, or start without resume."
         )
-    # An iteration after the last saved state will be done again.
+    # Iterations after the last saved state will be repeated.
     return state, [line for line in _read_metrics(folder / _METRICS) if line["iteration"] <= done]
 
 
 def _read_metrics(file: Path) -> list[dict[str, float | int]]:
-    """The lines of a file of metrics, as far as they are whole: a full disk may have cut it off."""
+    """Read the complete lines of a metrics file, which a full disk may have truncated."""
     metrics: list[dict[str, float | int]] = []
     try:
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""A run in a folder: iterations under observers, then its results; what cannot be made again comes first."""
+"""A run in a folder: iterations with observers, then its results, starting with the irreplaceable ones."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,13 @@ _Written = TypeVar("_Written")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Generic[_Written]):
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         result: how its iterations ended.
         history: the numbers of every iteration, as in metrics.jsonl.
-        written: what `write` returned.
-        advice: sentences for the person: why the run ended early, and what other settings would do better.
+        written: the return value of `write`.
+        advice: sentences for the user on why the run ended early and which settings would work better.
         unwritten: sentences on what could not be written.
     """
 
@@ -42,12 +42,12 @@ class Outcome(Generic[_Written]):
 
 
 def _advice(result: RunResult, history: Sequence[HostNumbers]) -> list[str]:
-    """What to tell at the end of a run."""
+    """Advice to give at the end of a run."""
     advice = result.task.scene.advice(history)
     if not result.diverged:
         return advice
     ended = (
-        f"The last {MOST_SKIPPED} steps had no finite gradient, so the run was ended after "
+        f"The last {MOST_SKIPPED} steps had no finite gradient, so the run was stopped after "
         f"{result.iterations} iterations; the object is the last good one. {result.task.steadier}"
     )
     return [ended, *advice]
@@ -55,17 +55,17 @@ def _advice(result: RunResult, history: Sequence[HostNumbers]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready to begin, or to go on.
+    """A run that is ready to start or to resume.
 
     Attributes:
         folder: where everything is written.
-        description: what config.json says of it.
-        task: what it does.
-        context: what the task needs in every iteration.
-        parts: into how many parts the views can be divided that go through the networks at a time.
-        history: numbers of the iterations done before; empty for a new run.
-        is_new: whether it begins, in place of whatever is in the folder.
-        stop_at: iterations after which it is complete; None for the task's last one. See `iterate`.
+        description: the contents of its config.json.
+        task: the task to iterate.
+        context: the task's inputs that stay the same in every iteration.
+        parts: number of parts into which the views of one pass through the networks can be divided.
+        history: the numbers of earlier iterations; empty for a new run.
+        is_new: whether the run starts afresh and replaces the contents of the folder.
+        stop_at: number of iterations after which it is complete; None means all of the task's. See `iterate`.
     """
 
     folder: Path
@@ -79,25 +79,25 @@ class Run:
 
     @property
     def last(self) -> int:
-        """Iterations after which it is complete."""
+        """Number of iterations after which the run is complete."""
         return self.task.iterations if self.stop_at is None else self.stop_at
 
 
 @dataclasses.dataclass(frozen=True)
 class Part(Generic[_Written]):
-    """A run with where it begins, who watches it, and what is made of it.
+    """A run together with its initial state, its observers, and the writing of its results.
 
     Attributes:
         run: the run.
-        state: to begin with.
-        observers: more to tell, in their order, before the bar.
+        state: the initial state.
+        observers: additional observers, called in order before the bar.
         remove_old: removes what an earlier run left in the folder; called once the first iteration is
             compiled and fits the device.
-        write: writes the results; the splats come first, and what shows them is only attempted.
-        then: a stage between the last iteration and the results, for a run that was not interrupted. It says
-            how it ended itself; until it is through, the state at its beginning stays, and a resumed run
-            begins it anew.
-        attempts: to write what the run can do without.
+        write: writes the results; the splats come first, and their visualizations are best-effort.
+        then: a stage between the last iteration and the results, skipped if the run was interrupted. It
+            returns its own result; until it is done, the checkpoint from before the stage is kept, and a
+            resumed run starts the stage over.
+        attempts: records failures to write optional files.
     """
 
     run: Run
@@ -112,8 +112,8 @@ class Part(Generic[_Written]):
         """Iterate, save the state, and write the results.
 
         Args:
-            doing: what the bar says.
-            progress: whether to show a bar.
+            doing: label of the progress bar.
+            progress: whether to show a progress bar.
             save_seconds: see `Checkpoints`.
 
         Raises:
@@ -133,10 +133,10 @@ class Part(Generic[_Written]):
 
 @dataclasses.dataclass(frozen=True)
 class Ended(Generic[_Written]):
-    """A run whose iterations are through: its state is to be saved first, then its results written.
+    """A run whose iterations are done; its state must be saved first, then its results written.
 
     Attributes:
-        part: what it was.
+        part: the run with its observers.
         result: how its iterations ended.
         history: the numbers of every iteration.
     """
@@ -146,15 +146,15 @@ class Ended(Generic[_Written]):
     history: list[HostNumbers]
 
     def save(self) -> None:
-        """Save the state, from where the run may go on once more: to its end, or beyond."""
+        """Save the state, from which the run can be resumed, to its end or beyond."""
         with self.part.attempts.at("The state for --resume"):
             save_run(self.part.run.folder, self.result.state)
 
     def conclude(self) -> Outcome[_Written]:
-        """Go through the stage after it and write the results.
+        """Run the stage that follows, if any, and write the results.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: the results cannot be written.
         """
         result, then, attempts = self.result, self.part.then, self.part.attempts
         if then is not None and not (result.interrupted or result.diverged):
@@ -171,7 +171,7 @@ class Ended(Generic[_Written]):
 
 
 class _Watched:
-    """A run under its own observers."""
+    """A run with its own observers."""
 
     def __init__(self, part: Part[Any], save_seconds: float | None, say: Callable[[str], None]) -> None:
         run = part.run
@@ -181,7 +181,7 @@ class _Watched:
         self.observers: list[Observer] = [self.metrics, *part.observers, checkpoints]
 
     def begin(self) -> None:
-        """The first iteration is compiled and fits. Raises UserError where nothing can be written."""
+        """Start once the first iteration is compiled and fits. Raises UserError if nothing can be written."""
         run = self.part.run
         try:
             if run.is_new:
@@ -204,14 +204,14 @@ def perform_together(
     programs: Programs | None = None,
     mesh: Mesh | None = None,
 ) -> list[Ended[_Written]]:
-    """Iterate runs of one task in step.
+    """Iterate several runs of the same task in lockstep.
 
     Args:
-        parts: runs with the same task, context, parts and end that have come equally far.
+        parts: runs with the same task, context, parts, and end that have done the same number of iterations.
         save_seconds: see `Checkpoints`.
-        of_all: observers of all of them, told of each run after its own; they are entered already.
-        say: told of what could not be written on the way.
-        is_stopping: whether the person has asked to stop.
+        of_all: observers shared by all runs, called after each run's own; they have already been entered.
+        say: called with messages about what could not be written along the way.
+        is_stopping: whether the user has asked to stop.
         programs, mesh: see `iterate_together`.
     """
     run, watched = parts[0].run, [_Watched(part, save_seconds, say) for part in parts]
@@ -228,7 +228,7 @@ def perform_together(
 
     def on_iteration(index: int, done: int, numbers: HostNumbers, state: TrainState) -> bool:
         watching = (*watched[index].observers, *of_all)
-        # A list and not a generator: each of them is told.
+        # A list rather than a generator, so that every observer is called.
         return any([observer.on_iteration(done, numbers, state) for observer in watching])
 
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Text to pictures, one after the other, to see whether a model works."""
+"""Text-to-image sampling, one image at a time, to see whether a model works."""
 
 import os
 import time
@@ -21,7 +21,7 @@ from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_prompt, check_seed, picture_size
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
-# Smallest edge of the written pictures, pixels: large enough to look at.
+# Smallest edge length of written images, pixels: large enough to look at.
 _SMALLEST_PICTURE = 192
 _LARGEST_COLUMNS = 4
 # Labels on the sheet are truncated to this many characters.
@@ -37,7 +37,7 @@ def _guided_step(
     now: jax.Array,
     then: jax.Array,
 ) -> jax.Array:
-    """One DDIM step of one picture; `texts` (2, L, D) are the embeddings of the negative and the prompt."""
+    """One DDIM step of one image; `texts` (2, L, D) embeds the negative prompt and the prompt."""
     empty, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, texts), 2)
     return ddim_step(model.schedule, x, empty + guidance * (wanted - empty), now, then)
 
@@ -56,23 +56,23 @@ def sample_picture(
     size: int,
     on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Sample one picture by DDIM with classifier-free guidance.
+    """Sample one image by DDIM with classifier-free guidance.
 
-    The result equals that of `diffusion.sampling.sample`, but one compiled step at a time, so that progress
-    can be shown.
+    The result is the same as that of `diffusion.sampling.sample`, but each step is a separate compiled call,
+    so that progress can be shown.
 
     Args:
         model: the model.
         key: PRNG key for the initial noise.
         text: (L, D) embedding of the prompt.
         negative_text: (L, D) embedding of the negative prompt.
-        steps: number of evaluations of the UNet.
+        steps: number of UNet evaluations.
         guidance_scale: s in ε_∅ + s·(ε_y − ε_∅).
-        size: edge in pixels, from `picture_size`.
+        size: edge length in pixels, from `picture_size`.
         on_step: called after each step.
 
     Returns:
-        (size, size, 3) in [0, 1].
+        The image, (size, size, 3) in [0, 1].
     """
     edge = size // model.vae.config.downscale
     x = jax.random.normal(key, (1, edge, edge, model.unet.config.in_channels))
@@ -103,25 +103,25 @@ def sample_to_folder(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Sample pictures of each prompt and write them, with a sheet of all.
+    """Sample images of each prompt and write them, along with a sheet of all images.
 
     Args:
         prompts: what to show.
-        model: a `ModelChoice`, or where the model is; None is the bundled model.
+        model: a `ModelChoice`, or the location of the model; None means the bundled model.
         negative_prompt: what not to show.
         steps: see `sample_picture`.
         guidance_scale: see `sample_picture`.
-        seed: seed of the first picture of each prompt; later ones have consecutive seeds.
-        count: number of pictures per prompt.
-        size: edge in pixels; None is the size that the model was trained on.
-        out: folder; None is outputs/sample-<first prompt>.
+        seed: seed of the first image of each prompt; the others have consecutive seeds.
+        count: number of images per prompt.
+        size: edge length in pixels; None means the size that the model was trained on.
+        out: output folder; None means outputs/sample-<first prompt>.
         progress: whether to report progress on standard error.
 
     Returns:
-        The folder, with <number>-<prompt>-<seed>.png, sheet.png and config.json.
+        The folder, with <number>-<prompt>-<seed>.png, sheet.png, and config.json.
 
     Raises:
-        UserError: an input cannot be used.
+        UserError: an input is invalid.
     """
     if not prompts:
         raise UserError('There is no prompt; say what to show, e.g. "a red mushroom".')
@@ -160,7 +160,7 @@ def sample_to_folder(
                 )
                 if not np.isfinite(picture).all():
                     raise UserError(
-                        f"The model {place} returns numbers that are not finite; check it with "
+                        f"The model {place} returns non-finite values; check it with "
                         "`ge3d check-model`, or compute in float32."
                     )
                 pictures.append(enlarge(to_uint8(picture), minimum=_SMALLEST_PICTURE))

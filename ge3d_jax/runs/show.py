@@ -1,4 +1,4 @@
-"""Showing any splat file: a turntable or camera path as a video, a sheet of views, an interactive page."""
+"""Rendering of any splat file: a turntable or camera path as a video, a view sheet, an interactive page."""
 
 import math
 import os
@@ -33,15 +33,15 @@ _SUFFIXES = (".mp4", ".gif", ".png", ".html")
 _FOLDER_FILES = ("turntable.mp4", "turntable.gif", "views.png", "viewer.html")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
 _SHEET_COLUMNS = 4
-# Most pixels in all frames of a .gif, which are kept in memory until it is written: two bytes each.
+# Maximum number of pixels in all frames of a .gif, which stay in memory until it is written: two bytes each.
 _LARGEST_GIF = 2**31
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) in pixels from a text like "512" or "640x360".
+    """Parse text like "512" or "640x360" to (width, height) in pixels.
 
     Raises:
-        UserError: the text is something else, or a side is out of range.
+        UserError: the text is malformed, or a side is out of range.
     """
     found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip().lower())
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -53,10 +53,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_color(text: str) -> tuple[float, float, float]:
-    """RGB in [0, 1] from the name of a color or from #rrggbb.
+    """Parse a color name or #rrggbb to RGB in [0, 1].
 
     Raises:
-        UserError: the text is something else.
+        UserError: the text is not a color.
     """
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
@@ -66,8 +66,8 @@ def parse_color(text: str) -> tuple[float, float, float]:
 
 
 def _targets(splats: Path, out: str | os.PathLike[str] | None) -> list[Path]:
-    """The files to write: the one that is named, or all of them in a folder."""
-    # All runs name their objects alike, but not their folders.
+    """The files to write: a single named file, or all of them in a folder."""
+    # Runs give their objects the same file name, but use different folders.
     name = slug(f"{splats.parent.name}-{splats.stem}")
     path = Path(out) if out is not None else Path("outputs") / (name or "splats")
     if path.suffix.lower() in _SUFFIXES:
@@ -102,32 +102,32 @@ def render_splats(
     """Render a splat file from all around, or along a camera path.
 
     Args:
-        splats: a splat file of any format that is read.
-        out: a file: .mp4 or .gif, the turntable or the path; .png, a sheet of views, or a single image if
-            `azimuth_degrees` is given; .html, an interactive page. Or a folder for one of each. None is
+        splats: a splat file in any supported format.
+        out: a file: .mp4 or .gif for the turntable or the path; .png for a view sheet, or a single image if
+            `azimuth_degrees` is given; .html for an interactive page. Or a folder for one of each. None means
             outputs/<folder of the splats>-<name of the splats>.
         camera_path: a JSON file of cameras instead of a turntable, see `ge3d_jax.formats.camera_paths`.
         frames: number of frames of the turntable; a path has one frame per camera.
-        views: number of images on the sheet, evenly from the turntable or the path.
+        views: number of images on the sheet, evenly spaced along the turntable or the path.
         fps: frames per second.
         size: (width, height) in pixels.
-        azimuth_degrees: where the turntable starts, counterclockwise seen from above; 0 looks from +x, 90
-            from +y, -z or +z if `up` is "z", "y" or "-y".
-        elevation_degrees: of the turntable's cameras above the horizon.
+        azimuth_degrees: start of the turntable, counterclockwise as seen from above; 0 looks from +x, and 90
+            from +y, -z, or +z if `up` is "z", "y", or "-y".
+        elevation_degrees: elevation of the turntable's cameras above the horizon.
         radius: distance of the turntable's cameras from the center of the splats, in the file's units; None
-            is as close as shows nearly all of them.
+            means the closest distance that shows nearly all of them.
         fov_degrees: full vertical field of view of the turntable's cameras.
         up: the up direction of the file: "z" as here, "y", or "-y" as in most captures.
         background: RGB in [0, 1]; the page has its own.
-        antialiased: weaken splats thinner than a pixel, for splats trained with antialiasing
-            (Mip-Splatting). None is as the file says.
+        antialiased: whether to weaken splats thinner than a pixel, for splats trained with antialiasing
+            (Mip-Splatting). None follows the file.
         progress: whether to show a progress bar.
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        UserError: an input cannot be used; nothing has been written.
+        UserError: an input is invalid; nothing has been written.
     """
     path = Path(splats)
     check_splat_path(path)
@@ -167,7 +167,7 @@ def render_splats(
         cameras = orbit_cameras(azimuths, polar=polar, distance=distance, fov=fov, size=size, up=up)
     chosen = np.unique(np.arange(min(views, count)) * count // min(views, count))
     if suffixes == {".png"}:
-        # Render only what the sheet shows.
+        # Render only the frames on the sheet.
         cameras = jax.tree.map(itemgetter(chosen), cameras)
         labels = [labels[index] for index in chosen]
         chosen = np.arange(len(chosen))
@@ -204,11 +204,11 @@ def _write_pictures(
 ) -> None:
     """Write the targets that are images or videos, all from one rendering of `total` frames.
 
-    A .mp4 takes each frame as it comes; only the sheet's frames are kept, and the .gif's at a byte per pixel.
+    A .mp4 is written frame by frame; only the sheet's frames are kept, and the .gif's at one byte per pixel.
 
     Args:
         targets: files to write.
-        render: maps indices of frames and a description for the progress bar to the frames.
+        render: maps frame indices and a description for the progress bar to the frames.
         total: number of frames.
         chosen: indices of the sheet's frames.
         names: labels of the sheet's frames; None if the sheet is a single image.

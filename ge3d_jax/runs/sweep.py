@@ -1,4 +1,4 @@
-"""Many objects in one call: prompts × seeds, the seeds of a prompt as one program."""
+"""Many objects in one call: prompts × seeds, with the seeds of a prompt computed as one program."""
 
 import dataclasses
 import json
@@ -23,20 +23,20 @@ from ge3d_jax.runs.sweep_folder import SweepFolder, SweepOutcome
 from ge3d_jax.runs.sweep_maker import Maker
 from ge3d_jax.runs.sweep_plan import Line, SweepObject, check_distinct, read_lines, share_of
 
-# What several processes divide among them.
+# What can be divided among several processes.
 SHARES = ("objects", "views")
 _OF_LINE = ("guidance", "density")
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """What came of a sweep.
+    """The result of a sweep.
 
     Attributes:
         folder: where everything was written.
-        outcomes: what came of each object, in their order, also of those that other processes made.
-        interrupted: whether Ctrl-C ended it.
-        unwritten: sentences on what could not be written, as on a full disk; mostly none.
+        outcomes: the outcome of each object, in order, including those made by other processes.
+        interrupted: whether Ctrl-C ended the sweep.
+        unwritten: sentences on what could not be written, e.g. because the disk was full; usually empty.
     """
 
     folder: Path
@@ -76,47 +76,47 @@ def sweep(
     share: str = "objects",
     observers: Callable[[], Sequence[Observer]] = tuple,
 ) -> SweepResult:
-    """Make an object of every prompt with every seed, and a page that shows them all.
+    """Generate an object for every combination of prompt and seed, and a page that shows them all.
 
     The seeds of a prompt are computed together, as many at a time as fit into memory, and divided among the
-    devices. They visit the same times (the setting `shared_nodes`), so seed s gives what `generate` gives for
-    it with that setting, up to rounding; if it is computed by itself, byte for byte.
+    devices. They share their diffusion times (the setting `shared_nodes`), so seed s gives the same object as
+    `generate` with that setting, up to rounding; computed on its own, byte for byte.
 
     Args:
-        prompts: what to make; None for those of `file`, or for the preset's.
-        seeds: each prompt gets one object for each.
+        prompts: what to generate; None uses those of `file`, or the preset's.
+        seeds: seeds for each prompt, one object each.
         file: prompts, one per line, with settings after a tab; see `read_lines`.
         preset, guidance, density, model, start, start_growth, reconstruct_from, overrides, dtype, loras,
             textual_inversions: as for `generate`, for all objects.
-        out: folder; None means outputs/sweep-<first prompt, or the file's name>. Each object has a folder in
-            it, like those of `generate`; `outcomes/` has what became of each.
-        at_a_time: limits how many seeds are computed together; None for as many as fit into memory.
+        out: output folder; None means outputs/sweep-<first prompt, or the file's name>. It contains a folder
+            for each object, like those of `generate`, and `outcomes/` with the outcome of each.
+        at_a_time: maximum number of seeds to compute together; None for as many as fit into memory.
         preview_every, save_seconds: as for `generate`.
-        resume: continue the sweep in the folder, if there is one. Finished objects stay as they are, and
-            those that failed are tried again; there may be more prompts and seeds than before.
-        progress: whether to show a bar.
-        cluster: how to find the processes that share the work; None for this one alone.
-        share: what they divide, one of SHARES: "objects", or "views", the views of each iteration of one
-            object after the other. Then process 0 writes all files, and what stops one process stops all.
-        observers: called for each object, returns objects that are told of its iterations; see
-            `runs.observers`.
+        resume: continue the sweep in the folder, if there is one. Finished objects are kept, and failed ones
+            are tried again; prompts and seeds may have been added.
+        progress: whether to show a progress bar.
+        cluster: how to find the processes that share the work; None for a single process.
+        share: what the processes divide, one of SHARES: "objects", or "views", i.e. the views of each
+            iteration, with one object made at a time. With "views", process 0 writes all files, and if one
+            process stops, all of them do.
+        observers: called for each object; returns its observers. See `runs.observers`.
 
     Returns:
-        SweepResult. An object that fails does not stop the others; its outcome has the reason.
+        The result. An object that fails does not stop the others; its outcome states the reason.
 
     Raises:
-        UserError: an input that cannot be used; nothing has been run then.
+        UserError: an input is invalid; nothing has been computed yet.
     """
     keep_compiled_code()
     lines, seeds = _lines(prompts, file), list(seeds)
     if not seeds:
-        raise UserError("There are no seeds; give some, as 0 to 7.")
+        raise UserError("There are no seeds; give some, e.g. 0 to 7.")
     if at_a_time is not None and at_a_time < 1:
         raise UserError(f"at_a_time is {at_a_time}; give at least 1.")
     if share not in SHARES:
         raise UserError(f"{share!r} cannot be shared; choose one of {', '.join(SHARES)}.")
     if share == "views" and (at_a_time or 1) > 1:
-        raise UserError("Where views are shared one object is made after the other; leave at_a_time out.")
+        raise UserError("Processes that share views make one object at a time; leave at_a_time out.")
     of_all = {"shared_nodes": True} | dict(overrides or {})
     if reconstruct_from is not None:
         of_all["reconstruction.start"] = reconstruct_from
@@ -155,7 +155,7 @@ def sweep(
     folder = SweepFolder(prepare_folder(path), objects)
     folder.check_free(resume=resume)
     _check_same_objects(objects)
-    # No process writes anything before all have come so far.
+    # No process writes anything until all of them have reached this point.
     check_same(json.dumps([one.request.description for one in objects], default=str))
     with folder.locked(process):
         diffusion = asked[0].model.load(place)
@@ -176,9 +176,9 @@ def sweep(
 
 
 def _lines(prompts: str | Sequence[str] | None, file: str | os.PathLike[str] | None) -> list[Line]:
-    """The prompts of a sweep; without any, that of the preset."""
+    """The prompts of a sweep; if none are given, a line that stands for the preset's prompt."""
     if file is not None and prompts is not None:
-        raise UserError("Both prompts and a file of prompts are given; leave one of them out.")
+        raise UserError("Both prompts and a prompt file are given; leave one of them out.")
     if file is not None:
         return read_lines(file)
     if prompts is None:
@@ -187,12 +187,12 @@ def _lines(prompts: str | Sequence[str] | None, file: str | os.PathLike[str] | N
 
 
 def _default_name(first: Asked, file: str | os.PathLike[str] | None) -> str:
-    """Name of the folder where none is given."""
+    """Name of the folder if none is given."""
     return f"sweep-{slug(Path(file).stem if file is not None else first.prompt or '')}"
 
 
 def _asked(line: Line, preset: str | None, chosen: Mapping[str, Any], overrides: Mapping[str, Any]) -> Asked:
-    """What a line asks for. Raises UserError with the line's place before it."""
+    """The request of a line. Raises UserError, prefixed with the line's location."""
     changes = dict(line.changes)
     of_line = {name: changes.pop(name) for name in _OF_LINE if name in changes}
     kinds = {**chosen, **of_line}
@@ -200,8 +200,8 @@ def _asked(line: Line, preset: str | None, chosen: Mapping[str, Any], overrides:
         asked = asked_by_preset(preset, **kinds, overrides={**overrides, **changes})
         if not asked.settings.shared_nodes:
             raise UserError(
-                "The setting shared_nodes is false, but the seeds of a sweep look at the same times; leave "
-                "it out."
+                "The setting shared_nodes is false, but the seeds of a sweep share their diffusion times; "
+                "leave it out."
             )
         return asked
     except UserError as error:
@@ -209,7 +209,7 @@ def _asked(line: Line, preset: str | None, chosen: Mapping[str, Any], overrides:
 
 
 def _object(index: int, line: Line, asked: Asked, place: Path, path: Path) -> SweepObject:
-    """An object of a line. Raises UserError with the line's place before it."""
+    """The object of a line. Raises UserError, prefixed with the line's location."""
     try:
         request = ObjectRequest.checked(asked, place, out=path)
     except UserError as error:
@@ -219,7 +219,7 @@ def _object(index: int, line: Line, asked: Asked, place: Path, path: Path) -> Sw
 
 
 def _check_same_objects(objects: Sequence[SweepObject]) -> None:
-    """Refuse to go on with objects that were begun with other settings. Raises UserError."""
+    """Check that no object was started with other settings. Raises UserError."""
     for one in objects:
         if (one.request.folder / "config.json").is_file():
             check_described(

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: one bar for all objects, how many come in an hour, and Ctrl-C."""
+"""Terminal interface of a sweep: one progress bar for all objects, their rate per hour, and Ctrl-C."""
 
 import contextlib
 import time
@@ -14,19 +14,19 @@ _STOPPING = "Stopping after this iteration and saving the states; Ctrl-C again t
 
 
 class SweepBar(Observer):
-    """A bar over the iterations of all objects; Ctrl-C stops after the iteration at hand.
+    """A progress bar over the iterations of all objects; Ctrl-C stops after the current iteration.
 
     Attributes:
-        is_stopping: whether the person wants it to end.
+        is_stopping: whether the user wants the sweep to stop.
     """
 
     def __init__(self, iterations: int, folder: SweepFolder, *, enabled: bool) -> None:
-        """A bar.
+        """Initialize the bar.
 
         Args:
-            iterations: of all objects that this process makes.
-            folder: of the sweep, also of what others make.
-            enabled: whether it shows.
+            iterations: total number of iterations for all objects of this process.
+            folder: folder of the sweep, including the objects of other processes.
+            enabled: whether to show the bar.
         """
         self.is_stopping = False
         self._progress = RunProgress(iterations, enabled=enabled, doing="generating")
@@ -41,13 +41,13 @@ class SweepBar(Observer):
         self._at = -1
 
     def __enter__(self) -> "SweepBar":
-        """Show the bar and take Ctrl-C."""
+        """Show the bar and handle Ctrl-C."""
         self._stack.enter_context(self._progress)
         self._stop = self._stack.enter_context(gentle_interrupt(self._progress, _STOPPING))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give both back."""
+        """Remove the bar and restore Ctrl-C."""
         self._stack.close()
 
     def say(self, text: str) -> None:
@@ -55,27 +55,27 @@ class SweepBar(Observer):
         self._progress.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a line of what went wrong, also where there is no bar."""
+        """Print a line about a problem, even if there is no bar."""
         self._progress.warn(text)
 
     def skip(self, iterations: int) -> None:
-        """So many iterations were done before, or will not be done."""
+        """Count iterations that were done earlier or will not be done."""
         self._done += iterations
         self._done_before += iterations
         self._show()
 
     def begin(self, runs: int) -> None:
-        """So many objects step together next."""
+        """Announce that `runs` objects are computed together next."""
         self._runs = runs
         self._at = -1
 
     def finish(self) -> None:
-        """Some objects are finished."""
+        """Update the number of finished objects."""
         self._finished = self._folder.count_finished()
         self._show()
 
     def on_compiled(self, compilation: Compilation) -> None:
-        """Tell what the iteration takes, once for each program."""
+        """Print the cost of an iteration, once for each program."""
         if id(compilation) in self._told:
             return
         self._told.add(id(compilation))
@@ -83,9 +83,9 @@ class SweepBar(Observer):
         self.say(f"{compilation}; {seeds} at a time")
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Move the bar."""
+        """Advance the bar."""
         if done != self._at:
-            # Once for all that step together: they stop after the same iteration.
+            # Decided once for all objects in lockstep, so that they stop after the same iteration.
             self._at = done
             self.is_stopping = self.is_stopping or self._stop.requested
         self._done += 1
@@ -94,7 +94,7 @@ class SweepBar(Observer):
 
     def _show(self) -> None:
         hours = (time.monotonic() - self._begun) / 3600
-        # The other processes have as many objects to make.
+        # The other processes have equally many objects to make.
         share = self._folder.count / self._iterations
         rate = (self._done - self._done_before) * share / hours if hours else 0.0
         self._progress.show(

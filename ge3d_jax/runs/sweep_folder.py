@@ -1,4 +1,4 @@
-"""A sweep's folder: what came of each object, sweep.json, sweep.csv, the page, and the contact sheet."""
+"""A sweep's folder: the outcome of each object, sweep.json, sweep.csv, the page, and the contact sheet."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ _COLUMNS = (
     "seconds",
     "folder",
 )
-# Edge of a picture on the contact sheet, pixels, and as many letters as go below it.
+# Edge length of an image on the contact sheet, pixels, and the number of letters that fit below it.
 _SHOWN_SIZE = 128
 _SHOWN_LETTERS = 18
 _EMPTY = 235
@@ -44,18 +44,18 @@ _EMPTY = 235
 
 @dataclasses.dataclass(frozen=True)
 class SweepOutcome:
-    """What came of an object.
+    """The outcome of an object.
 
     Attributes:
-        prompt, seed: what was asked for.
-        settings: its own, in one line.
-        folder: name of its folder in the sweep's.
-        status: "finished"; "diverged", when it is the last good one; "failed"; or "pending".
+        prompt, seed: prompt and seed of the object.
+        settings: its own settings, in one line.
+        folder: name of its folder within the sweep's.
+        status: "finished"; "diverged", in which case it is the last good object; "failed"; or "pending".
         reason: why it is not finished.
-        iterations: how many were done.
-        splats: how many it has.
-        loss: of the last iteration; None where there is none.
-        seconds: its share of the time of those that were computed with it.
+        iterations: number of iterations done.
+        splats: number of splats.
+        loss: loss of the last iteration; None if there is none.
+        seconds: its share of the time for the objects that were computed together.
     """
 
     prompt: str
@@ -71,11 +71,11 @@ class SweepOutcome:
 
 
 class SweepFolder:
-    """The folder, and the objects that belong to it.
+    """The folder of a sweep, and the objects that belong to it.
 
     Attributes:
-        path: where it is.
-        attempts: to write there what came of the objects.
+        path: path of the folder.
+        attempts: records failures to write outcomes.
     """
 
     def __init__(self, path: Path, objects: Sequence[SweepObject]) -> None:
@@ -86,20 +86,20 @@ class SweepFolder:
 
     @property
     def count(self) -> int:
-        """How many objects there are."""
+        """Number of objects."""
         return len(self._objects)
 
     def check_free(self, *, resume: bool) -> None:
-        """Refuse a folder with another sweep. Raises UserError."""
+        """Check that the folder holds no other sweep. Raises UserError."""
         if not resume and (self.path / _SWEEP_FILE).exists():
             raise UserError(
-                f"The folder {self.path} holds a sweep already; go on with it by resume, or give another "
+                f"The folder {self.path} already holds a sweep; continue it with resume, or give another "
                 "folder."
             )
 
     @contextlib.contextmanager
     def locked(self, process: int) -> Iterator[None]:
-        """While the block runs, no other sweep writes here. Raises UserError where one does."""
+        """Keep other sweeps from writing here during the block. Raises UserError if one already does."""
         lock = filelock.FileLock(self.path / f".process-{process}.lock")
         try:
             lock.acquire(blocking=False)
@@ -115,7 +115,7 @@ class SweepFolder:
             lock.release()
 
     def write_description(self) -> None:
-        """Write sweep.json: the objects and the versions. Raises UserError where that cannot be."""
+        """Write sweep.json: the objects and the versions. Raises UserError if it cannot be written."""
         objects = [
             {
                 "prompt": one.request.prompt,
@@ -132,40 +132,40 @@ class SweepFolder:
 
     @staticmethod
     def pending(one: SweepObject) -> SweepOutcome:
-        """Nothing has come of it yet."""
+        """The outcome of an object that has not been made yet."""
         return SweepOutcome(one.request.prompt, one.request.seed, one.changes, one.name)
 
     def record(self, outcome: SweepOutcome) -> None:
-        """Keep what came of an object."""
+        """Save the outcome of an object."""
         name = f"{_OUTCOMES}/{outcome.folder}.json"
         with self.attempts.at(name):
             write_json(self.path / name, dataclasses.asdict(outcome))
 
     def outcome(self, one: SweepObject) -> SweepOutcome:
-        """What came of an object so far."""
+        """The outcome of an object so far."""
         file = self.path / _OUTCOMES / f"{one.name}.json"
         try:
             outcome = SweepOutcome(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return self.pending(one)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{file} does not tell what came of an object ({error}); remove it.") from error
+            raise UserError(f"{file} does not describe an object's outcome ({error}); remove it.") from error
         if outcome.status == "finished" and not (one.request.folder / "object.ply").is_file():
             return self.pending(one)
         return outcome
 
     def outcomes(self) -> list[SweepOutcome]:
-        """What came of all of them so far, in their order."""
+        """The outcomes of all objects so far, in order."""
         return [self.outcome(one) for one in self._objects]
 
     def count_finished(self) -> int:
-        """How many are finished."""
+        """Number of finished objects."""
         unknown = [one for one in self._objects if one.name not in self._finished]
         self._finished |= {one.name for one in unknown if self.outcome(one).status == "finished"}
         return len(self._finished)
 
     def write_tables(self) -> None:
-        """Write sweep.csv and the page index.html as things stand."""
+        """Write sweep.csv and the page index.html for the current outcomes."""
         outcomes = self.outcomes()
         table = io.StringIO()
         writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
@@ -176,7 +176,7 @@ class SweepFolder:
         save_gallery(self.path / "index.html", [dataclasses.asdict(outcome) for outcome in outcomes])
 
     def write_sheet(self) -> None:
-        """Write contact_sheet.png: the front of each object, a row for each line of the sweep."""
+        """Write contact_sheet.png: the front view of each object, with one row per line of the sweep."""
         rows = [list(row) for _, row in groupby(self._objects, key=lambda one: one.line)]
         columns = max(map(len, rows))
         pictures, labels = [], []
@@ -196,7 +196,7 @@ def _blank(value: int) -> np.ndarray:
 
 
 def _front(turntable: Path) -> np.ndarray:
-    """The first picture of a turntable, (_SHOWN_SIZE, _SHOWN_SIZE, 3) uint8; gray where there is none."""
+    """The first frame of a turntable, uint8 (_SHOWN_SIZE, _SHOWN_SIZE, 3); gray if there is none."""
     try:
         with Image.open(turntable) as opened:
             picture = opened.convert("RGB").resize((_SHOWN_SIZE, _SHOWN_SIZE), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Makes the objects of a sweep that one process makes, portion by portion."""
+"""Makes one process's objects of a sweep, batch by batch."""
 
 import contextlib
 import dataclasses
@@ -30,14 +30,14 @@ from ge3d_jax.training.step import Programs
 
 
 def _status(outcome: Outcome[Any]) -> str:
-    """Of an object; what could not be written whole is tried again."""
+    """The status of an object; one that was not written completely counts as failed and is tried again."""
     if outcome.result.diverged:
         return "diverged"
     return "failed" if outcome.unwritten else "finished"
 
 
 class Maker:
-    """Makes objects, portion by portion, and records what comes of each."""
+    """Makes objects, batch by batch, and records the outcome of each."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class Maker:
         shares_views: bool,
         observers: Callable[[], Sequence[Observer]] = tuple,
     ) -> None:
-        """Makes what `make` is told.
+        """Prepare to make objects with `make`.
 
         Args:
-            folder: of the sweep.
+            folder: folder of the sweep.
             diffusion: the model.
-            at_a_time: how many seeds step together at most; None for what fits the memory.
+            at_a_time: maximum number of seeds to compute in lockstep; None for as many as fit into memory.
             preview_every: iterations between previews; 0 for none.
             save_seconds: see `Checkpoints`.
-            shares_views: whether all processes make one object together, of which process 0 writes.
-            observers: makes those of an object.
+            shares_views: whether all processes make each object together; process 0 then writes the files.
+            observers: returns the observers for an object.
         """
         self._shares_views = shares_views
         self._is_writer = not shares_views or jax.process_index() == 0
@@ -71,14 +71,14 @@ class Maker:
         self._programs: Programs = {}
 
     def make(self, objects: Sequence[SweepObject], *, progress: bool) -> bool:
-        """Make those that are not finished.
+        """Make the objects that are not finished.
 
         Args:
-            objects: in the order of their lines.
-            progress: whether to show a bar.
+            objects: the objects, in the order of their lines.
+            progress: whether to show a progress bar.
 
         Returns:
-            whether Ctrl-C ended it.
+            Whether Ctrl-C ended it.
         """
         left = [one for one in objects if self._folder.outcome(one).status != "finished"]
         iterations = sum(one.request.settings.distilled_iterations for one in objects)
@@ -92,7 +92,7 @@ class Maker:
         return False
 
     def _make_line(self, objects: list[SweepObject], bar: SweepBar) -> bool:
-        """Make the objects of one line; False where the person stopped it."""
+        """Make the objects of one line; returns False if the user stopped it."""
         context = objects[0].request.context(self._diffusion)
         portions = make_in_portions(
             objects,
@@ -105,10 +105,10 @@ class Maker:
             if failure is not None:
                 self._record_failure(portion, failure, bar)
                 if self._shares_views and not isinstance(failure, DoesNotFit):
-                    # The others are in the middle of an iteration, and wait there for this one.
-                    abandon(f"The views of {portion[0].request.prompt!r} are shared no more: {failure}")
+                    # The other processes are in the middle of an iteration, waiting for this one.
+                    abandon(f"The views of {portion[0].request.prompt!r} are no longer shared: {failure}")
             bar.finish()
-            # Where there is no room now they may find some at the end.
+            # If there is no room now, there may be some at the end.
             with contextlib.suppress(OSError):
                 self._folder.write_tables()
             if bar.is_stopping:
@@ -133,12 +133,12 @@ class Maker:
             except Exception as error:
                 failure = error
                 self._record_failure([one], error, bar)
-            # One process alone has nobody to share the views with.
+            # All processes must agree on whether the object can be made.
             is_lost = anywhere(failure is not None) if self._shares_views else failure is not None
             if part is not None and not is_lost:
                 bar.skip(int(part.state.iteration))
                 parts.append((one, part))
-        # A kill may have come between the states of those that went in step.
+        # A kill may have come between the checkpoints of runs that were in lockstep.
         parts.sort(key=lambda pair: int(pair[1].state.iteration))
         for _, in_step in groupby(parts, key=lambda pair: int(pair[1].state.iteration)):
             self._make_in_step(list(in_step), bar)
@@ -146,7 +146,7 @@ class Maker:
                 return
 
     def _make_in_step(self, parts: Sequence[tuple[SweepObject, Part[Any]]], bar: SweepBar) -> None:
-        """Iterate runs that have come equally far, and write what they made."""
+        """Iterate runs that have done the same number of iterations, and write their results."""
         bar.begin(len(parts))
         mesh = mesh_of_all_processes(parts[0][1].run.parts) if self._shares_views else None
         if not self._is_writer:
@@ -188,7 +188,7 @@ class Maker:
             bar.finish()
 
     def _take_part(self, part: Part[Any], bar: SweepBar, mesh: Mesh | None) -> None:
-        """Iterate a run that process 0 writes."""
+        """Participate in a run whose results process 0 writes."""
         run = part.run
         result = iterate(
             part.state,
@@ -203,7 +203,7 @@ class Maker:
         bar.is_stopping = result.interrupted
 
     def _record_failure(self, objects: Sequence[SweepObject], error: Exception, bar: SweepBar) -> None:
-        """Keep why objects failed, and say it."""
+        """Record and print why objects failed."""
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         reason = what.strip().splitlines()[0]
         for one in objects:

@@ -1,4 +1,4 @@
-"""What a sweep is to make, prompts × seeds, and who makes what when."""
+"""The objects of a sweep, prompts × seeds, and how they are divided among processes."""
 
 import dataclasses
 import hashlib
@@ -17,13 +17,13 @@ _Item = TypeVar("_Item")
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A prompt of a sweep.
+    """A prompt of a sweep, with its own settings.
 
     Attributes:
-        prompt: what to make; None for the preset's.
-        changes: settings of its own, by dotted name; also `guidance` and `density`, a loss and a density
-            control by name.
-        place: where it is from, to begin a message with; "" for no file.
+        prompt: what to generate; None uses the preset's prompt.
+        changes: settings for this prompt, by dotted name; also `guidance` and `density`, the names of a loss
+            and of a density control.
+        place: its location in the file, as a prefix for messages; "" if it is not from a file.
     """
 
     prompt: str | None
@@ -32,11 +32,11 @@ class Line:
 
     @property
     def told_changes(self) -> str:
-        """Its settings in one line."""
+        """The line's own settings, as text on one line."""
         return " ".join(f"{name}={value}" for name, value in self.changes.items())
 
     def folder_name(self, prompt: str, seed: int) -> str:
-        """Name of an object's folder, without those of other settings in the way."""
+        """Name of an object's folder, distinct from those with other settings."""
         if not self.changes:
             return f"{slug(prompt)}-{seed}"
         return f"{slug(prompt)}-{hashlib.sha256(self.told_changes.encode()).hexdigest()[:8]}-{seed}"
@@ -47,10 +47,10 @@ class SweepObject:
     """An object of a sweep.
 
     Attributes:
-        name: of its folder.
-        line: number of its prompt in the sweep; objects of one line differ in nothing but their seeds.
-        changes: settings of its own, in one line.
-        request: what it is.
+        name: name of its folder.
+        line: index of its prompt in the sweep; objects of the same line differ only in their seeds.
+        changes: its own settings, as text on one line.
+        request: the checked request for the object.
     """
 
     name: str
@@ -60,24 +60,24 @@ class SweepObject:
 
 
 def read_lines(file: FilePath) -> list[Line]:
-    """Read prompts, one a line, each with settings of its own after a tab: name=value, with spaces between.
+    """Read prompts, one per line, each with optional settings after a tab: name=value, separated by spaces.
 
     Raises:
-        UserError: the file cannot be read or has no lines, or a line is empty or has something else than
-            settings behind its tab; names the line.
+        UserError: the file cannot be read or has no lines, or a line is empty or has anything but settings
+            after its tab; the message names the line.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The file of prompts {file} cannot be read ({error}); give a text with a prompt on each line."
+            f"The prompt file {file} cannot be read ({error}); give a text file with a prompt on each line."
         ) from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         place = f"{file}, line {number}: "
         prompt, _, settings = line.partition("\t")
         if not prompt.strip():
-            raise UserError(f"{place}there is no prompt; write one, or take the line out.")
+            raise UserError(f"{place}there is no prompt; write one, or remove the line.")
         try:
             pairs = [word.partition("=") for word in shlex.split(settings)]
         except ValueError as error:
@@ -85,38 +85,38 @@ def read_lines(file: FilePath) -> list[Line]:
         for name, equals, _ in pairs:
             if not name or not equals:
                 raise UserError(
-                    f"{place}{name + equals!r} is no setting; write name=value behind the tab, as views=2."
+                    f"{place}{name + equals!r} is no setting; write name=value after the tab, e.g. views=2."
                 )
         lines.append(Line(prompt.strip(), {name: value for name, _, value in pairs}, place))
     if not lines:
-        raise UserError(f"The file of prompts {file} is empty; write a prompt on each line.")
+        raise UserError(f"The prompt file {file} is empty; write a prompt on each line.")
     return lines
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read seeds, numbers and ranges with commas between: "0-7,12".
+    """Parse seeds: comma-separated numbers and ranges, e.g. "0-7,12".
 
     Raises:
-        UserError: something else, or nothing.
+        UserError: the text is malformed or empty.
     """
     seeds: list[int] = []
     for word in filter(None, (word.strip() for word in text.split(","))):
         first, dash, last = word.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise UserError(
-                f"The seeds {text!r} cannot be read at {word!r}; give numbers and ranges, as 0-7,12."
+                f"The seeds {text!r} cannot be read at {word!r}; give numbers and ranges, e.g. 0-7,12."
             )
         seeds += range(int(first), int(last if dash else first) + 1)
     if not seeds:
-        raise UserError("There are no seeds; give some, as 0-7.")
+        raise UserError("There are no seeds; give some, e.g. 0-7.")
     return seeds
 
 
 def check_distinct(objects: Sequence[SweepObject], lines: Sequence[Line]) -> None:
-    """Check that no two objects would be written to one folder.
+    """Check that no two objects would be written to the same folder.
 
     Raises:
-        UserError: names what is there twice, and the lines.
+        UserError: two objects collide; the message names them and their lines.
     """
     seen: dict[str, SweepObject] = {}
     for one in objects:
@@ -133,7 +133,7 @@ def check_distinct(objects: Sequence[SweepObject], lines: Sequence[Line]) -> Non
 
 
 def share_of(objects: Sequence[_Item], process: int, processes: int) -> Sequence[_Item]:
-    """What one of several processes makes: neighbors, so that few prompts are divided.
+    """The share of one process: a contiguous slice, so that few prompts are split between processes.
 
     Raises:
         UserError: there are more processes than objects.

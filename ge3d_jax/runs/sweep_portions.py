@@ -1,4 +1,4 @@
-"""Portions of a sweep: as many seeds at a time as fit the memory."""
+"""Splits a sweep into portions, i.e. batches of as many seeds as fit into memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ from ge3d_jax.training.compilation import DoesNotFit
 
 _Item = TypeVar("_Item")
 
-# How XLA's errors begin where an allocation failed.
+# Prefix of XLA's error messages for failed allocations.
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
@@ -19,17 +19,17 @@ def make_in_portions(
     held: int,
     say: Callable[[str], None],
 ) -> Iterator[tuple[Sequence[_Item], Exception | None]]:
-    """Make items in portions, in smaller ones from where a portion did not fit the memory.
+    """Process items in batches, reducing the batch size whenever a batch does not fit into memory.
 
     Args:
-        items: what to make.
-        most: how many at a time at most.
-        make: makes a portion.
-        held: bytes of what a portion takes that are not its items'.
-        say: told where portions become smaller.
+        items: the items to process.
+        most: maximum batch size.
+        make: processes a batch.
+        held: bytes of memory that a batch needs regardless of its size.
+        say: called with a message when the batch size is reduced.
 
     Yields:
-        The items of each portion once they are through, and the error that they failed with, if any.
+        The items of each completed batch, and the error that it failed with, if any.
     """
     waiting = items
     while waiting:
@@ -43,11 +43,11 @@ def make_in_portions(
                 say(f"{len(portion)} seeds take more memory than there is; trying {fewer} at a time.")
                 most = fewer
                 continue
-            # Not even one fits, of these or of the rest.
+            # Not even a single item fits, so all remaining ones fail.
             portion, failure = waiting, error
         except Exception as error:
             if _OUT_OF_MEMORY in str(error) and len(portion) > 1:
-                # The compiler's plan is not all that a device needs.
+                # A device needs more memory than the compiler's plan says.
                 most = len(portion) // 2
                 say(f"The device ran out of memory; trying {most} at a time.")
                 continue
@@ -57,7 +57,7 @@ def make_in_portions(
 
 
 def in_portions(items: Sequence[_Item], most: int) -> list[Sequence[_Item]]:
-    """The items in portions of nearly one size, the larger ones first, and none of more than `most`."""
+    """Split items into batches of nearly equal size, at most `most`, with the larger ones first."""
     count = -(-len(items) // most)
     sizes = [len(items) // count + (index < len(items) % count) for index in range(count)]
     begins = [sum(sizes[:index]) for index in range(count)]
@@ -65,6 +65,6 @@ def in_portions(items: Sequence[_Item], most: int) -> list[Sequence[_Item]]:
 
 
 def _fitting(error: DoesNotFit, count: int, held: int) -> int:
-    """How many items fit the memory, fewer than `count` that do not; 0 where not even one does."""
+    """How many items fit into memory, given that `count` do not; 0 if not even one does."""
     of_each = (error.needed - held) / count
     return min(count - 1, max(1, int((error.limit - held) / of_each)))

@@ -1,4 +1,4 @@
-"""The numbers of every iteration for TensorBoard, in tensorboard/ beside metrics.jsonl."""
+"""TensorBoard logging of every iteration, in tensorboard/ next to metrics.jsonl."""
 
 import contextlib
 import time
@@ -12,20 +12,20 @@ from ge3d_jax.training.state import TrainState
 
 _FOLDER = "tensorboard"
 _PREFIX = "events"
-# Of a line of metrics.jsonl: the iteration is each number's step, and TensorBoard has a clock of its own.
+# Keys of metrics.jsonl to skip: the iteration is the step, and TensorBoard records the wall time itself.
 _NOT_SHOWN = ("iteration", "seconds")
 
 
 class TensorBoard(Observer):
-    """Writes what metrics.jsonl has as scalars: `tensorboard --logdir=outputs` shows all runs below it.
+    """Writes the contents of metrics.jsonl as scalars; `tensorboard --logdir=outputs` shows all runs.
 
-    A run that goes on writes its earlier iterations again, as metrics.jsonl has them. Where the disk is full
-    nothing more is written, which the end of the run tells.
+    A resumed run first rewrites its earlier iterations, as recorded in metrics.jsonl. If the disk is full,
+    logging stops, which is reported at the end of the run.
     """
 
     def __init__(self) -> None:
-        """Raises UserError where tensorboardX is not installed."""
-        # Not its SummaryWriter: the thread that writes for it ends at a full disk, and the run then waits for
+        """Initialize the observer. Raises UserError if tensorboardX is not installed."""
+        # SummaryWriter is unsuitable: its writer thread dies if the disk is full, and the run then waits for
         # it forever.
         files, self._summary, self._events = (
             load_package(f"tensorboardX.{name}", wanted_by="--tensorboard")
@@ -35,11 +35,11 @@ class TensorBoard(Observer):
         self._file: Any = None
 
     def on_run(self, watched: Watched) -> None:
-        """Take note of the folder."""
+        """Remember the run."""
         self._watched = watched
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Begin the file, with the iterations that were done before."""
+        """Start the file with the iterations done earlier."""
         run = self._watched.run
         folder = run.folder / _FOLDER
         with self._attempt():
@@ -67,7 +67,7 @@ class TensorBoard(Observer):
 
     @contextlib.contextmanager
     def _attempt(self) -> Any:
-        """Write; the first failure is the last attempt."""
+        """Try to write; give up after the first failure."""
         with self._watched.attempts.at(f"{_FOLDER}/"):
             try:
                 yield

@@ -1,6 +1,6 @@
-"""Objects by the clock: made one after the other in this process, whose seconds leave compiling out.
+"""Timed generation of objects, one after the other in this process, excluding compilation time.
 
-Nothing is written. The iterations of all objects with the same settings are one compiled program.
+Nothing is written. All objects with the same settings share one compiled program.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from ge3d_jax.training.length import lasting
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import Programs
 
-# A run in short by which a loss's speed is measured. The first and the last iterations may cost another time.
+# Iterations of the shortened run that measures a loss's speed. The first and last ones may differ in cost.
 REHEARSED = 20
 
 
 @dataclass(frozen=True)
 class Moment:
-    """An object on the way.
+    """An intermediate state of an object.
 
     Attributes:
-        iteration: how many were done.
-        seconds: that they took, without compiling.
+        iteration: number of iterations done.
+        seconds: time taken so far, excluding compilation.
         gaussians: the object, on the host.
     """
 
@@ -43,14 +43,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Timed:
-    """What a run made, and how long it took.
+    """The result of a run, with its duration.
 
     Attributes:
         gaussians: the object, on the host.
-        iterations: how many were done.
-        seconds: that they took, without compiling and without what is done for `moments`.
-        diverged: whether it ended early, since its gradients were not finite.
-        moments: the object after the iterations that were asked for.
+        iterations: number of iterations done.
+        seconds: time taken, excluding compilation and the handling of `moments`.
+        diverged: whether the run ended early because its gradients were not finite.
+        moments: the object after each of the requested iterations.
     """
 
     gaussians: Gaussians
@@ -62,11 +62,11 @@ class Timed:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a loss is.
+    """The speed of a loss.
 
     Attributes:
-        seconds_per_iteration: mean of a whole run in short, without compiling.
-        iterations: that fit the budget.
+        seconds_per_iteration: mean over a complete shortened run, excluding compilation.
+        iterations: number of iterations that fit the budget.
     """
 
     seconds_per_iteration: float
@@ -74,10 +74,10 @@ class Pace:
 
 
 class Studio:
-    """Makes objects with one diffusion model; keeps what was compiled for the settings at hand."""
+    """Makes objects with one diffusion model, and caches the compiled programs for the current settings."""
 
     def __init__(self, diffusion: StableDiffusion) -> None:
-        """Makes objects with that model."""
+        """Initialize with a model."""
         self._diffusion = diffusion
         self._settings: Config | None = None
         self._programs: Programs = {}
@@ -86,18 +86,18 @@ class Studio:
         """Make an object.
 
         Args:
-            prompt: what to make.
-            seed: of the run: the same as `generate` makes with it.
-            settings: of the run, without a reconstructive stage.
-            moments: iterations after which to keep the object.
+            prompt: what to generate.
+            seed: random seed; gives the same object as `generate`.
+            settings: settings of the run, without a reconstruction stage.
+            moments: iterations after which to record the object.
 
         Raises:
-            UserError: settings with a reconstructive stage, or that do not fit the device.
+            UserError: the settings include a reconstruction stage or do not fit the device.
             KeyboardInterrupt: the user stopped it.
         """
         if settings.reconstruction.start is not None:
             raise UserError(
-                "The reconstructive stage has no iterations whose time can be told apart; leave "
+                "The iterations of the reconstruction stage cannot be timed separately; leave "
                 "reconstruction.start out."
             )
         task = Distillation(settings)
@@ -105,7 +105,7 @@ class Studio:
         asked = dataclasses.replace(settings, scene=settings.scene.asked_for(prompt))
         state = begin(asked, self._diffusion, jax.random.key(seed), start=settings.scene.from_file())
         if self._settings != settings:
-            # One at a time: compiled iterations take much memory.
+            # Keep only one, because compiled iterations take a lot of memory.
             self._programs, self._settings = {}, settings
             self._compile(state, context, task)
         known = set(self._programs)
@@ -133,9 +133,9 @@ class Studio:
         return Timed(_on_host(result.object), result.iterations, seconds, result.diverged, tuple(kept))
 
     def _compile(self, state: TrainState, context: Prompted, task: Distillation) -> None:
-        """Compile an iteration, and what the scene does on its schedule."""
+        """Compile an iteration and the scene's scheduled operations."""
         iterate(state, context, task, parts=_parts(task.config), stop_at=1, programs=self._programs)
-        # Placed as in the run, or it would be compiled again.
+        # Place arrays as in the run, to avoid compiling everything again.
         mesh = batch_mesh(_parts(task.config), copied=context)
         state = place(jax.tree.map(lambda leaf: leaf.copy(), state), mesh)
         for done in range(1, task.iterations + 1):
@@ -143,15 +143,15 @@ class Studio:
         jax.block_until_ready(state.scene)
 
     def pace(self, prompt: str, settings: Config, budget: float) -> Pace:
-        """How many iterations fit a time, by a run in short whose schedules have all come to their end.
+        """Measure how many iterations fit a time budget, with a shortened run that completes all schedules.
 
         Args:
-            prompt: what to make meanwhile.
-            settings: of the run.
-            budget: seconds.
+            prompt: what to generate in the meantime.
+            settings: settings of the run.
+            budget: time budget, seconds.
 
         Raises:
-            UserError: not one iteration fits; see `make` for others.
+            UserError: not even one iteration fits; see `make` for other reasons.
         """
         timed = self.make(prompt, 0, lasting(settings, REHEARSED))
         each = timed.seconds / timed.iterations
@@ -164,7 +164,7 @@ class Studio:
 
 
 def _on_host(gaussians: Gaussians) -> Gaussians:
-    """Copies: the next iteration takes over the memory of the arrays."""
+    """Copy to the host, because the next iteration reuses the memory of the arrays."""
     return jax.tree.map(np.array, gaussians)
 
 

@@ -1,12 +1,12 @@
-"""Metrics by published networks: what is there is computed, and what is absent says how to get it.
+"""Metrics that need published weights: computed if the weights are available, with instructions if not.
 
-| name | weights | of |
+| name | weights | applies to |
 |---|---|---|
 | brisque | the regression in the package brisque | an object, mean over its views |
-| clip_similarity | a CLIP | an object, mean over its views |
-| r_precision | a CLIP | many objects, share of views nearest to their own sentence among all of them |
-| cmmd | a CLIP, as published openai/clip-vit-large-patch14-336 | many objects, to the true views |
-| fid | Inception's features by a function of one's own | many objects, to the true views |
+| clip_similarity | a CLIP model | an object, mean over its views |
+| r_precision | a CLIP model | many objects, fraction of views closest to their own prompt among all prompts |
+| cmmd | a CLIP model, openai/clip-vit-large-patch14-336 as published | many objects, to the true views |
+| fid | a user-supplied function for Inception features | many objects, to the true views |
 """
 
 import os
@@ -27,22 +27,22 @@ from ge3d_jax.runs.judged import Judged
 from ge3d_jax.runs.judging import METRICS, Estimate, distance_of_groups
 from ge3d_jax.viewer.sheet import to_uint8
 
-# Features (N, D) of pictures, uint8 (N, H, W, 3).
+# Maps images, uint8 (N, H, W, 3), to features (N, D).
 PictureFeatures = Callable[[np.ndarray], np.ndarray]
 
 _NO_CLIP = (
     "CLIP similarity, R-precision and CMMD need a CLIP; give the folder of a download, or its id on the hub, "
-    "as openai/clip-vit-large-patch14-336."
+    "e.g. openai/clip-vit-large-patch14-336."
 )
 _NO_INCEPTION = (
-    "FID needs Inception's features, and no such network comes with this package; give a function that makes "
-    "them of pictures, as that of a package for FID."
+    "FID needs Inception's features, and no such network comes with this package; give a function that "
+    "computes them from images, e.g. the one of an FID package."
 )
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Both towers of a CLIP."""
+    """Both towers of a CLIP model."""
 
     texts: TextTower
     pictures: VisionTower
@@ -50,13 +50,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Weights:
-    """What was found.
+    """The available weights.
 
     Attributes:
         brisque: BRISQUE's regression.
-        clip: a CLIP.
-        inception: features of Inception v3's last pooling, as FID takes them.
-        absent: of each of these that is not there, by name, a sentence: what needs it, and how to get it.
+        clip: a CLIP model.
+        inception: computes the features of Inception v3's last pooling layer, as used by FID.
+        absent: name of each missing one → a sentence on what needs it and how to get it.
     """
 
     brisque: BrisqueModel | None = None
@@ -65,19 +65,19 @@ class Weights:
     absent: Mapping[str, str] = field(default_factory=dict)
 
     def lacking(self, metrics: Sequence[str]) -> dict[str, str]:
-        """Of these metrics those that cannot be had, each with what to do about it."""
+        """The metrics that cannot be computed, each with a sentence on how to get its weights."""
         needs = {name: need for name in metrics if (need := METRICS[name].needs) is not None}
         return {name: self.absent[need] for name, need in needs.items() if need in self.absent}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An object as networks see it.
+    """An object as seen by networks.
 
     Attributes:
-        prompt: the sentence that it was made from.
+        prompt: prompt of the object.
         pictures: (V, H, W, 3) in [0, 1], on white.
-        true_pictures: of what the sentence describes, likewise; None where nobody knows it.
+        true_pictures: the same for the prompt's ground truth; None if unknown.
     """
 
     prompt: str
@@ -86,12 +86,12 @@ class Shown:
 
     @classmethod
     def of(cls, judged: Judged) -> "Shown":
-        """An object whose truth is known."""
+        """Convert an object whose ground truth is known."""
         return cls(judged.prompt, judged.pictures, judged.truth.pictures)
 
 
 def load_clip(place: str | os.PathLike[str]) -> Clip:
-    """Both towers of a folder or hub id. Raises UserError where they are not to be had."""
+    """Load both towers from a folder or hub id. Raises UserError if they are not available."""
     return Clip(load_text_tower(place), load_vision_tower(place))
 
 
@@ -101,12 +101,12 @@ def find_weights(
     brisque_folder: Path | None = None,
     inception: PictureFeatures | None = None,
 ) -> Weights:
-    """What weights there are; what is not there is told in `absent` and stops nothing.
+    """Find the available weights; missing ones are listed in `absent` and raise no error.
 
     Args:
         clip: from `load_clip`.
-        brisque_folder: with BRISQUE's files; None for the package's.
-        inception: FID's features.
+        brisque_folder: folder with BRISQUE's files; None uses those of the package.
+        inception: computes the features for FID.
     """
     absent = {}
     regression = None
@@ -122,7 +122,7 @@ def find_weights(
 
 
 def weigh_object(shown: Shown, weights: Weights) -> dict[str, float]:
-    """The numbers of one object by the weights that are there, by their names in `judging.METRICS`.
+    """Compute the metrics of one object for which weights are available, named as in `judging.METRICS`.
 
     Args:
         shown: the object.
@@ -141,10 +141,12 @@ def weigh_object(shown: Shown, weights: Weights) -> dict[str, float]:
 
 
 def weigh_group(objects: Sequence[Shown], weights: Weights) -> dict[str, float | None]:
-    """The numbers of many objects by the weights that are there; distances to the truth where all know it.
+    """Compute the metrics of many objects for which weights are available.
+
+    Distances to the truth are included if the truth of all objects is known.
 
     Args:
-        objects: of several prompts; R-precision tells apart no more than these.
+        objects: objects of several prompts; R-precision distinguishes only these prompts.
         weights: from `find_weights`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Pictures of an object for people to look at."""
+"""Images and web pages that show an object."""

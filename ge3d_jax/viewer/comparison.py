@@ -1,4 +1,4 @@
-"""A page that lays two of several pictures over each other, with a slider between them."""
+"""A web page that overlays any two of several images, with a slider between them."""
 
 import base64
 import html
@@ -18,14 +18,14 @@ def save_comparison(
     first_right: str,
     rows: Sequence[tuple[str, str]],
 ) -> None:
-    """Write the page: one file, which fetches nothing.
+    """Write the page: a single file that loads nothing else.
 
     Args:
         path: file to write.
-        title: what the pictures are of.
-        pictures: label → PNG file; the first is on the left to begin with.
-        first_right: label of the one that is on the right to begin with.
-        rows: what is known, name and value, in a table below.
+        title: what the images show.
+        pictures: label → PNG file; the first image starts on the left.
+        first_right: label of the image that starts on the right.
+        rows: (name, value) pairs for the table below the images.
     """
 
     def option(label: str, file: str | os.PathLike[str]) -> str:

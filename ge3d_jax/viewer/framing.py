@@ -1,6 +1,6 @@
-"""A common frame for splats of any size, position and up direction.
+"""A common coordinate frame for splats of any size, position, and up direction.
 
-In this frame the splats' center is the origin and all but a few of them are within a distance of 1.
+In this frame the splats are centered on the origin, and all but a few of them lie within a distance of 1.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.cameras import Camera, look_at
 from ge3d_jax.splatting.gaussians import Gaussians
 
-# Fraction of the splats that are ignored at either end of each axis: captures have outliers far away.
+# Fraction of the splats to ignore at either end of each axis: captured scenes have distant outliers.
 _STRAYS = 0.02
 # An opaque splat is visible up to about this many standard deviations.
 _REACH = 3.0
-# Splats with a lower opacity logit are ignored: an opacity of 0.1.
+# Splats with a lower opacity logit are ignored; it corresponds to an opacity of 0.1.
 _FAINT = math.log(0.1 / 0.9)
-# Margin around what is shown, as a factor.
+# Margin around the frame, as a factor.
 _MARGIN = 1.08
 
-# The rotation, as a quaternion wxyz, that maps z to the up direction of a file; x, the front, stays.
+# The rotation, as a wxyz quaternion, that maps z to a file's up direction and leaves x, the front, in place.
 _HALF = math.sqrt(0.5)
 UPRIGHT = {"z": (1.0, 0.0, 0.0, 0.0), "y": (_HALF, -_HALF, 0.0, 0.0), "-y": (_HALF, _HALF, 0.0, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The sphere that contains nearly all of the splats.
+    """The sphere that contains nearly all splats.
 
     Attributes:
-        center: (3,) in the file's units.
-        radius: in the file's units.
+        center: (3,) center in the file's units.
+        radius: radius in the file's units.
     """
 
     center: np.ndarray
@@ -42,7 +42,7 @@ class Frame:
 
 
 def find_frame(gaussians: Gaussians) -> Frame:
-    """The frame of splats; outliers and faint splats are ignored."""
+    """Find the frame of splats, ignoring outliers and faint splats."""
     counts = np.asarray(gaussians.mask) & (np.asarray(gaussians.opacity_logits) > _FAINT)
     if not counts.any():
         counts = np.asarray(gaussians.mask)
@@ -56,7 +56,7 @@ def find_frame(gaussians: Gaussians) -> Frame:
 
 
 def framed(gaussians: Gaussians, frame: Frame) -> Gaussians:
-    """The splats moved and scaled into the frame; not rotated, so that view-dependent color stays correct."""
+    """Move and scale splats into the frame, without rotation, so that view-dependent color stays correct."""
     return dataclasses.replace(
         gaussians,
         positions=(gaussians.positions - jnp.asarray(frame.center, jnp.float32)) / frame.radius,
@@ -65,7 +65,7 @@ def framed(gaussians: Gaussians, frame: Frame) -> Gaussians:
 
 
 def framed_cameras(cameras: Camera, frame: Frame) -> Camera:
-    """Cameras in the file's coordinates, with a leading axis, converted to the frame of `framed`."""
+    """Convert cameras, with a leading axis, from the file's coordinates to the frame of `framed`."""
     matrices = np.asarray(cameras.world_to_camera, np.float64).copy()
     matrices[:, :3, 3] += matrices[:, :3, :3] @ frame.center
     matrices[:, :3, 3] /= frame.radius
@@ -73,7 +73,7 @@ def framed_cameras(cameras: Camera, frame: Frame) -> Camera:
 
 
 def check_up(up: str) -> None:
-    """Check that `up` is a key of UPRIGHT. Raises UserError naming them."""
+    """Check that `up` is a key of UPRIGHT. Raises UserError, listing the keys, if it is not."""
     if up not in UPRIGHT:
         raise UserError(f"The up direction is {up!r}; give one of {', '.join(UPRIGHT)}.")
 
@@ -93,7 +93,7 @@ def fitting_distance(fov: float, size: tuple[int, int]) -> float:
         size: (width, height) of the image, pixels.
 
     Returns:
-        The distance, in units of the frame.
+        The distance, in the frame's units.
     """
     width, height = size
     half = min(0.5 * fov, math.atan(math.tan(0.5 * fov) * width / height))
@@ -106,9 +106,9 @@ def orbit_cameras(
     """Cameras on an orbit around the origin of the frame.
 
     Args:
-        azimuths: (T,) radians, 0 = on +x, counterclockwise seen from where `up` points.
-        polar: radians from `up`.
-        distance: from the origin, in units of the frame.
+        azimuths: (T,) radians, 0 = on +x, counterclockwise as seen from the `up` side.
+        polar: angle from `up`, radians.
+        distance: distance from the origin, in the frame's units.
         fov: full vertical field of view, radians.
         size: (width, height) of the images, pixels.
         up: a key of UPRIGHT.

@@ -1,4 +1,4 @@
-"""A page that shows many objects: their turntables with what is known of them, to sort and to filter."""
+"""A web page that shows many objects, with turntables and facts, and lets the user sort and filter them."""
 
 import html
 import importlib.resources
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ge3d_jax.core.files import atomic_path
 
-# What objects are sorted by: the name of the value and what its button says.
+# Sort keys: name of the value → label of its button.
 SORTED_BY = {
     "prompt": "prompt",
     "seed": "seed",
@@ -22,7 +22,7 @@ SORTED_BY = {
 
 
 def _card(one: Mapping[str, Any]) -> str:
-    """An object's part of the page."""
+    """The HTML of one object."""
     told = {name: "" if one[name] is None else html.escape(str(one[name])) for name in one}
     data = " ".join(f'data-{name}="{told[name]}"' for name in SORTED_BY)
     folder = quote(one["folder"])
@@ -47,12 +47,12 @@ def _card(one: Mapping[str, Any]) -> str:
 
 
 def save_gallery(path: str | os.PathLike[str], objects: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page. It opens from the disk and fetches nothing but the turntables beside it.
+    """Write the page. It opens from disk and loads nothing but the turntables next to it.
 
     Args:
-        path: file to write, in the folder that holds those of the objects.
-        objects: of each `prompt`, `seed`, `settings`, `status`, `reason`, `iterations`, `splats`, `loss` or
-            None, `seconds`, and `folder`, the name of its folder.
+        path: file to write, in the folder that contains the objects' folders.
+        objects: for each object its `prompt`, `seed`, `settings`, `status`, `reason`, `iterations`, `splats`,
+            `loss` (or None), `seconds`, and `folder` (the name of its folder).
     """
     page = importlib.resources.files(__package__).joinpath("gallery.html").read_text(encoding="utf-8")
     buttons = "".join(f'<button data-by="{name}">{label}</button>' for name, label in SORTED_BY.items())

@@ -1,4 +1,4 @@
-"""The page of a run that goes on, served by viser: splats to orbit, a loss curve, pictures and buttons."""
+"""The web page of a live run, served by viser: splats to orbit, a loss curve, images, and buttons."""
 
 import contextlib
 import io
@@ -13,42 +13,42 @@ from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.framing import find_frame, fitting_distance
 from ge3d_jax.viewer.page import page_data
 
-# Of this machine alone: whoever opens the page can stop the run.
+# Local connections only: whoever opens the page can stop the run.
 _HOST = "localhost"
-# Points of the curve at most; a screen shows no more.
+# Maximum number of points of the curve; a screen cannot show more.
 _MOST_POINTS = 500
 _FOV = np.deg2rad(40.0)
-# Where the camera begins: in front, a little to the left and above.
+# Initial direction of the camera: in front, slightly to the left and above.
 _DIRECTION = np.array([0.87, 0.35, 0.35])
 
 
 class LivePage(Protocol):
-    """What a page of a run shows, and what the person who watches it wants."""
+    """The interface of a live page: it shows a run and collects the user's requests."""
 
     @property
     def address(self) -> str:
-        """Where to open it."""
+        """The URL of the page."""
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody has it open."""
+        """Whether anyone has the page open."""
 
     @property
     def is_pausing(self) -> bool:
-        """Whether the run is to wait."""
+        """Whether the user wants the run to pause."""
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the run is to end here."""
+        """Whether the user wants the run to stop."""
 
     def take_edit_request(self) -> bool:
-        """Whether edited views were asked for since the last call."""
+        """Whether the user has requested edited views since the last call."""
 
     def tell(self, text: str) -> None:
-        """Show how far the run is, in a line."""
+        """Show a one-line status."""
 
     def show_splats(self, gaussians: Gaussians) -> None:
-        """Show these in place of earlier ones."""
+        """Show these splats in place of earlier ones."""
 
     def plot(self, iterations: Sequence[int], losses: Sequence[float]) -> None:
         """Show the loss over the iterations."""
@@ -57,38 +57,38 @@ class LivePage(Protocol):
         """Show a sheet of edited views, uint8 (H, W, 3)."""
 
     def close(self) -> None:
-        """Serve it no longer."""
+        """Stop serving the page."""
 
 
 def thinned(count: int, most: int = _MOST_POINTS) -> np.ndarray:
-    """Indices of at most `most` of `count` points, evenly, with the first and the last."""
+    """Indices of at most `most` of `count` points, evenly spaced, including the first and the last."""
     return (
         np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.arange(0)
     )
 
 
 class ViserPage:
-    """A `LivePage` by viser, in threads of its own."""
+    """A `LivePage` served by viser, in threads of its own."""
 
     def __init__(self, title: str, *, port: int, can_edit: bool) -> None:
         """Serve the page.
 
         Args:
-            title: of the page, plain text.
-            port: where; the next free one where another program has it, any free one for 0.
-            can_edit: whether there are edited views to ask for.
+            title: title of the page, plain text.
+            port: the port to serve on; if it is in use, the next free one. 0 picks any free port.
+            can_edit: whether the user can request edited views.
 
         Raises:
             UserError: viser is not installed.
         """
         viser = load_package("viser", wanted_by="--live")
-        # Browsers open connections ahead and drop them, which is logged as an error, with a traceback.
+        # Browsers open connections ahead of time and drop them, which is logged as an error with a traceback.
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
-        # It greets on standard output, whatever `verbose` says, and takes its leave there.
+        # viser prints to standard output at startup and shutdown, regardless of `verbose`.
         with contextlib.redirect_stdout(io.StringIO()):
             self._server = viser.ViserServer(host=_HOST, port=port, label=title, verbose=False)
         gui = self._server.gui
-        # Its button would publish the page through a server of viser's makers.
+        # The share button would publish the page through a server run by viser's authors.
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         self._server.scene.set_up_direction("+z")
         self._status = gui.add_markdown("compiling …")
@@ -120,35 +120,35 @@ class ViserPage:
 
     @property
     def address(self) -> str:
-        """Where to open it."""
+        """The URL of the page."""
         return f"http://{_HOST}:{self._server.get_port()}"
 
     @property
     def is_watched(self) -> bool:
-        """Whether a browser has it open."""
+        """Whether a browser has the page open."""
         return bool(self._server.get_clients())
 
     @property
     def is_pausing(self) -> bool:
-        """Whether the box is ticked."""
+        """Whether the pause box is checked."""
         return self._pause.value
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the button was pressed."""
+        """Whether the stop button was pressed."""
         return self._is_stopping
 
     def take_edit_request(self) -> bool:
-        """Whether the button was pressed since the last call."""
+        """Whether the edit button was pressed since the last call."""
         wanted, self._is_edit_wanted = self._is_edit_wanted, False
         return wanted
 
     def tell(self, text: str) -> None:
-        """Show a line above the buttons."""
+        """Show a status line above the buttons."""
         self._status.content = text
 
     def show_splats(self, gaussians: Gaussians) -> None:
-        """Show these; view-dependent color, which viser does not draw, is left out."""
+        """Show these splats without view-dependent color, which viser does not support."""
         data = page_data(gaussians)
         covariances = data.shapes[:, [3, 4, 5, 4, 6, 7, 5, 7, 8]].reshape(-1, 3, 3)
         paints = np.clip(data.paints[:, :4].astype(np.float32), 0.0, 1.0)
@@ -158,11 +158,11 @@ class ViserPage:
             return
         frame = find_frame(gaussians)
         distance = frame.radius * fitting_distance(float(_FOV), (1, 1))
-        # Also for those who came before there was anything to see.
+        # Include the clients that connected before there was anything to see.
         clients = [client.camera for client in self._server.get_clients().values()]
         for camera in (self._server.initial_camera, *clients):
             camera.fov = float(_FOV)
-            # In this order: a client that is moved looks at a place that moves along.
+            # The order matters: moving a client's camera moves its look-at point along.
             camera.position = frame.center + distance * _DIRECTION
             camera.look_at = frame.center
         self._splats = self._server.scene.add_gaussian_splats("/object", *arrays)
@@ -179,6 +179,6 @@ class ViserPage:
         self._pictures.visible = True
 
     def close(self) -> None:
-        """Serve it no longer."""
+        """Stop serving the page."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._server.stop()

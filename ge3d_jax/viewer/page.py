@@ -1,4 +1,4 @@
-"""An interactive page that shows the object: one file, no network, any browser with WebGL 2."""
+"""An interactive web page that shows the object: a single offline file for any browser with WebGL 2."""
 
 import base64
 import dataclasses
@@ -17,21 +17,21 @@ from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 from ge3d_jax.viewer.framing import rotation_matrix
 from ge3d_jax.viewer.turntable import Viewpoint
 
-# Bytes of a page above which it is made lighter: browsers open larger ones slowly, and mails refuse them.
+# Largest page, bytes; bigger ones are reduced, because they open slowly and are too large to email.
 LARGEST_PAGE = 20_000_000
-# Of these, room for title and numbers.
+# Bytes of it reserved for the title and the numbers.
 _MARGIN = 2000
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclasses.dataclass(frozen=True)
 class PageData:
-    """What the page holds of M splats.
+    """The page's data for M splats.
 
     Attributes:
-        shapes: float32 (M, 9): position, and the world covariance's xx xy xz yy yz zz.
-        paints: float16 (M, 4 + 3·(K − 1)): the constant part of the color, unclipped, opacity, and the
-            coefficients of the K − 1 higher spherical harmonics, RGB each, in the order of 3DGS.
+        shapes: float32 (M, 9): position, and the components xx xy xz yy yz zz of the world-space covariance.
+        paints: float16 (M, 4 + 3·(K − 1)): the constant part of the color (unclipped), the opacity, and the
+            RGB coefficients of the K − 1 higher spherical harmonics, in 3DGS order.
     """
 
     shapes: np.ndarray
@@ -39,20 +39,20 @@ class PageData:
 
     @property
     def degree(self) -> int:
-        """Of the spherical harmonics."""
+        """Degree of the spherical harmonics."""
         return sh_degree_of(1 + (self.paints.shape[1] - 4) // 3)
 
     @property
     def characters(self) -> int:
-        """Of the page's text that the data take."""
+        """Number of characters that the data occupy in the page."""
         return sum(4 * -(-array.nbytes // 3) for array in (self.shapes, self.paints))
 
     def of_degree(self, degree: int) -> "PageData":
-        """The same with fewer spherical harmonics."""
+        """The same data with spherical harmonics truncated to `degree`."""
         return dataclasses.replace(self, paints=self.paints[:, : 4 + 3 * ((degree + 1) ** 2 - 1)])
 
     def most_visible(self, count: int) -> "PageData":
-        """The `count` splats that show most, in their order: those of the largest opacity times area."""
+        """The `count` most visible splats (largest opacity times area), in their original order."""
         # The two longer axes span the area; the determinant's root is their product with the shortest.
         xx, xy, xz, yy, yz, zz = self.shapes[:, 3:].astype(np.float64).T
         minors = xx * yy - xy**2 + xx * zz - xz**2 + yy * zz - yz**2
@@ -73,7 +73,7 @@ def _rotations(quaternions: np.ndarray) -> np.ndarray:
 
 
 def page_data(gaussians: Gaussians) -> PageData:
-    """What the page holds of the splats in use."""
+    """Convert the splats in use to the page's data."""
     live = np.asarray(gaussians.mask)
     scales = np.exp(np.asarray(gaussians.log_scales, np.float64)[live])
     axes = _rotations(np.asarray(gaussians.quaternions, np.float64)[live]) * scales[:, None, :]
@@ -89,9 +89,9 @@ def page_data(gaussians: Gaussians) -> PageData:
 
 
 def lighter(data: PageData, largest: int) -> tuple[PageData, list[str]]:
-    """Data of at most `largest` characters, and what was left out for that, in words.
+    """Reduce data to at most `largest` characters, and describe in words what was left out.
 
-    View-dependent color goes first, degree by degree, then the splats that show least.
+    View-dependent color is dropped first, one degree at a time, then the least visible splats.
     """
     made = data
     while made.characters > largest and made.degree > 0:
@@ -107,7 +107,7 @@ def lighter(data: PageData, largest: int) -> tuple[PageData, list[str]]:
 
 
 def _text(array: np.ndarray) -> str:
-    """The bytes of an array, little endian, as text."""
+    """Encode an array's bytes, little-endian, as Base64 text."""
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
@@ -122,17 +122,17 @@ def save_viewer(
     antialiased: bool = False,
     largest: int = LARGEST_PAGE,
 ) -> None:
-    """Write the page; a warning tells what it leaves out where all would be too large.
+    """Write the page; if it would be too large, reduce it and warn about what was left out.
 
     Args:
         path: file to write.
         gaussians: the splats.
         title: title of the page, plain text.
         viewpoint: where the page's camera starts, in front of the object.
-        numbers: what else to show of the object, by name, beside how many splats it has.
+        numbers: facts about the object to show, name → value, in addition to its number of splats.
         up: the up direction of the splats' coordinates, a key of `framing.UPRIGHT`.
         antialiased: whether to weaken splats thinner than a pixel; see `rasterize.render`.
-        largest: bytes that the page may have.
+        largest: maximum size of the page, bytes.
     """
     page = importlib.resources.files(__package__).joinpath("viewer.html").read_text(encoding="utf-8")
     everything = page_data(gaussians)
@@ -140,8 +140,8 @@ def save_viewer(
     if left_out:
         megabytes = (len(page) + everything.characters) / 1e6
         warnings.warn(
-            f"{Path(path).name} would have {megabytes:.0f} MB, so it leaves out {' and '.join(left_out)}; "
-            "the file of the splats has everything.",
+            f"{Path(path).name} would be {megabytes:.0f} MB, so it leaves out {' and '.join(left_out)}; "
+            "the splat file has everything.",
             stacklevel=2,
         )
     told: dict[str, str | int | float] = {"splats": len(everything.shapes), **(numbers or {})}

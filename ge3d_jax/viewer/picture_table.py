@@ -1,4 +1,4 @@
-"""A table of pictures: a row for each name, columns in groups under their headings."""
+"""A table of images: one row per name, with columns grouped under headings."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ _INK = (60, 60, 60)
 _GAP = 2
 _GROUP_GAP = 8
 _TEXT_SIZE = 12
-# A table of more pixels makes a file of more than a megabyte.
+# A table with more pixels would exceed a megabyte as a file.
 _MOST_PIXELS = 900_000
 _LARGEST_EDGE, _SMALLEST_EDGE = 128, 40
 
 
 def fitting_edge(rows: int, columns: int) -> int:
-    """The edge of a table's pictures with which its file stays below a megabyte, pixels."""
+    """The edge length in pixels of a table's images that keeps the file below a megabyte."""
     edge = math.isqrt(_MOST_PIXELS // (rows * columns))
     return min(_LARGEST_EDGE, max(_SMALLEST_EDGE, edge))
 
@@ -28,13 +28,13 @@ def picture_table(
     """Draw the table.
 
     Args:
-        pictures: uint8 (H, W, 3), by row, group of columns, and place in the group; None leaves the place
-            empty. All groups of a column are equally wide.
-        rows: name of each row; an empty one for no name.
-        columns: heading of each group of columns.
+        pictures: uint8 (H, W, 3) images, indexed by row, column group, and position in the group; None leaves
+            the cell empty. Every row has the same number of columns in a group.
+        rows: name of each row; an empty string for no name.
+        columns: heading of each column group.
 
     Returns:
-        uint8 (H', W', 3).
+        The table, uint8 (H', W', 3).
     """
     widths = [max(len(row[index]) for row in pictures) for index in range(len(columns))]
     edge = fitting_edge(len(rows), sum(widths))
@@ -67,7 +67,7 @@ def picture_table(
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """A text in lines that are no wider, as far as its words are not."""
+    """Break text into lines no wider than `width`, except where a single word is wider."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

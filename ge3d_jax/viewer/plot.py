@@ -1,4 +1,4 @@
-"""Plots of curves, as pictures. Needs matplotlib (requirements-figures.txt)."""
+"""Line plots as images. Requires matplotlib (requirements-figures.txt)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _LEGEND_INCHES = 0.5
 _DOTS_PER_INCH = 100
 _BAND_OPACITY = 0.2
 _FEW_LABELS = 10
-# That a row of the legend may take of the width.
+# Fraction of the figure's width that a legend row may take up.
 _LEGEND_SHARE = 0.98
 
 
@@ -22,10 +22,10 @@ class Line:
     """A curve.
 
     Attributes:
-        label: what the legend says; curves of one label have one color in all panels.
-        x, y: as many numbers each.
-        error: half the height of a band around it at each x; none for no band.
-        dashed: whether it is dashed.
+        label: legend label; curves with the same label have the same color in all panels.
+        x, y: coordinates, of equal length.
+        error: half the height of the error band at each x; empty for no band.
+        dashed: whether the line is dashed.
     """
 
     label: str
@@ -37,13 +37,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A plot beside others.
+    """One plot of a figure.
 
     Attributes:
-        title: above it.
-        x_label, y_label: along its axes.
-        lines: what it shows.
-        level: height of a thin horizontal line, for what is known or ideal; None for none.
+        title: title above the plot.
+        x_label, y_label: axis labels.
+        lines: curves to plot.
+        level: height of a thin horizontal line that marks a known or ideal value; None for no line.
     """
 
     title: str
@@ -58,19 +58,19 @@ def _matplotlib(module: str) -> Any:
 
 
 def check_plotting() -> None:
-    """Whether plots can be drawn, to be asked before long work. Raises UserError."""
+    """Check that plots can be drawn, before any long computation. Raises UserError if not."""
     _matplotlib("matplotlib.figure")
 
 
 def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
-    """Panels in rows, with one legend above for all of them.
+    """Draw panels in rows under a shared legend.
 
     Args:
-        panels: at least one.
-        columns: panels in a row.
+        panels: at least one panel.
+        columns: panels per row.
 
     Returns:
-        uint8 (H, W, 3).
+        The image, uint8 (H, W, 3).
 
     Raises:
         UserError: matplotlib is not installed.
@@ -83,7 +83,7 @@ def draw_plot(panels: Sequence[Panel], *, columns: int = 3) -> np.ndarray:
         figsize=(columns * width, rows * height + _LEGEND_INCHES), dpi=_DOTS_PER_INCH, layout="constrained"
     )
     canvas = _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    # The first list has ten, easier to tell apart.
+    # tab10 has only ten colors, but they are easier to tell apart.
     lists = _matplotlib("matplotlib").colormaps
     colors = lists["tab10" if len(labels) <= _FEW_LABELS else "tab20"].colors
     handles: dict[str, Any] = {}

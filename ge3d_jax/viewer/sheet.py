@@ -1,4 +1,4 @@
-"""Images: float images to bytes, enlarging small ones, PNG files and labeled sheets of many views."""
+"""Image helpers: conversion to uint8, enlargement, PNG files, and labeled image grids."""
 
 import math
 import os
@@ -14,7 +14,7 @@ _INK = (60, 60, 60)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] of any shape (..., 3) to uint8, rounded; values outside are clipped, NaN becomes 0."""
+    """Convert images in [0, 1] of any shape (..., 3) to uint8, rounding and clipping; NaN becomes 0."""
     clipped = np.clip(np.nan_to_num(np.asarray(images, np.float32)), 0.0, 1.0)
     return np.round(clipped * 255.0).astype(np.uint8)
 
@@ -30,7 +30,7 @@ def enlarge(image: np.ndarray, *, minimum: int) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a uint8 image (H, W, 3); the same pixels give the same bytes."""
+    """Write a uint8 image (H, W, 3) as PNG; the same pixels give the same bytes."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", optimize=False)
 
@@ -41,7 +41,7 @@ def image_grid(
     """Arrange images in a grid, each with its label underneath.
 
     Args:
-        images: uint8 (H, W, 3) each, all of one size.
+        images: uint8 (H, W, 3) each, all of the same size.
         labels: one per image.
         columns: images per row; the last row may be shorter.
         gap: space between images, pixels.

@@ -1,4 +1,4 @@
-"""Views of splats from all around: frames for turntables, sheets of views and previews."""
+"""Renderings of splats from all around, for turntables, view sheets, and previews."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ _FIRST_BUFFER = 2**16
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """Where the cameras of a turntable are.
+    """The camera placement of a turntable.
 
     Attributes:
         radius: distance from the origin, world units.
-        polar: radians from +z.
+        polar: angle from +z, radians.
         fov: full vertical field of view, radians.
         size: edge of the square images, pixels.
     """
@@ -36,7 +36,7 @@ class Viewpoint:
 
 @partial(jax.jit, static_argnames="viewpoint")
 def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
-    """Cameras at the given azimuths (N,), radians, with a leading axis of N."""
+    """Cameras at the given azimuths (N,), in radians, with a leading axis of N."""
 
     def one(azimuth: jax.Array) -> Camera:
         return orbit_camera(
@@ -85,7 +85,7 @@ def render_each(
     behind = jnp.asarray(background, jnp.float32)
     for index in range(len(cameras.intrinsics)):
         camera = jax.tree.map(itemgetter(index), cameras)
-        # The next image starts with the buffer length that this one needed.
+        # The next image starts with the buffer capacity that this one needed.
         image, capacity = grow_to_fit(
             partial(_render, gaussians, camera, behind, antialiased=antialiased),
             capacity,
@@ -107,7 +107,7 @@ def render_around(
     Args:
         gaussians: the splats.
         azimuths: (T,) radians, 0 = front.
-        viewpoint: the rest of the cameras.
+        viewpoint: the remaining camera parameters.
         background: RGB in [0, 1].
 
     Returns:

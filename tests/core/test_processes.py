@@ -53,7 +53,7 @@ def _run_processes(folder, texts, dying=()):
 def test_processes_that_were_asked_for_the_same_go_through(run_processes):
     for status, out, err in run_processes(["settings"] * 4):
         assert (status, out) == (0, ["the same", "left"]), err
-        assert "was ended" not in err
+        assert "on its own or because" not in err
 
 
 def test_all_are_told_which_one_was_asked_for_something_else(run_processes):
@@ -70,7 +70,7 @@ def test_one_that_dies_ends_the_others(dead, run_processes):
     assert status != 0 and out == ["the same"]
     # The last word is a sentence, in both.
     for process in (0, 1):
-        sentence = f"Process {process} of 2 was ended, by itself or since another one died; start all of them"
+        sentence = f"Process {process} of 2 died, on its own or because another did; start all of them"
         assert ended[process][2].splitlines()[-1].startswith(sentence)
 
 

@@ -110,7 +110,7 @@ def test_the_kind_of_a_choice_at_any_depth():
     assert kind_of(Tree(), "scene") == "splats"
     assert kind_of(Tree(), "scene.density") == "split"
     assert kind_of(Splats(density=Chain()), "density") == "chain"
-    with pytest.raises(TypeError, match="camera is no choice"):
+    with pytest.raises(TypeError, match="camera is not a choice"):
         kind_of(Tree(), "camera")
     with pytest.raises(TypeError, match="density holds a Mesh.*split, chain, still"):
         kind_of(Splats(density=Mesh()), "density")
@@ -328,9 +328,9 @@ def test_an_ambiguous_name_names_the_candidates():
         (
             "camera",
             {"sharp": True},
-            "The setting 'camera' is a section; give one of its settings, as camera.size.",
+            "The setting 'camera' is a section; give one of its settings, e.g. camera.size.",
         ),
-        ("scene", "mesh", "The setting 'scene' is a section; give one of its settings, as scene.kind."),
+        ("scene", "mesh", "The setting 'scene' is a section; give one of its settings, e.g. scene.kind."),
         ("density", "chain", "The setting 'density' does not exist; "),
         ("scene.kind", "mash", "The setting scene.kind is 'mash'; use one of splats, mesh."),
         ("density.kind", "x", "The setting scene.density.kind is 'x'; use one of split, chain, still."),
@@ -340,14 +340,14 @@ def test_an_ambiguous_name_names_the_candidates():
         ("steps", True, "The setting steps is True; give a whole number."),
         ("steps", "null", "The setting steps is None; give a whole number."),
         ("steps", "many", "The setting steps is 'many', which cannot be read; "),
-        ("prompt", 3, "The setting prompt is 3; give a text."),
-        ("prompt", None, "The setting prompt is None; give a text."),
+        ("prompt", 3, "The setting prompt is 3; give a string."),
+        ("prompt", None, "The setting prompt is None; give a string."),
         ("sharp", 1, "The setting camera.sharp is 1; give true or false."),
         ("scene.scale", "NaN", "The setting scene.scale is nan; give a number."),
         ("scene.scale", "-Infinity", "The setting scene.scale is -inf; give a number."),
         ("scene.scale", 10**400, "The setting scene.scale is 1000"),
-        ("camera.size", [1, 2, 3], "The setting camera.size is [1, 2, 3]; give 2 numbers, as […, …]."),
-        ("camera.name", 3, "The setting camera.name is 3; give a text."),
+        ("camera.size", [1, 2, 3], "The setting camera.size is [1, 2, 3]; give 2 numbers as […, …]."),
+        ("camera.name", 3, "The setting camera.name is 3; give a string."),
     ],
 )
 def test_a_mistaken_override_is_named(name, value, message):

@@ -205,7 +205,7 @@ def test_a_run_that_saved_nothing_begins_and_says_so(model, result, tmp_path, ca
         ge3d_jax.generate(PROMPT, **run, progress=False, observers=[At(2, die)])
     (tmp_path / ".views.1.part.png").write_text("left by one that was killed")
     ge3d_jax.generate(PROMPT, **run, resume=True)
-    assert f"Nothing was saved in {tmp_path}: the run begins." in capfd.readouterr().err
+    assert f"Nothing was saved in {tmp_path}: the run starts over." in capfd.readouterr().err
     assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
     assert not (tmp_path / ".views.1.part.png").exists()
 

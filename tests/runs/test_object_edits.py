@@ -118,7 +118,7 @@ def test_the_source_is_what_the_run_begins_with(model, start, tmp_path):
 
 
 def test_a_comparison_without_a_source_is_refused(model, start, tmp_path):
-    told = "edit_from does not tell"
+    told = "edit_from is not given"
     delta = {"guidance.inversion": "delta"}
     with pytest.raises(UserError, match=told):
         make(model, tmp_path, overrides=delta)

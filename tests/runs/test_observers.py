@@ -77,7 +77,7 @@ def test_a_state_that_cannot_be_saved_is_said_once_and_tried_again(saves, tmp_pa
     (tmp_path / "state").write_text("in the way")
     assert saves(checkpoints, clock, 31.0, 2) == []
     (sentence,) = told
-    assert sentence.startswith("The state could not be saved (File exists); the run goes on")
+    assert sentence.startswith("The state could not be saved (File exists); the run continues")
     (tmp_path / "state").unlink()
     assert saves(checkpoints, clock, 31.0, 2) == [1, 2]
     assert told[1:] == ["The state could be saved again."]

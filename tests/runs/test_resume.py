@@ -133,10 +133,10 @@ def test_a_run_that_saved_nothing_begins_whatever_it_was_asked_for(folder):
     shutil.rmtree(folder / "state" / "1")
     told = []
     assert not resume.check_same_run(folder, STARTED | {"prompt": "a dog"}, say=told.append)
-    assert told == [f"Nothing was saved in {folder}: the run begins."]
+    assert told == [f"Nothing was saved in {folder}: the run starts over."]
     # An object is not thrown away for that.
     (folder / "object.ply").write_text("")
-    with pytest.raises(UserError, match="holds an object, but no state to go on from; start without resume"):
+    with pytest.raises(UserError, match="holds an object, but no state to resume from; start without resume"):
         check_same_run(folder, STARTED)
 
 

@@ -82,7 +82,7 @@ def test_a_diverged_run_keeps_its_last_good_object_and_its_state(views, tmp_path
     assert outcome.result.diverged and not outcome.result.interrupted
     assert len(outcome.history) == ended and sum(line["skipped"] for line in outcome.history) == MOST_SKIPPED
     (sentence,) = outcome.advice
-    assert f"The last {MOST_SKIPPED} steps" in sentence and f"ended after {ended} iterations" in sentence
+    assert f"The last {MOST_SKIPPED} steps" in sentence and f"stopped after {ended} iterations" in sentence
     assert sentence.endswith("Lower the learning rates.")
     (gaussians,) = written
     assert np.isfinite(gaussians.positions).all()

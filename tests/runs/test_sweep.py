@@ -105,7 +105,7 @@ def test_finished_objects_are_left_alone_and_more_may_be_asked_for(made, sweep, 
     folder = tmp_path / "sweep"
     shutil.copytree(made.folder, folder)
     times = {name: (folder / name / "object.ply").stat().st_mtime_ns for name in NAMES}
-    with pytest.raises(UserError, match="holds a sweep already"):
+    with pytest.raises(UserError, match="already holds a sweep"):
         sweep(folder)
     result = sweep(folder, seeds=(3, 4, 5), resume=True)
     assert result.is_complete and len(result.outcomes) == 3
@@ -195,7 +195,7 @@ def test_what_else_cannot_be_is_refused_before_anything_runs(sweep, tmp_path):
         sweep(out, seeds=[])
     with pytest.raises(UserError, match="with seed 1 is there twice;"):
         sweep(out, seeds=[1, 1])
-    with pytest.raises(UserError, match="prompts and a file"):
+    with pytest.raises(UserError, match="prompts and a prompt file"):
         sweep(out, file=tmp_path / "prompts.txt")
     with pytest.raises(UserError, match="cannot be read"):
         sweep(out, prompts=None, file=tmp_path / "missing.txt")
@@ -288,5 +288,5 @@ def test_an_outcome_whose_object_is_gone_is_pending(made, sweep, tmp_path):
     (folder / NAMES[0] / "object.ply").unlink()
     assert sweep(folder, resume=True).is_complete
     (folder / "outcomes" / f"{NAMES[0]}.json").write_text("{}")
-    with pytest.raises(UserError, match="does not tell what came of an object"):
+    with pytest.raises(UserError, match="does not describe an object's outcome"):
         sweep(folder, resume=True)

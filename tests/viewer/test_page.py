@@ -126,7 +126,7 @@ def test_a_page_that_is_too_large_is_made_lighter_and_told(tmp_path):
     save_viewer(path, gaussians, title="", viewpoint=Viewpoint())
     whole = path.stat().st_size
     with pytest.warns(
-        UserWarning, match=r"^viewer.html would have 0 MB, so it leaves out color beyond"
+        UserWarning, match=r"^viewer.html would be 0 MB, so it leaves out color beyond"
     ) as said:
         save_viewer(path, gaussians, title="", viewpoint=Viewpoint(), largest=whole * 3 // 5)
     assert len(said) == 1 and whole // 3 < path.stat().st_size <= whole * 3 // 5

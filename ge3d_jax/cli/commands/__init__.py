@@ -4,7 +4,7 @@ The docstring of a command's module is what --help says, and the parameters of i
 arguments, all of them strings. To add a command, add its module and a line here.
 """
 
-# Name → what `ge3d --help` says of it. The module is named so, too, with _ for -.
+# Name → description in `ge3d --help`. The module has the same name, with _ for -.
 COMMANDS = {
     "generate": "make a 3D object from a sentence",
     "sweep": "make objects of many sentences and seeds, and a page that shows them",

@@ -79,7 +79,7 @@ def _refuse(given: dict[str, Any], method: str) -> None:
 
     if given:
         names = " and ".join(f"--{name}" for name in given)
-        raise UserError(f"{names} mean nothing to --method={method}; leave them out.")
+        raise UserError(f"{names} have no effect with --method={method}; leave them out.")
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def main() -> int:
     say = watching_flags.say
     if result.interrupted:
         say(f"Stopped after {result.iterations} iterations; these are the splats as they stand.")
-        say("The same command with --resume goes on from here.")
+        say("The same command with --resume continues from here.")
     say(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
     say(f"Held-out pictures: PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}")
     say(f"  Look at it now:    {result.folder / 'comparison.png'}, views.png or turntable.mp4")

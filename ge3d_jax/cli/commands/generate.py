@@ -130,7 +130,7 @@ def main() -> int:
     say = watching_flags.say
     if result.interrupted:
         say(f"Stopped after {result.iterations} iterations; this is the object as it stands.")
-        say("The same command with --resume goes on from here.")
+        say("The same command with --resume continues from here.")
     say(f"{int(result.gaussians.mask.sum())} splats in {result.folder}/")
     say(f"  Look at it now:    {result.folder / 'views.png'}, turntable.gif or turntable.mp4")
     say(f"  Turn it yourself:  open {result.folder / 'viewer.html'} in a browser")

@@ -98,7 +98,7 @@ def main() -> int:
         "process": _PROCESS.value,
     }
     is_shared = _DISTRIBUTED.value or any(value is not None for value in told.values())
-    # A package that is missing is told before all else, and not of each object.
+    # Report a missing package once, before anything else, rather than for every object.
     watching_flags.observers()
     result = sweep(
         _PROMPT.value or None,
@@ -124,7 +124,7 @@ def main() -> int:
     )
     say = watching_flags.say
     if result.interrupted:
-        say("Stopped; the same command with --resume goes on from here.")
+        say("Stopped; the same command with --resume continues from here.")
         return script.EXIT_INTERRUPTED
     finished = sum(outcome.status == "finished" for outcome in result.outcomes)
     say(f"{finished} of {len(result.outcomes)} objects in {result.folder}/")

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, each in a file of its own; `figures.FIGURES` names them."""
+"""The paper's tables and figures, one per file; `figures.FIGURES` lists them."""

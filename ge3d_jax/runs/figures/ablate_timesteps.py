@@ -1,7 +1,7 @@
-"""Figure 9: how far the nodes of GE3D reach and how long its jumps are, without balancing the nodes.
+"""Figure 9: how far GE3D's nodes reach and how long its jumps are, without balancing the nodes.
 
-Both are told as they are in the first iteration; over the run they become less as they do in the preset.
-There are as many nodes as it takes to come that far: a path of long jumps is a cheap one.
+Both are given for the first iteration and are annealed over the run as in the preset. There are as many nodes
+as needed to reach that far, so a path of long jumps is cheaper.
 """
 
 import itertools
@@ -33,19 +33,19 @@ _METRICS = (
     "contrast",
     "shrunken_fid",
 )
-# Those that have a grid of their own.
+# Metrics with a grid of their own.
 _IN_GRIDS = ("views_right", "psnr", "sharpness")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made.
+    """Settings of the figure.
 
     Attributes:
         plan: prompts, seeds, and settings of all objects.
-        farthest: bounds of the nodes' times in the first iteration.
-        jumps: bounds of the jumps in the first iteration.
-        shown: how many prompts the picture shows.
+        farthest: upper bounds of the nodes' times in the first iteration.
+        jumps: upper bounds of the jumps in the first iteration.
+        shown: number of prompts in the image.
     """
 
     plan: Plan
@@ -72,18 +72,18 @@ SIZES: Mapping[str, Settings] = {
 
 
 def scaled_nodes(usual: Nodes, farthest: int, jump: int) -> Nodes:
-    """Nodes that reach another time by other jumps, annealed in the same proportions.
+    """Scale nodes to another farthest time and other jumps, annealed in the same proportions.
 
     Args:
-        usual: whose proportions.
-        farthest: what `max_step` begins with.
-        jump: what `jump_max` begins with.
+        usual: the nodes to scale.
+        farthest: initial value of `max_step`.
+        jump: initial value of `jump_max`.
 
     Returns:
-        Nodes, as many as there can be.
+        The scaled nodes, as many as possible.
 
     Raises:
-        UserError: a jump would pass the farthest time.
+        UserError: a jump would exceed the farthest time.
     """
 
     def scaled(pair: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -93,24 +93,24 @@ def scaled_nodes(usual: Nodes, farthest: int, jump: int) -> Nodes:
     by_jump = jump / usual.jump_max[0]
     jump_max, jump_min = scaled(usual.jump_max, by_jump), scaled(usual.jump_min, by_jump)
     max_step = scaled(usual.max_step, farthest / usual.max_step[0])
-    # The last node lies below the bound, and no jump is shorter than the least.
+    # The last node lies below the bound, and no jump is shorter than the smallest.
     count = max(1, *((bound - 1) // least for bound, least in zip(max_step, jump_min, strict=True)))
     return Nodes(count=count, jump_max=jump_max, jump_min=jump_min, max_step=max_step)
 
 
 def arm_name(farthest: int, jump: int) -> str:
-    """How tables name a cell of the grid."""
+    """Name of a grid cell in tables."""
     return f"to {farthest} by {jump}"
 
 
 def cells(settings: Settings) -> dict[str, tuple[int, int]]:
-    """The grid: farthest time and jump by the name of the arm."""
+    """The grid: name of the arm → farthest time and jump."""
     pairs = itertools.product(settings.farthest, settings.jumps)
     return {arm_name(*pair): pair for pair in pairs}
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """An arm for each cell. Raises UserError for nodes that cannot be."""
+    """An arm for each cell. Raises UserError if the nodes are invalid."""
     usual = ge3d_of(configured(settings.plan.preset, overrides=settings.plan.overrides)).nodes
 
     def overrides(farthest: int, jump: int) -> dict[str, object]:
@@ -122,11 +122,11 @@ def arms(settings: Settings) -> list[Arm]:
 
 
 def compare_nodes(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """Make the objects, and tell how good they are.
+    """Make and judge the objects.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
+        settings: settings of the figure.
+        work: where results are kept.
         gallery: see `sweep_arms`.
     """
     grid, swept = cells(settings), sweep_arms(arms(settings), settings.plan, work, gallery)
@@ -139,7 +139,7 @@ def compare_nodes(settings: Settings, work: Work, gallery: Gallery | None = None
 
 
 def grid_table(rows: list[dict[str, object]], settings: Settings, metric: str) -> str:
-    """A metric over the grid: a line for each farthest time, a column for each jump."""
+    """A table of a metric over the grid: a row for each farthest time, a column for each jump."""
     found = estimates(rows, _BY, [metric])
     digits = METRICS[metric].digits
 
@@ -155,7 +155,7 @@ def grid_table(rows: list[dict[str, object]], settings: Settings, metric: str) -
 
 
 def draw(settings: Settings, swept: Mapping[str, Swept]) -> np.ndarray:
-    """The fronts with the first seed: a row for each farthest time, a column for each prompt and jump."""
+    """Draw the first seed's front views: a row for each farthest time, a column for each prompt and jump."""
     pictures, labels = [], []
     shown = settings.plan.prompts[: settings.shown]
     for farthest in settings.farthest:
@@ -167,7 +167,7 @@ def draw(settings: Settings, swept: Mapping[str, Swept]) -> np.ndarray:
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     return compare_nodes(SIZES[work.size], work)
 
 

@@ -1,4 +1,4 @@
-"""Table 1: all losses beside each other, in equal times and in their own numbers of iterations."""
+"""Table 1: all losses side by side, in equal times and in their own numbers of iterations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ _COLUMNS = (
     "failed",
     "seconds",
 )
-# None of them is among those by which settings were found; all kinds but the last one have a front.
+# None of these was used to find settings; all kinds except the last have a front.
 _PROMPTS = (
     "a green robot",
     "a pink house",
@@ -73,18 +73,18 @@ SIZES: Mapping[str, Settings] = {
         seeds=(0, 1),
         budget=1800.0,
         processes=1,
-        # No truth is known there; what lacks its weights says how to get them.
+        # No truth is known there; metrics without their weights say how to get them.
         metrics=("clip_similarity", "r_precision", "brisque", "failed", "seconds"),
         own_length=len(PAPER_PROMPTS),
     ),
 }
 _OWN_COLUMN = "loss, iterations"
-# Of an object's four sides: the front and the back.
+# Indices into an object's four sides: the front and the back.
 _SHOWN = (0, 2)
 
 
 def rows_of(part: str, all_done: Sequence[Done]) -> list[dict[str, Any]]:
-    """A line for each object, and one for each loss with what is judged of its objects together."""
+    """A row for each object, and one for each loss with the metrics of its objects as a group."""
     rows: list[dict[str, Any]] = []
     for done in all_done:
         first = {"part": part, "loss": done.series.trial.label}
@@ -115,7 +115,7 @@ def _text(settings: Settings, parts: Mapping[str, list[Done]], rows: Sequence[Ma
 
 
 def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
-    """How the objects of a part were made, in a paragraph."""
+    """A paragraph on how the objects of a part were made."""
     series = all_done[0].series
     length = (
         f"as many iterations as fit {settings.budget:g} seconds, and schedules stretched to them"
@@ -136,7 +136,7 @@ def _how(settings: Settings, all_done: Sequence[Done], part: str) -> str:
 
 
 def draw(all_done: Sequence[Done], true_sides: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A row for each loss under one of the truth, front and back of each prompt's first object."""
+    """Draw a row for the truth and each loss, with front and back of each prompt's first object."""
     prompts = list(dict.fromkeys(one.prompt for done in all_done for one in done.objects))
     rows, names = [], []
     if true_sides:
@@ -166,12 +166,12 @@ def make(
 
     Args:
         work: see `Figure`.
-        settings: others than those of the size.
-        only_done: make no object, but a table of those that are there.
-        judges: what objects are judged by; None for those of the Toybox world.
+        settings: settings to use instead of the size's own.
+        only_done: make no objects, only a table of the existing ones.
+        judges: what to judge objects by; None for the judges of the Toybox world.
 
     Raises:
-        UserError: a CLIP that cannot be loaded; others see `made_or_read`.
+        UserError: a CLIP model cannot be loaded; see `made_or_read` for other reasons.
     """
     settings = settings or SIZES[work.size]
     scales = find_scales(settings.metrics, settings.clip)

@@ -1,4 +1,4 @@
-"""Figures 4 and 14: objects of GE3D frame by frame beside those of ISM, from the same prompts and seeds."""
+"""Figures 4 and 14: objects by GE3D and ISM side by side, frame by frame, for the same prompts and seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,18 +34,18 @@ _METRICS = (
     "contrast",
 )
 _VIEWPOINT = Viewpoint(size=128)
-# Prompts of the picture; the video shows all of them.
+# Number of prompts in the image; the video shows all of them.
 _SHOWN_PROMPTS = 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made and shown.
+    """Settings of the figure.
 
     Attributes:
-        plan: prompts, seeds, and settings of all objects; the first seed's are shown.
-        frames: of the video, once around.
-        shown: of the picture, which divides the frames.
+        plan: prompts, seeds, and settings of all objects; those of the first seed are shown.
+        frames: number of video frames in a full turn.
+        shown: number of frames in the image; divides `frames`.
     """
 
     plan: Plan
@@ -68,21 +68,21 @@ SIZES: Mapping[str, Settings] = {
 
 
 def object_frames(gaussians: Gaussians, frames: int) -> np.ndarray:
-    """An object on white, once around from the front, uint8 (frames, H, W, 3)."""
+    """Render an object on white in a full turn from the front, uint8 (frames, H, W, 3)."""
     return render_around(gaussians, turntable_azimuths(frames), viewpoint=_VIEWPOINT, background=WHITE)
 
 
 def true_frames(prompt: str, frames: int) -> np.ndarray:
-    """What the sentence describes, from the same cameras, uint8 (frames, H, W, 3)."""
+    """Render the ground truth of a prompt from the same cameras, uint8 (frames, H, W, 3)."""
     return to_uint8(true_pictures(prompt, frames, _VIEWPOINT))
 
 
-# Frames, uint8 (T, H, W, 3), by prompt and then by the name of an arm, or TRUTH.
+# Prompt → name of an arm or TRUTH → frames, uint8 (T, H, W, 3).
 Frames = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def collect_frames(settings: Settings, work: Work) -> dict[str, dict[str, np.ndarray]]:
-    """The frames of all prompts, the truth's first where it is known."""
+    """Collect the frames of all prompts, starting with those of the truth if it is known."""
     plan, frames = settings.plan, settings.frames
     made = {arm.name: load_objects(arm, plan, work, plan.seeds[0]) for arm in ARMS}
     collected: dict[str, dict[str, np.ndarray]] = {}
@@ -107,7 +107,7 @@ def _true_record(prompt: str, frames: int) -> Record:
 
 
 def picture(collected: Frames, shown: int) -> np.ndarray:
-    """Some frames of the first prompts: a row for the truth and each loss, columns by azimuth."""
+    """Draw some frames of the first prompts: a row for the truth and each loss, columns by azimuth."""
     pictures, labels = [], []
     for prompt in list(collected)[:_SHOWN_PROMPTS]:
         for name, frames in collected[prompt].items():
@@ -118,7 +118,7 @@ def picture(collected: Frames, shown: int) -> np.ndarray:
 
 
 def video(collected: Frames) -> np.ndarray:
-    """All prompts once around, uint8 (T, H, W, 3): a row each, the truth and the losses side by side."""
+    """Make the video, uint8 (T, H, W, 3): a row for each prompt, the truth and the losses side by side."""
     columns = len(next(iter(collected.values())))
     count = len(next(iter(next(iter(collected.values())).values())))
     labels = [f"{name}: {prompt}" for prompt, own in collected.items() for name in own]
@@ -135,11 +135,11 @@ def video(collected: Frames) -> np.ndarray:
 
 
 def compare_frames(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """Make the objects, and show and judge them.
+    """Make, judge, and show the objects.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
+        settings: settings of the figure.
+        work: where results are kept.
         gallery: see `sweep_arms`.
     """
     swept = sweep_arms(ARMS, settings.plan, work, gallery)
@@ -154,7 +154,7 @@ def compare_frames(settings: Settings, work: Work, gallery: Gallery | None = Non
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     return compare_frames(SIZES[work.size], work)
 
 

@@ -1,7 +1,8 @@
-"""Section 8.1: how the nodes are balanced over a run, and what share of the gradient each then has.
+"""Section 8.1: how the nodes are balanced over a run, and each node's resulting share of the gradient.
 
-Symbols: k, iteration; n, nodes; ω_i(k), weight of node i; d_i = x_{t_i} − x̂_{t_i}. The share of node i is
-‖ω_i·d_i‖/Σ_j ‖ω_j·d_j‖, norms over all views of an iteration; without balancing every ω_i is 1.
+Symbols: k, iteration; n, number of nodes; ω_i(k), weight of node i; d_i = x_{t_i} − x̂_{t_i}. The share of
+node i is ‖ω_i·d_i‖/Σ_j ‖ω_j·d_j‖, with norms over all views of an iteration; without balancing, every ω_i
+is 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,15 @@ from ge3d_jax.training.presets import PUBLISHED
 from ge3d_jax.training.state import TrainState
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 
-# Points of a curve of weights.
+# Number of points of a weight curve.
 _POINTS = 101
-# Parts of a run in the table.
+# The parts of a run in the table.
 _PARTS = ("first", "middle", "last")
 
 
 @dataclass(frozen=True)
 class Settings(ObservedRuns):
-    """What is run: enough looks for a curve."""
+    """The runs, with enough looks for a curve."""
 
     looks: int = 46
 
@@ -47,7 +48,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def shares(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of each node in the gradient, (n,) of sum 1; 0 where nothing differs.
+    """The share of each node in the gradient, (n,), summing to 1; all 0 if nothing differs.
 
     Args:
         differences: (n, ...), d_i.
@@ -58,7 +59,7 @@ def shares(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def look(task: Distillation, state: TrainState, context: Prompted, drawn: Draws) -> Record:
-    """What is kept of an iteration: lists over the nodes, but for `active`."""
+    """Record an iteration: lists over the nodes, except for `active`."""
     found = find_trajectories(task, state, context, drawn)
     differences = found.differences.astype(np.float64)
     plain = (np.arange(len(found.weights)) < found.active).astype(np.float64)
@@ -74,7 +75,7 @@ def look(task: Distillation, state: TrainState, context: Prompted, drawn: Draws)
 
 
 def weight_curves(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """ω_i over a run where all nodes are active: the iterations (K,), and the weights (K, n)."""
+    """ω_i over a run with all nodes active: the iterations (K,) and the weights (K, n)."""
     loss, total = loss_of(config), config.iterations
     iterations = np.linspace(0, total, min(_POINTS, total + 1)).round().astype(int)
     count = loss.nodes.count
@@ -86,7 +87,7 @@ def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]
     """A row for each look and node: means over the prompts, and standard errors.
 
     Args:
-        records: by prompt, then by the number of iterations done.
+        records: prompt → number of iterations done → record.
     """
     first = next(iter(records.values()))
     rows = []
@@ -109,7 +110,7 @@ def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean share of each node in the first, the middle and the last third of the run, Markdown."""
+    """A Markdown table with the mean share of each node in the first, middle, and last third of the run."""
     last = max(row["iteration"] for row in rows)
 
     def mean(column: str, node: int, part: int) -> str:
@@ -133,7 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def picture(config: Config, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The weights over the run, and each node's share with them and without."""
+    """Plot the weights over the run, and each node's share with and without them."""
     iterations, weights = weight_curves(config)
     nodes = range(weights.shape[1])
     panels = [
@@ -170,12 +171,12 @@ def _name(node: int) -> str:
 
 
 def make(work: Work) -> Made:
-    """Run, look and draw."""
+    """Make the figure."""
     return make_of(SIZES[work.size], work)
 
 
 def make_of(settings: Settings, work: Work) -> Made:
-    """The figure of any settings. Raises UserError as `generate` does."""
+    """Make the figure with any settings. Raises UserError as `generate` does."""
     check_plotting()
     runs = {prompt: settings.run(prompt) for prompt in settings.prompts}
     for run in runs.values():

@@ -1,7 +1,7 @@
-"""Figure 8: how different are the objects of other seeds, and those of seeds that part on the way?
+"""Figure 8: how diverse are objects of different seeds, and of seeds that diverge only during the run?
 
-Seeds that go together at first, the start included, have one shape; what chance decides later can only
-change what is still open then. The paper shows one shape with other textures.
+Seeds that agree at first, including the start, arrive at the same shape; later random draws can only change
+what is still undetermined. The paper shows one shape with different textures.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ge3d_jax.viewer.sheet import image_grid
 
 THROUGHOUT = "other seeds throughout"
 _BY = "seeds"
-# Differences are drawn this many times as dark as they are.
+# Factor by which differences are darkened in the image.
 _DARKER = 4
 _METRICS = (
     "shape_diversity",
@@ -35,12 +35,12 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made.
+    """Settings of the figure.
 
     Attributes:
         plan: prompts, seeds, and settings of all objects.
-        shares: of the iterations, for which the seeds go together, in each arm beside that of other seeds
-            throughout.
+        shares: fractions of the iterations for which the seeds agree, one for each arm in addition to the one
+            with different seeds throughout.
     """
 
     plan: Plan
@@ -61,12 +61,12 @@ SIZES: Mapping[str, Settings] = {
 
 
 def share_name(share: float) -> str:
-    """How tables name the arm whose seeds go together for that share of the iterations."""
+    """Name in tables of the arm whose seeds agree for that fraction of the iterations."""
     return f"one seed for {100 * share:.0f} %"
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """Other seeds throughout, and seeds that part; those begin as the first seed."""
+    """The arm with different seeds throughout, and those whose seeds diverge from the first seed."""
     first = settings.plan.seeds[0]
     return [Arm(THROUGHOUT, {})] + [
         Arm(share_name(share), {"first_seed": first, "first_seed_share": share}) for share in settings.shares
@@ -74,11 +74,11 @@ def arms(settings: Settings) -> list[Arm]:
 
 
 def compare_seeds(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """Make the objects, and tell how different they are.
+    """Make the objects and measure their diversity.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
+        settings: settings of the figure.
+        work: where results are kept.
         gallery: see `sweep_arms`.
     """
     swept = sweep_arms(arms(settings), settings.plan, work, gallery)
@@ -88,7 +88,7 @@ def compare_seeds(settings: Settings, work: Work, gallery: Gallery | None = None
 
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
-    """The fronts: a row for each prompt and arm, a column for each seed."""
+    """Draw the front views: a row for each prompt and arm, a column for each seed."""
     pictures, labels = [], []
     for index in range(len(plan.prompts)):
         for name, one in swept.items():
@@ -100,7 +100,7 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
 
 
 def draw_differences(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
-    """How the fronts differ from that of the first seed, several times as dark as they do; laid out alike."""
+    """Draw how the front views differ from the first seed's, darkened, in the same layout."""
     pictures, labels = [], []
     for index in range(len(plan.prompts)):
         for name, one in swept.items():
@@ -118,7 +118,7 @@ def _short(name: str) -> str:
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     return compare_seeds(SIZES[work.size], work)
 
 

@@ -1,4 +1,4 @@
-"""Objects edited by a sentence, several ways of it: does the edit do what it says, and does the rest stay?"""
+"""Prompt-based editing of objects, in several ways: is the target reached, and is the rest preserved?"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
 
 SOURCE, RESTYLED, TRUTH = "source", "start", "truth"
-# How tables and pictures name the ways.
+# Names of the ways in tables and images.
 LABELS = {
     SOURCE: "(the source)",
     "delta": "compared with the source",
@@ -57,9 +57,9 @@ class Edit:
     """An edit of an object.
 
     Attributes:
-        name: what is edited, of files, too.
-        source: the sentence that the object is made from.
-        target: what it is to become.
+        name: what is edited; also used in file names.
+        source: prompt of the source object.
+        target: prompt of the edited object.
     """
 
     name: str
@@ -69,16 +69,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the figure is made with.
+    """Settings of the figure.
 
     Attributes:
-        edits: of an object each.
-        ways: values of `guidance.inversion`, or "start": no word of the source.
-        seed: of all runs.
-        preset: what all runs' settings begin with.
-        overrides: settings of all runs to change.
-        source_overrides, edit_overrides: of the sources or the edits alone.
-        has_truth: whether the sentences are of the Toybox world, whose truth is known.
+        edits: edits, of one object each.
+        ways: values of `guidance.inversion`, or "start", which does not use the source prompt.
+        seed: random seed of all runs.
+        preset: the preset that the settings of all runs are based on.
+        overrides: settings to change in all runs.
+        source_overrides, edit_overrides: settings to change only for the sources or only for the edits.
+        has_truth: whether the prompts are sentences of the Toybox world, whose truth is known.
     """
 
     edits: tuple[Edit, ...] = (
@@ -121,9 +121,9 @@ class Row:
 
     Attributes:
         edit: its edit.
-        way: of the settings, or SOURCE, or TRUTH.
-        numbers: by the names of the table's columns.
-        pictures: uint8 (8, H, W, 3), once around from the front.
+        way: one of the settings' ways, SOURCE, or TRUTH.
+        numbers: column name → value.
+        pictures: uint8 (8, H, W, 3), a full turn from the front.
     """
 
     edit: Edit
@@ -133,7 +133,7 @@ class Row:
 
 
 def way_overrides(settings: Settings, way: str) -> dict[str, Any]:
-    """The settings to change of the runs of a way or of the sources, from those of the preset."""
+    """The overrides of the preset's settings for the runs of a way, or for the sources."""
     if way == SOURCE:
         return {**settings.overrides, **settings.source_overrides}
     inversion = {} if way == RESTYLED else {"guidance.inversion": way}
@@ -141,18 +141,18 @@ def way_overrides(settings: Settings, way: str) -> dict[str, Any]:
 
 
 def edited_rows(settings: Settings, work: Work, judges: Callable[[], Gallery]) -> list[Row]:
-    """Make the sources, edit them every way, and look at all of them.
+    """Make the sources, edit them in every way, and measure all of them.
 
     Args:
-        settings: what is asked for.
-        work: where it is kept.
-        judges: loads the recognizer's gallery; not called where nothing is to be recognized.
+        settings: settings of the figure.
+        work: where results are kept.
+        judges: loads the recognizer's gallery; not called if nothing has to be recognized.
 
     Returns:
-        For each edit a row of the source, of each way, and of the truth where it is known.
+        For each edit, a row for the source, for each way, and for the truth if it is known.
 
     Raises:
-        UserError: a sentence or a model that cannot be used, or records of other settings.
+        UserError: a prompt or the model cannot be used, or there are records of other settings.
     """
     place = model_by_preset(settings.preset, work.model).check()
     for edit in settings.edits:
@@ -161,7 +161,7 @@ def edited_rows(settings: Settings, work: Work, judges: Callable[[], Gallery]) -
     model = model_fingerprint(place)
     asked = {**dataclasses.asdict(settings), "model": model}
     del asked["edits"]
-    # Those of the preset may change, too.
+    # The preset's settings may change, too.
     asked["settings"] = {
         way: to_tree(configured(settings.preset, overrides=way_overrides(settings, way)))
         for way in (SOURCE, *settings.ways)
@@ -186,7 +186,7 @@ def _edited(
     folder: Path,
     judges: Callable[[], Gallery],
 ) -> Record:
-    """One edit, every way: the numbers and pictures of each; objects are kept in `folder`."""
+    """Perform one edit in every way: numbers and images of each; objects are kept in `folder`."""
 
     def made(way: str, prompt: str, **given: Any) -> Views:
         work.report(f"{edit.name}: {prompt}, {LABELS[way]}")
@@ -229,7 +229,7 @@ def _edited(
 def _of_truth(
     edit: Edit, seen: Views, source: Views, truths: Mapping[str, Views], gallery: Gallery
 ) -> dict[str, float | None]:
-    """The numbers that need the truth."""
+    """The metrics that need the truth."""
     pictures = to_uint8(seen.pictures).astype(np.float32) / 255.0
     target = truths[edit.target]
     return {
@@ -240,7 +240,7 @@ def _of_truth(
 
 
 def rows_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as a file tells them."""
+    """Convert the rows for a file."""
     return [
         {
             "edit": row.edit.name,
@@ -254,7 +254,7 @@ def rows_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """A table of every edit, Markdown; columns without a number are left out."""
+    """A Markdown table for each edit; columns without a value are left out."""
     shown = [name for name in _COLUMNS if any(row.numbers.get(name) is not None for row in rows)]
     parts = []
     for edit in dict.fromkeys(row.edit for row in rows):
@@ -275,7 +275,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """A picture of every edit by its name: a line of eight sides for the source, each way and the truth."""
+    """Edit name → image with a row of eight sides for the source, each way, and the truth."""
     sheets = {}
     for edit in dict.fromkeys(row.edit for row in rows):
         own = [row for row in rows if row.edit == edit]
@@ -289,7 +289,7 @@ def pictures(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     rows = edited_rows(SIZES[work.size], work, partial(load_judges, report=work.report))
     return Made(rows_of(rows), tables(rows), pictures(rows))
 

@@ -1,12 +1,13 @@
-"""Does an exact inversion in every iteration make generation better than plain DDIM inversion?
+"""Does exact inversion in every iteration improve generation over plain DDIM inversion?
 
-The way up of an iteration is not undone by its way down: DDIM inversion asks the network at the start of
-each step, and guidance leads away from another text than the way up followed. NPI leads guidance away from
-that very text; direct inversion takes off at each node what a guided way down to it would miss the way up by.
+Denoising does not retrace the noising trajectory of an iteration: DDIM inversion evaluates the network at the
+start of each step, and guidance points away from a different text than the one used for noising. With NPI,
+guidance points away from exactly that text; direct inversion subtracts, at each node, the error by which
+guided denoising toward the source would miss the noising trajectory.
 
-Where the way up follows the negative prompt, as in the public code, guidance leads away from it already:
-plain is NPI there. So the figure has both cases, the preset's negative prompt on both ways, and an empty way
-up beside a negative prompt that guidance leads away from, as in the paper's text.
+If noising uses the negative prompt, as in the public code, guidance already points away from it, and plain
+inversion equals NPI. The figure therefore covers both cases: the preset's negative prompt in both directions,
+and noising with the empty prompt combined with a negative prompt for guidance, as in the paper's text.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows,
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
 
-# Passes of a view through the network at each node: one on the way up, two of the guided way down, and two
-# more of the guided way down to the source.
+# Network passes per view and node: one for noising, two for guided denoising, and two more for guided
+# denoising toward the source.
 PASSES = {"plain": 3, "npi": 3, "direct": 5}
 _LABELS = {"plain": "plain DDIM", "npi": "NPI", "direct": "direct inversion"}
 _BY = "inversion"
@@ -41,25 +42,25 @@ _METRICS = (
     "texture_diversity",
     "shrunken_kid",
 )
-# Two sides of an object are shown.
+# The two sides of an object that are shown.
 _SHOWN_VIEWS = (0, 3)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made.
+    """Settings of the figure.
 
     Attributes:
         plan: prompts, seeds, and settings of all objects.
-        same: values of `guidance.inversion` where both ways have the preset's negative prompt.
-        apart: the same where the way up is empty and guidance leads away from `negative_prompt`.
-        negative_prompt: that.
+        same: values of `guidance.inversion` to test with the preset's negative prompt in both directions.
+        apart: values to test with the empty prompt for noising and `negative_prompt` for guidance.
+        negative_prompt: the negative prompt for `apart`.
     """
 
     plan: Plan
     same: tuple[str, ...] = ("plain", "direct")
     apart: tuple[str, ...] = ("plain", "npi", "direct")
-    # Of the Toybox world; the preset's own is empty.
+    # A sentence of the Toybox world; the preset's own negative prompt is empty.
     negative_prompt: str = "a grey gift"
 
 
@@ -84,12 +85,12 @@ SIZES: Mapping[str, Settings] = {
 
 
 def arm_name(inversion: str, *, is_apart: bool) -> str:
-    """How tables name the objects of an inversion."""
+    """Name of an inversion in tables."""
     return f"{_LABELS[inversion]}, empty way up" if is_apart else _LABELS[inversion]
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """The inversions with one text on both ways, and with two."""
+    """The inversions with the same text in both directions, and with different texts."""
     apart = {
         "guidance.noising_prompt": "empty",
         "prompts.negative_prompt": settings.negative_prompt,
@@ -102,11 +103,11 @@ def arms(settings: Settings) -> list[Arm]:
 
 
 def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """Make the objects, and tell how good they are.
+    """Make and judge the objects.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
+        settings: settings of the figure.
+        work: where results are kept.
         gallery: see `sweep_arms`.
     """
     compared = arms(settings)
@@ -122,7 +123,7 @@ def compare_inversions(settings: Settings, work: Work, gallery: Gallery | None =
 
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
-    """Two sides of the objects with the first seed: a row for each prompt, columns by inversion."""
+    """Draw two sides of the first seed's objects: a row for each prompt, columns by inversion."""
 
     def label(prompt: str, name: str, view: int) -> str:
         return "" if view else name.removesuffix(" way up")
@@ -131,7 +132,7 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     return compare_inversions(SIZES[work.size], work)
 
 

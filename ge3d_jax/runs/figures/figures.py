@@ -1,4 +1,4 @@
-"""The paper's tables and figures by name. A new one is a file beside this one and a line here."""
+"""The paper's tables and figures by name. To add one, create a file in this folder and add a line here."""
 
 from ge3d_jax.runs.figures import (
     ablate_timesteps,

@@ -1,8 +1,8 @@
-"""Where does a loss come to rest that begins with the truth?
+"""Where does a loss converge if it starts from the ground truth?
 
-What an object lacks in the end may be what its run had no time for, or what the loss does not want. So splats
-are fitted to true views of the object, and each loss goes on from there for as many iterations as it has when
-it begins with nothing: what it takes away then, more time would not bring.
+What an object lacks at the end of a run may be due to a lack of time or to the loss itself. To tell these
+apart, splats are fitted to true views of the object, and each loss continues from there for as many
+iterations as in a run from scratch: what it removes then, more time would not have added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,18 +40,19 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made.
+    """Settings of the figure.
 
     Attributes:
-        preset: what all settings begin with.
-        losses: names.
+        preset: the preset that all settings are based on.
+        losses: names of the losses.
         prompts: sentences of the Toybox world.
-        shares: of a run, after which an object is judged, beside its end.
-        budget: seconds that the iterations of an object may take; None for each loss's own number of them.
-        fit_views, fit_size, fit_iterations: true views that splats are fitted to, pixels of their edge, and
-            how long.
-        fit_splats: how many there may be; no more than the preset's capacity.
-        processes: how many work at a time, each on a processor core.
+        shares: fractions of a run after which an object is judged, in addition to its end.
+        budget: time limit for the iterations of an object, seconds; None for each loss's own number of
+            iterations.
+        fit_views, fit_size, fit_iterations: number of true views to fit splats to, their edge length in
+            pixels, and the number of iterations of the fit.
+        fit_splats: maximum number of splats, at most the preset's capacity.
+        processes: number of parallel processes, each on one processor core.
         overrides: settings to change, by dotted name.
     """
 
@@ -89,10 +90,10 @@ SIZES: Mapping[str, Settings] = {
 
 
 def fit_truth(prompt: str, settings: Settings, work: Work) -> Path:
-    """The file of splats that are fitted to true views of what the sentence describes.
+    """Fit splats to true views of what the prompt describes, and return their file.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; the fit goes on the next time.
+        KeyboardInterrupt: the user stopped it; the fit continues the next time.
     """
     folder = work.folder / "fits" / slug(prompt)
     overrides = {
@@ -129,7 +130,7 @@ def fit_truth(prompt: str, settings: Settings, work: Work) -> Path:
 
 
 def series_of(settings: Settings, fits: Mapping[str, Path], work: Work) -> list[Series]:
-    """The runs: of each loss from the fit of each prompt. Raises UserError for a loss that does not exist."""
+    """The runs of each loss from the fit of each prompt. Raises UserError if a loss does not exist."""
     weights = model_fingerprint(model_by_preset(settings.preset, work.model).check())
     return [
         Series(
@@ -150,11 +151,11 @@ def series_of(settings: Settings, fits: Mapping[str, Path], work: Work) -> list[
 
 
 def rows_of(all_done: Sequence[Done], begun: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each object at each moment, the first one of which is its beginning.
+    """A row for each object at each moment, the first of which is its start.
 
     Args:
         all_done: the runs.
-        begun: the numbers of each prompt's fit.
+        begun: prompt → numbers of its fit.
     """
     rows = []
     for done in all_done:
@@ -169,13 +170,13 @@ def rows_of(all_done: Sequence[Done], begun: Mapping[str, Mapping[str, Any]]) ->
 
 
 def ends_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each object the line of its end; and before them those of where each prompt begins."""
+    """The final row of each object, preceded by the initial row of each prompt."""
     begins = {row["prompt"]: {**row, "loss": _FIT} for row in rows if row["moment"] == 0}
     return [*begins.values(), *(row for row in rows if row["share"] == 1.0)]
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """A panel for each of some metrics, over the share of the run."""
+    """Draw a panel for each of some metrics, over the fraction of the run."""
     panels = [
         Panel("", "share of the run", METRICS[name].label, curves(rows, name, "share")) for name in _DRAWN
     ]
@@ -183,11 +184,11 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def draw_objects(all_done: Sequence[Done], fronts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The fronts of all objects, a row each: its beginning, then all moments.
+    """Draw the front views of all objects, with a row for each: its start, then all moments.
 
     Args:
         all_done: the runs.
-        fronts: uint8 (H, W, 3), of each prompt's fit.
+        fronts: prompt → front view of its fit, uint8 (H, W, 3).
     """
     rows, names = [], []
     for done in all_done:
@@ -196,21 +197,21 @@ def draw_objects(all_done: Sequence[Done], fronts: Mapping[str, np.ndarray]) -> 
             names.append(f"{done.series.trial.guidance}: {one.prompt}")
     headings = [f"{share:.0%}" for share in (0.0, *all_done[0].series.shares, 1.0)]
     longest = max(len(row) for row in rows)
-    # Short runs come to several shares at once.
+    # Short runs may reach several of the fractions at once.
     padded = [[row[0], *([[None]] * (longest - len(row))), *row[1:]] for row in rows]
     return picture_table(padded, names, [headings[0], *headings[len(headings) - longest + 1 :]])
 
 
 def make_of(settings: Settings, work: Work, judges: Judges | None = None) -> Made:
-    """Fit the truths, go on from them, and tell what became of them.
+    """Fit the truths, continue from them with each loss, and judge the results.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
-        judges: what objects are judged by; None for those of the Toybox world.
+        settings: settings of the figure.
+        work: where results are kept.
+        judges: what to judge objects by; None for the judges of the Toybox world.
 
     Raises:
-        UserError: what cannot be, before anything runs; see `make_all` for more.
+        UserError: an input is invalid, which is reported before anything runs; see also `make_all`.
     """
     check_plotting()
     for prompt in settings.prompts:
@@ -237,7 +238,7 @@ def make_of(settings: Settings, work: Work, judges: Judges | None = None) -> Mad
 
 
 def make(work: Work) -> Made:
-    """The figure. Raises UserError for the paper's scale, where nobody knows the truth."""
+    """Make the figure. Raises UserError at the paper's scale, where the truth is unknown."""
     if work.size not in SIZES:
         raise UserError(
             f"At size {work.size!r} there is no truth to begin with; give --size={' or '.join(SIZES)}."

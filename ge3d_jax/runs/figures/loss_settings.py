@@ -1,4 +1,4 @@
-"""What the figures that compare losses are asked for, by sizes and by flags, checked before anything runs."""
+"""Settings of the figures that compare losses, from sizes and flags, checked before anything runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ge3d_jax.runs.trials import Trial, read_trials
 from ge3d_jax.training.presets import PUBLISHED
 
 ALL_LOSSES = tuple(Trial(name) for name in LOSSES)
-# The paper's own: one has its prompt and its length from another.
+# The paper's prompts without duplicates: one object shares its prompt and its length with another.
 PAPER_PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PUBLISHED.values()))
 # The parts of a comparison.
 EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
@@ -27,19 +27,19 @@ EQUAL_TIMES, OWN_LENGTHS = "equal times", "own lengths"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a figure that compares losses is made of.
+    """Settings of a figure that compares losses.
 
     Attributes:
-        preset: what all settings begin with.
+        preset: the preset that all settings are based on.
         trials: the losses.
-        prompts, seeds: an object of each with each.
-        budget: seconds that the iterations of an object may take.
-        processes: how many work at a time, each on a processor core; 1 for one that has all there is.
+        prompts, seeds: prompts and seeds, with an object for each combination.
+        budget: time limit for the iterations of an object, seconds.
+        processes: number of parallel processes, each on one processor core; a single process uses all cores.
         metrics: names in METRICS, the columns or panels.
-        clip: folder or hub id of a CLIP, for the metrics that need one; None for none.
-        own_length: of how many prompts, with the first seed, an object is also made in the preset's own
+        clip: folder or hub id of a CLIP model, for the metrics that need one; None for none.
+        own_length: number of prompts for which an object with the first seed is also made in the preset's own
             number of iterations.
-        shares: of a run, after which an object is judged, too.
+        shares: fractions of a run after which an object is also judged.
     """
 
     preset: str
@@ -54,10 +54,10 @@ class Settings:
     shares: tuple[float, ...] = ()
 
     def series(self, work: Work) -> dict[str, list[Series]]:
-        """What is to be made: with equal times, and in the preset's own numbers of iterations.
+        """The series to make: in equal times, and in the preset's own numbers of iterations.
 
         Raises:
-            UserError: a loss, a setting or a model that does not exist.
+            UserError: a loss, a setting, or a model does not exist.
         """
         weights = model_fingerprint(model_by_preset(self.preset, work.model).check())
         own = self.prompts[: self.own_length]
@@ -89,19 +89,20 @@ class Settings:
 def made_or_read(
     settings: Settings, work: Work, *, only_done: bool = False, judges: Judges | None = None
 ) -> tuple[dict[str, list[Done]], Judges]:
-    """Make what is missing, and read what there is.
+    """Make missing objects, and read all results.
 
     Args:
-        settings: what is compared.
-        work: where it is kept.
-        only_done: make nothing.
-        judges: what objects are judged by; None for those of the Toybox world.
+        settings: settings of the comparison.
+        work: where results are kept.
+        only_done: do not make anything.
+        judges: what to judge objects by; None for the judges of the Toybox world.
 
     Returns:
-        What there is of each loss, by the part of the comparison; and the judges.
+        Part of the comparison → available results of each loss; and the judges.
 
     Raises:
-        UserError: input that cannot be, before anything runs; see `make_all` for others; nothing is there.
+        UserError: an input is invalid, which is reported before anything runs; nothing is available; or see
+            `make_all`.
     """
     parts = settings.series(work)
     all_series = [series for part in parts.values() for series in part]
@@ -119,7 +120,7 @@ def made_or_read(
 
 
 def counted_objects(settings: Settings, all_done: Sequence[Done]) -> str:
-    """How many objects there are of a part of a comparison, and of how many if they are not all."""
+    """Format the number of available objects of a part, and the total if some are missing."""
     there = sum(len(done.objects) for done in all_done)
     wanted = len(settings.trials) * len(all_done[0].series.objects)
     return counted(there, "object") if there == wanted else f"{there} of {wanted} objects so far"
@@ -127,17 +128,17 @@ def counted_objects(settings: Settings, all_done: Sequence[Done]) -> str:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a script's flags say; None leaves a size's setting as it is.
+    """The values of a script's flags; None keeps the size's setting.
 
     Attributes:
-        losses: names.
-        trials: a file with a loss and its settings on each line, instead.
+        losses: names of losses.
+        trials: alternatively, a file with a loss and its settings on each line.
         prompts: a file with a prompt on each line.
-        seeds: of the objects.
-        seconds: that the iterations of an object may take.
+        seeds: seeds of the objects.
+        seconds: time limit for the iterations of an object.
         metrics: names in METRICS.
-        clip: folder or hub id of a CLIP.
-        processes: how many work at a time.
+        clip: folder or hub id of a CLIP model.
+        processes: number of parallel processes.
     """
 
     losses: Sequence[str] | None = None
@@ -150,14 +151,14 @@ class Flags:
     processes: int | None = None
 
     def applied(self, settings: Settings, model: str | None) -> Settings:
-        """The settings with these changes.
+        """Apply the flags to settings.
 
         Args:
-            settings: of a size.
-            model: another model than the bundled one of the preset's name.
+            settings: settings of a size.
+            model: a model to use instead of the bundled one that the preset is named after.
 
         Raises:
-            UserError: what cannot be, with the file and the line where it is from one.
+            UserError: a value is invalid; the message names the file and line if it comes from a file.
         """
         if self.trials is not None and self.losses is not None:
             raise UserError("--losses and --trials both say what to compare; give one of them.")
@@ -190,7 +191,7 @@ def _trials(names: Sequence[str], preset: str) -> tuple[Trial, ...]:
 
 
 def _prompts(file: Path, preset: str, model: str | None) -> tuple[str, ...]:
-    """The prompts of a file, each checked for its words. Raises UserError with the line."""
+    """Read and check the prompts of a file. Raises UserError, prefixed with the line's location."""
     place = model_by_preset(preset, model).check()
     prompts: dict[str, None] = {}
     for line in read_lines(file):
@@ -198,7 +199,7 @@ def _prompts(file: Path, preset: str, model: str | None) -> tuple[str, ...]:
         try:
             if line.changes:
                 raise UserError(
-                    "there is a setting behind the prompt; all losses have their own, take it out."
+                    "there is a setting after the prompt, but all losses have their own; remove it."
                 )
             check_prompt(line.prompt, place)
             if (place / TOYBOX_MARKER).is_file():

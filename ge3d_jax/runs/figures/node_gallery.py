@@ -1,7 +1,7 @@
-"""Figure 15: the nodes of both trajectories, decoded, over the iterations of a run.
+"""Figure 15: the decoded nodes of both trajectories over the iterations of a run.
 
-The states themselves are noisy; shown are the clean pictures that the network takes them for. All looks share
-one camera, so that a row shows how one node develops.
+The states themselves are noisy; the figure shows the network's clean predictions for them. All looks share
+one camera, so that a row shows how a node evolves.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ _SHOWN_EDGE = 96
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is run and looked at.
+    """Settings of the figure.
 
     Attributes:
-        preset: what the settings begin with.
-        prompt, seed: of the run.
-        looks: columns of the gallery.
-        azimuth_degrees: of the camera.
+        preset: the preset that the settings are based on.
+        prompt, seed: prompt and seed of the run.
+        looks: number of columns of the gallery.
+        azimuth_degrees: azimuth of the camera.
         overrides: settings to change.
     """
 
@@ -66,7 +66,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def camera_of(config: Config, azimuth_degrees: float) -> Any:
-    """A batch of one camera in the middle of those that a run ends with."""
+    """A batch of one camera, at the mean of the camera ranges at the end of a run."""
     viewpoint = Viewpoint(
         radius=float(np.mean(config.cameras.radius_end)),
         polar=float(np.deg2rad(np.mean(config.cameras.polar_degrees))),
@@ -77,7 +77,7 @@ def camera_of(config: Config, azimuth_degrees: float) -> Any:
 
 
 def from_one_side(drawn: Draws, config: Config, azimuth_degrees: float) -> Draws:
-    """What chance decided, but for one view, from a fixed camera, not mirrored, on the plain background."""
+    """Restrict random draws to one view, from a fixed camera, not mirrored, on the plain background."""
     first = jax.tree.map(lambda leaf: leaf[:1], drawn.per_view)
     fixed = {
         "cameras": camera_of(config, azimuth_degrees),
@@ -93,16 +93,16 @@ _decode = jax.jit(decode_latents)
 def look(
     azimuth_degrees: float, task: Distillation, state: TrainState, context: Prompted, drawn: Draws
 ) -> Record:
-    """What is kept of an iteration.
+    """Record an iteration.
 
     Args:
-        azimuth_degrees: of the camera.
-        task, state, context, drawn: of the run.
+        azimuth_degrees: azimuth of the camera.
+        task, state, context, drawn: see `observed_runs.Look`.
 
     Returns:
-        Numbers: `active`, a, and `times` of the active nodes and the top, a + 1. Arrays, uint8: `render` (H,
-        W, 3); `noising` (a, H, W, 3), what the network takes x_{t_0} … x_{t_{a−1}} for; `denoising` (a + 1,
-        H, W, 3), the picture x̂_{t_0}, then what it takes x̂_{t_1} … x̂_{t_a} for.
+        A record. Numbers: `active`, a, and the `times` of the active nodes and the top, a + 1. Arrays, uint8:
+        `render` (H, W, 3); `noising` (a, H, W, 3), the network's clean predictions at x_{t_0} … x_{t_{a−1}};
+        `denoising` (a + 1, H, W, 3), the image x̂_{t_0}, then the clean predictions at x̂_{t_1} … x̂_{t_a}.
     """
     fixed = from_one_side(drawn, task.config, azimuth_degrees)
     found = find_trajectories(task, state, context, fixed)
@@ -111,7 +111,7 @@ def look(
     noising = clean_predictions(schedule, found.noised[kept, 0], times)
     denoising = clean_predictions(schedule, found.denoised[kept, 0], times)
     denoising = np.concatenate([found.denoised[:1, 0], denoising])
-    # The same number of pictures whatever the number of active nodes, for one program.
+    # Decode a fixed number of images, regardless of the number of active nodes, to compile only once.
     count = len(found.times)
     latents = np.zeros((2 * count, *noising.shape[1:]), np.float32)
     latents[: len(noising)], latents[count : count + len(denoising)] = noising, denoising
@@ -127,7 +127,7 @@ def look(
 
 
 def true_view(settings: Settings) -> np.ndarray | None:
-    """What a perfect object would show, uint8 (H, W, 3); None where nobody knows it."""
+    """The view of a perfect object, uint8 (H, W, 3); None if unknown."""
     if settings.preset not in MODELS:
         return None
     camera = jax.tree.map(lambda leaf: leaf[0], camera_of(settings.run.config, settings.azimuth_degrees))
@@ -141,7 +141,7 @@ def _decibels(picture: np.ndarray, truth: np.ndarray | None) -> float | None:
 
 
 def rows_of(records: Mapping[int, Record], truth: np.ndarray | None) -> list[dict[str, Any]]:
-    """A row for each look and node, the render's without a node: PSNR to the truth of all that is shown."""
+    """A row for each look and node, and one without a node for the render, with the PSNR of each image."""
     rows = []
     for done, record in records.items():
         arrays = record.arrays
@@ -171,7 +171,7 @@ def rows_of(records: Mapping[int, Record], truth: np.ndarray | None) -> list[dic
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """PSNR to the truth of the render and of the end of each trajectory, a line for each look, Markdown."""
+    """A Markdown table with a row for each look: PSNR of the render and of the end of each trajectory."""
 
     def cell(value: float | None) -> str:
         return number_cell(value, 1) + ("" if value is None else " dB")
@@ -192,7 +192,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def picture(records: Mapping[int, Record], truth: np.ndarray | None) -> np.ndarray:
-    """A column for each look; rows: the render, the nodes going up, the nodes coming down."""
+    """Draw a column for each look, with rows for the render, the noising nodes, and the denoising nodes."""
     nodes = max(record.numbers["active"] for record in records.values())
     blank = np.full_like(next(iter(records.values())).arrays["render"], 255)
     shown = [record.arrays["render"] for record in records.values()]
@@ -218,12 +218,12 @@ def picture(records: Mapping[int, Record], truth: np.ndarray | None) -> np.ndarr
 
 
 def make(work: Work) -> Made:
-    """Run, look and draw."""
+    """Make the figure."""
     return make_of(SIZES[work.size], work)
 
 
 def make_of(settings: Settings, work: Work) -> Made:
-    """The figure of any settings. Raises UserError as `generate` does."""
+    """Make the figure with any settings. Raises UserError as `generate` does."""
     run = settings.run
     loss_of(run.config)
     run.check(work.model)

@@ -1,6 +1,6 @@
-"""Both trajectories of an iteration, and what the network said on them.
+"""Both trajectories of an iteration, and the network's clean predictions along them.
 
-Symbols: n, nodes; B, views; x_{t_i}, x̂_{t_i}, states of the noising and of the denoising trajectory.
+Symbols: n nodes; B views; x_{t_i} and x̂_{t_i}, states of the noising and of the denoising trajectory.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,12 @@ class Trajectories:
     """Both trajectories of an iteration.
 
     Attributes:
-        images: (B, H, W, 3), what they begin with.
-        latents: (B, h, w, C), z, which is the noising side of node 0.
-        noised, denoised: (n + 1, B, h, w, C), x_{t_i} and x̂_{t_i}; beyond the active nodes the top repeats.
+        images: (B, H, W, 3), the rendered images that they start from.
+        latents: (B, h, w, C), z, the noising state of node 0.
+        noised, denoised: (n + 1, B, h, w, C), x_{t_i} and x̂_{t_i}; the top is repeated beyond the active
+            nodes.
         times: (n + 1,), t_i.
-        active: how many jumps were made.
+        active: number of jumps.
         weights: (n,), ω_i.
     """
 
@@ -45,14 +46,14 @@ class Trajectories:
 
     @property
     def differences(self) -> np.ndarray:
-        """x_{t_i} − x̂_{t_i} (n, B, h, w, C), 0 from the top node on."""
+        """x_{t_i} − x̂_{t_i}, (n, B, h, w, C); 0 from the top node on."""
         return np.concatenate([self.latents[None], self.noised[1:-1]]) - self.denoised[:-1]
 
 
 def loss_of(config: Config) -> GE3D:
-    """The loss of a run with nodes. Raises UserError where it is another one."""
+    """The loss of a run with nodes. Raises UserError if the run has another loss."""
     if not isinstance(config.guidance, GE3D):
-        raise UserError("Only runs with the loss ge3d have nodes to look at; leave the setting guidance out.")
+        raise UserError("Only runs with the loss ge3d have nodes; leave the setting guidance out.")
     return config.guidance
 
 
@@ -73,13 +74,13 @@ def _trajectories(
 
 
 def find_trajectories(task: Distillation, state: TrainState, context: Prompted, drawn: Draws) -> Trajectories:
-    """The trajectories of the iteration that a state stands before.
+    """Compute the trajectories of the iteration that follows a state.
 
     Args:
-        task: of the run.
-        state: of the run; it stays as it is.
+        task: the run's task.
+        state: the run's state, which is left unchanged.
         context: the model and the prompt.
-        drawn: as `task.draw` gives it, or with other cameras.
+        drawn: the output of `task.draw`, possibly with other cameras.
     """
     loss, active = loss_of(task.config), drawn.shared["loss"]["active"]
     while True:
@@ -101,18 +102,18 @@ def find_trajectories(task: Distillation, state: TrainState, context: Prompted, 
 
 
 def clean_predictions(schedule: NoiseSchedule, states: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The clean latents that each step of a trajectory went by.
+    """Recover the clean prediction used by each step of a trajectory.
 
-    Two neighboring states x_s = √ᾱ_s·x̂_0 + √(1−ᾱ_s)·ε and x_t of a DDIM step have x̂_0 and ε in common, those
-    that the network said at the one that the step came from.
+    The two states of a DDIM step, x_s = √ᾱ_s·x̂_0 + √(1−ᾱ_s)·ε and likewise x_t, share x̂_0 and ε: the
+    network's predictions at the state that the step started from.
 
     Args:
-        schedule: of the model.
-        states: (n + 1, ...), of either trajectory, all of them active.
-        times: (n + 1,), theirs, ascending.
+        schedule: the model's noise schedule.
+        states: (n + 1, ...), states of either trajectory, all active.
+        times: (n + 1,), times of the states, ascending.
 
     Returns:
-        (n, ...), of the step between states i and i + 1, in either direction.
+        Clean latents (n, ...) of the steps between states i and i + 1, in either direction.
     """
     alphas = np.asarray(schedule.alphas_cumprod, np.float64)[times].reshape(-1, *(1,) * (states.ndim - 1))
     signal, noise = np.sqrt(alphas), np.sqrt(1.0 - alphas)

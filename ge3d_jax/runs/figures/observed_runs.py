@@ -1,4 +1,4 @@
-"""Runs that are looked at on the way, each look kept, for figures of what happens in a run."""
+"""Runs that are inspected along the way, with a record of each look, for figures on the course of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from ge3d_jax.training.iterations import HostNumbers
 from ge3d_jax.training.presets import configured
 from ge3d_jax.training.state import TrainState
 
-# (task, state, context, what chance decides in the iteration that the state stands before) → what to keep
+# (task, state, context, random draws of the iteration that follows the state) → record to keep
 Look = Callable[[Distillation, TrainState, Prompted, Draws], Record]
 
 
 class _Looking(Observer):
-    """Looks at some iterations of a run, and keeps what is found in a record each."""
+    """An observer that inspects some iterations of a run and keeps a record of each."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class _Looking(Observer):
         look: Look,
         report: Callable[[str], None],
     ) -> None:
-        """Look after so many iterations.
+        """Initialize the observer.
 
         Args:
-            paths: where the records are kept, by the number of iterations done.
-            asked: all that the run depends on.
-            look: what to keep.
-            report: told of each.
+            paths: number of iterations done → path of the record.
+            asked: everything that the run depends on.
+            look: computes the record to keep.
+            report: called with a message for each look.
         """
         self._paths, self._asked, self._look, self._report = paths, asked, look, report
 
@@ -54,7 +54,7 @@ class _Looking(Observer):
         self._context: Prompted = watched.run.context
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
-        """Look, if it is time; what an earlier run kept is the same."""
+        """Inspect the state if a look is due; a record from an earlier run is the same and is reused."""
         if done in self._paths:
             drawn = self._task.draw(state, self._context)
             look = partial(self._look, self._task, state, self._context, drawn)
@@ -65,11 +65,11 @@ class _Looking(Observer):
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """A run that is looked at.
+    """A run that is inspected along the way.
 
     Attributes:
-        prompt, seed, preset, overrides: what is run; see `generate`.
-        looks: how often it is looked at, evenly from the first iteration to the last.
+        prompt, seed, preset, overrides: the run; see `generate`.
+        looks: number of looks, evenly spaced from the first iteration to the last.
     """
 
     prompt: str
@@ -80,16 +80,16 @@ class ObservedRun:
 
     @property
     def config(self) -> Config:
-        """Its settings. Raises UserError."""
+        """The run's settings. Raises UserError if they are invalid."""
         return configured(self.preset, overrides=self.overrides)
 
     @property
     def iterations(self) -> list[int]:
-        """After how many iterations it is looked at."""
+        """The iterations after which the run is inspected."""
         return np.unique(np.linspace(1, self.config.iterations, self.looks).round().astype(int)).tolist()
 
     def check(self, model: str | None) -> None:
-        """Refuse what cannot be run. Raises UserError."""
+        """Check that the run is possible. Raises UserError."""
         check_prompt(self.prompt, self._choice(model).check())
 
     def _choice(self, model: str | None) -> ModelChoice:
@@ -104,20 +104,20 @@ class ObservedRun:
         model: str | None,
         report: Callable[[str], None],
     ) -> dict[int, Record]:
-        """Run, and look.
+        """Perform the run and its looks.
 
         Args:
-            folder: of the run and its records.
-            look: what to keep.
-            about: what it depends on beside the run, as JSON can hold it.
-            model: another one than the preset's.
-            report: told of the progress.
+            folder: folder of the run and its records.
+            look: computes the record to keep.
+            about: what the record depends on apart from the run, as JSON-compatible values.
+            model: a model to use instead of the preset's.
+            report: called with progress messages.
 
         Returns:
-            The records by the number of iterations done.
+            Number of iterations done → record.
 
         Raises:
-            UserError: what `generate` refuses, or a run that diverged.
+            UserError: `generate` rejects an input, or the run diverged.
             KeyboardInterrupt: the user stopped it.
         """
         asked = {
@@ -128,7 +128,7 @@ class ObservedRun:
             "about": dict(about),
         }
         paths = {done: folder / f"iteration-{done:05d}" for done in self.iterations}
-        # A run that is through is not gone on with: where a record is missing all the same it begins anew.
+        # A finished run cannot be resumed, so if a record is still missing, the run starts over.
         for goes_on in (True, False):
             if all(path.with_name(f"{path.name}.json").is_file() for path in paths.values()):
                 break
@@ -150,20 +150,20 @@ class ObservedRun:
                 raise UserError(f'No object for "{self.prompt}": {result.advice[0]}')
 
         def missing() -> Record:
-            raise RuntimeError(f"The run in {folder} was not looked at as expected.")
+            raise RuntimeError(f"The run in {folder} was not inspected as expected.")
 
         return {done: remember(path, asked, missing) for done, path in paths.items()}
 
 
 @dataclass(frozen=True)
 class ObservedRuns:
-    """Runs of several prompts that are looked at alike.
+    """Runs of several prompts that are inspected in the same way.
 
     Attributes:
-        preset: what the settings begin with.
-        prompts: a run for each.
-        seed: of all of them.
-        looks: how often each is looked at.
+        preset: the preset that the settings are based on.
+        prompts: prompts, one run each.
+        seed: random seed of all runs.
+        looks: number of looks at each run.
         overrides: settings to change.
     """
 
@@ -174,5 +174,5 @@ class ObservedRuns:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, prompt: str) -> ObservedRun:
-        """That of a prompt."""
+        """The run of a prompt."""
         return ObservedRun(prompt, self.seed, self.preset, self.overrides, self.looks)

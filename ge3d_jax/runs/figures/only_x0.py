@@ -1,4 +1,4 @@
-"""Figure 11: GE3D beside only the end of its path, x̂_0, with the same settings and with its own."""
+"""Figure 11: GE3D compared with only the end of its path, x̂_0, with the same settings and with its own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,17 +33,17 @@ _METRICS = (
     "texture_diversity",
     "shrunken_fid",
 )
-# The front, and what lies between it and the left side.
+# The front, and the view between it and the left side.
 _SHOWN_VIEWS = (0, 1)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made.
+    """Settings of the figure.
 
     Attributes:
         plan: prompts, seeds, and settings of all objects.
-        has_own: whether there is a third arm, with the settings that the preset has for x0.
+        has_own: whether there is a third arm, with the preset's settings for x0.
     """
 
     plan: Plan
@@ -64,7 +64,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def only_the_end(config: Config) -> dict[str, Any]:
-    """Settings by dotted name that put x0 in the place of GE3D, with all that both have as it is there."""
+    """The overrides, by dotted name, that replace GE3D by x0 and keep all settings that both have."""
     ge3d = ge3d_of(config)
     names = [field.name for field in dataclasses.fields(X0) if field.name != "nodes"]
     return {
@@ -75,7 +75,7 @@ def only_the_end(config: Config) -> dict[str, Any]:
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """GE3D, and the end of its path alone."""
+    """The arms: GE3D, and the end of its path alone."""
     plan = settings.plan
     usual = configured(plan.preset, overrides=plan.overrides)
     own = [Arm(OWN, {}, guidance="x0")] if settings.has_own else []
@@ -83,11 +83,11 @@ def arms(settings: Settings) -> list[Arm]:
 
 
 def compare_ends(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """Make the objects, and tell how good they are.
+    """Make and judge the objects.
 
     Args:
-        settings: what is made.
-        work: where it is kept.
+        settings: settings of the figure.
+        work: where results are kept.
         gallery: see `sweep_arms`.
     """
     swept = sweep_arms(arms(settings), settings.plan, work, gallery)
@@ -96,7 +96,7 @@ def compare_ends(settings: Settings, work: Work, gallery: Gallery | None = None)
 
 
 def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
-    """Two views of the objects with the first seed: a row for each prompt, columns by loss."""
+    """Draw two views of the first seed's objects: a row for each prompt, columns by loss."""
 
     def label(prompt: str, name: str, view: int) -> str:
         if not view:
@@ -107,7 +107,7 @@ def draw(plan: Plan, swept: Mapping[str, Swept]) -> np.ndarray:
 
 
 def make(work: Work) -> Made:
-    """The figure."""
+    """Make the figure."""
     return compare_ends(SIZES[work.size], work)
 
 

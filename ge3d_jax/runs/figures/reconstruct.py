@@ -1,7 +1,7 @@
-"""Section 7.2: what the reconstructive stage makes of an object, after more and more iterations before it.
+"""Section 7.2: the effect of the reconstruction stage after increasing numbers of iterations.
 
-One run is looked at several times; each time the stage is gone through from where the run is, and the run
-goes on as if nothing had been. What it gives is what a run gives that ends there with the stage.
+One run is inspected several times. Each time the stage is performed from the run's current state, after which
+the run continues as if nothing had happened. The result is that of a run that ends there with the stage.
 """
 
 import json
@@ -39,17 +39,17 @@ _METRICS = ("views_right", "psnr", "ssim", "overlap", "chamfer", "sharpness", "s
 _PLOTTED = ("psnr", "chamfer", "sharpness", "saturation")
 _SHOWN_AZIMUTH, _SHOWN_EDGE = np.deg2rad(45.0), 128
 
-# (prompt, seed, object) → its numbers
+# (prompt, seed, object) → metrics of the object
 Judge = Callable[[str, int, Gaussians], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Settings(ObservedRuns):
-    """What is run; at each look the stage is gone through."""
+    """The runs; the stage is performed at each look."""
 
     @property
     def is_known(self) -> bool:
-        """Whether the prompts are sentences of the Toybox world, so that their truth is known."""
+        """Whether the prompts are sentences of the Toybox world, whose truth is known."""
         return self.preset in MODELS
 
 
@@ -63,7 +63,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def shown_from_one_side(gaussians: Gaussians) -> np.ndarray:
-    """An object on white, uint8 (H, W, 3)."""
+    """Render one side of an object on white, uint8 (H, W, 3)."""
     viewpoint = Viewpoint(size=_SHOWN_EDGE)
     return render_around(gaussians, [float(_SHOWN_AZIMUTH)], viewpoint=viewpoint)[0]
 
@@ -78,17 +78,17 @@ def go_through_stage(
     context: Prompted,
     drawn: Draws,
 ) -> Record:
-    """The stage from where a run is.
+    """Perform the stage from a run's current state.
 
     Args:
-        folder: of the stages.
-        prompt, seed: of the run.
-        judge: numbers of an object.
-        task, state, context, drawn: of the run.
+        folder: folder of the stages.
+        prompt, seed: prompt and seed of the run.
+        judge: computes the metrics of an object.
+        task, state, context, drawn: see `observed_runs.Look`.
 
     Returns:
-        Numbers: by STAGES those of `judge`, with `fitted` and `held_out`, PSNR to the edited pictures in
-        decibels. Arrays: by STAGES a picture.
+        A record. Numbers, by STAGES: the metrics of `judge`, plus `fitted` and `held_out`, the PSNR to the
+        edited images in decibels. Arrays, by STAGES: an image.
 
     Raises:
         KeyboardInterrupt: the user stopped it.
@@ -113,7 +113,7 @@ def go_through_stage(
 
 
 def judge_by_truth(truths: Mapping[str, Views], gallery: Gallery) -> Judge:
-    """A judge of objects whose truth is known."""
+    """A judge for objects whose truth is known."""
 
     def judge(prompt: str, seed: int, gaussians: Gaussians) -> dict[str, Any]:
         return judge_object(see(prompt, seed, gaussians, truth=truths[prompt]), gallery, metrics=_METRICS)
@@ -126,7 +126,7 @@ def _named(done: int, stage: str) -> str:
 
 
 def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
-    """A row for each prompt, number of iterations, and side of the stage."""
+    """A row for each prompt, number of iterations, and stage (before or after)."""
     return [
         {
             "run": _named(done, stage),
@@ -142,7 +142,7 @@ def rows_of(records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence on how well the held-out views agree with their own edits, before and after."""
+    """A sentence on how well the held-out views match their own edits, before and after the stage."""
     means = [np.mean([row["held_out"] for row in rows if row["stage"] == stage]) for stage in STAGES]
     return (
         f"Views that are not fitted agree with what the model makes of them to {means[0]:.1f} dB before the "
@@ -151,7 +151,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Some numbers against the iterations, before and after the stage."""
+    """Plot some metrics against the iterations, before and after the stage."""
     found = estimates(rows, "run", _PLOTTED)
     iterations = sorted({row["iterations"] for row in rows})
     panels = []
@@ -170,7 +170,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def picture(records: Mapping[str, Mapping[int, Record]], truths: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Rows: before and after the stage, for each prompt; columns: iterations, then the truth if known."""
+    """Draw rows for before and after the stage of each prompt; columns by iterations, then the truth."""
     shown, labels = [], []
     for prompt, own in records.items():
         for stage in STAGES:
@@ -183,20 +183,20 @@ def picture(records: Mapping[str, Mapping[int, Record]], truths: Mapping[str, np
 
 
 def make(work: Work) -> Made:
-    """Run, go through the stages, and draw."""
+    """Make the figure."""
     return make_of(SIZES[work.size], work)
 
 
 def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> Made:
-    """The figure of any settings.
+    """Make the figure with any settings.
 
     Args:
-        settings: what is run.
-        work: with what.
-        gallery: to recognize objects with; None for that of `load_judges`.
+        settings: the runs.
+        work: where results are kept.
+        gallery: the gallery for recognizing objects; None for the one of `load_judges`.
 
     Raises:
-        UserError: as `generate` does.
+        UserError: as for `generate`.
     """
     check_plotting()
     runs = {prompt: settings.run(prompt) for prompt in settings.prompts}
@@ -218,7 +218,7 @@ def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> M
         look = partial(go_through_stage, folder, prompt, settings.seed, judge)
         records[prompt] = run.observe(folder, look, about={}, model=work.model, report=work.report)
     rows = rows_of(records)
-    # Of eight views, the second is from the side that is shown.
+    # The second of the eight views is from the side that is shown.
     shown = {prompt: to_uint8(views.pictures[1]) for prompt, views in truths.items()}
     pictures = {"": picture(records, shown)}
     text = agreement(rows)

@@ -1,4 +1,4 @@
-"""Figure 2: one picture edited again and again, each time to where a loss wants it."""
+"""Figure 2: one image edited repeatedly, each time all the way to a loss's target."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
 
 _SHOWN_EDGE = 128
-# What is measured, and how a table names it; each is a mean over the pictures.
+# Measures and their names in tables; each is a mean over the images.
 MEASURES: Mapping[str, str] = {
     "psnr": "PSNR to the truth, dB",
     "recognized": "recognized",
@@ -68,7 +68,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def mean_rows(name: str, records: Sequence[Record], tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """A row for each number of edits: means over pictures and seeds, and standard errors over pictures."""
+    """A row for each number of edits: means over images and seeds, and standard errors over images."""
     measures = list(records[0].numbers)
     rows = []
     for edits in range(len(records[0].numbers[measures[0]])):
@@ -90,7 +90,7 @@ def _cell(row: Mapping[str, Any], measure: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> str:
-    """The ways after the first and the last number of edits that are shown, Markdown."""
+    """A Markdown table of the ways after the first and the last of the shown numbers of edits."""
     labels = _labels(rows)
 
     def line(name: str, row: Mapping[str, Any]) -> dict[str, str]:
@@ -107,7 +107,7 @@ def table(rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> str:
 
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the measures that there are are called; where no truth is known, ratios are to the sources."""
+    """Names of the available measures; if no truth is known, ratios are relative to the sources."""
     labels = {measure: label for measure, label in MEASURES.items() if measure in rows[0]}
     if "psnr" in labels:
         return labels
@@ -115,7 +115,7 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def sheet(pictures: Pictures, records: Mapping[str, Record], settings: Settings) -> np.ndarray:
-    """The first picture: a row for each way, a column for each number of edits that is shown."""
+    """Draw the first image: a row for each way, a column for each of the shown numbers of edits."""
     source = to_uint8(pictures.sources[0])
     truth = None if pictures.truths is None else to_uint8(pictures.truths[0])
     shown, labels = [], []
@@ -134,7 +134,7 @@ def sheet(pictures: Pictures, records: Mapping[str, Record], settings: Settings)
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Every measure against the number of edits."""
+    """Plot every measure against the number of edits."""
     names = list(dict.fromkeys(row["way"] for row in rows))
     panels = []
     for measure, label in _labels(rows).items():
@@ -156,20 +156,20 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def make(work: Work) -> Made:
-    """Edit, measure and draw."""
+    """Make the figure."""
     return make_of(SIZES[work.size], work)
 
 
 def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -> Made:
-    """The figure of any settings.
+    """Make the figure with any settings.
 
     Args:
-        settings: what is edited, and how.
-        work: with what; its size is not looked at.
-        gallery: to recognize pictures with; None for that of `load_judges`.
+        settings: settings of the figure.
+        work: where results are kept; its size is ignored.
+        gallery: the gallery for recognizing images; None for the one of `load_judges`.
 
     Raises:
-        UserError: a prompt that the model does not know; see also `ModelChoice`.
+        UserError: the model does not know a prompt; see also `ModelChoice`.
     """
     check_plotting()
     choice = model_by_preset(settings.preset, work.model)
@@ -190,7 +190,7 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -
                 "tasks": [dataclasses.asdict(task) for task in settings.tasks],
                 "edits": settings.edits,
                 "shown": settings.shown,
-                # Of the sources where the model draws them.
+                # Affects the sources if the model draws them.
                 "scale": settings.scale,
                 "negative_prompt": preset(settings.preset).prompts.negative_prompt,
                 "loss": to_tree(way.loss),

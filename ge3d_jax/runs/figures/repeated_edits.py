@@ -1,8 +1,8 @@
-"""Pictures that are edited again and again, each time to where a loss wants them.
+"""Images edited repeatedly, each time all the way to a loss's target.
 
-Symbols: z, latent of the picture; r(z), a loss's residual; n, how many residuals lead to what it wants, so
+Symbols: z, latent of the image; r(z), residual of a loss; n, number of residuals that lead to the target, so
 that an edit is z ← z − n·r(z). For SDS that is z ← x̂_0 of one noised state (w(t) = √((1−ᾱ_t)/ᾱ_t), n = 1),
-for GE3D the mean over its nodes of what each wants. The run's length T is the number of edits.
+for GE3D the mean of the targets of its nodes. The length T of the run is the number of edits.
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ _SAMPLING_STEPS = 50
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a picture shows, and what it is to show.
+    """What an image shows, and what it should show.
 
     Attributes:
-        source, target: sentences.
-        azimuth_degrees: of the camera; None where a model does not draw a world with cameras.
+        source, target: prompts.
+        azimuth_degrees: azimuth of the camera; None if the model's world has no cameras.
     """
 
     source: str
@@ -53,18 +53,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is edited, and how.
+    """Settings of the figure.
 
     Attributes:
-        preset: whose model and negative prompt are used.
-        tasks: the pictures; the first one is shown.
-        seeds: of the noise and the times.
-        edits: of each picture.
-        shown: numbers of edits that are shown; the last one is in the table.
-        sds_scales: guidance of SDS, as it counts it.
-        node_counts: of GE3D, for each a way of its own.
-        scale: guidance of GE3D.
-        farthest: the farthest node at the first and at the last edit, whatever the number of nodes.
+        preset: the preset that provides the model and the negative prompt.
+        tasks: the images; the first one is shown.
+        seeds: random seeds of the noise and the times.
+        edits: number of edits of each image.
+        shown: numbers of edits after which to show the image; the last one is in the table.
+        sds_scales: guidance scales of SDS, in its own convention.
+        node_counts: numbers of nodes of GE3D, each a separate way.
+        scale: guidance scale of GE3D.
+        farthest: the farthest node at the first and at the last edit, regardless of the number of nodes.
     """
 
     preset: str
@@ -83,8 +83,8 @@ class Way:
     """A way to edit.
 
     Attributes:
-        name: for people.
-        loss: says how the latent is to change.
+        name: display name.
+        loss: the loss whose residual edits the latent.
         steps: n.
     """
 
@@ -94,14 +94,14 @@ class Way:
 
 
 def ways(settings: Settings) -> list[Way]:
-    """Those that the figure compares."""
+    """The ways that the figure compares."""
     found = [
         Way(f"SDS, scale {scale:g}", SDS(scale=scale, weighting="ratio"), 1.0)
         for scale in settings.sds_scales
     ]
     begin, end = settings.farthest
     for count in settings.node_counts:
-        # Jumps of three quarters to all of the way that there is for each.
+        # Each jump covers between three quarters and all of its share of the way.
         nodes = Nodes(
             count=count,
             jump_max=(begin // count + 1, end // count + 1),
@@ -116,12 +116,12 @@ def ways(settings: Settings) -> list[Way]:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What is edited, of P pictures.
+    """P images to edit.
 
     Attributes:
         sources: (P, H, W, 3) in [0, 1].
-        truths: (P, H, W, 3), the true edits; None where nobody knows them.
-        text: what they are to show.
+        truths: (P, H, W, 3), the true edits; None if unknown.
+        text: embeddings of the target prompts.
     """
 
     sources: np.ndarray
@@ -132,7 +132,7 @@ class Pictures:
 def target_texts(
     model: StableDiffusion, tasks: Sequence[Task], *, negative_prompt: str, use_overhead: bool
 ) -> ViewTexts:
-    """The targets as each camera sees them, or as they stand where there is none."""
+    """Embed the target prompts for each camera's view, or as they are if there is no camera."""
 
     def one(task: Task) -> ViewTexts:
         embeddings = embed_prompt(
@@ -160,13 +160,13 @@ def target_texts(
 def draw_pictures(
     model: StableDiffusion, settings: Settings, *, use_overhead: bool, is_toybox: bool
 ) -> Pictures:
-    """The sources: of the Toybox world with their true edits, or as the model draws them.
+    """Make the source images: from the Toybox world with their true edits, or sampled from the model.
 
     Args:
         model: the model.
-        settings: of the figure.
-        use_overhead: whether the model was told how high the camera is.
-        is_toybox: whether it is one of the Toybox world.
+        settings: settings of the figure.
+        use_overhead: whether the model's training captions include the camera's height.
+        is_toybox: whether it is a model of the Toybox world.
     """
     tasks, negative_prompt = settings.tasks, preset(settings.preset).prompts.negative_prompt
     text = target_texts(model, tasks, negative_prompt=negative_prompt, use_overhead=use_overhead)
@@ -213,7 +213,7 @@ def _edit(
 ) -> jax.Array:
     pictures, height, width, channels = latents.shape
     shape = (pictures, height, width, channels)
-    # The losses that are compared do not go by cameras.
+    # The compared losses do not use the cameras.
     cameras = cameras_around(jnp.zeros(pictures), Viewpoint())
 
     def one(z: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -222,7 +222,7 @@ def _edit(
         drawn = loss.draw(DrawKeys(times=times_key, noise=noise_key, run=key), progress, shape)
 
         def ask(z: jax.Array) -> jax.Array:
-            # A view of its own, each: SDS divides by their number.
+            # Each image counts as a single view, because SDS divides by the number of views.
             scalar, _ = loss((), SeenViews(z, cameras, 1), text, drawn, denoiser, progress)
             return scalar
 
@@ -235,18 +235,18 @@ def _edit(
 def edited_latents(
     model: StableDiffusion, latents: jax.Array, text: ViewTexts, way: Way, *, seed: int, edits: int
 ) -> jax.Array:
-    """Edit again and again.
+    """Edit repeatedly.
 
     Args:
         model: the model.
-        latents: (P, h, w, C).
-        text: what each is to show.
-        way: how.
-        seed: of times and noise.
-        edits: how often, T.
+        latents: (P, h, w, C), latents of the images.
+        text: embeddings of the target prompts.
+        way: the way to edit.
+        seed: random seed of times and noise.
+        edits: number of edits, T.
 
     Returns:
-        (T, P, h, w, C), after each edit.
+        The latents after each edit, (T, P, h, w, C).
     """
     denoiser = Denoiser(model, model.schedule, latents.shape[0])
     key = jax.random.key(seed)
@@ -256,12 +256,12 @@ def edited_latents(
 def measure_pictures(
     pictures: np.ndarray, truths: np.ndarray, tasks: Sequence[Task], gallery: Gallery
 ) -> dict[str, list[float]]:
-    """The numbers of each of P pictures, by the names in MEASURES.
+    """Measure each of P images; the results are named as in MEASURES.
 
     Args:
         pictures, truths: (P, H, W, 3) in [0, 1].
-        tasks: what they are to show.
-        gallery: of the recognizer.
+        tasks: the tasks, with the target of each image.
+        gallery: the recognizer's gallery.
     """
     found = recognize(gallery, pictures, estimate_background(pictures))
     named = [
@@ -281,7 +281,7 @@ def measure_pictures(
 
 
 def measure_without_truth(pictures: np.ndarray, sources: np.ndarray) -> dict[str, list[float]]:
-    """Saturation and contrast of P pictures, of those of the sources."""
+    """Saturation and contrast of P images, relative to their sources."""
     pairs = [
         (ours.reshape(-1, 3), source.reshape(-1, 3)) for ours, source in zip(pictures, sources, strict=True)
     ]
@@ -300,19 +300,19 @@ def edit_and_measure(
     seed: int,
     gallery: Gallery | None,
 ) -> Record:
-    """One way with one seed.
+    """Edit in one way with one seed, and measure.
 
     Args:
         model: the model.
-        pictures: what is edited.
-        way: how.
-        settings: of the figure.
-        seed: of times and noise.
-        gallery: of the recognizer; None where no truth is known.
+        pictures: the images to edit.
+        way: the way to edit.
+        settings: settings of the figure.
+        seed: random seed of times and noise.
+        gallery: the recognizer's gallery; None if no truth is known.
 
     Returns:
-        Numbers: by measure, the P values of the sources, then after each edit. Arrays: `pictures`, uint8
-        (shown, P, H, W, 3).
+        A record. Numbers, by measure: the P values of the sources, then those after each edit. Arrays:
+        `pictures`, uint8 (shown, P, H, W, 3).
     """
     latents = _encode(model, jnp.asarray(pictures.sources))
     after = edited_latents(model, latents, pictures.text, way, seed=seed, edits=settings.edits)

@@ -1,4 +1,4 @@
-"""Objects of a series by the metrics that need weights, beside what they are judged by anyway; remembered."""
+"""Cached evaluation of a series by the metrics that need published weights, on top of the other metrics."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ from ge3d_jax.runs.weighted_metrics import (
     weigh_object,
 )
 
-# How an object is shown whose truth nobody knows: as often as the paper does, in pixels that a CLIP sees.
+# Views of an object whose truth is unknown: as many as in the paper, at a size suitable for CLIP.
 _VIEWS, _SIZE = 20, 512
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What weighs objects.
+    """The weights for judging objects.
 
     Attributes:
-        weights: those that are there.
-        clip: what the CLIP among them was called.
+        weights: the available weights.
+        clip: the name of the CLIP model among them.
     """
 
     weights: Weights
@@ -40,19 +40,19 @@ class Scales:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What a record of a weighing depends on."""
+        """Everything that a cached evaluation depends on."""
         return {"clip": self.clip, "brisque": self.weights.brisque is not None}
 
 
 def find_scales(metrics: Sequence[str], clip: str | None) -> Scales | None:
-    """Load the weights that metrics need; None where none needs any.
+    """Load the weights that metrics need; None if no metric needs any.
 
     Args:
         metrics: names in METRICS.
-        clip: folder or hub id of a CLIP.
+        clip: folder or hub id of a CLIP model.
 
     Raises:
-        UserError: there is no such CLIP. Other weights may be absent.
+        UserError: there is no such CLIP model. Other weights may be missing.
     """
     if all(METRICS[name].needs is None for name in metrics):
         return None
@@ -60,13 +60,13 @@ def find_scales(metrics: Sequence[str], clip: str | None) -> Scales | None:
 
 
 def weigh(done: Done, judges: Judges, scales: Scales, *, keeps: bool) -> Done:
-    """A series with the numbers of `weigh_object`, of objects at their ends, and of `weigh_group`.
+    """Add the metrics of `weigh_object` for finished objects, and those of `weigh_group`, to a series.
 
     Args:
-        done: what there is of the series.
-        judges: whose truths are known.
+        done: the available results of the series.
+        judges: the judges, with the known truths.
         scales: from `find_scales`.
-        keeps: whether records are written, not to do it again.
+        keeps: whether to cache the results.
     """
     series = done.series
     key = hashlib.sha256(json.dumps(scales.told, sort_keys=True).encode()).hexdigest()[:8]

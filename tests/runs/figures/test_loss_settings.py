@@ -38,7 +38,7 @@ def test_flags_take_the_place_of_settings(tmp_path):
         ("a red duck\na red dragon", r"prompts.txt, line 2: .*dragon"),
         ("a red mushroom with a blue stem", r"line 1: .*second color"),
         ("a red duck\na red duck", r"line 2: 'a red duck' is there twice"),
-        ("a red duck\tviews=2", r"line 1: there is a setting behind the prompt"),
+        ("a red duck\tviews=2", r"line 1: there is a setting after the prompt"),
         ("", r"prompts.txt is empty"),
     ],
 )
