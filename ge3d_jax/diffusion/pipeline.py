@@ -110,7 +110,7 @@ def make_model(
         raise UserError(
             f"The VAE's latent_channels {vae_config.latent_channels} differ from the UNet's in_channels "
             f"{unet_config.in_channels} or out_channels {unet_config.out_channels}; "
-            f"take a text-to-image model."
+            f"use a text-to-image model."
         )
     # Ids of added tokens need not be consecutive.
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)

@@ -93,8 +93,8 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     kind = config.get("_class_name")
     if isinstance(kind, str) and "FlowMatch" in kind:
         raise UserError(
-            f"The scheduler is {kind}, of models like Stable Diffusion 3 and FLUX; use a Stable Diffusion "
-            "1.x or 2.x model."
+            f"The scheduler is {kind}, which belongs to models like Stable Diffusion 3 and FLUX; use a "
+            "Stable Diffusion 1.x or 2.x model."
         )
     settings = read_settings("scheduler", config, used=SCHEDULER, ignored=None)
     prediction_type = settings.get("prediction_type", "epsilon")
@@ -112,12 +112,12 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         if prediction_type != "v_prediction":
             raise UserError(
                 f"scheduler config: rescale_betas_zero_snr = True is not supported with the prediction_type "
-                f"{prediction_type}: with nothing left of a picture, noise does not tell it; it must be v."
+                f"{prediction_type}: at zero SNR, the noise says nothing about the image; it must be v."
             )
         alphas = _without_signal_at_the_end(alphas)
     elif alphas[-1] < _LEAST_ALPHA:
         raise UserError(
-            f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of a picture after "
+            f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of an image after "
             f"{len(betas)} steps, which is too little to compute with; use the settings of a published model."
         )
     # A single call site for all callers: Python shows a warning once per location.
@@ -126,7 +126,7 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
             warnings.warn(f"The scheduler's setting {name} is not applied.", stacklevel=1)
     if isinstance(kind, str) and kind.startswith(_FEW_STEPS):
         warnings.warn(
-            f"The model is made for {kind}, with few steps and little guidance, but is sampled by DDIM here.",
+            f"The model is made for {kind}, with few steps and little guidance, but we sample it with DDIM.",
             stacklevel=1,
         )
     return NoiseSchedule(

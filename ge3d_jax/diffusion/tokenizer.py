@@ -175,8 +175,8 @@ def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) ->
         weighted = _WEIGHTS.search(prompt)
         if weighted:
             warnings.warn(
-                f"The prompt has {weighted[0][:80]!r}, which other programs take for a weight or a file; "
-                "here it is read as any text.",
+                f"The prompt has {weighted[0][:80]!r}, which other programs treat as a weight or a file; "
+                "here it is treated as ordinary text.",
                 stacklevel=2,
             )
     # verbose=False: transformers would warn about indexing errors, which truncation prevents.
@@ -185,7 +185,7 @@ def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) ->
         if len(row) > length:
             lost = tokenizer.decode(row[length - 1 : -1])
             warnings.warn(
-                f"A prompt is longer than the {length} tokens that the model reads, which will not see the "
+                f"A prompt is longer than the {length} tokens that the model reads, so it will not see the "
                 f"end {lost!r}; shorten the prompt.",
                 stacklevel=2,
             )

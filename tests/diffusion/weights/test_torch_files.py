@@ -78,9 +78,9 @@ def test_names_and_versions_of_an_ordered_dictionary(tmp_path):
         (archives.mapping({"w": archives.tensor("0", "float32", 5, (5,))}), "missing or too short"),
         (archives.mapping({"w": archives.tensor("1", "float32", 4, (4,))}), "missing or too short"),
         (b"0", "POP"),
-        (b"a", "takes what is not there"),
-        (b"u", "takes what is not there"),
-        (b"h\x05", "takes what is not there"),
+        (b"a", "reads what is not there"),
+        (b"u", "reads what is not there"),
+        (b"h\x05", "reads what is not there"),
     ],
 )
 def test_whatever_is_not_a_tensor_is_refused_by_name_and_not_run(tmp_path, monkeypatch, content, named):
