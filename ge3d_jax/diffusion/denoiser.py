@@ -24,8 +24,7 @@ from ge3d_jax.diffusion.schedule import NoiseSchedule
 # Keeps the projection finite where the text makes no difference.
 _SMALLEST_SQUARED_NORM = 1e-6
 
-# (model, x (B, h, w, C), t () or (B,), text (B, L, D)) → ε (B, h, w, C); also takes `adapter` if there is
-# one.
+# (model, x (B, h, w, C), t () or (B,), text (B, L, D)) → ε (B, h, w, C); takes `adapter`, too, if any.
 Predict = Callable[..., jax.Array]
 # (model, x, t, text, control) → ε and attention maps of the words: see `pipeline.predict_controlled`.
 PredictControlled = Callable[..., tuple[jax.Array, jax.Array]]

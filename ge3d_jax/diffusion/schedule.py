@@ -74,8 +74,7 @@ def _without_signal_at_the_end(alphas: np.ndarray) -> np.ndarray:
 def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """Build the noise schedule described by diffusers' `scheduler_config.json`.
 
-    Missing keys take diffusers' DDIM defaults: 1000 steps, linear betas from 0.0001 to 0.02, and
-    ε-prediction.
+    Missing keys take diffusers' DDIM defaults: 1000 steps, linear betas from 0.0001 to 0.02, ε-prediction.
 
     Args:
         config: the file's contents.
@@ -84,8 +83,7 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         The schedule.
 
     Raises:
-        UserError: a setting is unknown, has the wrong type, or is out of bounds, or settings contradict each
-            other.
+        UserError: a setting is unknown, of the wrong type, or out of bounds, or settings are contradictory.
 
     Warns:
         UserWarning: a setting that would change the images is not applied.

@@ -90,8 +90,7 @@ def edit_times(schedule_steps: int, steps: int, first_time: int) -> np.ndarray:
     """Return the times of N steps followed by a final 0, (N + 1,) int32, decreasing.
 
     The times are T // N apart, and the smallest is `first_time`: 1 in the published model files, 0 in the
-    schedulers of the original editing code, whose last denoising step and first inversion step are therefore
-    no-ops.
+    schedulers of the original editing code, where the last step down and the first step up do nothing.
 
     Raises:
         UserError: there are more steps than times.

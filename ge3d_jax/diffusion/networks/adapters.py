@@ -9,8 +9,7 @@ A projection W of attention becomes x ↦ W·x + (x @ down) @ up, without a scal
 `weights/lora.py`.
 
 Symbols: B batch; E width of the time embedding; r rank. Everything here is float32, whatever the network
-computes in. Cameras are camera-to-world matrices (4, 4), flattened row by row, in the caller's units and
-axes.
+computes in. Cameras are camera-to-world matrices (4, 4), in row-major order, in the caller's units and axes.
 """
 
 from collections.abc import Mapping

@@ -200,8 +200,7 @@ def read_settings(
 
     Args:
         model: name of the model, for messages.
-        config: contents of a `config.json`. Keys that start with "_" are metadata of the program that wrote
-            it.
+        config: contents of a `config.json`. Keys that start with "_" are metadata of its writer.
         used: kinds of the keys to return if they are present and not None.
         fixed: the supported values by key.
         ignored: keys that do not affect inference. Other unknown keys are accepted only if they are off

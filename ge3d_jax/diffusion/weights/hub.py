@@ -170,8 +170,7 @@ def check_on_hub(model_id: str) -> None:
     """Check that the hub or the cache has a model of a supported kind, by fetching one small file.
 
     Raises:
-        UserError: the model does not exist, is gated, or is of an unsupported kind, or the hub cannot be
-            reached.
+        UserError: the model does not exist, is gated or of an unsupported kind, or the hub is unreachable.
     """
     index = _find(model_id)[1]
     check_index(read_json(index), model_id)

@@ -61,8 +61,7 @@ _OTHER_MODELS = {
 }
 # Learned words that some trainers put into a LoRA file.
 _BUNDLED = "bundle_emb."
-# Matching a pattern from a file must not take forever: this many repetitions per alternative, none of a
-# group.
+# Matching a file's pattern must not take forever: this many repetitions per alternative, none of a group.
 _MOST_REPETITIONS = 2
 _LONGEST_PATTERN = 2000
 _LARGEST_ALPHA = 1e9
@@ -351,8 +350,7 @@ def lora_edits(
         For each network, the edits of each tensor, to be applied in order.
 
     Raises:
-        UserError: a file cannot be read or was not made for this kind of model; the message names the
-            mismatch.
+        UserError: a file cannot be read or does not fit this kind of model; the message names the mismatch.
     """
     aliases = _aliases(targets)
     edits: dict[str, dict[str, list[Edit]]] = {"unet": {}, "text_encoder": {}}

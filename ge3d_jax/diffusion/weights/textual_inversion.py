@@ -24,8 +24,7 @@ _WEB_UI_NAMES = ("emb_params", "string_to_param.*", "clip_l")
 # Tensors for the other text encoders of newer models.
 _OTHER_MODELS = {"clip_g": "SDXL", "t5xxl": "Stable Diffusion 3 or FLUX"}
 _LONGEST_WORD = 200
-# The tokens are characters from Unicode's private use area: prompts do not contain them, and they have no
-# case.
+# The tokens are characters from Unicode's private use area, which prompts do not contain and have no case.
 _FIRST_TOKEN = 0xE000
 _LAST_TOKEN = 0xF8FF
 
