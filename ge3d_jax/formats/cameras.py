@@ -153,7 +153,7 @@ def say_if_scaled(file: Path, poses: Sequence[Pose]) -> None:
     scaled = sum(pose.was_scaled for pose in poses)
     if scaled:
         warnings.warn(
-            f"{file}: the matrices of {scaled} of {len(poses)} cameras have a scale, which was taken out.",
+            f"{file}: the matrices of {scaled} of {len(poses)} cameras have a scale, which was removed.",
             stacklevel=3,
         )
 

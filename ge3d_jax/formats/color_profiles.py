@@ -42,7 +42,7 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
     assert converted is not None
     if alpha is not None:
         converted.putalpha(alpha)
-    return converted, [f"turned from its color profile, {name!r}, to sRGB"]
+    return converted, [f"converted from its color profile, {name!r}, to sRGB"]
 
 
 def _colors(image: Image.Image, space: str) -> Image.Image:

@@ -98,7 +98,7 @@ def read_picture(
         with Image.open(path) as opened:
             _check_size(path, *opened.size)
             if getattr(opened, "is_animated", False) and opened.format != _SEVERAL_OF_ONE:
-                said.append("cut to the first of its frames")
+                said.append("reduced to its first frame")
             noted = _orientation(opened)
             # The TIFF reader rotates by itself.
             opened.load()
@@ -112,7 +112,7 @@ def read_picture(
             if turn in _TURNS:
                 image = image.transpose(_TURNS[turn])
             if noted in _TURNS:
-                said.append("turned upright as its EXIF orientation says")
+                said.append("rotated upright according to its EXIF orientation")
             return np.asarray(image), said
     except UserError:
         raise
