@@ -40,7 +40,7 @@ class DDPM(Method):
         super().__post_init__()
         if self.first_time < 1:
             raise UserError(
-                f"The setting first_time is {self.first_time}, where nothing is drawn; give at least 1."
+                f"The setting first_time is {self.first_time}, where no noise is drawn; give at least 1."
             )
         if not 0 <= self.skip < 1 or self.made < 1:
             raise UserError(

@@ -42,8 +42,8 @@ class EDICT(Method):
         super().__post_init__()
         if not 0.5 < self.mixing <= 1:
             raise UserError(
-                f"The setting mixing is {self.mixing}; give a number above 0.5, up to 1, for the chains to "
-                "be undone."
+                f"The setting mixing is {self.mixing}; give a number above 0.5, up to 1, so that "
+                "inversion can undo the mixing."
             )
         if not 0 < self.strength <= 1 or self.made < 1:
             raise UserError(

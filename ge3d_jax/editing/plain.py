@@ -48,8 +48,8 @@ def read_words(text: str, edit: WordEdit) -> WordEdit:
         factor, first, last = found["factor"], found["first"], found["last"]
         if factor is None and first is None and last is None:
             raise UserError(
-                f"words={item!r} does not say what to do with it; write a factor or shares of the steps, as "
-                '"blue x2" or "stem until 0.6".'
+                f"words={item!r} does not say what to do with these words; add a factor or shares of the "
+                'steps, e.g. "blue x2" or "stem until 0.6".'
             )
         if factor is not None:
             factors[found["words"]] = float(factor)
@@ -73,7 +73,5 @@ def read_blend(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         else:
             may.append(item)
     if not may:
-        raise UserError(
-            f"blend={text!r} does not say where the picture may change; name words for that, too."
-        )
+        raise UserError(f"blend={text!r} does not say where the picture may change; add words for that.")
     return tuple(may), tuple(must_not)

@@ -87,8 +87,8 @@ def replacement(tokenizer: CLIPTokenizer, source: str, target: str, length: int)
     before, after = _word_positions(tokenizer, source), _word_positions(tokenizer, target)
     if len(before) != len(after):
         raise UserError(
-            f"The prompt {source!r} has {len(before)} words and {target!r} has {len(after)}, which cannot "
-            "replace each other one by one; use the form that refines instead, or write as many words."
+            f"The prompt {source!r} has {len(before)} words and {target!r} has {len(after)}, so they cannot "
+            "be replaced one by one; use the form refine instead, or write equally many words."
         )
     mapping = np.zeros((length, length), np.float32)
     row = column = 0
@@ -212,7 +212,7 @@ def _found_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, length: int
 def _rows(span: Span, count: int) -> slice:
     first, last = span if isinstance(span, tuple) else (0.0, span)
     if not (math.isfinite(first) and math.isfinite(last) and 0 <= first <= last <= 1):
-        raise UserError(f"The share of the steps {span} does not lie within 0 and 1; give one that does.")
+        raise UserError(f"The share of the steps {span} is not between 0 and 1; give one that is.")
     return slice(int(first * count), int(last * count))
 
 

@@ -147,7 +147,7 @@ def parse_up(text: str) -> Quaternion:
     source, _, target = text.strip().lower().partition(":")
     if source not in _TO_Z or (target or "z") not in _TO_Z:
         raise UserError(
-            f"The up direction is {text!r}; give the one of the file, e.g. -y, which becomes z, or both, "
+            f"The up direction is {text!r}; give the file's, e.g. -y, which becomes z, or both, "
             f"e.g. z:-y, each one of {', '.join(_TO_Z)}."
         )
     back = np.array(inverse(_TO_Z[target or "z"]))

@@ -187,7 +187,7 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
     if not found:
         raise UserError(
             f"{path} holds no splats: none of its meshes has the extension {_EXTENSION} "
-            "(a mesh for surfaces, perhaps); give a splat file."
+            "(perhaps it is an ordinary mesh); give a splat file."
         )
     bands = max(part.sh.shape[1] for part in found)
     for number, part in enumerate(found):
@@ -234,7 +234,7 @@ def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
 def _shown(
     path: Path, content: JsonReader, accessors: list[JsonReader], length: int
 ) -> Iterator[tuple[JsonReader, np.ndarray]]:
-    """Return the splat primitives that the scene shows, each with the matrix (4, 4) that transforms it."""
+    """Yield the splat primitives that the scene shows, each with the matrix (4, 4) that transforms it."""
     nodes, meshes = content.objects("nodes"), content.objects("meshes")
     scenes = content.objects("scenes")
     first: list[int] = list(range(len(nodes)))

@@ -15,7 +15,7 @@ from ge3d_jax.formats.splat_arrays import open_splat_file
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 # Formats with y up and the front at +z, by specification or by convention.
 _Y_UP = (".glb", ".obj")
-# Room for a file of 10 million triangles, and for the triangles that instances may expand to.
+# Limits on a file, which is enough for 10 million triangles, and on the triangles after expanding instances.
 MOST_BYTES = 2**30
 MOST_FACES = 20_000_000
 _GRAY = 0.5

@@ -20,8 +20,8 @@ from ge3d_jax.formats.color_profiles import in_srgb
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
 # Pixels are kept in four bytes each; this is far more than any view for a model or a fit.
 _MOST_PIXELS = 10**8
-# A few bytes may claim many pixels: beyond 4096 × 4096, we require one byte per so many pixels (flat images
-# need few).
+# A few bytes may claim many pixels: beyond 4096 × 4096, each byte may stand for at most so many, as in flat
+# images.
 _ALWAYS_ALLOWED = 2**24
 _MOST_PIXELS_PER_BYTE = 2**12
 _ORIENTATION = 0x0112
@@ -67,7 +67,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or (image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF)):
         raise UserError(
-            f"{path} holds 32-bit numbers, whose black and white are not known; save it with 8 or 16 bits."
+            f"{path} holds 32-bit numbers without known black and white levels; save it with 8 or 16 bits."
         )
     grey = np.round(values / _STEPS_16).astype(np.uint8)
     clear = image.info.get("transparency")

@@ -182,8 +182,8 @@ def _as_text(path: Path, file: BinaryIO, length: int) -> tuple[BinaryIO, int]:
         data = file.read(length).decode("utf-16").encode()
     except UnicodeError as error:
         raise UserError(
-            f"{path} is not a .ply file: it does not start with 'ply' but with the mark of text in UTF-16, "
-            "which it is not; get the file again."
+            f"{path} is not a .ply file: it starts with the byte order mark of UTF-16 instead of 'ply', "
+            "but is not UTF-16 text; get the file again."
         ) from error
     return io.BytesIO(data), len(data)
 

@@ -136,14 +136,14 @@ def find_columns(path: Path, element: Element) -> Columns:
         if name not in own:
             raise UserError(
                 f"{path} has no property {name!r}, so it is not a splat file "
-                "(a mesh or point cloud, perhaps); export it as 3DGS .ply."
+                "(perhaps it is a mesh or point cloud); export it as 3DGS .ply."
             )
     for name, kind in element.types.items():
         if kind is None:
             wrong = "not a number" if name in {own[key] for key in wanted} else "which splats do not have"
             raise UserError(f"{path}: property {name!r} is a list, {wrong}; export it again.")
     if len(some_scales) < len(SCALE):
-        meaning = "its splats are flat, as those of 2DGS" if len(some_scales) == 2 else "its splats are balls"
+        meaning = "its splats are flat, as in 2DGS" if len(some_scales) == 2 else "its splats are balls"
         warnings.warn(f"{path} has {len(some_scales)} of 3 scales: {meaning}.", stacklevel=2)
     kind = element.types[own[colors[0]]]
     assert kind is not None  # checked above: no lists

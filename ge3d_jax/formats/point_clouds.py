@@ -74,7 +74,7 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
 def _check_count(path: Path, count: int) -> None:
     if not 0 < count <= MOST_POINTS:
         raise UserError(
-            f"{path} holds {count} points; give a cloud of 1 to {MOST_POINTS}, thinned out if it is larger."
+            f"{path} holds {count} points; give a cloud of 1 to {MOST_POINTS}, thinning it if it is larger."
         )
 
 
@@ -112,7 +112,7 @@ def _read_xyz(path: Path) -> PointCloud:
         ) from error
     _check_count(path, len(table))
     if table.shape[1] < 3:
-        raise UserError(f"{path} has {table.shape[1]} numbers a line; give lines of x y z red green blue.")
+        raise UserError(f"{path} has {table.shape[1]} numbers per line; give lines of x y z red green blue.")
     with np.errstate(over="ignore"):
         values = table.astype(np.float32)
     return PointCloud(values[:, :3], fractions(values[:, 3:6], 1.0) if values.shape[1] >= 6 else None)

@@ -302,7 +302,7 @@ def _read_frame(
     if mask_name is None:
         return _downscaled(path, picture, None, downscale), notes
     if not isinstance(mask_name, str) or not mask_name:
-        raise UserError(f"{place}: mask_path is not a path; give that of a picture, or remove it.")
+        raise UserError(f"{place}: mask_path is not a path; give the path of an image, or remove it.")
     mask_path, mask = read(mask_name)
     if mask.shape != picture.shape:
         raise UserError(f"{mask_path} has a different size than its image {path}; make them equal.")

@@ -39,7 +39,7 @@ class CLIPVisionConfig:
         for name, other in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
             if getattr(self, name) % getattr(self, other):
                 raise UserError(
-                    f"picture encoder config: {name} {getattr(self, name)} must be a multiple of {other} "
+                    f"image encoder config: {name} {getattr(self, name)} must be a multiple of {other} "
                     f"{getattr(self, other)}."
                 )
 

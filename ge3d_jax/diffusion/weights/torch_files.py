@@ -88,7 +88,7 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> TorchTensor:
     storage, offset, shape, strides = arguments[:4]
     lengths_fit = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     if not lengths_fit or len(shape) > _MOST_AXES or not all(map(_is_count, (offset, *shape, *strides))):
-        raise _Damaged("a tensor in it has no proper shape")
+        raise _Damaged("a tensor in it has no valid shape")
     if 0 not in shape:
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if last >= storage.count:
@@ -250,10 +250,10 @@ class TorchFile:
         size = file.stat().st_size
         for info in self._members.values():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise _Damaged(f"its member {shown(info.filename)} is compressed, as PyTorch's are not")
+                raise _Damaged(f"its member {shown(info.filename)} is compressed, which PyTorch's never are")
         pickles = [name for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise _Damaged("it has no data.pkl, as PyTorch's files have")
+            raise _Damaged("it has no data.pkl, which every PyTorch file has")
         self._folder = pickles[0].partition("/")[0]
         order = f"{self._folder}/byteorder"
         if order in self._members and self._archive.read(order).strip() != b"little":
