@@ -88,6 +88,9 @@ def sh_matrix(turn: Quaternion, degree: int) -> np.ndarray:
     Args:
         turn: unit quaternion wxyz.
         degree: highest degree of the color, 0 to 3.
+
+    Returns:
+        (K, K) float64, K = (degree + 1)².
     """
     directions = np.random.default_rng(0).normal(size=(256, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -71,7 +71,7 @@ def compact(surface: Surface, keep: np.ndarray) -> Surface:
 
 
 def clean(surface: Surface) -> Surface:
-    """Remove specks and the walls of cavities, which nobody sees."""
+    """Remove specks and the walls of cavities, which are never visible."""
     count, (first, second, third) = len(surface.vertices), surface.triangles.T
     edges = coo_array(
         (np.ones(2 * len(first)), (np.concatenate([first, second]), np.concatenate([second, third]))),
