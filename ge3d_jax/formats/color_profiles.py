@@ -46,7 +46,7 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
 
 
 def _colors(image: Image.Image, space: str) -> Image.Image:
-    """Return the colors without alpha, in a mode that profiles support; gray images may have an RGB profile."""
+    """Return the colors without alpha, in a mode that profiles support; gray may have an RGB profile, too."""
     if image.mode in ("1", "L", "LA", "La"):
         return image.convert("RGB" if space == "RGB" else "L")
     return image if image.mode in ("RGB", "CMYK", "LAB") else image.convert("RGB")
