@@ -1,1 +1,1 @@
-"""Stable Diffusion as pure functions: UNet, VAE, text encoder, DDIM, checkpoints."""
+"""Stable Diffusion as pure functions: UNet, VAE, text encoder, DDIM, and checkpoints."""

@@ -1,10 +1,10 @@
-"""The one place that asks the network: plain, guided and Perp-Neg predictions, some views at a time.
+"""The single entry point to the network: plain, guided, and Perp-Neg predictions, a few views at a time.
 
-A loss says which texts it wants predictions for; how they are batched, how many views go through the network
-at a time, and what Perp-Neg adds are decided here. A test passes a `predict` of its own.
+A loss names the texts that it wants predictions for. This module decides how they are batched, how many views
+go through the network at a time, and what Perp-Neg adds. Tests can pass their own `predict`.
 
-Symbols: ε_∅, prediction for the unconditional text; ε_y, for the prompt; ε_{y_j}, for a view to stay away
-from, with weight w_j; Δ = ε_y − ε_∅; s, the guidance scale. Equations 15 and 17 of arXiv 2412.05929.
+Symbols: ε_∅, prediction for the unconditional text; ε_y, for the prompt; ε_{y_j}, for a view to avoid, with
+weight w_j; Δ = ε_y − ε_∅; s, the guidance scale. Equations 15 and 17 of arXiv 2412.05929.
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ from ge3d_jax.diffusion.networks.attention_control import AttentionControl
 from ge3d_jax.diffusion.pipeline import predict_controlled, predict_epsilon
 from ge3d_jax.diffusion.schedule import NoiseSchedule
 
-# Keeps the projection finite where the text changes nothing.
+# Keeps the projection finite where the text makes no difference.
 _SMALLEST_SQUARED_NORM = 1e-6
 
-# (model, x (B, h, w, C), t () or (B,), text (B, L, D)) → ε (B, h, w, C); takes `adapter` where there is one.
+# (model, x (B, h, w, C), t () or (B,), text (B, L, D)) → ε (B, h, w, C); takes `adapter`, too, if any.
 Predict = Callable[..., jax.Array]
-# (model, x, t, text, control) → ε, and maps of the words: see `pipeline.predict_controlled`.
+# (model, x, t, text, control) → ε and attention maps of the words: see `pipeline.predict_controlled`.
 PredictControlled = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @struct.dataclass
 class ViewTexts:
-    """What the text says about each of B views, as embeddings of L tokens and D channels.
+    """The text embeddings for each of B views, with L tokens and D channels.
 
     Attributes:
         positive: (B, L, D), the prompt as seen from each view.
-        avoided: (B, J, L, D), the views to stay away from: two with Perp-Neg, none without.
-        weights: (B, J), how strongly, at most 0.
+        avoided: (B, J, L, D), the views to avoid: two with Perp-Neg, none without.
+        weights: (B, J), how strongly to avoid them, at most 0.
         negative: (L, D), the negative prompt.
         empty: (L, D), the empty prompt.
         plain: (L, D), the prompt without words for a view.
-        source: what the views show before they are edited, where that is told.
+        source: texts for what the views show before they are edited, if given.
     """
 
     positive: jax.Array
@@ -61,7 +61,7 @@ def classifier_free_epsilon(
 
 
 def perpendicular_part(difference: jax.Array, direction: jax.Array) -> jax.Array:
-    """`difference` (B, ...) less its component along `direction` (B, ...), sample by sample."""
+    """Remove from `difference` (B, ...) its component along `direction` (B, ...), sample by sample."""
     axes = tuple(range(1, direction.ndim))
     along = jnp.sum(difference * direction, axis=axes, keepdims=True)
     squared_norm = jnp.sum(direction**2, axis=axes, keepdims=True)
@@ -69,7 +69,7 @@ def perpendicular_part(difference: jax.Array, direction: jax.Array) -> jax.Array
 
 
 def perpendicular_sum(differences: jax.Array, weights: jax.Array, direction: jax.Array) -> jax.Array:
-    """Σ_j w_j·Δ_j^⊥: what Perp-Neg adds to the direction of the text (equation 17).
+    """Σ_j w_j·Δ_j^⊥: the term that Perp-Neg adds to the text direction (equation 17).
 
     Args:
         differences: (B, J, ...), Δ_j = ε_{y_j} − ε_∅.
@@ -90,14 +90,14 @@ def perpendicular_sum(differences: jax.Array, weights: jax.Array, direction: jax
 
 @struct.dataclass
 class Branches:
-    """The predictions that guidance combines, all (B, h, w, C) unless said otherwise.
+    """The predictions that guidance combines, all (B, h, w, C) unless noted.
 
     Attributes:
         unconditional: ε_∅, for the text that guidance leads away from.
         positive: ε_y, for the prompt.
         avoided: (B, J, h, w, C), ε_{y_j}; J is 0 without Perp-Neg.
         weights: (B, J), w_j.
-        others: predictions for the further texts that were asked for.
+        others: predictions for any further texts requested.
     """
 
     unconditional: jax.Array
@@ -108,7 +108,7 @@ class Branches:
 
     @property
     def has_perp_neg(self) -> bool:
-        """Whether there are views to stay away from."""
+        """Whether there are views to avoid."""
         return self.weights.shape[1] > 0
 
     @property
@@ -128,20 +128,21 @@ class Branches:
         return self.unconditional + scale * (self.direction + self.away)
 
     def guided_from_text(self, scale: float | jax.Array) -> jax.Array:
-        """ε_y + s·(ε_y − ε_∅), guidance as threestudio counts it; with Perp-Neg it counts as `guided`."""
+        """ε_y + s·(ε_y − ε_∅): guidance in threestudio's convention; with Perp-Neg, the same as `guided`."""
         return self.guided(scale if self.has_perp_neg else scale + 1.0)
 
 
 @struct.dataclass
 class Denoiser:
-    """A diffusion model that answers for all views of a device.
+    """A diffusion model, with how to run it on all views of a device.
 
     Attributes:
-        model: parameters and modules, handed to `predict`.
+        model: parameters and modules, passed to `predict`.
         schedule: the noise schedule.
-        views_at_a_time: how many views go through the network at a time; divides their number (static).
-        predict: asks the network (static).
-        predict_controlled: asks it with control of its attention (static).
+        views_at_a_time: how many views go through the network at a time; must divide the number of views
+            (static).
+        predict: runs the network (static).
+        predict_controlled: runs the network with attention control (static).
     """
 
     model: Any
@@ -153,16 +154,16 @@ class Denoiser:
     def predict_for(
         self, x: jax.Array, t: jax.Array | int, *texts: jax.Array, adapter: Adapter | None = None
     ) -> tuple[jax.Array, ...]:
-        """One prediction for each text, all texts of a view in one batch.
+        """Predict the noise once for each text, with all texts of a view in one batch.
 
         Args:
             x: (B, h, w, C), noisy latents.
             t: () or (B,), their times.
             texts: (L, D) for all views, or (B, L, D).
-            adapter: what changes the network, None for the network as it is.
+            adapter: modifies the network; None for the network as it is.
 
         Returns:
-            as many ε (B, h, w, C) as texts.
+            One ε (B, h, w, C) per text.
         """
         views, count = x.shape[0], len(texts)
         t = jnp.asarray(t)
@@ -189,15 +190,15 @@ class Denoiser:
             lambda array: array.reshape(-1, self.views_at_a_time, *array.shape[1:]),
             (x, jnp.broadcast_to(t, (views,)), each, offset),
         )
-        # Where an adapter learns, a loop that did not compute again would keep what all its views computed;
-        # without a gradient this changes nothing.
+        # With a trainable adapter, a loop without recomputation would keep the activations of all its views;
+        # without a gradient, this changes nothing.
         answers = jax.lax.map(jax.checkpoint(lambda part: ask(*part), prevent_cse=False), parts)
         return tuple(answer.reshape(x.shape) for answer in answers)
 
     def controlled_for(
         self, x: jax.Array, t: jax.Array | int, *texts: jax.Array, control: AttentionControl
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """One prediction for each text, with control of attention for the last; all in one batch.
+        """Predict the noise once for each text, with attention control for the last text; all in one batch.
 
         Args:
             x: (2P, h, w, C), noisy latents of P sources, then of their P targets.
@@ -206,7 +207,7 @@ class Denoiser:
             control: what the targets take from their sources.
 
         Returns:
-            as many ε (2P, h, w, C) as texts, and maps of the words: see `pipeline.predict_controlled`.
+            One ε (2P, h, w, C) per text, and attention maps of the words: see `pipeline.predict_controlled`.
         """
         batch = jnp.concatenate([x] * len(texts))
         answers, maps = self.predict_controlled(self.model, batch, t, jnp.concatenate(texts), control)
@@ -215,12 +216,12 @@ class Denoiser:
     def branches(
         self, x: jax.Array, t: jax.Array | int, text: ViewTexts, unconditional: jax.Array, *others: jax.Array
     ) -> Branches:
-        """Everything that a guided prediction is made of, in one batch.
+        """Compute all predictions that guidance combines, in one batch.
 
         Args:
             x: (B, h, w, C), noisy latents.
             t: () or (B,), their times.
-            text: what the prompt says about each view.
+            text: the texts for each view.
             unconditional: (L, D), the text that guidance leads away from.
             others: further texts, (L, D) or (B, L, D).
         """

@@ -1,7 +1,7 @@
-"""Stable Diffusion as one pytree, and the few functions that everything else needs of it.
+"""Stable Diffusion as one pytree, with the few functions that the rest of the library needs.
 
 Symbols: B batch; H, W image size; h, w latent size; L tokens; D text channels. Latents are scaled: what the
-UNet sees, the VAE's own times `scaling_factor`. Images are float32 in [0, 1].
+UNet sees, i.e. the VAE's own latents times `scaling_factor`. Images are float32 in [0, 1].
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from ge3d_jax.diffusion.schedule import (
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
 from ge3d_jax.diffusion.weights.config_files import SCHEDULER, read_settings
 
-# The settings that `noise_schedule_from_config` computes with.
+# The settings that determine the result of `noise_schedule_from_config`.
 _SCHEDULE_SETTINGS = (
     "beta_end",
     "beta_schedule",
@@ -46,9 +46,9 @@ _SCHEDULE_SETTINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """A tokenizer that is equal to any other: compiled functions never see words.
+    """A tokenizer that compares equal to any other, since compiled functions never see words.
 
-    So what is compiled for a model serves it when it is loaded again, with another tokenizer object.
+    A function compiled for a model is therefore reused when the model is loaded again with a new tokenizer.
     """
 
     tokenizer: CLIPTokenizer = dataclasses.field(compare=False)
@@ -56,15 +56,15 @@ class Words:
 
 @struct.dataclass
 class StableDiffusion:
-    """A text-to-image latent diffusion model: parameters, schedule, and the modules that give them meaning.
+    """A text-to-image latent diffusion model: parameters, the schedule, and the modules that use them.
 
     Attributes:
-        unet_params, vae_params, text_params: what stands under "params" in the modules' variables.
+        unet_params, vae_params, text_params: the "params" collections of the modules' variables.
         schedule: the noise schedule.
         unet, vae, text_encoder: linen modules (static).
-        scaling_factor: VAE latents × this = the latents here (static).
-        words: holds the tokenizer (static).
-        scheduler_config: the schedule's settings as (key, value) pairs under diffusers' names (static).
+        scaling_factor: VAE latents × this = latents here (static).
+        words: wraps the tokenizer (static).
+        scheduler_config: the schedule's settings as (key, value) pairs, with diffusers' names (static).
     """
 
     unet_params: Any
@@ -80,7 +80,7 @@ class StableDiffusion:
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        """What turns prompts into ids."""
+        """The tokenizer, which turns prompts into token ids."""
         return self.words.tokenizer
 
 
@@ -96,10 +96,10 @@ def make_model(
     scheduler_config: Mapping[str, Any],
     dtype: DTypeLike = jnp.float32,
 ) -> StableDiffusion:
-    """Put a model together from its parts; the networks compute in `dtype`, parameters stay as they are.
+    """Assemble a model from its parts; the networks compute in `dtype`, and parameters keep their dtype.
 
     Raises:
-        UserError: parts that do not fit together, or a schedule that is not supported.
+        UserError: the parts do not fit together, or the schedule is not supported.
     """
     if text_config.hidden_size != unet_config.cross_attention_dim:
         raise UserError(
@@ -110,9 +110,9 @@ def make_model(
         raise UserError(
             f"The VAE's latent_channels {vae_config.latent_channels} differ from the UNet's in_channels "
             f"{unet_config.in_channels} or out_channels {unet_config.out_channels}; "
-            f"take a text-to-image model."
+            f"use a text-to-image model."
         )
-    # An added token may have any id.
+    # Ids of added tokens need not be consecutive.
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
     if tokens > text_config.vocab_size:
         raise UserError(
@@ -135,7 +135,7 @@ def make_model(
 
 
 def with_attention_chunk(model: StableDiffusion, chunk: int) -> StableDiffusion:
-    """The same model with so many queries at a time in attention, where there is no flash attention."""
+    """Copy a model, limiting attention to `chunk` queries at a time where there is no flash attention."""
     return dataclasses.replace(
         model,
         unet=model.unet.clone(attention_chunk=chunk),
@@ -151,8 +151,8 @@ def _apply(
     method: str | None = None,
     mutable: str | bool = False,
 ) -> Any:
-    # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) unless told otherwise. Who asks
-    # for float32 there wants its digits; who wants speed takes bfloat16.
+    # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) by default. Users who choose
+    # float32 there want its precision; those who want speed choose bfloat16.
     exact = jax.default_matmul_precision("highest") if module.dtype == jnp.float32 else nullcontext()
     variables = {"params": parameters} if lora is None else {"params": parameters, "lora": lora}
     with exact:
@@ -160,26 +160,26 @@ def _apply(
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> np.ndarray:
-    """Token ids (B, L) int32 of `prompts`, padded or cut, with a warning, to the length the model knows."""
+    """Tokenize `prompts` to ids (B, L) int32, padded or (with a warning) truncated to the model's length."""
     length = min(model.tokenizer.model_max_length, model.text_encoder.config.max_position_embeddings)
     return prompt_ids(model.tokenizer, prompts, length)
 
 
 @jax.jit
 def encode_text_ids(model: StableDiffusion, ids: jax.Array) -> jax.Array:
-    """Text embeddings (B, L, D) of token ids (B, L)."""
+    """Encode token ids (B, L) to text embeddings (B, L, D)."""
     return _apply(model.text_encoder, model.text_params, ids)
 
 
 def encode_text(model: StableDiffusion, prompts: Sequence[str]) -> jax.Array:
-    """Text embeddings (B, L, D) of B prompts; the empty prompt is a prompt like any other."""
+    """Encode B prompts, any of which may be empty, to text embeddings (B, L, D)."""
     return encode_text_ids(model, tokenize(model, prompts))
 
 
 def unet_output(
     model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array, adapter: Adapter | None = None
 ) -> jax.Array:
-    """What the UNet itself says, ε or v (B, h, w, C); arguments as for `predict_epsilon`."""
+    """Return the UNet's raw output, ε or v (B, h, w, C); takes the same arguments as `predict_epsilon`."""
     if adapter is None:
         return _apply(model.unet, model.unet_params, x, t, text)
     return _apply(model.unet, model.unet_params, x, t, text, adapter.time_offset, lora=adapter.lora)
@@ -192,14 +192,14 @@ def predict_epsilon(
     text: jax.Array,
     adapter: Adapter | None = None,
 ) -> jax.Array:
-    """ε_φ(x_t, t, y): the noise the UNet sees in `x`, converted where the network predicts v.
+    """ε_φ(x_t, t, y): the noise that the UNet sees in `x`, converted to ε if the network predicts v.
 
     Args:
         model: the model.
         x: (B, h, w, C) noisy latents.
         t: () or (B,) times, 0..T−1.
         text: (B, L, D) text embeddings.
-        adapter: what is trained beside the frozen network; None is the network alone.
+        adapter: parameters trained alongside the frozen network; None for the network alone.
 
     Returns:
         (B, h, w, C).
@@ -216,15 +216,15 @@ def predict_controlled(
     text: jax.Array,
     control: AttentionControl,
 ) -> tuple[jax.Array, jax.Array]:
-    """ε_φ(x_t, t, y) of a batch that ends in P sources and their P targets, and where their words are.
+    """ε_φ(x_t, t, y) for a batch that ends in P sources and their P targets, with attention maps.
 
     Args:
         model, x, t, text: as for `predict_epsilon`.
         control: what the targets take from their sources.
 
     Returns:
-        ε (B, h, w, C), and attention to the text after the edit at the level `control.map_level`, averaged
-        over layers and heads, (2P, h/2^level, w/2^level, L), sources first.
+        ε (B, h, w, C), and the attention to the text after control, at the level `control.map_level` and
+        averaged over layers and heads, (2P, h/2^level, w/2^level, L), sources first.
     """
     chex.assert_rank([x, text], [4, 3])
     t = jnp.asarray(t)
@@ -237,13 +237,13 @@ def predict_controlled(
 
 
 def encode_posterior(model: StableDiffusion, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and log variance, (B, h, w, C) each, of the VAE's own latents of images (B, H, W, 3) in [0, 1]."""
+    """Mean and log variance, (B, h, w, C) each, of the VAE's latents for images (B, H, W, 3) in [0, 1]."""
     chex.assert_rank(images, 4)
     return _apply(model.vae, model.vae_params, 2.0 * images - 1.0, method="encode")
 
 
 def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Latents (B, h, w, C) of images (B, H, W, 3) in [0, 1]: posterior sample, or its mean without a key."""
+    """Encode images (B, H, W, 3) in [0, 1] to latents (B, h, w, C): a sample, or the mean without a key."""
     mean, log_variance = encode_posterior(model, images)
     noise = None if key is None else normal(key, mean.shape)
     return latents_from_posterior(model, mean, log_variance, noise)
@@ -252,14 +252,14 @@ def encode_images(model: StableDiffusion, images: jax.Array, key: jax.Array | No
 def latents_from_posterior(
     model: StableDiffusion, mean: jax.Array, log_variance: jax.Array, noise: jax.Array | None
 ) -> jax.Array:
-    """Latents (B, h, w, C) out of what `encode_posterior` gives: a sample, or the mean without noise."""
+    """Turn `encode_posterior`'s result into latents (B, h, w, C): a sample, or the mean without noise."""
     if noise is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * noise.astype(mean.dtype)
     return model.scaling_factor * mean
 
 
 def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
-    """Images (B, H, W, 3), clipped to [0, 1], of latents (B, h, w, C)."""
+    """Decode latents (B, h, w, C) to images (B, H, W, 3), clipped to [0, 1]."""
     chex.assert_rank(latents, 4)
     images = _apply(model.vae, model.vae_params, latents / model.scaling_factor, method="decode")
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)

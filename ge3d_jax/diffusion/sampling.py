@@ -1,4 +1,4 @@
-"""Pictures from texts: DDIM with classifier-free guidance from noise down to time 0."""
+"""Text-to-image sampling: DDIM with classifier-free guidance, from noise down to time 0."""
 
 from functools import partial
 
@@ -13,14 +13,14 @@ from ge3d_jax.diffusion.schedule import STEPS_OFFSET, ddim_step
 
 
 def sampling_times(schedule_steps: int, steps: int, spacing: str = "leading") -> np.ndarray:
-    """The times at which DDIM evaluates the network, and 0 where it ends: (steps + 1,), falling.
+    """Return the times at which DDIM evaluates the network, followed by 0: (steps + 1,), decreasing.
 
-    Spaced as diffusers' DDIMScheduler does with `timestep_spacing`: "leading", multiples of T // steps, plus
-    STEPS_OFFSET; "trailing", T / steps apart, down from T − 1; "linspace", evenly from T − 1 to 0. It ends at
-    ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
+    Spacing follows diffusers' DDIMScheduler with `timestep_spacing`: "leading", multiples of T // steps, plus
+    STEPS_OFFSET; "trailing", T / steps apart, down from T − 1; "linspace", evenly from T − 1 to 0. Sampling
+    ends at ᾱ_0 (`set_alpha_to_one` false), which is time 0 here.
 
     Raises:
-        UserError: more steps than the schedule has room for.
+        UserError: the schedule does not have room for that many steps.
     """
     ratio = schedule_steps // steps if steps > 0 else 0
     if spacing == "leading":
@@ -68,7 +68,7 @@ def sample(
     guidance_scale: float,
     latents: jax.Array | None = None,
 ) -> jax.Array:
-    """Text to latents by DDIM (η = 0) with classifier-free guidance, as diffusers' StableDiffusionPipeline.
+    """Sample latents for texts by DDIM (η = 0) with classifier-free guidance, like StableDiffusionPipeline.
 
     Args:
         model: the model.
@@ -83,7 +83,7 @@ def sample(
         (B, h, w, C) latents, for `decode_latents`.
 
     Raises:
-        UserError: too many steps, or no latents for a model that does not say its size.
+        UserError: there are too many steps, or no latents for a model whose config does not give their size.
     """
     if latents is None:
         config = model.unet.config

@@ -1,8 +1,8 @@
-"""The noise schedule, and one deterministic DDIM step between any two times.
+"""The noise schedule, and a deterministic DDIM step between any two times.
 
 Symbols: x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε, with ᾱ_t = `alphas_cumprod[t]` for the integer times t = 0 … T−1;
 v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0. Times are scalars or one per sample, (B,), and broadcast over the trailing axes.
-Times outside 0 … T−1 are an error of the caller: under jit they are clamped to the range, as in JAX gathers.
+Times outside 0 … T−1 are a caller error: under jit they are clamped to the range, as in JAX gathers.
 """
 
 import math
@@ -18,18 +18,18 @@ from flax import struct
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.weights.config_files import SCHEDULER, read_settings
 
-# `steps_offset` of the published schedulers: the last evaluation is at time 1, not 0.
+# `steps_offset` of the published schedulers: the last evaluation is at time 1 instead of 0.
 STEPS_OFFSET = 1
-# ᾱ at the end of a schedule of zero terminal SNR: 0 but for division by its root, as in diffusers.
+# ᾱ at the end of a zero-terminal-SNR schedule: 0, except that we divide by its root; same as in diffusers.
 _ALMOST_NOTHING = 2.0**-24
-# The smallest ᾱ of any other schedule; published ones end at 2e-9 and above.
+# The smallest ᾱ allowed in any other schedule; published ones end at 2e-9 and above.
 _LEAST_ALPHA = 1e-12
-# Settings of samplers that are ignored but would change a picture, and the values that would not.
+# Sampler settings that we do not apply although they would change an image, and the values that would not.
 _NOT_APPLIED = {"thresholding": False}
 # Samplers of distilled models.
 _FEW_STEPS = ("LCM", "TCD")
 
-# The cosine schedule would let ᾱ reach 0 at its end; diffusers caps each beta at this value to prevent it.
+# The cosine schedule would let ᾱ reach 0 at its end; diffusers caps each beta at this value to prevent that.
 _MAXIMUM_COSINE_BETA = 0.999
 _COSINE_OFFSET = 0.008
 
@@ -41,7 +41,7 @@ class NoiseSchedule:
     Attributes:
         alphas_cumprod: (T,) float32, ᾱ_t, decreasing in t, within (0, 1).
         prediction_type: "epsilon" or "v_prediction".
-        timestep_spacing: how the times of a sampler are chosen, "leading", "trailing" or "linspace".
+        timestep_spacing: how a sampler spaces its times: "leading", "trailing", or "linspace".
     """
 
     alphas_cumprod: jax.Array
@@ -50,7 +50,7 @@ class NoiseSchedule:
 
     @property
     def steps(self) -> int:
-        """T, the number of times."""
+        """The number of times, T."""
         return self.alphas_cumprod.shape[0]
 
 
@@ -65,34 +65,34 @@ def _betas(name: str, first: float, last: float, steps: int) -> np.ndarray:
 
 
 def _without_signal_at_the_end(alphas: np.ndarray) -> np.ndarray:
-    """ᾱ with √ᾱ shifted to end at 0, and scaled to begin as before (algorithm 1 of arXiv 2305.08891)."""
+    """Shift √ᾱ to end at 0 and rescale it to start as before (algorithm 1 of arXiv 2305.08891); return ᾱ."""
     signal = np.sqrt(alphas)
     shifted = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     return np.maximum(shifted**2, _ALMOST_NOTHING)
 
 
 def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The noise schedule described by diffusers' `scheduler_config.json`.
+    """Build the noise schedule described by diffusers' `scheduler_config.json`.
 
     Missing keys take diffusers' DDIM defaults: 1000 steps, linear betas from 0.0001 to 0.02, ε-prediction.
 
     Args:
-        config: contents of the file.
+        config: the file's contents.
 
     Returns:
         The schedule.
 
     Raises:
-        UserError: a setting is unknown, of another type or out of bounds, or settings contradict each other.
+        UserError: a setting is unknown, of the wrong type, or out of bounds, or settings are contradictory.
 
     Warns:
-        UserWarning: a setting that would change pictures is not applied.
+        UserWarning: a setting that would change the images is not applied.
     """
     kind = config.get("_class_name")
     if isinstance(kind, str) and "FlowMatch" in kind:
         raise UserError(
-            f"The scheduler is {kind}, of models like Stable Diffusion 3 and FLUX; use a Stable Diffusion "
-            "1.x or 2.x model."
+            f"The scheduler is {kind}, which belongs to models like Stable Diffusion 3 and FLUX; use a "
+            "Stable Diffusion 1.x or 2.x model."
         )
     settings = read_settings("scheduler", config, used=SCHEDULER, ignored=None)
     prediction_type = settings.get("prediction_type", "epsilon")
@@ -110,21 +110,21 @@ def noise_schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         if prediction_type != "v_prediction":
             raise UserError(
                 f"scheduler config: rescale_betas_zero_snr = True is not supported with the prediction_type "
-                f"{prediction_type}: with nothing left of a picture, noise does not tell it; it must be v."
+                f"{prediction_type}: at zero SNR, the noise says nothing about the image; it must be v."
             )
         alphas = _without_signal_at_the_end(alphas)
     elif alphas[-1] < _LEAST_ALPHA:
         raise UserError(
-            f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of a picture after "
+            f"scheduler config: betas up to {betas.max():g} leave {alphas[-1]:.1e} of an image after "
             f"{len(betas)} steps, which is too little to compute with; use the settings of a published model."
         )
-    # One place for all callers: a warning is shown once for each place.
+    # A single call site for all callers: Python shows a warning once per location.
     for name, off in _NOT_APPLIED.items():
         if config.get(name, off) != off:
             warnings.warn(f"The scheduler's setting {name} is not applied.", stacklevel=1)
     if isinstance(kind, str) and kind.startswith(_FEW_STEPS):
         warnings.warn(
-            f"The model is made for {kind}, with few steps and little guidance, but is sampled by DDIM here.",
+            f"The model is made for {kind}, with few steps and little guidance, but we sample it with DDIM.",
             stacklevel=1,
         )
     return NoiseSchedule(
@@ -138,20 +138,20 @@ def _signal_and_noise(
     schedule: NoiseSchedule, t: jax.Array | int, like: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """√ᾱ_t and √(1−ᾱ_t), shaped to broadcast against `like` (with a leading batch axis if `t` has one)."""
-    # A plain index would take negative times, which some methods have, from the table's end.
+    # Plain indexing would read negative times, which some methods have, from the end of the table.
     alphas = jnp.take(schedule.alphas_cumprod, jnp.asarray(t), mode="clip")
     alphas = alphas.reshape(alphas.shape + (1,) * (like.ndim - alphas.ndim)) if alphas.ndim else alphas
     return jnp.sqrt(alphas), jnp.sqrt(1.0 - alphas)
 
 
 def add_noise(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
-    """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε, shaped as `x0`."""
+    """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε, with the shape of `x0`."""
     signal, sigma = _signal_and_noise(schedule, t, x0)
     return signal * x0 + sigma * noise
 
 
 def velocity(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
-    """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0, the target of a v-prediction network, shaped as `x0`."""
+    """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0, the target of a v-prediction network, with the shape of `x0`."""
     signal, sigma = _signal_and_noise(schedule, t, x0)
     return signal * noise - sigma * x0
 
@@ -159,7 +159,7 @@ def velocity(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: jax.Ar
 def epsilon_from_output(
     schedule: NoiseSchedule, output: jax.Array, x_t: jax.Array, t: jax.Array | int
 ) -> jax.Array:
-    """The noise ε, whether the network's `output` is ε or v: ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t."""
+    """Convert the network's `output` to ε: unchanged if it is ε, else ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t."""
     if schedule.prediction_type == "epsilon":
         return output
     signal, sigma = _signal_and_noise(schedule, t, x_t)
@@ -167,7 +167,7 @@ def epsilon_from_output(
 
 
 def predict_x0(schedule: NoiseSchedule, x_t: jax.Array, epsilon: jax.Array, t: jax.Array | int) -> jax.Array:
-    """The clean sample implied by `x_t` and `epsilon`: (x_t − √(1−ᾱ_t)·ε)/√ᾱ_t."""
+    """Return the clean sample implied by `x_t` and `epsilon`: (x_t − √(1−ᾱ_t)·ε)/√ᾱ_t."""
     signal, sigma = _signal_and_noise(schedule, t, x_t)
     return (x_t - sigma * epsilon) / signal
 

@@ -1,8 +1,8 @@
-"""Small vocabularies for CLIP's tokenizer, and its folder on disk.
+"""Small vocabularies for CLIP's tokenizer, and reading and writing its folder.
 
-A CLIPTokenizer folder holds `vocab.json` (token → id) and `merges.txt` (pairs of tokens that become one, in
-order of priority). Text is lower-cased, split into words by CLIP's pattern, spelled in 256 printable
-characters that represent bytes, the last one of a word marked by `</w>`, and then joined by the merges.
+A CLIPTokenizer folder holds `vocab.json` (token → id) and `merges.txt` (pairs of tokens to merge, in order of
+priority). Text is lower-cased, split into words by CLIP's pattern, spelled in 256 printable characters that
+represent bytes, with `</w>` marking a word's last character, and then merged.
 """
 
 import json
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Otherwise transformers announces at import that PyTorch is not installed, which is intended here.
+# Otherwise transformers warns at import that PyTorch is not installed, which is intended here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import numpy as np  # noqa: E402
-from transformers import CLIPTokenizer  # noqa: E402  (after the setting it reads at import)
+from transformers import CLIPTokenizer  # noqa: E402  (imported after the variable that it reads)
 
 from ge3d_jax.core.errors import UserError  # noqa: E402
 from ge3d_jax.core.files import atomic_path  # noqa: E402
@@ -25,10 +25,10 @@ from ge3d_jax.core.files import atomic_path  # noqa: E402
 WORD_END = "</w>"
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
-# Stable Diffusion 2 pads with this character; it is the first of the byte alphabet, so its id is 0.
+# Stable Diffusion 2 pads with this character; it comes first in the byte alphabet, so its id is 0.
 PAD_TOKEN = "!"
 
-# Ways of other programs to weight words in a prompt, and to ask for LoRA files there.
+# Other programs' syntax for weighting words in a prompt and for loading LoRA files.
 _WEIGHTS = re.compile(
     r"\([^()]*:\s*-?[0-9.]+\s*\)"  # (red:1.3)
     r"|\(\([^()]*\)\)|\[\[[^][]*\]\]"  # ((red)), [[red]]
@@ -36,19 +36,19 @@ _WEIGHTS = re.compile(
     r"|<(?:lora|lyco|hypernet):[^>]*>"
 )
 
-# Bytes that are printable in Latin-1; the others are written as characters from 256 on.
+# Bytes that are printable in Latin-1; the others are written as characters from 256 up.
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that represents each of the 256 bytes, in the order of CLIP's vocabulary."""
+    """Map each of the 256 bytes to the printable character that represents it, in CLIP's vocabulary order."""
     others = [byte for byte in range(256) if byte not in _PRINTABLE]
     letters = {byte: chr(byte) for byte in _PRINTABLE}
     return letters | {byte: chr(256 + index) for index, byte in enumerate(others)}
 
 
 def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word: repeatedly join all pairs of the lowest rank."""
+    """Byte-pair-encode one word: repeatedly join all pairs of the lowest rank."""
     while True:
         known = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
         if not known:
@@ -64,10 +64,10 @@ def _join(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
 
 
 def _merges_for(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Merges that join each word to one token.
+    """Find merges that join each word to a single token.
 
-    A new merge comes after all earlier ones, and an earlier word always has one of its own to apply first, so
-    that words which are one token remain so.
+    New merges rank after all earlier ones, and an earlier word always has one of its own merges to apply
+    first, so words that are already one token stay one token.
     """
     letters = byte_alphabet()
     ranks: dict[tuple[str, str], int] = {}
@@ -105,12 +105,12 @@ def _write_tokenizer(
 
 
 def build_tokenizer(words: Iterable[str], folder: str | os.PathLike[str], max_length: int) -> CLIPTokenizer:
-    """Write a tokenizer that knows each of `words` as one token and spells all others, and open it.
+    """Write and open a tokenizer that knows each of `words` as one token and spells out all others.
 
     Args:
-        words: lower-case words; order and repetitions do not matter, the same set gives the same files.
+        words: lower-case words; order and duplicates do not matter: equal sets give equal files.
         folder: folder to write to.
-        max_length: tokens of a padded text, including the start and end tokens.
+        max_length: tokens in a padded text, including the start and end tokens.
 
     Returns:
         The tokenizer.
@@ -147,7 +147,7 @@ def build_tokenizer(words: Iterable[str], folder: str | os.PathLike[str], max_le
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write `tokenizer` to `folder` in the form that both transformers 4 and 5 read."""
+    """Write `tokenizer` to `folder` in a format that both transformers 4 and 5 read."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
@@ -157,7 +157,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | os.PathLike[str]) -> 
 
 
 def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> np.ndarray:
-    """Token ids of prompts as Stable Diffusion expects them: with start and end, padded, and truncated.
+    """Return token ids as Stable Diffusion expects them: with start and end tokens, padded, and truncated.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -168,24 +168,24 @@ def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) ->
         (B, L) int32.
 
     Warns:
-        UserWarning: a prompt has too many tokens; names the words that the model will not see. Or it weights
-            words as other programs do.
+        UserWarning: a prompt has too many tokens (the warning names the words that the model will not see),
+            or it weights words with another program's syntax.
     """
     for prompt in prompts:
         weighted = _WEIGHTS.search(prompt)
         if weighted:
             warnings.warn(
-                f"The prompt has {weighted[0][:80]!r}, which other programs take for a weight or a file; "
-                "here it is read as any text.",
+                f"The prompt has {weighted[0][:80]!r}, which other programs treat as a weight or a file; "
+                "here it is treated as ordinary text.",
                 stacklevel=2,
             )
-    # `verbose` off: transformers would warn about indexing errors, which truncation prevents.
+    # verbose=False: transformers would warn about indexing errors, which truncation prevents.
     rows = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
     for row in rows:
         if len(row) > length:
             lost = tokenizer.decode(row[length - 1 : -1])
             warnings.warn(
-                f"A prompt is longer than the {length} tokens that the model reads, which will not see the "
+                f"A prompt is longer than the {length} tokens that the model reads, so it will not see the "
                 f"end {lost!r}; shorten the prompt.",
                 stacklevel=2,
             )

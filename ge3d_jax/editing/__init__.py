@@ -1,1 +1,1 @@
-"""Text-based editing of pictures: inversions, attention control, and one file a method."""
+"""Text-based image editing: inversion methods, attention control, and one file per method."""

@@ -1,6 +1,6 @@
-"""What one prompt lends another over all steps of an edit: Prompt-to-Prompt's control and its LocalBlend.
+"""What one prompt lends another over the steps of an edit: Prompt-to-Prompt's control and LocalBlend.
 
-Symbols: P pairs of a source and a target; L tokens; N steps; M, α, e, g as in `attention_control`.
+Symbols: P source–target pairs; L tokens; N steps; M, α, e, g as in `attention_control`.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ from ge3d_jax.editing.words import (
     self_gates,
 )
 
-# Edge of the window that a map of words is spread by, and what it is beyond the picture.
+# Edge of the max-pooling window that dilates a word's attention map.
 _SPREAD = 3
-# Keeps a map without any attention finite; attention of N steps sums to far more.
+# Keeps an all-zero attention map finite; attention summed over N steps is far larger.
 _SMALLEST_MAXIMUM = 1e-12
-# The first level whose self-attention the published code shares: half the latent's edge.
+# The first level whose self-attention the published code shares: half the latent's resolution.
 SELF_LEVEL = 1
 FORMS = ("refine", "replace", "match")
 
 
 @struct.dataclass
 class PromptControl:
-    """The control of attention over all steps.
+    """Attention control over all steps.
 
     Attributes:
         mapping: M, (P, L, L).
         share: α, (P, L).
         emphasis: e, (P, L).
-        gates: g of each step, (N, P, L).
-        self_gates: (N, P), 1 where a target's self-attention is its source's.
+        gates: g for each step, (N, P, L).
+        self_gates: (N, P), 1 where a target takes its self-attention from its source.
         self_level, map_level: see `AttentionControl` (static).
     """
 
@@ -58,7 +58,7 @@ class PromptControl:
     map_level: int = struct.field(pytree_node=False)
 
     def at(self, step: jax.Array | int) -> AttentionControl:
-        """The control at a step, counted from the first that is made."""
+        """Return the control at a step; step 0 is the first one run."""
         return AttentionControl(
             self.mapping,
             self.share,
@@ -70,19 +70,19 @@ class PromptControl:
         )
 
     def first(self, steps: int) -> "PromptControl":
-        """The control of the first steps only."""
+        """Return the control for the first `steps` steps only."""
         return dataclasses.replace(self, gates=self.gates[:steps], self_gates=self.self_gates[:steps])
 
     @property
     def closed(self) -> "PromptControl":
-        """The same without any effect."""
+        """A copy with all gates closed, which has no effect."""
         return dataclasses.replace(
             self, gates=jnp.zeros_like(self.gates), self_gates=jnp.zeros_like(self.self_gates)
         )
 
 
 def open_control(pairs: int, length: int, steps: int, unet: UNetConfig) -> PromptControl:
-    """A control of P pairs that lends nothing, for L tokens and N steps."""
+    """Return a control that lends nothing, for P pairs, L tokens, and N steps."""
     return PromptControl(
         mapping=jnp.tile(jnp.eye(length), (pairs, 1, 1)),
         share=jnp.ones((pairs, length)),
@@ -96,15 +96,15 @@ def open_control(pairs: int, length: int, steps: int, unet: UNetConfig) -> Promp
 
 @dataclasses.dataclass(frozen=True)
 class WordEdit:
-    """How attention is edited, in words.
+    """How to edit attention, in terms of words.
 
     Attributes:
-        form: "refine", which aligns the prompts and edits what they have in common; "replace", word for
-            word; or "match", EDICT's own, equal stretches and different ones of the same length.
-        cross: share of the steps in which attention to the text is edited, or (from, until).
-        self_attention: likewise, in which self-attention is the source's.
+        form: "refine" aligns the prompts and edits what they share; "replace" substitutes word for word;
+            "match" is EDICT's own alignment: equal runs of tokens, and different runs of equal length.
+        cross: fraction of the steps during which attention to the text is edited, or (from, until).
+        self_attention: fraction during which self-attention comes from the source, or (from, until).
         factors: factors on the attention to words of the target.
-        spans: shares of the steps for words of the target.
+        spans: fractions of the steps for individual words of the target.
     """
 
     form: str = "refine"
@@ -114,7 +114,7 @@ class WordEdit:
     spans: Mapping[str, Span] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         if self.form not in FORMS:
             raise UserError(f"The form of the edit is {self.form!r}; use one of {', '.join(FORMS)}.")
 
@@ -128,18 +128,18 @@ def prompt_control(
     length: int,
     unet: UNetConfig,
 ) -> PromptControl:
-    """The control that lets targets keep what their sources show.
+    """Build the control that lets targets keep the content of their sources.
 
     Args:
-        edits: one for each pair.
-        tokenizer: the model's.
-        prompts: P pairs of source and target.
+        edits: one per pair.
+        tokenizer: the model's tokenizer.
+        prompts: P source–target pairs.
         steps: N.
         length: L.
         unet: the network's dimensions.
 
     Raises:
-        UserError: prompts that cannot be aligned, or words that are not in them.
+        UserError: the prompts cannot be aligned, or a word is not in them.
     """
     found = []
     for edit, (source, target) in zip(edits, prompts, strict=True):
@@ -167,14 +167,14 @@ def prompt_control(
 
 @struct.dataclass
 class LocalBlend:
-    """Where an edit may change the picture: where some words are.
+    """Where an edit may change the image: wherever given words appear.
 
     Attributes:
-        words: (2, P, L), 1 at the words of sources and of targets that may change.
-        threshold: (P,), the share of a map's maximum above which a word is there.
-        kept: (2, P, L), 1 at words that must not change.
-        kept_threshold: (P,), likewise.
-        first_step: () int32, the first step that is blended.
+        words: (2, P, L), 1 at the source and target words whose regions may change.
+        threshold: (P,), a word is present where its map exceeds this fraction of the map's maximum.
+        kept: (2, P, L), 1 at the words whose regions must not change.
+        kept_threshold: (P,), the threshold for `kept`.
+        first_step: () int32, the first step at which to blend.
     """
 
     words: jax.Array
@@ -184,13 +184,13 @@ class LocalBlend:
     first_step: jax.Array
 
 
-# Shares of a map's maximum, and of the steps before the first that is blended: the published code's.
+# From the published code: the fraction of a map's maximum, and the fraction of steps before blending starts.
 BLEND_THRESHOLD = 0.3
 BLEND_FROM = 0.2
 
 
 def no_blend(pairs: int, length: int, steps: int) -> LocalBlend:
-    """A blend that never begins."""
+    """Return a blend that never starts."""
     nothing, one = jnp.zeros((2, pairs, length)), jnp.ones(pairs)
     return LocalBlend(nothing, one, nothing, one, jnp.int32(steps))
 
@@ -206,20 +206,20 @@ def local_blend(
     steps: int,
     length: int,
 ) -> LocalBlend:
-    """A blend that lets an edit change the picture where some words are.
+    """Build a blend that confines an edit to where given words appear in the image.
 
     Args:
-        tokenizer: the model's.
-        prompts: P pairs of source and target.
-        words: of each pair, what may change; a word counts in each of the two prompts that has it.
-        kept: of each pair, what must not; None for nothing.
-        threshold: share of a map's maximum above which a word is there.
-        kept_threshold: likewise for `kept`.
+        tokenizer: the model's tokenizer.
+        prompts: P source–target pairs.
+        words: for each pair, what may change; a word counts in whichever of the two prompts contain it.
+        kept: for each pair, what must not change; None for nothing.
+        threshold: a word is present where its map exceeds this fraction of the map's maximum.
+        kept_threshold: the same for `kept`.
         steps: N.
         length: L.
 
     Raises:
-        UserError: a word that is in neither prompt, or a threshold out of range.
+        UserError: a word is in neither prompt, or a threshold is out of range.
     """
     for value in (threshold, kept_threshold):
         if not 0 < value < 1:
@@ -242,7 +242,7 @@ def local_blend(
 def _places(
     tokenizer: CLIPTokenizer, prompts: tuple[str, str], words: Sequence[str], length: int
 ) -> np.ndarray:
-    """(2, L) float32, 1 at the tokens of words in either prompt."""
+    """(2, L) float32, 1 at the tokens of the given words in either prompt."""
     found = np.zeros((2, length), np.float32)
     for word in words:
         here = np.stack([find_words(tokenizer, prompt, word, length) for prompt in prompts])
@@ -258,7 +258,7 @@ def _places(
 def _mask(
     maps: jax.Array, words: jax.Array, threshold: jax.Array, shape: tuple[int, ...], *, spread: bool
 ) -> jax.Array:
-    """(2, P, h, w) bool: where words are in sources and targets, from maps (2, P, mh, mw, L)."""
+    """(2, P, h, w) bool: where words appear in sources and targets, from maps (2, P, mh, mw, L)."""
     attention = jnp.einsum("spyxl,spl->spyx", maps, words.astype(maps.dtype))
     if spread:
         window = (_SPREAD, _SPREAD)
@@ -271,15 +271,15 @@ def _mask(
 
 
 def blend_mask(blend: LocalBlend, maps: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Where the targets may differ from their sources.
+    """Compute where the targets may differ from their sources.
 
     Args:
-        blend: the words.
-        maps: (2, P, mh, mw, L), attention to the text of sources and targets, of any scale.
+        blend: the words and thresholds.
+        maps: (2, P, mh, mw, L), attention to the text of sources and targets, at any scale.
         shape: (h, w) of the latents, multiples of (mh, mw).
 
     Returns:
-        (P, h, w) bool: where either prompt has words that may change, and neither has any to be kept.
+        (P, h, w) bool: where a word of either prompt allows changes and no word of either forbids them.
     """
     may = _mask(maps, blend.words, blend.threshold, shape, spread=True)
     must_not = _mask(maps, blend.kept, blend.kept_threshold, shape, spread=False)

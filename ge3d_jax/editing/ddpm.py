@@ -1,7 +1,7 @@
-"""Edit-friendly DDPM inversion: the noise that leads exactly down a way of independent states.
+"""Edit-friendly DDPM inversion: the noise that leads exactly through a sequence of independent noisy states.
 
-Each x_t gets noise of its own; z_t = (x_{t−Δ} − μ_t)/√v_t is what DDPM would have had to draw between them.
-Drawn again it gives the picture back, and with another text an edit that keeps its layout.
+Each x_t gets its own independent noise; z_t = (x_{t−Δ} − μ_t)/√v_t is what DDPM would have had to draw
+between two states. Reusing it reproduces the image; with another prompt, it gives an edit of the same layout.
 
 Source: Huberman-Spiegelglas et al., "An Edit Friendly DDPM Noise Space: Inversion and Manipulations", arXiv
 2304.06140, and its public code.
@@ -25,8 +25,8 @@ class DDPM(Method):
     """Edit-friendly DDPM inversion.
 
     Attributes:
-        skip: share of the steps that are not made, counted from the top; the less, the more may change.
-        source_scale: s of the source, also where the noise is found.
+        skip: fraction of the steps to skip, counted from the top; the smaller, the more may change.
+        source_scale: s of the source, also used to extract the noise.
     """
 
     steps: int = 50
@@ -36,11 +36,11 @@ class DDPM(Method):
     source_scale: float = 3.5
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         if self.first_time < 1:
             raise UserError(
-                f"The setting first_time is {self.first_time}, where nothing is drawn; give at least 1."
+                f"The setting first_time is {self.first_time}, where no noise is drawn; give at least 1."
             )
         if not 0 <= self.skip < 1 or self.made < 1:
             raise UserError(
@@ -50,15 +50,15 @@ class DDPM(Method):
 
     @property
     def made(self) -> int:
-        """How many steps down are made."""
+        """The number of denoising steps run."""
         return self.steps - round(self.skip * self.steps)
 
     def noise(self, key: jax.Array, task: EditTask) -> jax.Array:
-        """(N, P, h, w, C), of each time from the earliest on."""
+        """Draw the noise for each time, smallest time first: (N, P, h, w, C)."""
         return normal(key, (self.steps, *task.latents.shape))
 
     def edit(self, task: EditTask, denoiser: Denoiser, noise: jax.Array) -> Edited:
-        """Edit with given noise, (N, P, h, w, C), of each time from the earliest on."""
+        """Edit with given noise, (N, P, h, w, C), smallest time first."""
         times = self.times(denoiser)
         states, drawn = noise_space(
             denoiser, task.latents, task.source, task.empties, times, noise, scale=self.source_scale
@@ -74,7 +74,7 @@ class DDPM(Method):
         return edited(task, denoiser, Plan(up, way))
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; the way up is drawn."""
+        """Edit the images; the noise of the states is drawn with `key`."""
         return self.edit(task, denoiser, self.noise(key, task))
 
 
@@ -89,19 +89,19 @@ def noise_space(
     *,
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """States of independent noise, and what DDPM draws between them.
+    """Return states with independent noise, and what DDPM would draw between them.
 
     Args:
         denoiser: the model, for P views.
         latents: (P, h, w, C).
-        text, empty: (P, L, D), what they show, and the empty prompt.
-        times: (N + 1,) int32, falling.
-        noise: (N, P, h, w, C), of each time from the earliest on.
+        text, empty: (P, L, D), the source prompts and the empty prompt.
+        times: (N + 1,) int32, decreasing.
+        noise: (N, P, h, w, C), one per time, smallest time first.
         scale: s.
 
     Returns:
-        states (N + 1, P, h, w, C), from the latents up; z (N, P, h, w, C), from the top down. The last is 0:
-        nothing is drawn in the step to the picture.
+        states (N + 1, P, h, w, C), from the latents up; z (N, P, h, w, C), from the top down. The last z is
+        0: the step to the image draws no noise.
     """
     schedule = denoiser.schedule
     noisy = jax.vmap(lambda n, t: add_noise(schedule, latents, n, t))(noise, times[-2::-1])

@@ -1,12 +1,12 @@
-"""The way down, of sources and targets side by side: what most methods share.
+"""The denoising pass over sources and targets side by side, which most methods share.
 
-Symbols: P pictures; N steps; ε_∅, ε_c, predictions for the unconditional and the conditional text; δ = ε_c −
-ε_∅; s, guidance scale; z*, the picture on its way up. Each step is
+Symbols: P images; N steps; ε_∅, ε_c, predictions for the unconditional and the conditional text; δ = ε_c −
+ε_∅; s, guidance scale; z*, an image's latents along its inversion trajectory. Each step computes
 
     ε̂ = ε_∅ + s·δ,  x ← √ᾱ_b·x̂_0 + √(1−ᾱ_b−η²v)·ε̂ + η√v·n,  v = (1−ᾱ_b)/(1−ᾱ_a)·(1−ᾱ_a/ᾱ_b),
 
-from time a to time b, with n given. It is DDIM at η = 0 and DDPM at η = 1. Everything that tells the methods
-apart is traced, so that all of them share one compiled program.
+from time a to time b, with given n. It is DDIM at η = 0 and DDPM at η = 1. Everything that differs between
+methods is traced, so they all share one compiled program.
 """
 
 import dataclasses
@@ -24,15 +24,16 @@ from ge3d_jax.editing.control import LocalBlend, PromptControl, blend_mask
 
 @struct.dataclass
 class Proximal:
-    """How small differences between the two predictions are taken for none (proximal NPI).
+    """Proximal guidance (proximal NPI): small differences between the two predictions count as zero.
 
-    Each δ is moved by λ towards 0, λ its `quantile` over both branches of a picture.
+    Each δ moves toward 0 by λ, the `quantile` of |δ| over both branches of an image.
 
     Attributes:
         quantile: () in 0..1.
-        factor: () λ is the quantile times this, 0 for no change at all.
-        twice: () bool, whether it is done a second time, first to what is above 0, then to what is below.
-        pulled_below: () int32, below this time both branches are pulled onto z* where δ is then at most λ.
+        factor: () scales the quantile to give λ; 0 for no change at all.
+        twice: () bool, whether to shrink a second time, first positive values, then negative ones.
+        pulled_below: () int32, the time below which both branches are pulled onto z* where the shrunk |δ| is
+            at most λ.
     """
 
     quantile: jax.Array
@@ -42,25 +43,25 @@ class Proximal:
 
 
 def no_proximal() -> Proximal:
-    """One without effect."""
+    """Return proximal settings that have no effect."""
     return Proximal(jnp.float32(0.5), jnp.float32(0.0), jnp.asarray(False), jnp.int32(0))
 
 
 @struct.dataclass
 class Way:
-    """What the way down is told; branches are sources, then targets.
+    """The inputs of the denoising pass; branches are sources, then targets.
 
     Attributes:
-        times: (N + 1,) int32, falling.
-        top: (2P, h, w, C), where it starts.
+        times: (N + 1,) int32, decreasing.
+        top: (2P, h, w, C), the starting state.
         conditional: (N, 2P, L, D), the text of each step.
-        unconditional: (N, 2P, L, D), what guidance leads away from.
-        scales: (2,), s of sources and of targets, in the latents' precision, as what they are to undo.
-        path: (N, P, h, w, C), z* after each step down.
-        holds_source: () bool, whether the sources are put onto z* after each step.
+        unconditional: (N, 2P, L, D), the text that guidance leads away from.
+        scales: (2,), s of sources and of targets, in the latents' precision, to match the inversion.
+        path: (N, P, h, w, C), z* after each denoising step.
+        holds_source: () bool, whether to reset the sources to z* after each step.
         eta: (), η.
-        noise: (N, P, h, w, C), n, the same for both branches; or (N, 1, 1, 1, 1) where η is 0.
-        proximal: what becomes of δ.
+        noise: (N, P, h, w, C), n, the same for both branches; or (N, 1, 1, 1, 1) if η is 0.
+        proximal: how to shrink δ.
     """
 
     times: jax.Array
@@ -77,12 +78,12 @@ class Way:
 
 @struct.dataclass
 class Plan:
-    """What a method finds before it goes down.
+    """What a method computes before denoising.
 
     Attributes:
         up: (N + 1, P, h, w, C), z*.
-        way: what the way down is told.
-        numbers: named arrays that tell how it was found.
+        way: the inputs of the denoising pass.
+        numbers: named arrays that record how they were found.
     """
 
     up: jax.Array
@@ -101,17 +102,17 @@ def way_down(
     holds_source: bool = False,
     proximal: Proximal | None = None,
 ) -> Way:
-    """The usual way: from the top of the way up, by DDIM.
+    """Return the usual inputs: DDIM, starting from the top of the inversion trajectory.
 
     Args:
-        task: what is edited.
-        times: (N + 1,) int32, falling.
+        task: the editing task.
+        times: (N + 1,) int32, decreasing.
         up: (N + 1, P, h, w, C), z*.
         scale: s.
-        unconditional: of sources and targets, (P, L, D) or (N, P, L, D) each; None is the empty prompt.
-        conditional: likewise; None is the source's and the target's prompt.
-        holds_source: whether the sources are put onto z* after each step.
-        proximal: what becomes of δ, None for nothing.
+        unconditional: for sources and targets, (P, L, D) or (N, P, L, D) each; None for the empty prompt.
+        conditional: same shapes; None for the source and target prompts.
+        holds_source: whether to reset the sources to z* after each step.
+        proximal: how to shrink δ; None to leave it as is.
     """
     steps = len(times) - 1
 
@@ -134,7 +135,7 @@ def way_down(
 
 
 def posterior_variance(schedule: NoiseSchedule, now: jax.Array, then: jax.Array) -> jax.Array:
-    """v = (1−ᾱ_b)/(1−ᾱ_a)·(1−ᾱ_a/ᾱ_b), of a step down from time a, `now`, to time b, `then`."""
+    """v = (1−ᾱ_b)/(1−ᾱ_a)·(1−ᾱ_a/ᾱ_b) for a step down from time a, `now`, to time b, `then`."""
     a, b = schedule.alphas_cumprod[now], schedule.alphas_cumprod[then]
     return (1.0 - b) / (1.0 - a) * (1.0 - a / b)
 
@@ -147,21 +148,21 @@ def posterior_mean(
     then: jax.Array,
     eta: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """√ᾱ_b·x̂_0 + √(1−ᾱ_b−η²v)·ε: a step from time a to time b without its noise."""
+    """√ᾱ_b·x̂_0 + √(1−ᾱ_b−η²v)·ε: a step from time a to time b, before its noise is added."""
     b = schedule.alphas_cumprod[then]
-    # The variance may exceed what is left by a rounding where nothing is left at all.
+    # Rounding can make this slightly negative where it should be exactly 0.
     left = jnp.maximum(1.0 - b - eta**2 * posterior_variance(schedule, now, then), 0.0)
     return jnp.sqrt(b) * predict_x0(schedule, x, epsilon, now) + jnp.sqrt(left) * epsilon
 
 
 def _by_picture(array: jax.Array) -> jax.Array:
-    """(2P, h, w, C) → (P, 2·h·w·C): the numbers of both branches of each picture."""
+    """(2P, h, w, C) → (P, 2·h·w·C): the values of both branches of each image."""
     pairs = array.reshape(2, -1, *array.shape[1:])
     return jnp.moveaxis(pairs, 1, 0).reshape(pairs.shape[1], -1)
 
 
 def _shrunk(proximal: Proximal, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """δ moved towards 0, and λ (2P, 1, 1, 1)."""
+    """Return δ moved toward 0, and λ (2P, 1, 1, 1)."""
     threshold = proximal.factor * jnp.quantile(jnp.abs(_by_picture(delta)), proximal.quantile, axis=1)
     threshold = jnp.tile(threshold, 2)[:, None, None, None].astype(delta.dtype)
     once = delta - jnp.clip(delta, -threshold, threshold)
@@ -173,7 +174,7 @@ def _shrunk(proximal: Proximal, delta: jax.Array) -> tuple[jax.Array, jax.Array]
 def _pulled(
     proximal: Proximal, x: jax.Array, kept: jax.Array, delta: jax.Array, threshold: jax.Array, now: jax.Array
 ) -> jax.Array:
-    """Both branches, put onto z* where the two predictions agree."""
+    """Pull both branches onto z* where the two predictions agree."""
     differs = (jnp.abs(delta) > threshold).astype(x.dtype)
     differs = nn.max_pool(differs, (3, 3), padding="SAME")
     onto = x - (1.0 - differs) * (x - kept)
@@ -184,17 +185,17 @@ def _pulled(
 def descend(
     denoiser: Denoiser, way: Way, control: PromptControl, blend: LocalBlend
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Go down.
+    """Run the denoising pass.
 
     Args:
         denoiser: the model.
-        way: what the way is told.
+        way: the inputs.
         control: what the targets take from their sources, for N steps.
-        blend: where they may differ from them.
+        blend: where the targets may differ from their sources.
 
     Returns:
-        states (N + 1, 2, P, h, w, C), of sources and targets, the first the top; maps (2, P, mh, mw, L), the
-        attention to the text summed over all steps; masks (N, P, h, w) bool, of the blend.
+        states (N + 1, 2, P, h, w, C) of sources and targets, starting at the top; maps (2, P, mh, mw, L),
+        attention to the text summed over all steps; masks (N, P, h, w) bool, from the blend.
     """
     schedule, pictures = denoiser.schedule, way.path.shape[1]
     scales = jnp.repeat(way.scales, pictures)[:, None, None, None].astype(way.top.dtype)
@@ -238,7 +239,7 @@ def descend(
 
 
 def _map_shape(denoiser: Denoiser, way: Way, control: PromptControl) -> tuple[int, ...]:
-    """(2, P, mh, mw, L), of the maps that the denoiser gives."""
+    """(2, P, mh, mw, L), the shape of the denoiser's attention maps."""
     seen = jax.eval_shape(
         lambda: denoiser.controlled_for(
             way.top, way.times[0], way.unconditional[0], way.conditional[0], control=control.at(0)
@@ -248,6 +249,6 @@ def _map_shape(denoiser: Denoiser, way: Way, control: PromptControl) -> tuple[in
 
 
 def edited(task: EditTask, denoiser: Denoiser, plan: Plan) -> Edited:
-    """Go down, and say what came of it."""
+    """Run the denoising pass of a plan and collect the result."""
     states, maps, masks = descend(denoiser, plan.way, task.control, task.blend)
     return Edited(plan.up, states[:, 1], states[:, 0], maps, masks, plan.numbers)

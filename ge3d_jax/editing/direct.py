@@ -1,6 +1,6 @@
-"""Direct inversion: the source stays on its way up exactly, and the target is left to the text.
+"""Direct inversion: the source retraces its inversion trajectory exactly, and the target follows its prompt.
 
-Nothing is optimized, and the source's reconstruction is the picture itself; attention control ties the target
+Nothing is optimized, and the source's reconstruction is the image itself; attention control ties the target
 to it. Source: Ju et al., "Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code" (PnP
 Inversion), arXiv 2310.01506, and its public code.
 """
@@ -15,10 +15,10 @@ from ge3d_jax.editing.descent import Plan, way_down
 
 @dataclasses.dataclass(frozen=True)
 class Direct(DDIM):
-    """Direct inversion; settings as for DDIM."""
+    """Direct inversion; same settings as DDIM."""
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """What there is to know before the way down."""
+        """Compute everything that denoising needs."""
         up = self.up(task, denoiser)
         way = way_down(task, self.times(denoiser), up, scale=self.scale, holds_source=True)
         return Plan(up, way)

@@ -1,9 +1,9 @@
-"""EDICT: two coupled chains, each moved by what the network says of the other, so that up inverts down.
+"""EDICT: two coupled chains, each updated with the network's prediction for the other; exactly invertible.
 
-Symbols: x_0, x_1, the chains; p, `mixing`; φ, the DDIM step with ε̂ of the other chain. Down, at step k: the
-chain k mod 2 moves by φ, then the other; then x_0 ← p·x_0 + (1−p)·x_1, and x_1 ← (1−p)·x_0 + p·x_1 with the
-new x_0. Up undoes this in reverse, exactly but for rounding, which the mixing magnifies: 1e-4 in float32,
-1e-14 in float64. The states are float64 where that is enabled, whatever the network computes in.
+Symbols: x_0, x_1, the chains; p, `mixing`; φ, the DDIM step with ε̂ of the other chain. Going down, at step
+k: chain k mod 2 moves by φ, then the other; then x_0 ← p·x_0 + (1−p)·x_1, and x_1 ← (1−p)·x_0 + p·x_1 with
+the new x_0. Going up undoes this in reverse, exactly up to rounding, which the mixing amplifies: 1e-4 in
+float32, 1e-14 in float64. States are float64 if enabled, whatever precision the network computes in.
 
 Source: Wallace et al., "EDICT: Exact Diffusion Inversion via Coupled Transformations", arXiv 2211.12446, and
 its public code.
@@ -24,11 +24,11 @@ from ge3d_jax.editing.control import PromptControl
 
 @dataclasses.dataclass(frozen=True)
 class EDICT(Method):
-    """EDICT. Attention control lends the target what its own latents attend to with the source prompt.
+    """EDICT. With attention control, the target inherits its own latents' attention under the source prompt.
 
     Attributes:
         mixing: p.
-        strength: share of the steps that are made, counted from the picture on.
+        strength: fraction of the steps to run, counted from the image end.
     """
 
     blends: ClassVar[bool] = False
@@ -38,12 +38,12 @@ class EDICT(Method):
     strength: float = 0.8
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         if not 0.5 < self.mixing <= 1:
             raise UserError(
-                f"The setting mixing is {self.mixing}; give a number above 0.5, up to 1, for the chains to "
-                "be undone."
+                f"The setting mixing is {self.mixing}; give a number above 0.5, up to 1, so that "
+                "inversion can undo the mixing."
             )
         if not 0 < self.strength <= 1 or self.made < 1:
             raise UserError(
@@ -53,11 +53,11 @@ class EDICT(Method):
 
     @property
     def made(self) -> int:
-        """How many steps are made each way."""
+        """The number of steps run in each direction."""
         return round(self.steps * self.strength)
 
     def up(self, task: EditTask, denoiser: Denoiser) -> jax.Array:
-        """Both chains on their way up, (made + 1, 2, P, h, w, C), from the latents."""
+        """Invert both chains, (made + 1, 2, P, h, w, C), starting from the latents."""
         times = self.times(denoiser)[self.steps - self.made :]
         exact = task.latents.astype(jnp.result_type(float))
         chains = jnp.stack([exact, exact])
@@ -66,7 +66,7 @@ class EDICT(Method):
         )
 
     def down(self, task: EditTask, denoiser: Denoiser, chains: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both chains on their way down to the target, and maps; see `couple_down`."""
+        """Denoise both chains toward the target, and return attention maps; see `couple_down`."""
         times = self.times(denoiser)[self.steps - self.made :]
         texts = jnp.concatenate([task.source, task.target])
         empty = jnp.concatenate([task.empties, task.empties])
@@ -82,7 +82,7 @@ class EDICT(Method):
         )
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; nothing is drawn, and nothing is blended."""
+        """Edit the images; this method is deterministic and does not blend."""
         up = self.up(task, denoiser)
         down, maps = self.down(task, denoiser, up[-1])
         to_source = dataclasses.replace(task, target=task.source, control=task.control.closed)
@@ -91,7 +91,7 @@ class EDICT(Method):
 
 
 def _in_order(chains: tuple[jax.Array, jax.Array], step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The chain that moves first at a step, and the other; twice is the order as before."""
+    """Return the chain that moves first at a step, then the other; applying it twice restores the order."""
     is_odd = step % 2 == 1
     first, second = chains
     return jnp.where(is_odd, second, first), jnp.where(is_odd, first, second)
@@ -108,13 +108,13 @@ def couple_up(
     scale: float,
     mixing: float,
 ) -> jax.Array:
-    """Undo `couple_down` without control: chains (2, P, h, w, C) → (N + 1, 2, P, h, w, C).
+    """Undo `couple_down` without attention control: chains (2, P, h, w, C) → (N + 1, 2, P, h, w, C).
 
     Args:
         denoiser: the model, for P views.
-        chains: where they start, at the last of the times.
+        chains: the starting states, at the last of the times.
         text, empty: (P, L, D).
-        times: (N + 1,) int32, falling.
+        times: (N + 1,) int32, decreasing.
         scale: s.
         mixing: p.
     """
@@ -155,20 +155,20 @@ def couple_down(
     scale: float,
     mixing: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Move both chains down to a target.
+    """Denoise both chains toward a target.
 
     Args:
         denoiser: the model.
-        chains: (2, P, h, w, C), where they start, at the first of the times.
+        chains: (2, P, h, w, C), the starting states, at the first of the times.
         texts: (2P, L, D), of sources, which only lend attention, and of targets.
         empty: (2P, L, D), the empty prompt.
-        times: (N + 1,) int32, falling.
+        times: (N + 1,) int32, decreasing.
         control: what the targets take from their sources, for N steps.
         scale: s.
         mixing: p.
 
     Returns:
-        states (N + 1, 2, P, h, w, C), and maps (2, P, mh, mw, L), attention to the texts, summed.
+        states (N + 1, 2, P, h, w, C), and maps (2, P, mh, mw, L), summed attention to the texts.
     """
     schedule, pictures = denoiser.schedule, chains.shape[1]
 

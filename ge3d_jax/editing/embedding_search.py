@@ -1,7 +1,7 @@
-"""Texts that lead a picture down the way it came up, found step by step: what NTI and PTI share.
+"""Step-by-step search for texts that take an image back down its inversion trajectory: shared by NTI and PTI.
 
-Symbols: ∅_i, c_i, the unconditional and the conditional text of step i; z*, the picture on its way up; z̄, on
-its way down; s, guidance scale.
+Symbols: ∅_i, c_i, the unconditional and the conditional text of step i; z*, the latents along the inversion
+trajectory; z̄, the latents along the denoising trajectory; s, guidance scale.
 """
 
 import dataclasses
@@ -21,36 +21,36 @@ from ge3d_jax.editing.inner_loop import minimize
 
 @dataclasses.dataclass(frozen=True)
 class TextSearch(DDIM):
-    """What the methods that search texts have in common.
+    """Base class of the methods that search for texts.
 
     Attributes:
-        rate: Adam's at the first step; it falls to half of that at the last.
-        rounds: most updates at a step.
+        rate: Adam's learning rate at the first step; it decays to half of that at the last.
+        rounds: the maximum number of updates per step.
     """
 
-    # Whether the conditional text is searched, rather than the unconditional one.
+    # Whether to search for the conditional text instead of the unconditional one.
     searches_conditional: ClassVar[bool] = False
 
     rate: float = 0.01
     rounds: int = 10
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         check_at_least(rate=(self.rate, 0), rounds=(self.rounds, 1))
 
     @property
     def rates(self) -> jax.Array:
-        """(N,), of each step; in 50 steps rate·(1 − i/100)."""
+        """(N,), the learning rate of each step; with 50 steps, rate·(1 − i/100)."""
         return self.rate * (1.0 - jnp.arange(self.steps) / (2 * self.steps))
 
     @property
     def stop_losses(self) -> jax.Array:
-        """(N,), the loss after which the search at each step ends; 0 makes all updates."""
+        """(N,), the loss below which the search at each step stops; 0 to run all updates."""
         return jnp.zeros(self.steps)
 
     def search(self, task: EditTask, denoiser: Denoiser, up: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The texts of the method's kind, ∅_i or c_i (N, P, L, D), and the losses (N, rounds, P)."""
+        """Return the texts found, ∅_i or c_i (N, P, L, D), and the losses (N, rounds, P)."""
         conditional = self.searches_conditional
         start, other = (task.source, task.empties) if conditional else (task.empties, task.source)
         texts, losses, _ = search_texts(
@@ -82,24 +82,25 @@ def search_texts(
     rounds: int,
     searches_conditional: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Find one of the two texts of each step, so that a guided step lands on the way up.
+    """Find one of the two texts of each step so that a guided step lands on the inversion trajectory.
 
-    At step i it starts from what step i − 1 found, lowers mean (DDIM(z̄; text) − z*)² by Adam, and goes down.
+    Step i starts from the text found at step i − 1, minimizes mean (DDIM(z̄; text) − z*)² with Adam, and then
+    takes the step.
 
     Args:
         denoiser: the model, for P views.
-        times: (N + 1,) int32, falling.
+        times: (N + 1,) int32, decreasing.
         up: (N + 1, P, h, w, C), z*.
-        start: (P, L, D), the text to begin with.
+        start: (P, L, D), the initial text.
         other: (P, L, D), the text of the other prediction.
         scale: s.
-        rates: (N,), Adam's of each step.
-        stop_below: (N,), the loss after which a picture's search ends.
-        rounds: most updates at a step.
-        searches_conditional: whether the conditional text is searched, rather than the unconditional one.
+        rates: (N,), Adam's learning rate at each step.
+        stop_below: (N,), the loss below which an image's search stops.
+        rounds: the maximum number of updates per step.
+        searches_conditional: whether to search for the conditional text instead of the unconditional one.
 
     Returns:
-        texts (N, P, L, D); losses (N, rounds, P), NaN where no update was made; states (N, P, h, w, C), z̄
+        texts (N, P, L, D); losses (N, rounds, P), NaN where there was no update; states (N, P, h, w, C), z̄
         after each step.
     """
     schedule = denoiser.schedule

@@ -1,11 +1,11 @@
-"""FlowEdit without inversion, in its form for networks that predict noise. Experimental.
+"""FlowEdit, which needs no inversion, adapted to networks that predict noise. Experimental.
 
-The picture moves along the difference of what the two prompts say of it under the same noise. With σ =
-√((1−ᾱ)/ᾱ) and states x/√ᾱ, the ODE of a diffusion model is dX/dσ = ε, so that
+The image moves along the difference between the two prompts' predictions under the same noise. With σ =
+√((1−ᾱ)/ᾱ) and states x/√ᾱ, the ODE of a diffusion model is dX/dσ = ε, so
 
     Z ← Z + (σ_b − σ_a)·(ε̂_tgt(Z + σ_a·n) − ε̂_src(X + σ_a·n)),
 
-X the picture, n new noise at each step. The paper has this for flow models only.
+where X is the image and n is fresh noise at each step. The paper covers flow models only.
 Source: Kulikov et al., "FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models", arXiv
 2412.08629, algorithm 1.
 """
@@ -30,8 +30,8 @@ class FlowEdit(Method):
 
     Attributes:
         source_scale: s of the source.
-        strength: share of the steps that are made, counted from the picture on.
-        draws: n of each step, whose changes are averaged.
+        strength: fraction of the steps to run, counted from the image end.
+        draws: the number of noise samples n per step; their changes are averaged.
     """
 
     blends: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class FlowEdit(Method):
     draws: int = 1
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         check_at_least(draws=(self.draws, 1))
         if not 0 < self.strength <= 1 or self.made < 1:
@@ -54,11 +54,11 @@ class FlowEdit(Method):
 
     @property
     def made(self) -> int:
-        """How many steps are made."""
+        """The number of steps run."""
         return round(self.steps * self.strength)
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; the noise of each step is drawn. The reconstruction is the picture itself."""
+        """Edit the images; each step draws its own noise. The reconstruction is the image itself."""
         noise = normal(key, (self.made, self.draws, *task.latents.shape))
         states, maps = flow(
             denoiser,
@@ -86,20 +86,20 @@ def flow(
     *,
     scales: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Move pictures along the difference of two prompts.
+    """Move images along the difference between two prompts.
 
     Args:
         denoiser: the model.
         latents: (P, h, w, C), X.
         texts: (2P, L, D), of sources and targets.
         empty: (2P, L, D), the empty prompt.
-        times: (N + 1,) int32, falling.
+        times: (N + 1,) int32, decreasing.
         noise: (N, K, P, h, w, C), n.
         control: what the targets take from their sources, for N steps.
         scales: (2,), s of sources and targets.
 
     Returns:
-        Z (N + 1, P, h, w, C), the first X; maps (2, P, mh, mw, L), attention to the texts, summed.
+        Z (N + 1, P, h, w, C), starting with X; maps (2, P, mh, mw, L), attention to the texts, summed.
     """
     pictures = latents.shape[0]
     alphas = denoiser.schedule.alphas_cumprod

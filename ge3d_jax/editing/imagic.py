@@ -1,8 +1,8 @@
-"""Imagic: a text that describes the picture, a network that draws it from that text, and a step beyond it.
+"""Imagic: find a text that describes the image, fine-tune the network with it, and sample beyond that text.
 
-First the target's embedding is moved until the network denoises the picture with it; then the network itself
-is trained on the picture with the text found; then a picture is drawn from noise with a mixture of the
-target's text and the one found. It needs no source prompt, and minutes.
+First, the target's embedding is optimized until the network denoises the image with it. Then the network
+itself is trained on the image with the text found. Finally, an image is sampled from noise with a mixture of
+the target text and the text found. It needs no source prompt, but it takes minutes.
 
 Source: Kawar et al., "Imagic: Text-Based Real Image Editing with Diffusion Models", arXiv 2210.09276, and
 diffusers' community pipeline.
@@ -26,12 +26,12 @@ from ge3d_jax.editing.base import Edited, EditTask, Method
 
 @struct.dataclass
 class ImagicDraws:
-    """What chance decides for each of P pictures.
+    """All random draws, for each of P images.
 
     Attributes:
-        times: (P, K) int32, of each round of training, of the text first.
-        noise: (P, K, h, w, C), likewise.
-        start: (P, h, w, C), what the picture is drawn from.
+        times: (P, K) int32, one per training round, those of the text first.
+        noise: (P, K, h, w, C), one per training round.
+        start: (P, h, w, C), the noise that sampling starts from.
     """
 
     times: jax.Array
@@ -41,11 +41,11 @@ class ImagicDraws:
 
 @struct.dataclass
 class Trained:
-    """What the training of one picture found.
+    """The result of training on one image.
 
     Attributes:
-        text: (L, D).
-        parameters: of the network.
+        text: (L, D), the text found.
+        parameters: the network's parameters.
         losses: (K,), before each round.
     """
 
@@ -56,13 +56,13 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Imagic(Method):
-    """Imagic; of pictures together, one is trained after the other.
+    """Imagic; a batch of images is trained one image at a time.
 
     Attributes:
-        mixture: how much of the target's text there is in the last one; the rest is the text found, so that
-            beyond 1 it leads away from that.
-        text_rounds, text_rate: Adam's, of the text.
-        network_rounds, network_rate: likewise, of the network.
+        mixture: the target text's share of the final text; the rest is the text found, so a value above 1
+            extrapolates away from it.
+        text_rounds, text_rate: Adam's, for the text.
+        network_rounds, network_rate: Adam's, for the network.
     """
 
     needs_source: ClassVar[bool] = False
@@ -77,7 +77,7 @@ class Imagic(Method):
     network_rate: float = 2e-6
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         check_at_least(
             text_rounds=(self.text_rounds, 1),
@@ -87,7 +87,7 @@ class Imagic(Method):
         )
 
     def draw(self, key: jax.Array, task: EditTask, denoiser: Denoiser) -> ImagicDraws:
-        """What chance decides."""
+        """Make all random draws."""
         for_times, for_noise, for_start = jax.random.split(key, 3)
         rounds = (task.pictures, self.text_rounds + self.network_rounds)
         shape = task.latents.shape[1:]
@@ -98,7 +98,7 @@ class Imagic(Method):
         )
 
     def edit(self, task: EditTask, denoiser: Denoiser, drawn: ImagicDraws) -> Edited:
-        """Edit with given draws. Numbers: the losses of all rounds, (P, K)."""
+        """Edit with given random draws. Numbers: the losses of all rounds, (P, K)."""
         one = dataclasses.replace(denoiser, views_at_a_time=1)
         times = self.times(denoiser)
 
@@ -114,7 +114,7 @@ class Imagic(Method):
     def train(
         self, denoiser: Denoiser, latent: jax.Array, target: jax.Array, times: jax.Array, noise: jax.Array
     ) -> Trained:
-        """Train the text, then the network, on one picture; see `train`."""
+        """Train the text, then the network, on one image; see the function `train`."""
         return train(
             denoiser,
             latent,
@@ -135,19 +135,19 @@ class Imagic(Method):
         times: jax.Array,
         start: jax.Array,
     ) -> jax.Array:
-        """Draw one picture with the mixed text, (N + 1, h, w, C)."""
+        """Sample one image with the mixed text, (N + 1, h, w, C)."""
         text = self.mixture * target + (1.0 - self.mixture) * trained.text
         model = dataclasses.replace(denoiser.model, unet_params=trained.parameters)
         asked = dataclasses.replace(denoiser, model=model)
         return guided_sample(asked, text, empty, times, start, scale=self.scale)
 
     def __call__(self, task: EditTask, denoiser: Denoiser, key: jax.Array) -> Edited:
-        """Edit; times and noise of the training and the noise to begin with are drawn."""
+        """Edit the images; the training times, the training noise, and the starting noise are drawn."""
         return self.edit(task, denoiser, self.draw(key, task, denoiser))
 
 
 def _each_picture(picture: Any, given: Any) -> Any:
-    """`picture` of each row of `given`, stacked: one after the other, since each trains a network."""
+    """Apply `picture` to each row of `given`, one at a time since each trains a network, and stack."""
     leaves, structure = jax.tree.flatten(given)
     rows = zip(*leaves, strict=True)
     results = [picture(jax.tree.unflatten(structure, row)) for row in rows]
@@ -166,16 +166,16 @@ def train(
     text_rate: float,
     network_rate: float,
 ) -> Trained:
-    """Move a text, then the whole network, towards mean (ε(x_t, t, text) − noise)² = 0 for one picture.
+    """Train a text, then the whole network, to minimize mean (ε(x_t, t, text) − noise)² on one image.
 
     Args:
         denoiser: the model, a `StableDiffusion`.
         latent: (h, w, C).
-        target: (L, D), the text to begin with.
-        times: (K,) int32, of each round.
-        noise: (K, h, w, C), likewise.
-        text_rounds: how many of the K rounds are the text's.
-        text_rate, network_rate: Adam's.
+        target: (L, D), the initial text.
+        times: (K,) int32, one per round.
+        noise: (K, h, w, C), one per round.
+        text_rounds: how many of the K rounds train the text.
+        text_rate, network_rate: Adam's learning rates.
     """
 
     def loss(learned: tuple[jax.Array, Any], t: jax.Array, n: jax.Array) -> jax.Array:
@@ -205,7 +205,7 @@ def train(
 
 
 def _adam(loss: Any, start: Any, rate: float, times: jax.Array, noise: jax.Array) -> tuple[Any, jax.Array]:
-    """One update of Adam for each time and noise."""
+    """Run one Adam update for each time and noise."""
     adam = optax.scale_by_adam()
 
     def step(
@@ -231,7 +231,7 @@ def guided_sample(
     *,
     scale: float,
 ) -> jax.Array:
-    """DDIM with guidance of one picture: (N + 1, h, w, C), from the noise (h, w, C) down."""
+    """Sample one image by DDIM with guidance: (N + 1, h, w, C), starting from the noise (h, w, C)."""
 
     def step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         now, then = pair

@@ -1,7 +1,7 @@
-"""The optimization inside a step of an inversion: a few rounds of Adam for some pictures at once.
+"""The optimization within a single inversion step: a few rounds of Adam on a batch of images.
 
-It is a loop within the compiled scan. A picture stops when its loss is small enough; the loop ends when all
-have, so that pictures together get what each would get alone.
+It is a loop inside the compiled scan. Each image stops once its loss is small enough, and the loop ends when
+all have stopped, so an image gets the same result in a batch as it would alone.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,18 @@ def minimize(
     stop_below: jax.Array | float,
     decay: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Lower the loss of each picture by Adam (0.9, 0.999, 1e-8), or by AdamW.
+    """Minimize each image's loss with Adam (0.9, 0.999, 1e-8) or AdamW.
 
     Args:
-        losses_of: (P, ...) → (P,); a picture's loss may depend on its own numbers only.
-        start: (P, ...).
+        losses_of: (P, ...) → (P,); each image's loss may depend only on its own values.
+        start: (P, ...), the initial values.
         rate: the learning rate.
-        rounds: most updates.
-        stop_below: a picture is left alone after the update whose loss, taken before it, is below this.
-        decay: of AdamW: each update first takes this times the rate off what is learned.
+        rounds: the maximum number of updates.
+        stop_below: an image gets no further updates after one whose loss, computed before it, is below this.
+        decay: AdamW's weight decay: each update first subtracts decay × rate × value.
 
     Returns:
-        (P, ...), and the losses before each update, (rounds, P), NaN where none was made.
+        The final values (P, ...), and the losses before each update, (rounds, P), NaN where there was none.
     """
     adam = optax.scale_by_adam()
     pictures = start.shape[0]

@@ -1,7 +1,7 @@
-"""The way up: pictures to noise along the ODE, in small steps without guidance (DDIM inversion).
+"""DDIM inversion: carry images up to noise along the ODE, in small steps without guidance.
 
-Two conventions are in use. A step from t_{i+1} up to t_i needs the prediction at its start, but editing
-programs ask the network as if it saw t_i already, "end"; GE3D and the equations ask at "start".
+Two conventions are in use. A step from t_{i+1} up to t_i should evaluate the network at its start, but the
+published editing code evaluates it as if it were already at t_i ("end"). GE3D and the equations use "start".
 """
 
 import jax
@@ -15,13 +15,13 @@ ASKS = ("end", "start")
 
 
 def check_asks(asks: str) -> None:
-    """Refuse a convention that does not exist. Raises UserError."""
+    """Reject an unknown convention. Raises UserError."""
     if asks not in ASKS:
         raise UserError(f"The setting asks is {asks!r}; use one of {', '.join(ASKS)}.")
 
 
 def steps_up(times: jax.Array, asks: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where each step up starts, where it ends, and the time the network is told, (N,) each."""
+    """Return, for each step up, its start, its end, and the time passed to the network, (N,) each."""
     start, end = times[:0:-1], times[-2::-1]
     return start, end, end if asks == "end" else start
 
@@ -48,11 +48,11 @@ def invert(
     Args:
         denoiser: the model, for P views.
         latents: (P, h, w, C).
-        text: (P, L, D), what they show.
-        times: (N + 1,) int32, falling to 0.
-        asks: of ASKS, the time that the network is told.
+        text: (P, L, D), embeddings of the source prompts.
+        times: (N + 1,) int32, decreasing to 0.
+        asks: one of ASKS, which end of a step determines the time passed to the network.
 
     Returns:
-        (N + 1, P, h, w, C), z*: state k after k steps, the first the latents themselves.
+        (N + 1, P, h, w, C), z*: entry k is the state after k steps; entry 0 is the latents themselves.
     """
     return _invert(denoiser, latents, text, steps_up(times, asks))

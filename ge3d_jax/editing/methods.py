@@ -1,4 +1,4 @@
-"""The methods there are, by the name that chooses them."""
+"""The registry of editing methods, by name."""
 
 from ge3d_jax.editing.base import Method
 from ge3d_jax.editing.ddim import DDIM

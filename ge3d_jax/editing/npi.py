@@ -1,7 +1,7 @@
-"""Negative-prompt inversion: what the picture shows takes the empty prompt's place, so that guidance rests.
+"""Negative-prompt inversion: the source prompt takes the place of the empty prompt, which cancels guidance.
 
-The source's two predictions are then one, and its way down retraces its way up without optimization. Its
-proximal form also takes small differences between the target's two predictions for none.
+The source's two predictions then coincide, so denoising retraces its inversion without any optimization. The
+proximal variant also treats small differences between the target's two predictions as zero.
 
 Source: Miyake et al., "Negative-prompt Inversion", arXiv 2305.16807; Han et al., "ProxEdit: Improving
 Tuning-Free Real Image Editing with Proximal Guidance", arXiv 2306.05414, and its public code.
@@ -22,7 +22,7 @@ PROXIMAL = ("none", "l0", "l1")
 
 
 def slerp(low: jax.Array, high: jax.Array, share: float | jax.Array) -> jax.Array:
-    """Between two embeddings along a great circle, each text (L, D) of a batch taken for one vector.
+    """Interpolate spherically between two embeddings, treating each text (L, D) of a batch as one vector.
 
     Args:
         low, high: (P, L, D); they must not point in the same or in opposite directions.
@@ -41,11 +41,11 @@ class NPI(DDIM):
     """Negative-prompt inversion.
 
     Attributes:
-        proximal: what becomes of δ = ε_c − ε_∅: "none" for nothing; "l0", moved towards 0 by its quantile,
-            and the picture pulled onto its way up where nothing is left; "l1", moved twice.
-        quantile: of |δ|, over both branches.
-        pulled_below: with "l0", below this time.
-        towards_empty: how far the unconditional text is led from the source towards the empty prompt, 0 to 1.
+        proximal: how to shrink δ = ε_c − ε_∅: "none" leaves it as is; "l0" moves it toward 0 by its quantile
+            and pulls the image onto its inversion trajectory where nothing is left; "l1" moves it twice.
+        quantile: the quantile of |δ|, taken over both branches.
+        pulled_below: with "l0", pull the image only below this time.
+        towards_empty: how far the unconditional text moves from the source to the empty prompt, 0 to 1.
     """
 
     proximal: str = "none"
@@ -54,7 +54,7 @@ class NPI(DDIM):
     towards_empty: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         if self.proximal not in PROXIMAL:
             raise UserError(f"The setting proximal is {self.proximal!r}; use one of {', '.join(PROXIMAL)}.")
@@ -63,7 +63,7 @@ class NPI(DDIM):
                 raise UserError(f"The setting {name} is {getattr(self, name)}; give a number from 0 to 1.")
 
     def proximal_guidance(self) -> Proximal:
-        """What the way down is told of it."""
+        """Return the proximal settings in the form that denoising takes."""
         return Proximal(
             quantile=jnp.float32(self.quantile),
             factor=jnp.float32(self.proximal != "none"),
@@ -72,7 +72,7 @@ class NPI(DDIM):
         )
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """What there is to know before the way down."""
+        """Compute everything that denoising needs."""
         up = self.up(task, denoiser)
         without = task.source
         if self.towards_empty:
@@ -90,6 +90,6 @@ class NPI(DDIM):
 
 @dataclasses.dataclass(frozen=True)
 class ProximalNPI(NPI):
-    """NPI with proximal guidance; settings as for NPI."""
+    """NPI with proximal guidance; same settings as NPI."""
 
     proximal: str = "l0"

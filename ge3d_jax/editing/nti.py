@@ -1,4 +1,4 @@
-"""Null-text inversion: an unconditional text of its own for each step, so that guidance keeps the picture.
+"""Null-text inversion: a separate unconditional text for each step, so that guidance preserves the image.
 
 Source: Mokady et al., "Null-text Inversion for Editing Real Images using Guided Diffusion Models", arXiv
 2211.09794, algorithm 1, and its public code.
@@ -20,8 +20,8 @@ class NTI(TextSearch):
     """Null-text inversion.
 
     Attributes:
-        stop_below: the loss after which the search at the first step ends.
-        stop_growth: by how much that is higher at each further step.
+        stop_below: the loss below which the search at the first step stops.
+        stop_growth: how much this threshold grows with each further step.
     """
 
     stop_below: float = 1e-5
@@ -29,11 +29,11 @@ class NTI(TextSearch):
 
     @property
     def stop_losses(self) -> jax.Array:
-        """(N,), of each step."""
+        """(N,), the loss threshold of each step."""
         return self.stop_below + self.stop_growth * jnp.arange(self.steps)
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
+        """Search for the texts, then plan; numbers: the losses before each update, (N, rounds, P)."""
         up = self.up(task, denoiser)
         texts, losses = self.search(task, denoiser, up)
         way = way_down(task, self.times(denoiser), up, scale=self.scale, unconditional=(texts, texts))

@@ -1,10 +1,10 @@
-"""What to do with single words of a prompt, read from plain language.
+"""Parse plain-language instructions for individual words of a prompt.
 
     blue x2, yellow stem until 0.6, mushroom from 0.1 until 0.5
     mushroom, stem, not red
 
-The first kind says how strongly words count and in which part of the steps they come from the source, the
-second where a picture may change and where it must not.
+The first form says how much weight words get and during which part of the steps their attention comes from
+the source. The second says where an image may change and where it must not.
 """
 
 import dataclasses
@@ -30,26 +30,26 @@ def _items(text: str, flag: str) -> list[str]:
 
 
 def read_words(text: str, edit: WordEdit) -> WordEdit:
-    """`edit` with what a text says of single words: "blue x2, stem from 0.1 until 0.6".
+    """Add to `edit` per-word instructions such as "blue x2, stem from 0.1 until 0.6".
 
     Args:
-        text: items between commas, each some words of the target prompt, then a factor, "x2", or shares of
-            the steps, "from 0.1" or "until 0.6", or both.
-        edit: how attention is edited otherwise.
+        text: comma-separated items, each one or more words of the target prompt followed by a factor ("x2"),
+            by fractions of the steps ("from 0.1", "until 0.6"), or by both.
+        edit: all other attention settings.
 
     Raises:
-        UserError: an item that says nothing of its words.
+        UserError: an item gives no instruction for its words.
     """
     factors: dict[str, float] = {}
     spans: dict[str, Span] = {}
     for item in _items(text, "words"):
         found = _WORD.fullmatch(item)
-        assert found is not None  # the words themselves match anything
+        assert found is not None  # `words` alone matches anything
         factor, first, last = found["factor"], found["first"], found["last"]
         if factor is None and first is None and last is None:
             raise UserError(
-                f"words={item!r} does not say what to do with it; write a factor or shares of the steps, as "
-                '"blue x2" or "stem until 0.6".'
+                f"words={item!r} does not say what to do with these words; add a factor or shares of the "
+                'steps, e.g. "blue x2" or "stem until 0.6".'
             )
         if factor is not None:
             factors[found["words"]] = float(factor)
@@ -59,10 +59,10 @@ def read_words(text: str, edit: WordEdit) -> WordEdit:
 
 
 def read_blend(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words where a picture may change, and where it must not: "mushroom, stem, not red".
+    """Parse words that mark where an image may change and where it must not: "mushroom, stem, not red".
 
     Raises:
-        UserError: none of the first kind.
+        UserError: no word marks where it may change.
     """
     may: list[str] = []
     must_not: list[str] = []
@@ -73,7 +73,5 @@ def read_blend(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         else:
             may.append(item)
     if not may:
-        raise UserError(
-            f"blend={text!r} does not say where the picture may change; name words for that, too."
-        )
+        raise UserError(f"blend={text!r} does not say where the picture may change; add words for that.")
     return tuple(may), tuple(must_not)

@@ -1,6 +1,6 @@
-"""Prompt tuning inversion: a conditional text of its own for each step, mixed with the target to edit.
+"""Prompt tuning inversion: a separate conditional text for each step, mixed with the target to edit.
 
-There is no public code; what the paper leaves open is set here: Adam at 0.005, 10 updates at each step.
+There is no public code. For what the paper leaves open, we use Adam at 0.005 and 10 updates per step.
 Source: Dong et al., "Prompt Tuning Inversion for Text-Driven Image Editing Using Diffusion Models", arXiv
 2305.04441, algorithms 1 and 2.
 """
@@ -20,7 +20,7 @@ class PTI(TextSearch):
     """Prompt tuning inversion.
 
     Attributes:
-        mixture: how much of the target's text there is in the edit's, from 0 to 1.
+        mixture: the target text's share of the text used for the edit, from 0 to 1.
     """
 
     searches_conditional: ClassVar[bool] = True
@@ -29,13 +29,13 @@ class PTI(TextSearch):
     mixture: float = 0.8
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         if not 0 <= self.mixture <= 1:
             raise UserError(f"The setting mixture is {self.mixture}; give a number from 0 to 1.")
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
+        """Search for the texts, then plan; numbers: the losses before each update, (N, rounds, P)."""
         up = self.up(task, denoiser)
         texts, losses = self.search(task, denoiser, up)
         mixed = (1.0 - self.mixture) * texts + self.mixture * task.target

@@ -1,6 +1,6 @@
-"""SPDInv: a way up whose every state agrees with the step that made it, then down as with proximal NPI.
+"""SPDInv: inversion in which every state is consistent with the step that made it, then proximal NPI.
 
-Each state z_t is moved until it is the fixed point of z_t = φ(z_{t−Δ}; ε(z_t, t, c)), φ the DDIM step up.
+Each state z_t is moved to the fixed point of z_t = φ(z_{t−Δ}; ε(z_t, t, c)), where φ is the DDIM step up.
 Source: Li et al., "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion
 Models", arXiv 2403.11105, and its public code.
 """
@@ -20,7 +20,7 @@ from ge3d_jax.editing.inner_loop import minimize
 from ge3d_jax.editing.inversion import steps_up
 from ge3d_jax.editing.npi import NPI
 
-# AdamW's, as in PyTorch.
+# AdamW's weight decay, PyTorch's default.
 _DECAY = 0.01
 
 
@@ -29,9 +29,9 @@ class SPDInv(NPI):
     """SPDInv.
 
     Attributes:
-        rate: AdamW's.
-        rounds: most updates at a step up.
-        stop_below: the loss after which a step's search ends.
+        rate: AdamW's learning rate.
+        rounds: the maximum number of updates per inversion step.
+        stop_below: the loss below which a step's search stops.
     """
 
     proximal: str = "l0"
@@ -41,12 +41,12 @@ class SPDInv(NPI):
     stop_below: float = 5e-6
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         super().__post_init__()
         check_at_least(rate=(self.rate, 0), rounds=(self.rounds, 1))
 
     def search(self, task: EditTask, denoiser: Denoiser) -> tuple[jax.Array, jax.Array]:
-        """The way up, (N + 1, P, h, w, C), and the losses before each update, (N, rounds, P)."""
+        """Return the inversion trajectory, (N + 1, P, h, w, C), and each update's loss, (N, rounds, P)."""
         steps = steps_up(self.times(denoiser), self.asks)
         return fixed_point_inversion(
             denoiser,
@@ -59,7 +59,7 @@ class SPDInv(NPI):
         )
 
     def plan(self, task: EditTask, denoiser: Denoiser) -> Plan:
-        """The way, found; numbers: the losses before each update, (N, rounds, P)."""
+        """Search for the trajectory, then plan; numbers: the losses before each update, (N, rounds, P)."""
         up, losses = self.search(task, denoiser)
         way = way_down(
             task,
@@ -83,12 +83,12 @@ def fixed_point_inversion(
     rounds: int,
     stop_below: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Carry latents (P, h, w, C) up, each state moved by AdamW to the fixed point of its step.
+    """Invert latents (P, h, w, C), moving each state to the fixed point of its step with AdamW.
 
     Args:
         denoiser: the model, for P views.
         latents: (P, h, w, C).
-        text: (P, L, D), what they show.
+        text: (P, L, D), embeddings of the source prompts.
         steps: from `steps_up`.
         rate, rounds, stop_below: see `minimize`.
 

@@ -1,8 +1,8 @@
-"""Which token of one prompt stands for which of another, and where the tokens of a word are.
+"""Align the tokens of two prompts, and find the tokens of a word.
 
-Symbols: L tokens of a padded prompt, with its start and end; M, α, e and g as in `attention_control`; N
-steps. Source: Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention Control", arXiv 2208.01626,
-and its public code (seq_aligner.py), whose arrays these equal.
+Symbols: L tokens of a padded prompt, including its start and end tokens; M, α, e and g as in
+`attention_control`; N steps. Source: Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention
+Control", arXiv 2208.01626, and its public code (seq_aligner.py), whose arrays these equal.
 """
 
 import difflib
@@ -14,16 +14,16 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
 
-# Scores of the alignment of two token sequences; a gap costs nothing.
+# Alignment scores of two token sequences; gaps are free.
 _MATCH, _MISMATCH, _GAP = 1, -1, 0
-# What surrounds a word without belonging to it.
+# Punctuation to strip from around a word.
 _PUNCTUATION = ".,;:!?\"'()"
-# A share of the steps from the first on, or (from, until).
+# A fraction of the steps, counted from the first, or (from, until).
 Span = float | tuple[float, float]
 
 
 def _word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
-    """The words of a prompt as spaces divide it, each with the positions of its tokens."""
+    """Split a prompt at spaces into words, each with the positions of its tokens."""
     words, first = [], 1  # after the start token
     for word in prompt.split():
         count = len(tokenizer.tokenize(word))
@@ -33,7 +33,7 @@ def _word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, li
 
 
 def token_words(tokenizer: CLIPTokenizer, prompt: str, length: int) -> list[tuple[str, list[int]]]:
-    """The words of a prompt with the positions of their tokens, as far as the model reads."""
+    """Return a prompt's words with the positions of their tokens, up to the model's maximum length."""
     words = _word_positions(tokenizer, prompt)
     seen = [(word, [place for place in places if place < length - 1]) for word, places in words]
     return [(word, places) for word, places in seen if places]
@@ -44,16 +44,16 @@ def _plain(word: str) -> str:
 
 
 def find_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, length: int) -> np.ndarray:
-    """Where a word or some words in a row are in a prompt, wherever they appear.
+    """Find every occurrence of a word or phrase in a prompt.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         prompt: the prompt.
-        phrase: the words, without regard to case and punctuation.
+        phrase: the words; case and punctuation are ignored.
         length: L.
 
     Returns:
-        (L,) bool; all false where they are not in the prompt.
+        (L,) bool; all false if they are not in the prompt.
     """
     wanted = [_plain(word) for word in phrase.split()]
     words = _word_positions(tokenizer, prompt)
@@ -67,28 +67,28 @@ def find_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, length: int) 
 
 
 def replacement(tokenizer: CLIPTokenizer, source: str, target: str, length: int) -> np.ndarray:
-    """M where words are replaced one by one, and everything else is the same.
+    """Return M for prompts that differ only in words replaced one by one.
 
-    Changed words map to each other: token to token where they have as many, else each token of the source's
-    word gives 1/n of itself to all n of the target's. After the last changed word every token maps to its own
-    position, as in the public code, even if the words before differ in length.
+    Changed words map to each other: token to token if both have equally many, otherwise each token of the
+    source word gives 1/n of itself to each of the target word's n tokens. After the last changed word, every
+    token maps to its own position, as in the public code, even if earlier words differ in length.
 
     Args:
-        tokenizer: the model's.
-        source, target: prompts of as many words each.
+        tokenizer: the model's tokenizer.
+        source, target: prompts with the same number of words.
         length: L.
 
     Returns:
         (L, L) float32, source tokens in rows.
 
     Raises:
-        UserError: the prompts do not have as many words.
+        UserError: the prompts differ in their number of words.
     """
     before, after = _word_positions(tokenizer, source), _word_positions(tokenizer, target)
     if len(before) != len(after):
         raise UserError(
-            f"The prompt {source!r} has {len(before)} words and {target!r} has {len(after)}, which cannot "
-            "replace each other one by one; use the form that refines instead, or write as many words."
+            f"The prompt {source!r} has {len(before)} words and {target!r} has {len(after)}, so they cannot "
+            "be replaced one by one; use the form refine instead, or write equally many words."
         )
     mapping = np.zeros((length, length), np.float32)
     row = column = 0
@@ -99,7 +99,7 @@ def replacement(tokenizer: CLIPTokenizer, source: str, target: str, length: int)
         while row < rows[0] and max(row, column) < length:
             mapping[row, column] = 1.0
             row, column = row + 1, column + 1
-        # A prompt that is longer than the model reads is cut.
+        # A prompt longer than the model's maximum length is truncated.
         seen_rows = [place for place in rows if place < length]
         seen_columns = [place for place in columns if place < length]
         if len(rows) == len(columns):
@@ -114,10 +114,10 @@ def replacement(tokenizer: CLIPTokenizer, source: str, target: str, length: int)
 
 
 def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
-    """Position in `source` of each token of `target`, −1 for tokens that were inserted.
+    """Return, for each token of `target`, its position in `source`, or −1 if it was inserted.
 
-    Needleman–Wunsch: equal tokens score 1, different ones −1, gaps 0; of equal scores an insertion goes
-    before a deletion, and that before a pair.
+    Needleman–Wunsch: equal tokens score 1, different ones −1, gaps 0; ties prefer an insertion to a deletion,
+    and a deletion to a pair.
     """
     scores = np.zeros((len(source) + 1, len(target) + 1), int)
     moves = np.full(scores.shape, "pair", object)
@@ -129,7 +129,7 @@ def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
                 "delete": scores[i - 1, j] + _GAP,
                 "pair": scores[i - 1, j - 1] + (_MATCH if old == new else _MISMATCH),
             }
-            moves[i, j] = max(options, key=options.__getitem__)  # the first of equal ones
+            moves[i, j] = max(options, key=options.__getitem__)  # the first one in a tie
             scores[i, j] = options[moves[i, j]]
     i, j = len(source), len(target)
     positions = []
@@ -144,23 +144,23 @@ def align(source: Sequence[int], target: Sequence[int]) -> list[int]:
 def refinement(
     tokenizer: CLIPTokenizer, source: str, target: str, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """M and α where words are added or dropped: what both prompts have in common comes from the source.
+    """Return M and α for prompts with words added or dropped: what both share comes from the source.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         source, target: prompts.
         length: L.
 
     Returns:
-        M (L, L) float32, source tokens in rows, an empty column for an inserted token; α (L,) float32, 0 for
-        those and 1 for all others.
+        M (L, L) float32, source tokens in rows, with an empty column for an inserted token; α (L,) float32, 0
+        for inserted tokens and 1 for all others.
     """
     ids = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in (source, target)]
     positions = np.arange(length)
     aligned = np.array(align(*ids))[:length]
     positions[: len(aligned)] = aligned
     mapping = np.zeros((length, length), np.float32)
-    # Aligned tokens beyond the end of a cut prompt have no counterpart either.
+    # Aligned tokens beyond the end of a truncated prompt have no counterpart either.
     kept = np.flatnonzero((positions >= 0) & (positions < length))
     mapping[positions[kept], kept] = 1.0
     share = np.zeros(length, np.float32)
@@ -171,10 +171,10 @@ def refinement(
 def matching(
     tokenizer: CLIPTokenizer, source: str, target: str, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """M and α as EDICT's code has them: equal stretches of tokens, and different ones of the same length.
+    """Return M and α as in EDICT's code: equal runs of tokens, and different runs of equal length.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         source, target: prompts.
         length: L; unlike `refinement`, this also shifts the padding.
 
@@ -190,7 +190,7 @@ def matching(
 
 
 def emphasis(tokenizer: CLIPTokenizer, prompt: str, factors: Mapping[str, float], length: int) -> np.ndarray:
-    """e, (L,) float32: the factor of each word's tokens, 1 for all others.
+    """Return e, (L,) float32: the factor of each given word's tokens, 1 for all others.
 
     Raises:
         UserError: a word is not in the prompt.
@@ -202,7 +202,7 @@ def emphasis(tokenizer: CLIPTokenizer, prompt: str, factors: Mapping[str, float]
 
 
 def _found_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, length: int) -> np.ndarray:
-    """`find_words`. Raises UserError where there are none."""
+    """Call `find_words`. Raises UserError if the words are not found."""
     found = find_words(tokenizer, prompt, phrase, length)
     if not found.any():
         raise UserError(f"The words {phrase!r} are not in the prompt {prompt!r}; name words that are.")
@@ -212,7 +212,7 @@ def _found_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, length: int
 def _rows(span: Span, count: int) -> slice:
     first, last = span if isinstance(span, tuple) else (0.0, span)
     if not (math.isfinite(first) and math.isfinite(last) and 0 <= first <= last <= 1):
-        raise UserError(f"The share of the steps {span} does not lie within 0 and 1; give one that does.")
+        raise UserError(f"The share of the steps {span} is not between 0 and 1; give one that is.")
     return slice(int(first * count), int(last * count))
 
 
@@ -225,21 +225,21 @@ def cross_gates(
     steps: int,
     length: int,
 ) -> np.ndarray:
-    """g of each step: when the attention to each token of the target is edited.
+    """Return g for each step: when the attention to each token of the target is edited.
 
     Args:
-        tokenizer: the model's.
-        target: the prompt.
-        span: shares of N + 1 steps, rounded down.
-        spans: other ones for some words.
+        tokenizer: the model's tokenizer.
+        target: the target prompt.
+        span: fractions of N + 1 steps, rounded down.
+        spans: different spans for individual words.
         steps: N.
         length: L.
 
     Returns:
-        (N + 1, L) float32 of 0 and 1; the last row is for a step that is never made, as in the public code.
+        (N + 1, L) float32 of 0 and 1; the last row is for a step that is never run, as in the public code.
 
     Raises:
-        UserError: a share out of range, or a word that is not in the prompt.
+        UserError: a fraction is out of range, or a word is not in the prompt.
     """
     gates = np.zeros((steps + 1, length), np.float32)
     gates[_rows(span, steps + 1)] = 1.0
@@ -251,10 +251,10 @@ def cross_gates(
 
 
 def self_gates(span: Span, *, steps: int) -> np.ndarray:
-    """(N,) float32, 1 at the steps at which self-attention is the source's: shares of N, rounded down.
+    """Return (N,) float32, 1 at the steps whose self-attention comes from the source (of N, rounded down).
 
     Raises:
-        UserError: a share out of range.
+        UserError: a fraction is out of range.
     """
     gates = np.zeros(steps, np.float32)
     gates[_rows(span, steps)] = 1.0

@@ -1,1 +1,1 @@
-"""File formats: splats, cameras, posed images, videos."""
+"""File formats: splats, cameras, posed images, and videos."""

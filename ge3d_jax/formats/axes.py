@@ -1,8 +1,8 @@
-"""Turning, scaling and cropping splats: positions, rotations and the color that depends on the view.
+"""Rotating, scaling, and cropping splats: their positions, rotations, and view-dependent color.
 
-Formats differ in which way is up. `.ply`, and what keeps its numbers, has x right, y down, z forward in
-captures; `.spz` turns that by half a turn about x (right, up, back), glTF about z (left, up, forward).
-Half turns only permute components and change signs, so that turning there and back gives the same bits.
+Formats differ in which way is up. `.ply`, and formats that keep its numbers, have x right, y down, z forward
+in captures. `.spz` rotates that by half a turn about x (right, up, back), glTF about z (left, up, forward).
+Half turns only permute components and flip signs, so rotating there and back restores the same bits.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ HALF_TURN_ABOUT_X: Quaternion = (0.0, 1.0, 0.0, 0.0)
 HALF_TURN_ABOUT_Z: Quaternion = (0.0, 0.0, 0.0, 1.0)
 
 _HALF = math.sqrt(0.5)
-# Turns about x or y that make a direction z.
+# Rotations about x or y that map a direction to z.
 _TO_Z: dict[str, Quaternion] = {
     "x": (_HALF, 0.0, -_HALF, 0.0),
     "-x": (_HALF, 0.0, _HALF, 0.0),
@@ -34,18 +34,18 @@ _TO_Z: dict[str, Quaternion] = {
     "z": NO_TURN,
     "-z": HALF_TURN_ABOUT_X,
 }
-# Within these of a whole number, entries of a rotation's matrix, and of its effect on coefficients, are that.
+# Entries of a rotation matrix, or of its effect on coefficients, within these of an integer are set to it.
 _ROUNDING, _ROUNDING_OF_SH = 1e-12, 1e-6
 
 
 def inverse(turn: Quaternion) -> Quaternion:
-    """The turn back."""
+    """Return the inverse rotation."""
     w, x, y, z = turn
     return (w, -x, -y, -z)
 
 
 def product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Hamilton's product of quaternions (..., 4) wxyz: the turn `second`, then `first`."""
+    """Multiply quaternions (..., 4) wxyz (Hamilton product): the rotation `second`, then `first`."""
     a, b, c, d = np.moveaxis(first, -1, 0)
     w, x, y, z = np.moveaxis(second, -1, 0)
     return np.stack(
@@ -60,7 +60,7 @@ def product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def turn_matrix(turn: Quaternion) -> np.ndarray:
-    """The rotation matrix (3, 3) of a unit quaternion."""
+    """Return the rotation matrix (3, 3) of a unit quaternion."""
     w, x, y, z = turn
     return np.array(
         [
@@ -72,18 +72,18 @@ def turn_matrix(turn: Quaternion) -> np.ndarray:
 
 
 def _whole(values: np.ndarray, margin: float) -> np.ndarray:
-    """Values next to a whole number made exactly that."""
+    """Round values close to an integer to exactly that integer."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) < margin, nearest, values)
 
 
 @functools.lru_cache(maxsize=16)
 def sh_matrix(turn: Quaternion, degree: int) -> np.ndarray:
-    """How the coefficients of a color change when the object turns.
+    """Return the matrix that rotates the coefficients of a color along with its object.
 
-    A turned object has from direction R·d the color that it had from d. So its coefficients c' satisfy
-    Y(d)·c' = Y(R⁻¹·d)·c for every d. The harmonics of a degree turn into each other, so that many directions
-    determine the matrix of c' = M·c.
+    A rotated object shows in direction R·d the color that it had in direction d, so its coefficients c'
+    satisfy Y(d)·c' = Y(R⁻¹·d)·c for every d. Rotations map the harmonics of a degree to each other, so
+    evaluating enough directions determines the matrix of c' = M·c.
 
     Args:
         turn: unit quaternion wxyz.
@@ -104,14 +104,14 @@ def sh_matrix(turn: Quaternion, degree: int) -> np.ndarray:
 
 
 def turned(arrays: SplatArrays, turn: Quaternion) -> SplatArrays:
-    """The splats turned about the origin.
+    """Rotate splats about the origin.
 
     Args:
         arrays: the splats.
         turn: unit quaternion wxyz.
 
     Returns:
-        The same splats with other positions, quaternions and color coefficients; `arrays` for no turn.
+        The splats with new positions, quaternions, and color coefficients; `arrays` itself for no rotation.
     """
     if turn == NO_TURN:
         return arrays
@@ -127,7 +127,7 @@ def turned(arrays: SplatArrays, turn: Quaternion) -> SplatArrays:
 
 
 def scaled(arrays: SplatArrays, factor: float) -> SplatArrays:
-    """The splats `factor` times as large, about the origin."""
+    """Scale splats about the origin by `factor`."""
     return dataclasses.replace(
         arrays,
         positions=(arrays.positions.astype(np.float64) * factor).astype(np.float32),
@@ -136,21 +136,21 @@ def scaled(arrays: SplatArrays, factor: float) -> SplatArrays:
 
 
 def inside(positions: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """Which positions (N, 3) are in the box of (x, y, z) at least and (x, y, z) at most: (N,) bool."""
+    """Tell which positions (N, 3) are in the box from minimum (x, y, z) to maximum (x, y, z): (N,) bool."""
     low, high = np.reshape(np.asarray(box, np.float64), (2, 3))
     return np.all((positions >= low) & (positions <= high), axis=1)
 
 
 def parse_up(text: str) -> Quaternion:
-    """The turn of "-y", which makes that direction z, or of "z:-y", which makes the first one the second.
+    """Return the rotation for "-y", which maps it to z, or for "z:-y", which maps the first to the second.
 
     Raises:
-        UserError: the text is something else.
+        UserError: the text is anything else.
     """
     source, _, target = text.strip().lower().partition(":")
     if source not in _TO_Z or (target or "z") not in _TO_Z:
         raise UserError(
-            f"The up direction is {text!r}; give the one of the file, e.g. -y, which becomes z, or both, "
+            f"The up direction is {text!r}; give the file's, e.g. -y, which becomes z, or both, "
             f"e.g. z:-y, each one of {', '.join(_TO_Z)}."
         )
     back = np.array(inverse(_TO_Z[target or "z"]))
@@ -159,10 +159,10 @@ def parse_up(text: str) -> Quaternion:
 
 
 def parse_box(text: str) -> tuple[float, ...]:
-    """The six numbers of "x,y,z,X,Y,Z": the least corner of a box and the greatest.
+    """Parse the six numbers of "x,y,z,X,Y,Z": the minimum and the maximum corner of a box.
 
     Raises:
-        UserError: the text is something else, or the box is empty.
+        UserError: the text is anything else, or the box is empty.
     """
     try:
         box = tuple(float(number) for number in text.split(","))
@@ -170,7 +170,7 @@ def parse_box(text: str) -> tuple[float, ...]:
         box = ()
     if len(box) != 6 or not all(box[axis] < box[axis + 3] for axis in range(3)):
         raise UserError(
-            f"The box is {text!r}; give the least corner and the greatest as six numbers with commas, "
+            f"The box is {text!r}; give its minimum and maximum corners as six numbers with commas, "
             "e.g. -1,-1,-1,1,1,1."
         )
     return box

@@ -1,12 +1,12 @@
-"""Camera paths: the cameras of a JSON file in order, to render a film by.
+"""Camera paths: the cameras of a JSON file in order, for rendering a video.
 
-Three kinds of files are read:
+Three kinds of files can be read:
 
     transforms.json       `frames`, see `cameras.py`
-    camera_path.json      of nerfstudio's viewer: `camera_path`, each with `camera_to_world` (16 numbers, rows
-                          first, OpenGL axes), `fov` (vertical, degrees), `aspect`; `render_width`, …
-    cameras.json          of 3D Gaussian Splatting: a list, each with `position`, `rotation` (camera to world,
-                          OpenCV axes), `fx`, `fy`, `width`, `height` (pixels)
+    camera_path.json      from nerfstudio's viewer: `camera_path`, each with `camera_to_world` (16 numbers,
+                          row-major, OpenGL axes), `fov` (vertical, degrees), `aspect`; `render_width`, …
+    cameras.json          from 3D Gaussian Splatting: a list, each with `position`, `rotation` (camera to
+                          world, OpenCV axes), `fx`, `fy`, `width`, `height` (pixels)
 """
 
 import math
@@ -33,10 +33,10 @@ from ge3d_jax.formats.cameras import (
 )
 from ge3d_jax.splatting.cameras import Camera
 
-# Of nerfstudio's viewer; those of panoramas and of stereo pairs see more than one pinhole camera.
+# From nerfstudio's viewer, whose panoramas and stereo pairs see more than a single pinhole camera.
 _PERSPECTIVE = "perspective"
 
-# A pose and intrinsics (4,) pixels.
+# A pose, and intrinsics (4,) in pixels.
 _Read = tuple[Pose, np.ndarray]
 
 
@@ -44,17 +44,17 @@ def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> 
     """Read the cameras of a file in the order of its frames.
 
     Args:
-        path: a JSON file of one of the kinds of the module's docstring.
+        path: a JSON file of one of the kinds in the module docstring.
         size: (width, height) of the images to render, pixels; the horizontal field of view is the file's.
 
     Returns:
         Cameras with a leading axis, as under `jax.vmap`.
 
     Raises:
-        UserError: the file is missing or incomplete; names the file and the field.
+        UserError: the file is missing or incomplete; the message names the file and the field.
 
     Warns:
-        UserWarning: lenses that are not rendered, or matrices with a scale.
+        UserWarning: lens distortion is not rendered, or matrices contain a scale.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,8 +69,8 @@ def read_camera_path(path: str | os.PathLike[str], *, size: tuple[int, int]) -> 
         read = _of_transforms
     else:
         raise UserError(
-            f"{path} does not hold a JSON object; give a transforms.json with frames, a camera_path.json of "
-            "nerfstudio or a cameras.json of 3D Gaussian Splatting."
+            f"{path} does not hold a JSON object; give a transforms.json with frames, a camera_path.json "
+            "from nerfstudio, or a cameras.json from 3D Gaussian Splatting."
         )
     cameras = read(path, content, size)
     say_if_scaled(path, [pose for pose, _ in cameras])

@@ -1,9 +1,9 @@
 """Cameras from NeRF-style JSON files: transforms.json, with a matrix for each frame.
 
-A file holds `camera_angle_x` and optionally `camera_angle_y` (fields of view, radians), or, as nerfstudio and
-instant-ngp write it, `fl_x`, `w` and optionally `fl_y`, `cx`, `cy`, `h` (pixels); and `frames`, each with a
-`transform_matrix` (3 or 4 × 4, camera to world, OpenGL axes: x right, y up, z backward). A frame may have
-fields of its own, which go before the file's. Other files of camera paths: `camera_paths.py`.
+A file holds `camera_angle_x` and optionally `camera_angle_y` (fields of view, radians), or, as written by
+nerfstudio and instant-ngp, `fl_x`, `w`, and optionally `fl_y`, `cx`, `cy`, `h` (pixels); and `frames`, each
+with a `transform_matrix` (3 or 4 × 4, camera to world, OpenGL axes: x right, y up, z backward). A frame may
+have its own fields, which override the file's. For other camera path files, see `camera_paths.py`.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from ge3d_jax.core.files import parse_json
 
 # How far a matrix may deviate from a rotation; files round to six digits or more.
 _ROTATION_TOLERANCE = 1e-3
-# Bounds on what a file may say: lengths in world units, and pixels. Beyond them float32 says nothing.
+# Bounds on the values in a file: lengths in world units, and pixels. Beyond them, float32 is meaningless.
 _LARGEST_LENGTH = 1e9
 _LARGEST_PIXELS = 1e7
 _SMALLEST_SCALE = 1e-6
-# The camera's fields in a file: fields of view, pixels, lens distortion, and what is no pinhole camera.
+# The camera's fields in a file: fields of view, pixels, lens distortion, and signs of a non-pinhole camera.
 LENS_FIELDS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 _OTHER_LENSES = ("is_fisheye", "latlong", "equirectangular", "ftheta_p0", "ftheta_p1", "rolling_shutter")
 CAMERA_FIELDS = (
@@ -32,18 +32,18 @@ CAMERA_FIELDS = (
     *LENS_FIELDS,
     *_OTHER_LENSES,
 )
-# Names in nerfstudio and COLMAP of the camera models without distortion if the lens parameters are 0.
+# Nerfstudio's and COLMAP's names of camera models that have no distortion if their lens parameters are 0.
 _PLAIN_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where a camera is.
+    """The pose of a camera.
 
     Attributes:
         world_to_camera: (4, 4) float64, OpenCV axes, world units.
-        was_scaled: whether the file's matrix had a scale, which was taken out.
+        was_scaled: whether the file's matrix contained a scale, which was removed.
     """
 
     world_to_camera: np.ndarray
@@ -51,7 +51,7 @@ class Pose:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file in any Unicode encoding.
+    """Read the content of a JSON file in any Unicode encoding.
 
     Raises:
         UserError: the file is missing or not JSON.
@@ -65,7 +65,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         UserError: the file is missing, is not JSON, or does not hold an object.
@@ -77,7 +77,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def frames_of(file: Path, content: dict[str, Any], what: str) -> list[dict[str, Any]]:
-    """The frames of a file's object; `what` each of them is, for messages.
+    """Return the frames of a file's object; `what` describes a frame in messages.
 
     Raises:
         UserError: they are missing, or one is not an object.
@@ -102,7 +102,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def _numbers(value: Any, name: str, place: str) -> np.ndarray:
-    """A matrix (4, 4) from 3 or 4 rows of 4 numbers, or from these numbers in one list."""
+    """Read a matrix (4, 4) from 3 or 4 rows of 4 numbers, or from a flat list of these numbers."""
     if isinstance(value, list) and len(value) in (12, 16) and not isinstance(value[0], list):
         value = [value[start : start + 4] for start in range(0, len(value), 4)]
     is_square = isinstance(value, list) and len(value) in (3, 4)
@@ -117,19 +117,19 @@ def _numbers(value: Any, name: str, place: str) -> np.ndarray:
 
 
 def pose_of(value: Any, place: str, name: str = "transform_matrix", *, opengl: bool = True) -> Pose:
-    """The pose of a camera-to-world matrix.
+    """Return the pose of a camera-to-world matrix.
 
     Args:
-        value: from the JSON file, 3 or 4 rows of 4 numbers.
+        value: value in the JSON file, 3 or 4 rows of 4 numbers.
         place: file and frame, for messages.
         name: name of the field, for messages.
-        opengl: whether its axes are OpenGL's rather than OpenCV's.
+        opengl: whether the matrix uses OpenGL axes, as opposed to OpenCV's.
 
     Returns:
-        The pose, without the scale that parents of a camera or renderers leave in its rotation.
+        The pose, without the scale that a camera's parents or some renderers leave in its rotation.
 
     Raises:
-        UserError: `value` is not a rotation, with or without a scale of each axis, and a translation.
+        UserError: `value` is not a rotation, possibly scaled along each axis, and a translation.
     """
     matrix = _numbers(value, name, place)
     rotation = matrix[:3, :3]
@@ -149,30 +149,30 @@ def pose_of(value: Any, place: str, name: str = "transform_matrix", *, opengl: b
 
 
 def say_if_scaled(file: Path, poses: Sequence[Pose]) -> None:
-    """Say how many cameras had a scale that was taken out."""
+    """Warn about how many cameras had a scale that was removed."""
     scaled = sum(pose.was_scaled for pose in poses)
     if scaled:
         warnings.warn(
-            f"{file}: the matrices of {scaled} of {len(poses)} cameras have a scale, which was taken out.",
+            f"{file}: the matrices of {scaled} of {len(poses)} cameras have a scale, which was removed.",
             stacklevel=3,
         )
 
 
 def camera_fields(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a frame's camera, its own before those of the file; None is as if absent."""
+    """Return the fields of a frame's camera: its own, then those of the file; None counts as absent."""
     both = {**content, **{name: value for name, value in frame.items() if value is not None}}
     return {name: both[name] for name in CAMERA_FIELDS if both.get(name) is not None}
 
 
 def _is_on(value: Any) -> bool:
-    """Whether a switch or a parameter of a lens has an effect."""
+    """Whether a switch or a lens parameter has an effect."""
     if isinstance(value, list):
         return any(_is_on(item) for item in value)
     return value not in (0, None, False, "", "0", "false", "False")
 
 
 def bent_field(camera: dict[str, Any]) -> str | None:
-    """The first field that says that this is not a pinhole camera, None if it is one."""
+    """Return the first field that shows this is not a pinhole camera; None if it is one."""
     model = camera.get("camera_model", _PLAIN_MODELS[0])
     if not isinstance(model, str) or model.upper() not in _PLAIN_MODELS:
         return "camera_model"
@@ -183,7 +183,8 @@ def check_pinhole(place: str, camera: dict[str, Any]) -> None:
     """Check that images of a camera can be compared with those of a pinhole camera.
 
     Raises:
-        UserError: its lens bends lines, sees all around, or its rows are of several moments; names the field.
+        UserError: its lens bends lines, it is panoramic, or its rows were exposed at different times; the
+            message names the field.
     """
     bent = bent_field(camera)
     if bent is not None:
@@ -196,12 +197,12 @@ def check_pinhole(place: str, camera: dict[str, Any]) -> None:
 def intrinsics(
     place: str, camera: dict[str, Any], size: tuple[int, int], *, taken: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """The intrinsics of a camera for images of a given size.
+    """Compute the intrinsics of a camera for images of a given size.
 
     Args:
         place: file and frame, for messages.
         camera: fields from `camera_fields`; pixels are scaled from the file's size to `size` by the ratio of
-            the widths, and the image center stays the center.
+            the widths, and the image center remains the center.
         size: (width, height) of the images, pixels.
         taken: (width, height) of the original images, pixels, used if the file does not give it.
 
@@ -209,7 +210,7 @@ def intrinsics(
         (4,) float64, fx, fy, cx, cy in pixels.
 
     Raises:
-        UserError: a field is missing or out of range; names the file and the field.
+        UserError: a field is missing or out of range; the message names the file and the field.
     """
     width, height = size
 
@@ -229,7 +230,7 @@ def intrinsics(
             raise UserError(f"{place}: {name} is {shown(angle)}; give the {field} field of view in radians.")
         return 0.5 * side / math.tan(0.5 * angle)
 
-    # Fields of view hold for any size.
+    # Fields of view are independent of the size.
     old_width, old_height = float(width), float(height)
     if any(name in camera for name in ("fl_x", "fl_y", "cx", "cy")):
         old_width = positive("w", None if taken is None else taken[0])

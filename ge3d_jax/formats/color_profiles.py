@@ -1,22 +1,22 @@
-"""Pictures in other color spaces than sRGB, as phones (Display P3) and cameras (Adobe RGB) make them."""
+"""Images in color spaces other than sRGB, as produced by phones (Display P3) and cameras (Adobe RGB)."""
 
 import io
 
 from PIL import Image, ImageCms
 
-# What most cameras name the space that everything here counts in.
+# Most cameras' name for the color space that all of our computations use.
 _OURS = "srgb"
 
 
 def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list[str]]:
-    """A picture in sRGB, as the ICC profile that is stored with it tells.
+    """Convert an image to sRGB according to its embedded ICC profile.
 
     Args:
-        image: of any mode with eight bits a channel.
-        stored: the profile, if there is one.
+        image: of any mode with eight bits per channel.
+        stored: the embedded profile, if any.
 
     Returns:
-        The picture, in RGB or RGBA if its colors changed; and what was done or left out, in words for a
+        The image, in RGB or RGBA if its colors changed; and phrases that say what was done or left out, for a
         message that names the file.
     """
     if not stored:
@@ -31,22 +31,22 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
             _colors(image, profile.profile.xcolor_space.strip()),
             profile,
             ImageCms.createProfile("sRGB"),
-            # As browsers do.
+            # Same as browsers.
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    # The first for what is no profile, the second for one of another color space.
+    # The first is raised for an invalid profile, the second for one of another color space.
     except (OSError, ImageCms.PyCMSError) as error:
         return image, [f"read without its color profile, which does not fit it ({error})"]
     assert converted is not None
     if alpha is not None:
         converted.putalpha(alpha)
-    return converted, [f"turned from its color profile, {name!r}, to sRGB"]
+    return converted, [f"converted from its color profile, {name!r}, to sRGB"]
 
 
 def _colors(image: Image.Image, space: str) -> Image.Image:
-    """The colors without alpha, in a mode that profiles are made for; greys may have an RGB profile, too."""
+    """Return the colors without alpha, in a mode that profiles support; gray may have an RGB profile, too."""
     if image.mode in ("1", "L", "LA", "La"):
         return image.convert("RGB" if space == "RGB" else "L")
     return image if image.mode in ("RGB", "CMYK", "LAB") else image.convert("RGB")

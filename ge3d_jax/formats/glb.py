@@ -1,14 +1,14 @@
 """Splats in binary glTF 2.0 (.glb) with the extension KHR_gaussian_splatting.
 
-A primitive of points has the attributes POSITION and, each behind the prefix `KHR_gaussian_splatting:`,
+A primitive of points has the attributes POSITION and, each prefixed by `KHR_gaussian_splatting:`,
 
     ROTATION                  unit quaternion x, y, z, w
     SCALE                     standard deviations, not their logarithms
     OPACITY                   in [0, 1]
-    SH_DEGREE_l_COEF_n        n = 0 … 2l for every degree l: red, green and blue, signs as in 3DGS
+    SH_DEGREE_l_COEF_n        n = 0 … 2l for every degree l: red, green, and blue, with signs as in 3DGS
 
-COLOR_0 is for programs that draw the points. glTF has y up, z forward and x left. The numbers are float32,
-also in files that come from other writers as normalized integers.
+COLOR_0 is for programs that draw plain points. glTF has y up, z forward, and x left. We write float32; files
+from other writers may also hold normalized integers.
 """
 
 import collections
@@ -50,7 +50,7 @@ _HEADER, _CHUNK = struct.Struct("<III"), struct.Struct("<II")
 _JSON, _BINARY = 0x4E4F534A, 0x004E4942
 _POINTS, _ARRAY_BUFFER = 0, 34962
 _FLOAT, _UNSIGNED_BYTE = 5126, 5121
-# NumPy's name and the full value of each component type; floats are as they are.
+# NumPy's name and the full value of each component type; floats are not scaled.
 _COMPONENTS = {
     5120: ("<i1", 127.0),
     5121: ("<u1", 255.0),
@@ -59,14 +59,14 @@ _COMPONENTS = {
     _FLOAT: ("<f4", None),
 }
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
-# Description that a file may have, and how deep its nodes may be nested.
+# Bounds on the length of a file's JSON description and on the nesting of its nodes.
 _LONGEST_JSON = 2**24
 _DEEPEST = 64
-# Positions alone are six bytes a splat at least, so that a shared mesh cannot make far more of a file.
+# Positions alone take at least six bytes per splat; this bounds how much repeated meshes can expand a file.
 _LEAST_BYTES = 6
-# A scene has one part, or one for each object in it.
+# A scene has one part, or one per object.
 _MOST_PARTS = 2**12
-# How far a node's matrix may be from a turn with one scale for all axes.
+# How far a node's matrix may deviate from a rotation with a uniform scale.
 _SKEW = 1e-3
 
 
@@ -141,7 +141,7 @@ def save_glb(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         "buffers": [{"byteLength": place}],
     }
     text = json.dumps(content, separators=(",", ":")).encode()
-    # Every part is a whole number of four bytes long, as chunks have to be.
+    # Every part is padded to a multiple of four bytes, as chunks require.
     text += b" " * (-len(text) % 4)
     length = _HEADER.size + 2 * _CHUNK.size + len(text) + place
     if length >= 2**32:
@@ -159,17 +159,17 @@ def _coefficient_names(count: int) -> list[str]:
 
 
 def read_glb(path: str | os.PathLike[str]) -> SplatFile:
-    """Read the splats of a .glb file: of all meshes that its scene shows, moved as its nodes say.
+    """Read the splats of a .glb file, from all meshes in its scene, transformed by their nodes.
 
     Args:
         path: file to read.
 
     Returns:
-        The splats, those that cannot be drawn left out, in the file's coordinates.
+        The splats that can be drawn, in the file's coordinates.
 
     Raises:
-        UserError: the file is missing, truncated or damaged, holds no splats, keeps its numbers elsewhere,
-            or a node stretches or mirrors them; names the file and the part.
+        UserError: the file is missing, truncated, or damaged, holds no splats, keeps its data elsewhere, or
+            a node stretches or mirrors them; the message names the file and the part.
 
     Warns:
         UserWarning: splats were left out.
@@ -187,7 +187,7 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
     if not found:
         raise UserError(
             f"{path} holds no splats: none of its meshes has the extension {_EXTENSION} "
-            "(a mesh for surfaces, perhaps); give a splat file."
+            "(perhaps it is an ordinary mesh); give a splat file."
         )
     bands = max(part.sh.shape[1] for part in found)
     for number, part in enumerate(found):
@@ -199,7 +199,7 @@ def read_glb(path: str | os.PathLike[str]) -> SplatFile:
 
 
 def holds_splats(path: Path) -> bool:
-    """Whether a .glb file says that it has splats. Raises UserError where it cannot be read."""
+    """Whether a .glb file declares splats. Raises UserError if it cannot be read."""
     with open_splat_file(path) as (file, length):
         start = file.read(_HEADER.size + _CHUNK.size)
         size = _CHUNK.unpack_from(start, _HEADER.size)[0] if len(start) == _HEADER.size + _CHUNK.size else 0
@@ -207,7 +207,7 @@ def holds_splats(path: Path) -> bool:
 
 
 def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
-    """The description of a file and its numbers."""
+    """Return a file's JSON description and its binary data."""
     if len(data) < _HEADER.size + _CHUNK.size or _HEADER.unpack_from(data)[0] != _MAGIC:
         raise UserError(f"{path} is not a .glb file: it does not start with 'glTF'; give a splat file.")
     _, version, _ = _HEADER.unpack_from(data)
@@ -234,7 +234,7 @@ def _chunks(path: Path, data: bytes) -> tuple[JsonReader, bytes]:
 def _shown(
     path: Path, content: JsonReader, accessors: list[JsonReader], length: int
 ) -> Iterator[tuple[JsonReader, np.ndarray]]:
-    """The primitives of splats that the scene shows, with the matrix (4, 4) that moves each."""
+    """Yield the splat primitives that the scene shows, each with the matrix (4, 4) that transforms it."""
     nodes, meshes = content.objects("nodes"), content.objects("meshes")
     scenes = content.objects("scenes")
     first: list[int] = list(range(len(nodes)))
@@ -246,7 +246,7 @@ def _shown(
     while left:
         number, outer, depth = left.popleft()
         if number in visited:
-            # Without scenes the children come up again.
+            # Without scenes, every node is a root, so children come up again.
             if scenes:
                 raise UserError(
                     f"{path}: its node {number} is in two places; it is damaged, export it again."
@@ -276,7 +276,7 @@ def _shown(
 
 
 def _matrix(node: JsonReader) -> np.ndarray:
-    """The matrix (4, 4) of a node."""
+    """Return a node's matrix (4, 4)."""
     if "matrix" in node.content:
         return node.numbers("matrix", 16).reshape(4, 4).T
     x, y, z, w = node.numbers("rotation", 4, default=(0.0, 0.0, 0.0, 1.0))
@@ -288,7 +288,7 @@ def _matrix(node: JsonReader) -> np.ndarray:
 
 
 def _splats(path: Path, numbers: "_Numbers", primitive: JsonReader) -> SplatArrays:
-    """The splats of a primitive."""
+    """Read the splats of a primitive."""
     attributes = primitive.child("attributes")
 
     def read(name: str, width: int) -> np.ndarray:
@@ -323,7 +323,7 @@ def _splats(path: Path, numbers: "_Numbers", primitive: JsonReader) -> SplatArra
 
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
-    """The numbers of a file, and where they are: lists of glTF's own names."""
+    """A file's numeric data and the lists that locate it, under glTF's own names."""
 
     path: Path
     data: bytes
@@ -332,7 +332,7 @@ class _Numbers:
     buffers: list[JsonReader]
 
     def read(self, attributes: JsonReader, name: str, width: int) -> np.ndarray:
-        """The numbers (N, width) float32 of an attribute."""
+        """Read an attribute as numbers (N, width) float32."""
         accessor = self.accessors[attributes.index(name, len(self.accessors))]
         component = accessor.integer("componentType", 0, 2**16)
         kind = accessor.content.get("type")
@@ -374,7 +374,7 @@ class _Numbers:
 
 
 def _moved(path: Path, arrays: SplatArrays, matrix: np.ndarray) -> SplatArrays:
-    """The splats as a node's matrix (4, 4) has them."""
+    """Transform splats by a node's matrix (4, 4)."""
     if np.array_equal(matrix, np.eye(4)):
         return arrays
     linear = matrix[:3, :3]

@@ -1,16 +1,16 @@
 """Splat files of the three.js viewer GaussianSplats3D (.ksplat), read only.
 
-A header of 4096 bytes: version (two bytes, 0 and 1), at 4 the number of sections that there is room for, at
-8 of sections, at 16 of splats, at 20 the level of compression, at 36 and 40 the bounds of the color
-coefficients in bytes. Then a header of 1024 bytes for each section, then the sections: sizes of buckets that
-are not full, centers of buckets, splats.
+A header of 4096 bytes: the version (two bytes, 0 and 1); at byte 4, the number of sections that there is room
+for; at 8, the number of sections; at 16, the number of splats; at 20, the compression level; at 36 and 40,
+the bounds of the color coefficients stored as bytes. Then come a header of 1024 bytes per section, and the
+sections: sizes of partially filled buckets, centers of the buckets, and splats.
 
-A splat is position × 3, scale × 3 (standard deviations), rotation × 4 (w, x, y, z), red, green, blue and
-opacity as bytes, and the coefficients: of each degree all of red, then green, then blue.
+A splat is position × 3, scale × 3 (standard deviations), rotation × 4 (w, x, y, z), red, green, blue, and
+opacity as bytes, and the coefficients: for each degree, all of red, then green, then blue.
 
     level 0   float32 throughout
-    level 1   position as steps from the center of a bucket (uint16), the rest float16
-    level 2   as 1, coefficients as bytes between the bounds
+    level 1   positions as steps from the center of a bucket (uint16), everything else float16
+    level 2   like 1, with coefficients as bytes between the bounds
 """
 
 import os
@@ -34,18 +34,18 @@ from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, MIN_SCALE, SH_C0, Gaussi
 
 _HEADER_SIZE, _SECTION_SIZE = 4096, 1024
 _SECTION = struct.Struct("<IIIIfHxxIxxxxIIH")
-# Numbers of positions and scales with rotations, and of coefficients, at each level.
+# Dtypes of positions, of scales and rotations, and of coefficients, at each level.
 _PLACES = ("<f4", "<u2", "<u2")
 _SHAPES = ("<f4", "<f2", "<f2")
 _COEFFICIENTS = ("<f4", "<f2", "u1")
-# What a step of a position is when the section does not say: half a bucket's width over this.
+# The default number of position steps per half bucket width, if a section does not give it.
 _STEPS = 32767
 _COLOR_BOUND = 1.5
 
 
 @dataclass(frozen=True)
 class _Section:
-    """The header of a section, and where its data is in the file."""
+    """A section's header, and the location of its data in the file."""
 
     start: int
     splats: int
@@ -60,7 +60,7 @@ class _Section:
     degree: int
 
     def record(self, level: int) -> np.dtype:
-        """The layout of a splat."""
+        """Return the layout of a splat."""
         return np.dtype(
             [
                 ("position", _PLACES[level], 3),
@@ -74,7 +74,7 @@ class _Section:
 
     @property
     def first_splat(self) -> int:
-        """Where the splats begin."""
+        """The offset of the first splat."""
         return self.start + 4 * self.partial + self.bucket_bytes * self.buckets
 
 
@@ -85,11 +85,11 @@ def load_ksplat(path: str | os.PathLike[str]) -> Gaussians:
         path: file to read.
 
     Returns:
-        The splats without padding (`mask` all true), of the highest degree that a section has; those that
-        cannot be drawn are left out.
+        The splats that can be drawn, without padding (`mask` all true), at the highest degree of any section.
 
     Raises:
-        UserError: the file is missing, truncated, damaged or of another version; names the file and the part.
+        UserError: the file is missing, truncated, damaged, or of another version; the message names the file
+            and the part.
 
     Warns:
         UserWarning: splats were left out, see `sound_splats`.
@@ -130,7 +130,7 @@ def load_ksplat(path: str | os.PathLike[str]) -> Gaussians:
 
 
 def _sections(path: Path, data: bytes, room: int, level: int) -> list[_Section]:
-    """The sections that hold splats, each within the file."""
+    """Return the sections that hold splats, each checked to be within the file."""
     start, found = _HEADER_SIZE + room * _SECTION_SIZE, []
     for number in range(room):
         header = _SECTION.unpack_from(data, _HEADER_SIZE + number * _SECTION_SIZE)
@@ -152,14 +152,14 @@ def _sections(path: Path, data: bytes, room: int, level: int) -> list[_Section]:
 
 
 def _centers(path: Path, data: bytes, section: _Section) -> np.ndarray:
-    """The center (N, 3) of each splat's bucket: full buckets first, then those whose sizes are given."""
+    """Return the center (N, 3) of each splat's bucket: full buckets first, then partially filled ones."""
     used = section.full + section.partial
     ends = np.zeros(0, np.int64)
-    # The centers are in the file, so that there are no more buckets than the file has room for.
+    # The centers are stored in the file, so its length bounds the number of buckets.
     if section.bucket_bytes and 0 < used <= section.buckets:
         sizes = np.frombuffer(data, "<u4", section.partial, section.start).astype(np.int64)
         full = np.full(section.full, section.capacity, np.int64)
-        # Only as many as there are splats, whatever the sizes claim.
+        # At most as many as there are splats, whatever the sizes claim.
         ends = np.minimum(np.cumsum(np.concatenate([full, sizes])), section.splats)
     if not len(ends) or ends[-1] < section.splats:
         raise UserError(
@@ -173,7 +173,7 @@ def _centers(path: Path, data: bytes, section: _Section) -> np.ndarray:
 def _splats(
     path: Path, data: bytes, section: _Section, level: int, bands: int, bounds: tuple[float, float]
 ) -> SplatArrays:
-    """The splats of a section, their color filled up to `bands` coefficients."""
+    """Read the splats of a section, padding their color to `bands` coefficients."""
     count = section.splats
     records = np.frombuffer(data, section.record(level), count, section.first_splat)
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Points on the surface of a mesh file, with its colors or texture; trimesh, an extra, reads the files."""
+"""Points on the surface of a mesh file, with its colors or texture. Reading requires the extra trimesh."""
 
 import os
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.formats.splat_arrays import open_splat_file
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
-# Formats whose y is up and whose front is +z, by their specification or by custom.
+# Formats with y up and the front at +z, by specification or by convention.
 _Y_UP = (".glb", ".obj")
-# A file of 10 million triangles, and those that it may stand for as instances.
+# Limits on a file, which is enough for 10 million triangles, and on the triangles after expanding instances.
 MOST_BYTES = 2**30
 MOST_FACES = 20_000_000
 _GRAY = 0.5
@@ -23,13 +23,13 @@ _GRAY = 0.5
 
 @dataclass(frozen=True)
 class Part:
-    """A surface of triangles.
+    """A triangulated surface.
 
     Attributes:
-        corners: (T, 3, 3) places of the triangles' corners.
-        colors: (T, 3, 3) RGB in [0, 1] of the corners; None where there is a texture.
-        places: (T, 3, 2) of the corners in the texture, u to the right and v up; None without.
-        texture: (H, W, 3) RGB in [0, 1]; None without.
+        corners: (T, 3, 3) positions of the triangles' corners.
+        colors: (T, 3, 3) RGB in [0, 1] at the corners; None if there is a texture.
+        places: (T, 3, 2) texture coordinates of the corners, u to the right and v up; None without a texture.
+        texture: (H, W, 3) RGB in [0, 1]; None without a texture.
     """
 
     corners: np.ndarray
@@ -39,18 +39,18 @@ class Part:
 
     @property
     def areas(self) -> np.ndarray:
-        """(T,) of the triangles."""
+        """(T,), the triangles' areas."""
         first, second, third = np.moveaxis(self.corners, 1, 0)
         return 0.5 * np.linalg.norm(np.cross(second - first, third - first), axis=-1)
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """What a file shows.
+    """The content of a mesh file.
 
     Attributes:
         file: its path.
-        parts: at least one, with at least one triangle of an area in all.
+        parts: at least one, with at least one triangle of nonzero area overall.
     """
 
     file: Path
@@ -64,12 +64,12 @@ def read_mesh(
 
     Args:
         path: file to read.
-        most_bytes: its length at most.
-        most_faces: its triangles at most.
+        most_bytes: the maximum file size.
+        most_faces: the maximum number of triangles.
 
     Raises:
-        UserError: the file is missing, damaged or too large, has no faces, or numbers that are not finite; or
-            trimesh is not installed.
+        UserError: the file is missing, damaged, or too large, has no faces, or holds numbers that are not
+            finite; or trimesh is not installed.
     """
     path = Path(path)
     trimesh = load_package("trimesh", wanted_by=f"The mesh {path}")
@@ -79,7 +79,7 @@ def read_mesh(
     try:
         shown = trimesh.load_scene(path, process=False).dump()
         found = [_part(one) for one in shown if isinstance(one, trimesh.Trimesh) and len(one.faces)]
-    # The library raises whatever its readers meet in a damaged file.
+    # The library passes on whatever its readers raise for a damaged file.
     except Exception as error:
         raise UserError(f"{path} cannot be read as a mesh ({reason(error)}); export it again.") from error
     faces = sum(len(part.corners) for part in found)
@@ -106,7 +106,7 @@ def _part(mesh: Any) -> Part:
 
 
 def _corner_colors(mesh: Any) -> np.ndarray:
-    """(T, 3, 3): of vertices, of faces, of a material, or gray."""
+    """Return colors (T, 3, 3) from vertices, faces, or the material, or else gray."""
     shape = (len(mesh.faces), 3, 3)
     visual = mesh.visual
     if visual.kind == "vertex":
@@ -121,21 +121,21 @@ def _corner_colors(mesh: Any) -> np.ndarray:
 
 
 def sample_mesh(mesh: Mesh, count: int, rng: np.random.Generator, *, y_up: bool | None = None) -> PointCloud:
-    """Points spread evenly over the surface.
+    """Sample points uniformly on the surface.
 
     Args:
         mesh: the surface.
-        count: how many points.
+        count: number of points.
         rng: draws them.
-        y_up: whether y is up and the front toward +z in the file; None for what is usual for its format.
+        y_up: whether y is up and the front is at +z in the file; None for the convention of its format.
 
     Returns:
-        The points, z up and the front toward +x.
+        The points, z up and the front at +x.
     """
     parts = [int(number) for number in np.cumsum([len(part.corners) for part in mesh.parts])[:-1]]
     areas = np.concatenate([part.areas for part in mesh.parts])
     faces = np.sort(rng.choice(len(areas), count, p=areas / areas.sum()))
-    # Even in a triangle: the square root of one of two even numbers.
+    # Uniform within a triangle: take the square root of one of two uniform numbers.
     root, along = np.sqrt(rng.random(count)), rng.random(count)
     weights = np.stack([1 - root, root * (1 - along), root * along], axis=-1)
     positions, colors = [], []
@@ -157,7 +157,7 @@ def _colors_at(part: Part, faces: np.ndarray, weights: np.ndarray) -> np.ndarray
     assert part.places is not None and part.texture is not None
     u, v = np.einsum("nk,nkc->cn", weights, part.places[faces])
     height, width = part.texture.shape[:2]
-    # Textures repeat; v counts from below.
+    # Textures repeat; v counts from the bottom.
     column = np.floor((u % 1.0) * width).astype(np.int64).clip(0, width - 1)
     row = np.floor(((1.0 - v) % 1.0) * height).astype(np.int64).clip(0, height - 1)
     return part.texture[row, column]

@@ -1,7 +1,7 @@
-"""Pictures in any common format: upright, in sRGB and eight bits, transparent, and found where a file says.
+"""Images in any common format: upright, in 8-bit sRGB, with transparency, and found where a file says.
 
-Cameras store how they were held beside the pixels (EXIF orientation 1 to 8), and most programs show a picture
-turned accordingly. Scans and renders may be grey in 16 bits, prints CMYK, drawings of a palette.
+Cameras store how they were held next to the pixels (EXIF orientation 1 to 8), and most programs rotate an
+image accordingly. Scans and renders may be 16-bit grayscale, prints CMYK, and drawings paletted.
 """
 
 import os
@@ -16,11 +16,12 @@ from PIL import Image
 from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.formats.color_profiles import in_srgb
 
-# What a file_path without a suffix may stand for; NeRF's synthetic scenes mean the first.
+# What a file_path without a suffix may refer to; for NeRF's synthetic scenes, it is the first.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff")
 # Pixels are kept in four bytes each; this is far more than any view for a model or a fit.
 _MOST_PIXELS = 10**8
-# A few bytes may claim as many: beyond 4096 × 4096 a file must have a byte for so many, as flat ones have.
+# A few bytes may claim many pixels: beyond 4096 × 4096, each byte may stand for at most so many, as in flat
+# images.
 _ALWAYS_ALLOWED = 2**24
 _MOST_PIXELS_PER_BYTE = 2**12
 _ORIENTATION = 0x0112
@@ -34,39 +35,39 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Orientations that exchange width and height.
+# Orientations that swap width and height.
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
-# From 16 to 8 bits: 65535 becomes 255.
+# Divisor from 16 to 8 bits: 65535 becomes 255.
 _STEPS_16 = 257
-# Several pictures in a file are views of one, e.g. with a gain map, in this format.
+# In this format, several images in a file are views of the same one, e.g. with a gain map.
 _SEVERAL_OF_ONE = "MPO"
 _PAPER = (255, 255, 255)
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held; upright if the note on it is damaged."""
+    """Return how the camera was held; upright if that metadata is damaged."""
     try:
         return image.getexif().get(_ORIENTATION, _UPRIGHT)
-    except Exception:  # Pillow raises errors of every kind for damaged notes
+    except Exception:  # Pillow raises all kinds of errors for damaged metadata
         return _UPRIGHT
 
 
 def _fits_stored(stored: tuple[int, int], wanted: tuple[float, float]) -> bool:
-    """Whether a camera's (width, height) have the aspect of the pixels as stored rather than turned."""
+    """Whether a camera's (width, height) match the aspect of the stored rather than the rotated pixels."""
     width, height = stored
     as_stored, turned = (abs(wanted[0] * b - wanted[1] * a) for a, b in ((width, height), (height, width)))
     return as_stored < turned
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """A grey picture of 16 bits scaled to 8; others as they are."""
+    """Scale a 16-bit grayscale image to 8 bits; return others as they are."""
     if image.mode not in (*_GREY_16, "I", "F"):
         return image
     values = np.asarray(image)
     if image.mode == "F" or (image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF)):
         raise UserError(
-            f"{path} holds 32-bit numbers, whose black and white are not known; save it with 8 or 16 bits."
+            f"{path} holds 32-bit numbers without known black and white levels; save it with 8 or 16 bits."
         )
     grey = np.round(values / _STEPS_16).astype(np.uint8)
     clear = image.info.get("transparency")
@@ -77,19 +78,19 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
 def read_picture(
     path: str | os.PathLike[str], *, camera_size: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Read a picture of any mode, upright.
+    """Read an image of any mode, upright.
 
     Args:
         path: file to read.
-        camera_size: (width, height) that a camera file gives. Programs that estimate cameras may have looked
-            at the pixels as they are stored: if these sides are theirs, the picture is not turned.
+        camera_size: (width, height) given by a camera file. Programs that estimate cameras may have read the
+            pixels as they are stored; if these sides match them, the image is not rotated.
 
     Returns:
-        uint8 (H, W, 4), color not multiplied by alpha; and what was done or left out, in words for a message
-        that names the file.
+        uint8 (H, W, 4), color not premultiplied by alpha; and phrases that say what was done or left out, for
+        a message that names the file.
 
     Raises:
-        UserError: the file is missing, too large or not a picture.
+        UserError: the file is missing, too large, or not an image.
     """
     path = Path(path)
     said = []
@@ -97,9 +98,9 @@ def read_picture(
         with Image.open(path) as opened:
             _check_size(path, *opened.size)
             if getattr(opened, "is_animated", False) and opened.format != _SEVERAL_OF_ONE:
-                said.append("cut to the first of its frames")
+                said.append("reduced to its first frame")
             noted = _orientation(opened)
-            # The reader of TIFF turns by itself.
+            # The TIFF reader rotates by itself.
             opened.load()
             turn = _orientation(opened)
             image, of_colors = in_srgb(_eight_bits(opened, path), opened.info.get("icc_profile"))
@@ -111,13 +112,13 @@ def read_picture(
             if turn in _TURNS:
                 image = image.transpose(_TURNS[turn])
             if noted in _TURNS:
-                said.append("turned upright as its EXIF orientation says")
+                said.append("rotated upright according to its EXIF orientation")
             return np.asarray(image), said
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"There is no image {path}; give the path of a PNG or JPEG file.") from error
-    # Pillow's readers raise errors of every kind for damaged files.
+    # Pillow's readers raise all kinds of errors for damaged files.
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as an image ({reason(error)}); give a PNG or JPEG file."
@@ -125,7 +126,7 @@ def read_picture(
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    """Refuse a picture that is too large, before its pixels are decoded."""
+    """Reject an image that is too large before its pixels are decoded."""
     length = path.stat().st_size
     if width * height > _MOST_PIXELS:
         raise UserError(f"{path} has {width} by {height} pixels, which are too many; make it smaller.")
@@ -137,7 +138,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of another color space or with premultiplied alpha in RGB or RGBA."""
+    """Convert an image from another color space or with premultiplied alpha to RGB or RGBA."""
     return image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB"))
 
 
@@ -149,13 +150,13 @@ def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
         size: edge of the result, pixels.
 
     Returns:
-        float32 (size, size, 3) in [0, 1]; transparent parts are white.
+        float32 (size, size, 3) in [0, 1]; transparent areas are white.
 
     Raises:
         UserError: the file is missing or not an image.
 
     Warns:
-        UserWarning: it was turned upright, or to sRGB, or has several frames.
+        UserWarning: it was rotated upright, converted to sRGB, or has several frames.
     """
     pixels, said = read_picture(path)
     for what in said:
@@ -171,31 +172,31 @@ def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A path as it stands, and as other systems and programs write it."""
+    """Yield a path as given, and as other systems and programs would write it."""
     yield name
     plain = name.strip().removeprefix("file://")
-    # A Windows path, unless it is a POSIX one that starts with a slash.
+    # A Windows path, unless it is a POSIX path that starts with a slash.
     slashed = plain if plain.startswith("/") else PureWindowsPath(plain).as_posix()
     for spelling in (plain, slashed, unquote(slashed)):
         yield spelling
-        # A path of another machine ends as it does here.
+        # A path from another machine ends the same way as here.
         parts = [part for part in spelling.split("/") if part not in ("", ".", "..")]
         for first in range(1, len(parts)):
             yield "/".join(parts[first:])
 
 
 def find_picture(folder: Path, name: str) -> tuple[Path, bool]:
-    """The file that a camera file calls `name`.
+    """Find the file that a camera file calls `name`.
 
     Args:
-        folder: where the camera file is.
+        folder: the camera file's folder.
         name: its file_path: relative or absolute, with slashes or backslashes, with or without a suffix.
 
     Returns:
-        The file, and whether another name than `name` led to it.
+        The file, and whether it was found under a name other than `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     for spelling in dict.fromkeys(_spellings(name)):
         try:
@@ -203,7 +204,7 @@ def find_picture(folder: Path, name: str) -> tuple[Path, bool]:
             for path in (base, *(base.with_name(base.name + suffix) for suffix in _SUFFIXES)):
                 if path.is_file():
                     return path, spelling != name
-            # Suffixes in the other case, as cameras and Windows write them.
+            # Suffixes in the other case, as written by cameras and Windows.
             for suffix in {base.suffix.lower(), base.suffix.upper()} - {base.suffix, ""}:
                 if base.with_suffix(suffix).is_file():
                     return base.with_suffix(suffix), True
@@ -211,6 +212,6 @@ def find_picture(folder: Path, name: str) -> tuple[Path, bool]:
         except (OSError, ValueError):
             continue
     suffix = "" if "." in name.rpartition("/")[2] else _SUFFIXES[0]
-    # The folder is the person's own and told in full; the name may be as long as a damaged file.
+    # The folder is the user's own and shown in full; the name comes from a file and may be arbitrarily long.
     wanted = shown(f"{name}{suffix}").strip("'")
     raise UserError(f"There is no image {folder}/{wanted}; put it there or remove its frame.")

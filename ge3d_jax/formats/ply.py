@@ -1,15 +1,15 @@
 """Splat files in the layout of 3D Gaussian Splatting (.ply), which every viewer reads.
 
-One little-endian `float32` record per splat: position `x y z` (world units, z up), `nx ny nz` (zero, expected
-by viewers), color `f_dc_0..2` (spherical harmonic of degree 0: color = 0.5 + 0.2820948 f_dc), `f_rest_*` (the
-higher degrees, all of red, then green, then blue), `opacity` (logit), `scale_0..2` (log), `rot_0..3`
-(quaternion w, x, y, z). The reader also accepts ascii, big-endian, other number types, any order of
-properties and the names of other writers (`ply_columns.py`), and SuperSplat's compressed layout
+Each splat is a little-endian `float32` record: position `x y z` (world units, z up), `nx ny nz` (zero,
+expected by viewers), color `f_dc_0..2` (spherical harmonic of degree 0: color = 0.5 + 0.2820948 f_dc),
+`f_rest_*` (the higher degrees, all of red, then green, then blue), `opacity` (logit), `scale_0..2` (log),
+`rot_0..3` (quaternion w, x, y, z). The reader also accepts ASCII, big-endian, other number types, any order
+of properties, other writers' names (`ply_columns.py`), and SuperSplat's compressed layout
 (`ply_compressed.py`); it ignores other properties and elements. A comment may say that the splats were
 trained with antialiasing.
 
-The reader is implemented here because files come from anywhere, and general .ply libraries trust the header:
-a few hundred bytes that claim long lists would cost minutes and hundreds of megabytes.
+We implement the reader here because files come from anywhere, and general .ply libraries trust the header: a
+few hundred bytes that claim long lists would cost minutes and hundreds of megabytes.
 """
 
 import io
@@ -49,7 +49,7 @@ from ge3d_jax.formats.splat_arrays import (
 from ge3d_jax.splatting.gaussians import Gaussians
 
 _NORMAL = ("nx", "ny", "nz")
-# Records are converted to columns in chunks of about this size, which stay in the CPU's cache.
+# Records are converted to columns in chunks of about this size, which fit in the CPU's cache.
 _CHUNK_BYTES = 2**20
 _CHUNK_LINES = 2**16
 # Nine digits represent every float32 exactly.
@@ -65,8 +65,8 @@ def save_ply(
     Args:
         path: file to write.
         gaussians: the splats; their quaternions are normalized.
-        ascii: write numbers as text, for people and old tools; the file is four times as long.
-        antialiased: say in a comment that the splats were trained with antialiasing.
+        ascii: whether to write numbers as text, for people and old tools; the file is four times as long.
+        antialiased: whether to say in a comment that the splats were trained with antialiasing.
     """
     arrays = live_arrays(gaussians)
     count = len(arrays.positions)
@@ -102,20 +102,20 @@ def load_ply(path: str | os.PathLike[str]) -> Gaussians:
 
 
 def read_ply(path: str | os.PathLike[str]) -> SplatFile:
-    """Read a splat file written by `save_ply` or any tool with the 3DGS layout, ascii, binary or compressed.
+    """Read a splat file written by `save_ply` or any tool with the 3DGS layout: ASCII, binary, or compressed.
 
     Args:
         path: file to read; normals and unknown properties are ignored.
 
     Returns:
-        The splats, those that cannot be drawn left out, and whether they were trained with antialiasing.
+        The splats that can be drawn, and whether they were trained with antialiasing.
 
     Raises:
-        UserError: the file is missing, not a .ply, truncated, without splats that can be drawn, or without a
-            property that this layout needs; names the file and the property.
+        UserError: the file is missing, not a .ply, truncated, or without splats that can be drawn, or it
+            lacks a property that this layout needs; the message names the file and the property.
 
     Warns:
-        UserWarning: something was left out or applied, see `sound_splats` and `to_arrays`.
+        UserWarning: something was left out or applied; see `sound_splats` and `to_arrays`.
     """
     path = Path(path)
     with open_splat_file(path) as (opened, size):
@@ -132,17 +132,17 @@ def read_ply(path: str | os.PathLike[str]) -> SplatFile:
 
 
 def read_vertices(path: str | os.PathLike[str], columns: Callable[[Element], Sequence[str]]) -> np.ndarray:
-    """Properties of the element `vertex` of any .ply file.
+    """Read properties of the element `vertex` from any .ply file.
 
     Args:
         path: file to read.
-        columns: the element to the names of the properties to read, none of them lists; may raise UserError.
+        columns: maps the element to the names of the properties to read, not lists; may raise UserError.
 
     Returns:
         (N, C) float32, in the order of the names.
 
     Raises:
-        UserError: the file is missing, not a .ply, truncated, or has no vertices; names the file.
+        UserError: the file is missing, not a .ply, truncated, or has no vertices; the message names the file.
     """
     path = Path(path)
     with open_splat_file(path) as (opened, size):
@@ -153,10 +153,10 @@ def read_vertices(path: str | os.PathLike[str], columns: Callable[[Element], Seq
 
 
 def read_elements(path: str | os.PathLike[str]) -> list[Element]:
-    """The elements that the header of a .ply file names.
+    """Return the elements declared in the header of a .ply file.
 
     Raises:
-        UserError: the file is missing or not a .ply; names the file.
+        UserError: the file is missing or not a .ply; the message names the file.
     """
     path = Path(path)
     with open_splat_file(path) as (opened, size):
@@ -164,7 +164,7 @@ def read_elements(path: str | os.PathLike[str]) -> list[Element]:
 
 
 def _opened(path: Path, opened: BinaryIO, size: int) -> tuple[BinaryIO, int, Header]:
-    """A file at the first byte after its header, its length, and the header."""
+    """Return a file positioned after its header, its length, and the header."""
     file, length = _as_text(path, opened, size)
     header = read_header(path, file)
     if header.ascii:
@@ -173,7 +173,7 @@ def _opened(path: Path, opened: BinaryIO, size: int) -> tuple[BinaryIO, int, Hea
 
 
 def _as_text(path: Path, file: BinaryIO, length: int) -> tuple[BinaryIO, int]:
-    """The file with its length; one in UTF-16, as Windows' shell writes text, in UTF-8."""
+    """Return the file and its length; UTF-16 text, which the Windows shell writes, is converted to UTF-8."""
     start = file.read(2)
     file.seek(0)
     if start not in _UTF_16:
@@ -182,14 +182,14 @@ def _as_text(path: Path, file: BinaryIO, length: int) -> tuple[BinaryIO, int]:
         data = file.read(length).decode("utf-16").encode()
     except UnicodeError as error:
         raise UserError(
-            f"{path} is not a .ply file: it does not start with 'ply' but with the mark of text in UTF-16, "
-            "which it is not; get the file again."
+            f"{path} is not a .ply file: it starts with the byte order mark of UTF-16 instead of 'ply', "
+            "but is not UTF-16 text; get the file again."
         ) from error
     return io.BytesIO(data), len(data)
 
 
 def _with_newlines(file: BinaryIO, header: Header, length: int) -> tuple[BinaryIO, int]:
-    """A text whose lines end with carriage returns alone, with newlines instead; other files as they are."""
+    """Convert text whose lines end in bare carriage returns to newlines; return other files as they are."""
     place = file.tell()
     file.seek(place - 2)
     end = file.read(2)
@@ -203,7 +203,7 @@ def _with_newlines(file: BinaryIO, header: Header, length: int) -> tuple[BinaryI
 
 
 def _find_splats(path: Path, header: Header) -> tuple[Element, list[Element]]:
-    """The element 'vertex' with at least one record, and the elements to skip before it."""
+    """Find the element 'vertex' with at least one record, and the elements to skip before it."""
     for place, element in enumerate(header.elements):
         if element.name == "vertex":
             check_holds_splats(path, element.count)
@@ -227,7 +227,7 @@ def _check_length(path: Path, count: int, needed: int, there: int) -> None:
 
 
 def _record(element: Element) -> np.dtype:
-    """The layout of a binary record without lists, packed."""
+    """Return the layout of a binary record without lists, packed."""
     names, kinds = list(element.types), list(element.types.values())
     offsets = np.cumsum([0, *(int(kind[-1]) for kind in kinds if kind is not None)])[:-1]
     return np.dtype(
@@ -236,7 +236,7 @@ def _record(element: Element) -> np.dtype:
 
 
 def _read_tables(path: Path, file: BinaryIO, length: int, header: Header) -> dict[str, np.ndarray]:
-    """The records of a compressed file by element; `length` bytes of records follow in the file."""
+    """Read the records of a compressed file by element; `length` bytes of records follow in the file."""
     wanted = {element.name for element in compressed_elements(path, header)}
     tables: dict[str, np.ndarray] = {}
     left = length
@@ -263,7 +263,7 @@ def _read_tables(path: Path, file: BinaryIO, length: int, header: Header) -> dic
 def _read_binary(
     path: Path, file: BinaryIO, length: int, element: Element, before: list[Element], names: Sequence[str]
 ) -> np.ndarray:
-    """The named properties, float32 (N, len(names)); `length` bytes of records follow in the file."""
+    """Read the named properties, float32 (N, len(names)); `length` bytes of records follow in the file."""
     skipped = sum(other.count * other.stride for other in before)
     stride = element.stride
     _check_length(path, element.count, skipped + element.count * stride, length)
@@ -271,7 +271,7 @@ def _read_binary(
     record = _record(element)[list(names)]
     columns = np.empty((element.count, len(names)), np.float32)
     rows = max(1, _CHUNK_BYTES // stride)
-    # A double may be beyond float32; it is then reported as not finite.
+    # A double may exceed float32; it is then reported as not finite.
     with np.errstate(over="ignore"):
         for first in range(0, element.count, rows):
             chunk = columns[first : first + rows]
@@ -286,13 +286,13 @@ def _read_binary(
 def _read_ascii(
     path: Path, file: BinaryIO, length: int, element: Element, before: list[Element], names: Sequence[str]
 ) -> np.ndarray:
-    """The same for a file whose records are lines of numbers."""
+    """Read the named properties of a file whose records are lines of numbers; see `_read_binary`."""
     skipped = sum(other.count for other in before)
-    # Each number is at least a digit and a separator.
+    # Each number takes at least a digit and a separator.
     _check_length(path, element.count, 2 * (skipped + element.count * len(element.types)) - 1, length)
     for _ in range(skipped):
         file.readline()
-    # One record type for all lines, so that a line of another length is an error and allocates nothing.
+    # One record type for all lines, so a line of a different length fails before anything is allocated.
     record = np.dtype([("numbers", np.float64, (len(element.types),))])
     places = list(element.types)
     used = [places.index(name) for name in names]

@@ -1,11 +1,11 @@
-"""The names that writers of .ply splat files use for their properties, and the splats that they mean.
+"""The property names used by different writers of .ply splat files, and the splats that they describe.
 
-The layout of 3D Gaussian Splatting is the standard; others differ from it in known ways. CloudCompare puts
-`scalar_` before every property but the position. nerfstudio's `--ply-color-mode rgb` and point cloud editors
-write `red green blue` instead of `f_dc_*`. 2D Gaussian Splatting has two scales: its splats are flat.
-Mip-Splatting (Yu et al. 2024) adds `filter_3D`, the standard deviation of a 3D filter that widens the splats
-and weakens them: scale² + filter², opacity · √(|Σ| / |Σ + filter²·I|). Degree 4 has more coefficients than
-can be drawn here.
+The layout of 3D Gaussian Splatting is the standard; others deviate from it in known ways. CloudCompare
+prefixes every property but the position with `scalar_`. nerfstudio's `--ply-color-mode rgb` and point cloud
+editors write `red green blue` instead of `f_dc_*`. 2D Gaussian Splatting has two scales: its splats are flat.
+Mip-Splatting (Yu et al. 2024) adds `filter_3D`, the standard deviation of a 3D filter that widens and weakens
+the splats: scale² + filter², opacity · √(|Σ| / |Σ + filter²·I|). Degree 4 has more coefficients than can be
+drawn here.
 """
 
 import warnings
@@ -28,7 +28,7 @@ ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
 _PLAIN_COLOR = ("red", "green", "blue")
 _FILTER = ("filter_3d",)
 
-# What CloudCompare and converters for it put before a name, the longest first.
+# Prefixes that CloudCompare and its converters add to a name, longest first.
 _PREFIXES = ("scalar_scal_", "scalar_", "scal_")
 # Other spellings, in lower case.
 _SPELLINGS = {
@@ -39,12 +39,12 @@ _SPELLINGS = {
     **dict(zip(("r", "g", "b"), _PLAIN_COLOR, strict=True)),
     **{f"diffuse_{name}": name for name in _PLAIN_COLOR},
 }
-# The largest value of the integer types that colors have; floats are already fractions.
+# The largest value of the integer types used for colors; floats are already fractions.
 _FULL_COLOR = {"u1": 255.0, "i1": 255.0, "u2": 65535.0, "i2": 65535.0}
-# Coefficients per color channel beyond the first, of degrees 0 to 4, and how many of them can be drawn.
+# Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
 _REST_PER_CHANNEL = (0, 3, 8, 15, 24)
 MOST_REST = 15
-# Spellings of a comment that says how splats were trained: Brush's and Postshot's.
+# Comments by which Brush and Postshot say how splats were trained.
 _MODES = {
     "splatrendermode: mip": True,
     "splatrendermode: default": False,
@@ -56,25 +56,25 @@ ANTIALIASED_COMMENT = "SplatRenderMode: mip"
 
 
 def rest_names(count: int) -> tuple[str, ...]:
-    """The names of the first `count` coefficients of higher degree."""
+    """Return the names of the first `count` coefficients of higher degree."""
     return tuple(f"f_rest_{index}" for index in range(count))
 
 
 def is_antialiased(comments: list[str]) -> bool:
-    """Whether the last comment on it says that the splats were trained with antialiasing."""
+    """Whether the last comment on antialiasing says that the splats were trained with it."""
     said = [_MODES.get(" ".join(comment.lower().split())) for comment in comments]
     return next((mode for mode in reversed(said) if mode is not None), False)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which properties of a file hold what.
+    """What the properties of a file hold.
 
     Attributes:
         names: the file's own names, in the order position, opacity, scales, rotation, color, rest, filter.
         scales: number of scales, 1 to 3.
         rest: number of coefficients of higher degree.
-        full_color: what divides the colors to be fractions; None if they are coefficients of degree 0.
+        full_color: divisor that turns colors into fractions; None if they are coefficients of degree 0.
         filtered: whether there is a 3D filter.
     """
 
@@ -93,7 +93,7 @@ def _standard_name(name: str) -> str:
 
 
 def _own_names(types: Mapping[str, str | None]) -> dict[str, str]:
-    """The file's names by their standard ones; a name that is standard already goes first."""
+    """Map standard names to the file's names; if a name is standard already, it takes precedence."""
     own: dict[str, str] = {}
     for name in types:
         own.setdefault(_standard_name(name), name)
@@ -108,11 +108,11 @@ def find_columns(path: Path, element: Element) -> Columns:
         element: the element that holds the splats.
 
     Returns:
-        Which properties hold what.
+        What the properties hold.
 
     Raises:
-        UserError: a property is missing or a list, or there is another number of coefficients than a degree
-            has; names the property.
+        UserError: a property is missing or a list, or the number of coefficients does not match any degree;
+            the message names the property.
 
     Warns:
         UserWarning: scales are missing.
@@ -129,21 +129,21 @@ def find_columns(path: Path, element: Element) -> Columns:
     if not any(name in own for name in BASE_COLOR) and all(name in own for name in _PLAIN_COLOR):
         colors = _PLAIN_COLOR
     filters = tuple(name for name in _FILTER if name in own)
-    # A gap among the scales, or none at all, is a missing property.
+    # A gap among the scales, or no scales at all, counts as a missing property.
     some_scales = SCALE[: max(1, len(scales))] if scales == list(SCALE[: len(scales)]) else SCALE
     wanted = (*POSITION, *OPACITY, *some_scales, *ROTATION, *colors, *rest_names(rest), *filters)
     for name in wanted:
         if name not in own:
             raise UserError(
                 f"{path} has no property {name!r}, so it is not a splat file "
-                "(a mesh or point cloud, perhaps); export it as 3DGS .ply."
+                "(perhaps it is a mesh or point cloud); export it as 3DGS .ply."
             )
     for name, kind in element.types.items():
         if kind is None:
             wrong = "not a number" if name in {own[key] for key in wanted} else "which splats do not have"
             raise UserError(f"{path}: property {name!r} is a list, {wrong}; export it again.")
     if len(some_scales) < len(SCALE):
-        meaning = "its splats are flat, as those of 2DGS" if len(some_scales) == 2 else "its splats are balls"
+        meaning = "its splats are flat, as in 2DGS" if len(some_scales) == 2 else "its splats are balls"
         warnings.warn(f"{path} has {len(some_scales)} of 3 scales: {meaning}.", stacklevel=2)
     kind = element.types[own[colors[0]]]
     assert kind is not None  # checked above: no lists
@@ -152,13 +152,13 @@ def find_columns(path: Path, element: Element) -> Columns:
 
 
 def color_columns(types: Mapping[str, str | None]) -> tuple[list[str], float]:
-    """The properties red, green, blue of an element by the file's own names, and what is full color.
+    """Find the properties red, green, and blue of an element, by the file's own names, and their full value.
 
     Args:
-        types: of the element's properties.
+        types: types of the element's properties.
 
     Returns:
-        The names, none where a color is missing or a list; and the largest value of their type, 1 for floats.
+        The names, empty if a color is missing or a list; and the largest value of their type, 1 for floats.
     """
     own = _own_names(types)
     names = [own[name] for name in _PLAIN_COLOR if name in own]
@@ -169,7 +169,7 @@ def color_columns(types: Mapping[str, str | None]) -> tuple[list[str], float]:
 
 
 def fractions(colors: np.ndarray, full: float) -> np.ndarray:
-    """Colors in [0, 1]; some writers put bytes into floats."""
+    """Convert colors to [0, 1]; some writers store bytes as floats."""
     if full == 1.0 and np.max(colors, initial=0.0, where=np.isfinite(colors)) > 1.0:
         full = 255.0
     return colors / np.float32(full)
@@ -178,7 +178,7 @@ def fractions(colors: np.ndarray, full: float) -> np.ndarray:
 def _with_filter(
     log_scales: np.ndarray, logits: np.ndarray, width: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log scales (N, 3) and opacity logits (N,) after Mip-Splatting's 3D filter of width (N, 1)."""
+    """Apply Mip-Splatting's 3D filter of width (N, 1): log scales (N, 3) and opacity logits (N,)."""
     # Wide splats overflow; they are then left out as not finite.
     with np.errstate(all="ignore"):
         variances = np.exp(2.0 * log_scales.astype(np.float64))
@@ -190,7 +190,7 @@ def _with_filter(
 
 
 def to_arrays(path: Path, columns: Columns, values: np.ndarray) -> SplatArrays:
-    """The splats of a table of their properties.
+    """Convert a table of properties to splats.
 
     Args:
         path: path of the file, for messages.
@@ -198,10 +198,10 @@ def to_arrays(path: Path, columns: Columns, values: np.ndarray) -> SplatArrays:
         values: (N, C) float32, in the order of `columns.names`.
 
     Returns:
-        The splats, those that cannot be drawn among them.
+        The splats, including those that cannot be drawn.
 
     Warns:
-        UserWarning: a filter was applied, or a degree left out.
+        UserWarning: a filter was applied, or a degree was left out.
     """
     count = len(values)
     ends = np.cumsum([3, 1, columns.scales, 4, 3, columns.rest])
@@ -209,7 +209,7 @@ def to_arrays(path: Path, columns: Columns, values: np.ndarray) -> SplatArrays:
     scales = np.repeat(scales, 3, axis=1) if columns.scales == 1 else scales
     if columns.scales == 2:
         scales = np.concatenate([scales, np.full((count, 1), -np.inf, np.float32)], axis=1)
-    # Some converters write an opacity of 0 or 1, or a scale of 0, as the infinite logit or logarithm.
+    # Some converters write an opacity of 0 or 1, or a scale of 0, as an infinite logit or logarithm.
     log_scales = without_infinity(scales, np.log(MIN_SCALE), np.inf)
     opacities = logits[:, 0]
     if columns.filtered:

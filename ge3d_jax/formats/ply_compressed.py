@@ -1,18 +1,18 @@
-"""SuperSplat's compressed .ply: 16 bytes for a splat, in chunks of 256 that share their bounds.
+"""SuperSplat's compressed .ply: 16 bytes per splat, in chunks of 256 that share their bounds.
 
 The element `chunk` holds bounds as floats: `min_x … max_z`, `min_scale_x … max_scale_z` (logarithms) and, in
-newer files, `min_r … max_b` (colors, about [0, 1]). The element `vertex` holds four words of 32 bits:
+newer files, `min_r … max_b` (colors, about [0, 1]). The element `vertex` holds four 32-bit words:
 
     packed_position   x, y, z in 11, 10, 11 bits, the first one highest, as fractions of the chunk's bounds
-    packed_scale      the same of the scales
+    packed_scale      the scales, likewise
     packed_rotation   the index of the largest of w, x, y, z in 2 bits, then the other three in order,
-                      10 bits each, of 0.5 + q/√2
-    packed_color      red, green, blue, opacity, 8 bits each; colors of the bounds, or without them of [0, 1]
+                      10 bits each, as 0.5 + q/√2
+    packed_color      red, green, blue, opacity, 8 bits each; colors within the bounds, or else in [0, 1]
 
-The element `sh`, if there is one, holds bytes `f_rest_*` in the order of the standard layout, steps of 1/32
-from −4 to 4.
+The optional element `sh` holds bytes `f_rest_*` in the order of the standard layout, in steps of 1/32 from −4
+to 4.
 
-Splats are written along a curve through space, so that those of a chunk are near each other.
+Splats are written along a space-filling curve, so that those of a chunk are close together.
 """
 
 import os
@@ -47,12 +47,12 @@ _REST_COUNTS = (0, 9, 24, 45)
 
 
 def is_compressed(element: Element) -> bool:
-    """Whether the element of the splats is packed."""
+    """Whether the element that holds the splats is packed."""
     return PACKED[0] in element.types
 
 
 def _fields(path: Path, element: Element, names: tuple[str, ...], kind: str) -> None:
-    """Check that an element has fields of a type."""
+    """Check that an element has fields of a given type."""
     for name in names:
         found = element.types.get(name)
         if found is None or found[-2:] != kind:
@@ -63,7 +63,7 @@ def _fields(path: Path, element: Element, names: tuple[str, ...], kind: str) -> 
 
 
 def compressed_elements(path: Path, header: Header) -> list[Element]:
-    """The elements to read of a compressed file: chunks, splats and, if there are, coefficients.
+    """Return the elements to read from a compressed file: chunks, splats, and, if present, coefficients.
 
     Args:
         path: path of the file, for messages.
@@ -73,7 +73,7 @@ def compressed_elements(path: Path, header: Header) -> list[Element]:
         Two or three elements, in the order of the file.
 
     Raises:
-        UserError: an element or a property is missing, or their counts do not agree.
+        UserError: an element or a property is missing, or their counts do not match.
     """
     found = {element.name: element for element in header.elements}
     splats, chunks, rest = found["vertex"], found.get("chunk"), found.get("sh")
@@ -103,7 +103,7 @@ def compressed_elements(path: Path, header: Header) -> list[Element]:
 
 
 def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
-    """Fractions (N, len(bits)) of 32-bit words, the first one highest."""
+    """Unpack 32-bit words into fractions (N, len(bits)), the first one highest."""
     shifts = np.cumsum((0, *bits[:0:-1]))[::-1]
     parts = [
         (words >> np.uint32(shift) & np.uint32(2**count - 1)) / (2**count - 1)
@@ -113,16 +113,16 @@ def _unpack(words: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
 
 
 def _between(fractions: np.ndarray, chunks: np.ndarray, bounds: tuple[str, ...]) -> np.ndarray:
-    """Values (N, 3) of fractions of their chunks' bounds."""
+    """Interpolate fractions between the bounds of their chunks: values (N, 3)."""
     table = np.stack([chunks[name].astype(np.float64) for name in bounds], axis=1)
     table = np.repeat(table, _CHUNK, axis=0)[: len(fractions)]
-    # Bounds may be anything; what is not finite is left out later.
+    # Bounds may be anything; values that are not finite are left out later.
     with np.errstate(all="ignore"):
         return table[:, :3] * (1.0 - fractions) + table[:, 3:] * fractions
 
 
 def _quaternions(words: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz of packed rotations."""
+    """Unpack rotations into quaternions (N, 4) wxyz."""
     rest = (_unpack(words & np.uint32(2**30 - 1), (2, 10, 10, 10))[:, 1:] - 0.5) * np.sqrt(2.0)
     largest = (words >> np.uint32(30)).astype(np.int64)
     quaternions = np.empty((len(words), 4))
@@ -136,14 +136,14 @@ def _quaternions(words: np.ndarray) -> np.ndarray:
 
 
 def unpack_splats(path: Path, tables: dict[str, np.ndarray]) -> SplatArrays:
-    """The splats of a compressed file.
+    """Unpack the splats of a compressed file.
 
     Args:
         path: path of the file, for messages.
-        tables: the records of the elements of `compressed_elements` by name.
+        tables: the records of the elements from `compressed_elements`, by name.
 
     Returns:
-        The splats, those that cannot be drawn among them.
+        The splats, including those that cannot be drawn.
     """
     splats, chunks = tables["vertex"], tables["chunk"]
     count = len(splats)
@@ -156,7 +156,7 @@ def unpack_splats(path: Path, tables: dict[str, np.ndarray]) -> SplatArrays:
     if "sh" in tables:
         names = rest_names(len(tables["sh"].dtype.names or ()))
         levels = np.stack([tables["sh"][name] for name in names], axis=1) if names else rest
-        # The outermost levels are the ends of the range, the others the middles of their steps.
+        # The outermost levels are the ends of the range; the others are the centers of their steps.
         rest = 8.0 * (np.where(levels == 0, 0.0, np.where(levels == 255, 256.0, levels + 0.5)) / 256.0 - 0.5)
     with np.errstate(over="ignore"):
         return SplatArrays(
@@ -180,10 +180,10 @@ def save_compressed_ply(
     Args:
         path: file to write.
         gaussians: the splats; coordinates are written as they are, coefficients beyond ±4 are clipped.
-        antialiased: say in a comment that the splats were trained with antialiasing.
+        antialiased: whether to say in a comment that the splats were trained with antialiasing.
 
     Returns:
-        (N,) which of them is where in the file.
+        (N,), for each position in the file, the index of its splat.
 
     Raises:
         UserError: a splat is not finite.
@@ -216,13 +216,13 @@ def save_compressed_ply(
         file.write("\n".join([*header, "end_header", ""]).encode())
         file.write(np.concatenate([place_bounds, size_bounds, tint_bounds], axis=1).astype("<f4").tobytes())
         file.write(words.astype("<u4").tobytes())
-        # The inverse of `unpack_splats`: each step of 1/32 stands for its middle.
+        # The inverse of `unpack_splats`: each step of 1/32 stands for its center.
         file.write(np.clip(np.floor((rest / 8.0 + 0.5) * 256.0), 0, 255).astype(np.uint8).tobytes())
     return order
 
 
 def _fractions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values (N, 3) as fractions of the bounds of their chunks, and the bounds (C, 6) float32."""
+    """Convert values (N, 3) to fractions of their chunks' bounds; also return the bounds (C, 6) float32."""
     if not len(values):
         return np.zeros((0, 3)), np.zeros((0, 6), np.float32)
     starts = np.arange(0, len(values), _CHUNK)
@@ -244,7 +244,7 @@ def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
 
 
 def _pack_quaternions(quaternions: np.ndarray) -> np.ndarray:
-    """The inverse of `_quaternions`, of unit quaternions (N, 4)."""
+    """The inverse of `_quaternions`, for unit quaternions (N, 4)."""
     exact = quaternions.astype(np.float64)
     largest = np.abs(exact).argmax(axis=1)
     each = np.arange(len(exact))

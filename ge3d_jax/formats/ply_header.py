@@ -1,7 +1,7 @@
-"""The header of a .ply file (Turk 1994): the elements that follow, their properties, their byte layout.
+"""The header of a .ply file (Turk 1994): the elements that follow, their properties, and their byte layout.
 
-Nothing that a header claims is trusted: its syntax is checked here, and its counts are checked by the reader
-against the length of the file before anything is allocated.
+We trust nothing that a header claims: this module checks its syntax, and the reader checks its counts against
+the length of the file before it allocates anything.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ge3d_jax.core.errors import UserError
 
-# NumPy's names of the scalar types; each has an old name and one that gives its size.
+# NumPy's names for the scalar types; each has an old name and one that states its size.
 _TYPES = {
     "char": "i1",
     "int8": "i1",
@@ -30,7 +30,7 @@ _TYPES = {
     "double": "f8",
     "float64": "f8",
 }
-# NumPy's mark of the byte order of each format; ascii has none.
+# NumPy's byte-order prefix for each format; ASCII has none.
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 # A header with spherical harmonics takes two kilobytes; this leaves room for thousands of other properties.
 _LONGEST_HEADER = 2**20
@@ -47,7 +47,7 @@ class Element:
     Attributes:
         name: e.g. "vertex".
         count: number of records.
-        types: NumPy type with byte order by property name, None for a list.
+        types: NumPy type with byte order, by property name; None for a list.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Element:
 
     @property
     def stride(self) -> int:
-        """Bytes of a binary record without lists."""
+        """The size of a binary record without lists, in bytes."""
         return sum(int(kind[-1]) for kind in self.types.values() if kind is not None)
 
 
 @dataclass
 class Header:
-    """What a header says.
+    """The content of a header.
 
     Attributes:
         ascii: whether the records are text.
-        elements: in the order of the file.
+        elements: the elements, in the order of the file.
         size: length of the header in bytes.
-        comments: text of the comments, without surrounding space.
+        comments: text of the comments, stripped of surrounding space.
     """
 
     ascii: bool
@@ -87,13 +87,13 @@ def read_header(path: Path, file: BinaryIO) -> Header:
 
     Args:
         path: path of the file, for messages.
-        file: the file at its start; afterwards at the first byte after the header.
+        file: the file at its start; afterwards, it is at the first byte after the header.
 
     Returns:
-        What the header says.
+        The content of the header.
 
     Raises:
-        UserError: it is not a valid header; names the file and the line.
+        UserError: the header is not valid; the message names the file and the line.
     """
     start = file.read(_LONGEST_HEADER)
     first = len(_BYTE_ORDER_MARK) if start.startswith(_BYTE_ORDER_MARK) else 0
@@ -107,9 +107,9 @@ def read_header(path: Path, file: BinaryIO) -> Header:
         )
     size = end.end()
     if end[1] == b"\r\n" and b"\n" not in start[: end.start()]:
-        # Lines end with a carriage return, so that the next byte is the first of the records.
+        # Lines end with a bare carriage return, so the next byte is the first of the records.
         size -= 1
-    # Keywords are ASCII; comments and names may be in any encoding, and Latin-1 takes every byte.
+    # Keywords are ASCII; comments and names may have any encoding, and Latin-1 accepts every byte.
     lines = re.split(r"\r\n|\n|\r", start[first : end.start()].decode("latin-1"))[1:]
 
     def wrong(line: str, reason: str) -> UserError:
@@ -122,7 +122,7 @@ def read_header(path: Path, file: BinaryIO) -> Header:
     elements: list[Element] = []
     comments: list[str] = []
     for line in lines:
-        # Not str.split: some bytes of other encodings are spaces in Latin-1.
+        # Do not use str.split: some bytes of other encodings are spaces in Latin-1.
         match re.findall(r"[^ \t]+", line):
             case [] | ["obj_info", *_]:
                 pass

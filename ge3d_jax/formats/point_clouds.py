@@ -1,4 +1,4 @@
-"""Colored point clouds: .ply with `x y z red green blue`, and .xyz, lines of the same six numbers."""
+"""Colored point clouds: .ply with `x y z red green blue`, and .xyz with lines of the same six numbers."""
 
 import os
 import warnings
@@ -14,7 +14,7 @@ from ge3d_jax.formats.ply_columns import POSITION, color_columns, fractions
 from ge3d_jax.formats.ply_header import Element
 from ge3d_jax.formats.splat_arrays import open_splat_file
 
-# More than any start needs; a file that claims more is refused before anything is allocated.
+# More than any use needs; a file that claims more is rejected before anything is allocated.
 MOST_POINTS = 20_000_000
 _LONGEST_TEXT = 2**31
 
@@ -25,7 +25,7 @@ class PointCloud:
 
     Attributes:
         positions: (N, 3) float32.
-        colors: (N, 3) float32 RGB in [0, 1]; None where a file has none.
+        colors: (N, 3) float32 RGB in [0, 1]; None if a file has none.
     """
 
     positions: np.ndarray
@@ -33,7 +33,7 @@ class PointCloud:
 
 
 def save_cloud(path: str | os.PathLike[str], cloud: PointCloud) -> None:
-    """Write a .ply file of points with colors in 8 bits; the same points give the same bytes."""
+    """Write points with 8-bit colors to a .ply file; the same points give the same bytes."""
     assert cloud.colors is not None
     kinds = [(name, "<f4") for name in POSITION] + [(name, "u1") for name in ("red", "green", "blue")]
     table = np.empty(len(cloud.positions), kinds)
@@ -52,7 +52,7 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
     """Read a .ply or .xyz file.
 
     Raises:
-        UserError: the file is missing, damaged, holds no points, too many, or none that are finite.
+        UserError: the file is missing or damaged, or holds no points, too many, or none that are finite.
 
     Warns:
         UserWarning: points that are not finite were left out.
@@ -74,7 +74,7 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
 def _check_count(path: Path, count: int) -> None:
     if not 0 < count <= MOST_POINTS:
         raise UserError(
-            f"{path} holds {count} points; give a cloud of 1 to {MOST_POINTS}, thinned out if it is larger."
+            f"{path} holds {count} points; give a cloud of 1 to {MOST_POINTS}, thinning it if it is larger."
         )
 
 
@@ -112,7 +112,7 @@ def _read_xyz(path: Path) -> PointCloud:
         ) from error
     _check_count(path, len(table))
     if table.shape[1] < 3:
-        raise UserError(f"{path} has {table.shape[1]} numbers a line; give lines of x y z red green blue.")
+        raise UserError(f"{path} has {table.shape[1]} numbers per line; give lines of x y z red green blue.")
     with np.errstate(over="ignore"):
         values = table.astype(np.float32)
     return PointCloud(values[:, :3], fractions(values[:, 3:6], 1.0) if values.shape[1] >= 6 else None)

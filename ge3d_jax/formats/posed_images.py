@@ -2,10 +2,10 @@
 
 `transforms.json`, or `transforms_train.json` and `transforms_test.json`, hold the camera (`camera_angle_x`,
 or `fl_x` and others, see `ge3d_jax.formats.cameras`) and `frames`, each with a `file_path` (relative, `.png`
-if it has no suffix), a `transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z backward)
-and optionally a `mask_path`, a picture that is black where the image is to be transparent. The lists
-`train_filenames`, `val_filenames` and `test_filenames` of one file say which images are held out. The object
-is at the origin with z up; the images are of one size, without lens distortion.
+if it has no suffix), a `transform_matrix` (camera to world, 4 × 4; OpenGL axes: x right, y up, z backward),
+and optionally a `mask_path`, an image that is black where the frame should be transparent. If there is a
+single file, its lists `train_filenames`, `val_filenames`, and `test_filenames` say which images are held out.
+The object is at the origin with z up; all images have the same size and no lens distortion.
 """
 
 import dataclasses
@@ -38,32 +38,33 @@ _TRAIN, _TEST, _VALIDATION, _ALL = (
     "transforms_val.json",
     "transforms.json",
 )
-# Lists in one file of the images to fit and, in the order of choice, of those to hold out.
+# Lists, in a single file, of the images to fit and of those to hold out, by precedence.
 _TRAIN_LIST = "train_filenames"
 _HELD_OUT_LISTS = ("test_filenames", "val_filenames")
-# Further data of a scene that a fit has no use for.
+# Other scene data that a fit does not use.
 _UNUSED = ("ply_file_path", "depth_file_path", "normal_file_path")
-# How far the aspect of the images may be from the file's w and h, pixels: downscaling rounds.
+# How far the images' aspect may deviate from the file's w and h, pixels: downscaling rounds.
 _SHAPE_TOLERANCE = 1.0
 # Rows are converted to floats at most this many pixels at a time.
 _PIXELS_AT_A_TIME = 2**24
-# Without a test file or list every eighth image is held out, as is usual since LLFF.
+# Without a test file or list, hold out every eighth image, as has been customary since LLFF.
 _HOLD_OUT_EVERY = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class PosedImages:
-    """V images of one size, and their cameras.
+    """V images of the same size, and their cameras.
 
-    Cameras of other intrinsics than the shared ones see the same through them: their difference, a scale and
-    a shift of the image, is a linear map of camera space, which is multiplied onto the transform.
+    A camera whose intrinsics differ from the shared ones is made to see the same through them: the
+    difference, a scale and a shift of the image, is a linear map of camera space, which is multiplied onto
+    its transform.
 
     Attributes:
-        pixels: (V, H, W, 4) uint8, color times alpha, and alpha.
-        world_to_camera: (V, 4, 4) float32, OpenCV axes, world units; rigid where the cameras are equal.
+        pixels: (V, H, W, 4) uint8, premultiplied color, and alpha.
+        world_to_camera: (V, 4, 4) float32, OpenCV axes, world units; rigid if all intrinsics are equal.
         intrinsics: (4,) float32, fx, fy, cx, cy in pixels, shared by all images.
         names: names of the V files.
-        cameras_differ: whether some cameras have other intrinsics, so that their transforms are not rigid.
+        cameras_differ: whether some intrinsics differ, which makes their cameras' transforms non-rigid.
     """
 
     pixels: np.ndarray
@@ -79,19 +80,19 @@ class PosedImages:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether no image has a transparent pixel."""
+        """Whether all pixels are opaque."""
         return bool((self.pixels[..., 3] == 255).all())
 
     @property
     def centers(self) -> np.ndarray:
-        """Positions of the cameras, (V, 3) world units."""
+        """Camera positions, (V, 3) world units."""
         rotations, translations = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
         if self.cameras_differ:
             return -np.linalg.solve(rotations, translations[..., None])[..., 0]
         return -np.einsum("vji,vj->vi", rotations, translations)
 
     def subset(self, chosen: np.ndarray) -> "PosedImages":
-        """The images with the given indices."""
+        """Return the images with the given indices."""
         return dataclasses.replace(
             self,
             pixels=self.pixels[chosen],
@@ -103,22 +104,22 @@ class PosedImages:
 def read_posed_images(
     folder: str | os.PathLike[str], *, downscale: int = 1
 ) -> tuple[PosedImages, PosedImages]:
-    """Read the images to fit and those held out.
+    """Read the images to fit and the held-out images.
 
     Args:
-        folder: see the module's docstring. If there is no test file, every eighth image is held out.
-        downscale: each pixel becomes the mean of a square with this edge.
+        folder: see the module docstring. If there is no test file, every eighth image is held out.
+        downscale: edge of the square of pixels that are averaged into one.
 
     Returns:
         The images to fit and the held-out images.
 
     Raises:
-        UserError: a file is missing, unreadable or incomplete, the images differ in size, are too small or
-            have lens distortion, a matrix is not a rotation and a translation, or the cameras do not see the
-            origin; names the file and the field.
+        UserError: a file is missing, unreadable, or incomplete; the images differ in size, are too small, or
+            have lens distortion; a matrix is not a rotation and a translation; or the cameras do not see the
+            origin. The message names the file and the field.
 
     Warns:
-        UserWarning: something was turned, found under another name, masked, left out or not used.
+        UserWarning: something was rotated, found under another name, masked, left out, or not used.
     """
     folder = Path(folder)
     if downscale < 1:
@@ -152,7 +153,7 @@ def read_posed_images(
 
 
 def scene_radius(images: PosedImages) -> float:
-    """Half of what an image's shorter side shows of the plane through the origin, world units."""
+    """Half the extent of the plane through the origin that an image's shorter side shows, world units."""
     distance = float(np.median(np.linalg.norm(images.centers, axis=1)))
     sides = zip(images.size, images.intrinsics.tolist(), strict=False)
     return min(distance * 0.5 * side / focal for side, focal in sides)
@@ -160,7 +161,7 @@ def scene_radius(images: PosedImages) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-    """What a file holds, with the cameras as they are: `intrinsics` (V, 4), `world_to_camera` (V, 4, 4)."""
+    """The content of a file, with unmodified cameras: `intrinsics` (V, 4), `world_to_camera` (V, 4, 4)."""
 
     pixels: np.ndarray
     world_to_camera: np.ndarray
@@ -173,7 +174,7 @@ class _Scene:
         return self.pixels.shape[2], self.pixels.shape[1]
 
     def all_images(self) -> PosedImages:
-        """The images as seen by cameras with the intrinsics of the first."""
+        """Return the images as seen by cameras with the intrinsics of the first."""
         shared = self.intrinsics[0]
         transforms = [
             transform if np.array_equal(own, shared) else _as_seen_through(shared, own) @ transform
@@ -191,7 +192,7 @@ class _Scene:
 
 
 def _as_seen_through(shared: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The map (4, 4) of camera space after which the shared intrinsics show what a camera's own do."""
+    """Return the map (4, 4) of camera space that makes the shared intrinsics show what a camera's own do."""
     matrix = np.eye(4)
     matrix[[0, 1], [0, 1]] = own[:2] / shared[:2]
     matrix[:2, 2] = (own[2:] - shared[2:]) / shared[:2]
@@ -199,7 +200,7 @@ def _as_seen_through(shared: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def _split(file: Path, scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Which images (V,) to fit and which to hold out: as the file's lists say, or every eighth."""
+    """Split the images (V,) into those to fit and those to hold out: by the file's lists, or every eighth."""
     count = len(scene.names)
     listed = {
         name: {str(item) for item in scene.content[name]}
@@ -270,7 +271,7 @@ def _read_file(file: Path, downscale: int) -> _Scene:
 
 
 def _check_aspect(place: str, camera: dict[str, Any], taken: tuple[int, int]) -> None:
-    """Refuse images with a different aspect than the file says."""
+    """Reject images whose aspect differs from the file's."""
     width, height = (camera.get(name, side) for name, side in zip(("w", "h"), taken, strict=True))
     if is_number(width) and is_number(height) and width > 0:
         if abs(taken[0] * (height / width) - taken[1]) > _SHAPE_TOLERANCE:
@@ -283,7 +284,7 @@ def _check_aspect(place: str, camera: dict[str, Any], taken: tuple[int, int]) ->
 def _read_frame(
     file: Path, place: str, frame: dict[str, Any], camera: dict[str, Any], downscale: int
 ) -> tuple[np.ndarray, Sequence[str]]:
-    """The image of a frame, see `_downscaled`, transparent where its mask is black; and what to say of it."""
+    """Read a frame's image (see `_downscaled`), transparent where its mask is black, and notes on it."""
     notes: list[str] = []
 
     def read(name: str) -> tuple[Path, np.ndarray]:
@@ -301,7 +302,7 @@ def _read_frame(
     if mask_name is None:
         return _downscaled(path, picture, None, downscale), notes
     if not isinstance(mask_name, str) or not mask_name:
-        raise UserError(f"{place}: mask_path is not a path; give that of a picture, or remove it.")
+        raise UserError(f"{place}: mask_path is not a path; give the path of an image, or remove it.")
     mask_path, mask = read(mask_name)
     if mask.shape != picture.shape:
         raise UserError(f"{mask_path} has a different size than its image {path}; make them equal.")
@@ -310,7 +311,7 @@ def _read_frame(
 
 
 def _downscaled(path: Path, picture: np.ndarray, mask: np.ndarray | None, downscale: int) -> np.ndarray:
-    """An image as uint8 (H, W, 4): color times alpha, and alpha times `mask` (H, W) uint8."""
+    """Downscale an image to uint8 (H, W, 4): color times alpha, and alpha times `mask` (H, W) uint8."""
     height, width = picture.shape[:2]
     if height % downscale or width % downscale:
         raise UserError(
@@ -339,7 +340,7 @@ def _downscaled(path: Path, picture: np.ndarray, mask: np.ndarray | None, downsc
 
 
 def _check_aim(images: PosedImages, file: Path) -> None:
-    """Refuse cameras most of which do not see the origin, where the object should be."""
+    """Reject cameras most of which do not see the origin, where the object should be."""
     origins, depth = images.world_to_camera[:, :2, 3], images.world_to_camera[:, 2, 3]
     # Measured from the image's left and top, times the depth, which may be 0.
     places = origins * images.intrinsics[:2] + images.intrinsics[2:] * depth[:, None]

@@ -1,30 +1,30 @@
-"""Values as one of few: codebooks of numbers and palettes of vectors.
+"""Quantization: codebooks of numbers and palettes of vectors.
 
-Both are deterministic and made for a million splats in seconds; both are exact where there are few different
+Both are deterministic, take seconds for a million splats, and are exact if there are only a few distinct
 values.
 """
 
 import numpy as np
 
 _BINS = 4096
-# Of the power method, which comes near the direction of the largest variance.
+# Iterations of the power method, which approximates the direction of the largest variance.
 _POWER_STEPS = 3
 _TINY = 1e-20
 
 
 def codebook(values: np.ndarray, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that stand for many, and which one stands for each.
+    """Choose the entries of a codebook, and assign an entry to each value.
 
-    Half of them are spread evenly, so that no value is further from its own than the range over `size`; the
-    other half has the density of the values' cube root, which is the best one for the mean square (Panter and
-    Dite 1951).
+    Half of the entries are evenly spaced, so no value is further from its entry than the range over `size`;
+    the other half follows the cube root of the values' density, which minimizes the mean squared error
+    (Panter and Dite 1951).
 
     Args:
         values: any shape, finite, at least one.
-        size: how many numbers at most.
+        size: the maximum number of entries.
 
     Returns:
-        (size,) float64, rising, filled up with the last one, and indices (uint8, of the values' shape).
+        (size,) float64, increasing, padded with the last entry; and indices (uint8, of the values' shape).
     """
     distinct = np.unique(values).astype(np.float64)
     if len(distinct) <= size:
@@ -40,22 +40,22 @@ def codebook(values: np.ndarray, size: int = 256) -> tuple[np.ndarray, np.ndarra
 
 
 def palette(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors that stand for many, and which one stands for each.
+    """Choose the vectors of a palette, and assign one to each row.
 
-    Cells are divided in two again and again, at their mean and across the direction in which they vary most;
-    the mean of each cell stands for it.
+    Cells are repeatedly split in two at their mean, across the direction in which they vary most; the mean of
+    each cell represents it.
 
     Args:
         rows: (N, D) finite, at least one.
-        size: how many vectors at most, a power of two.
+        size: the maximum number of vectors, a power of two.
 
     Returns:
-        (K, D) float64, K ≤ size, and indices (N,) into it.
+        (K, D) float64, K ≤ size; and indices (N,) into it.
     """
     count = len(rows)
     if count <= size:
         return rows.astype(np.float64), np.arange(count)
-    # Rows in the order of their cells; each cell begins at one of `starts`.
+    # Rows in the order of their cells; each cell starts at one of `starts`.
     order, cells = np.arange(count), np.zeros(count, np.int64)
     for _ in range(size.bit_length() - 1):
         starts = np.flatnonzero(np.diff(cells, prepend=-1))

@@ -1,18 +1,18 @@
-"""Splat files of PlayCanvas, SOG version 2: pictures of a pixel for each splat, and `meta.json`.
+"""PlayCanvas splat files, SOG version 2: images with one pixel per splat, and `meta.json`.
 
-A `.sog` file is a zip archive of them; unpacked, `meta.json` is the file to read. All pictures are lossless
-WebP; the splats follow each other row by row.
+A `.sog` file is a zip archive of them; if it is unpacked, read `meta.json`. All images are lossless WebP; the
+splats follow each other row by row.
 
-    means_l, means_u   low and high bytes of x, y, z in 16 bits, between the bounds of `means`, which
-                       are of sign(v)·ln(1 + |v|)
+    means_l, means_u   low and high bytes of x, y, z in 16 bits, between the bounds in `means`, which
+                       apply to sign(v)·ln(1 + |v|)
     quats              three components, 127.5·(1 + √2·q), and 252 + the index of the largest of w, x, y, z
-    scales             for each axis the index of its logarithm in a codebook of 256
+    scales             for each axis, the index of its logarithm in a codebook of 256
     sh0                the same for the color coefficients of degree 0, and the opacity, 255 for 1
-    shN_labels         for degrees 1 to 3 the index of a row of the palette in 16 bits
-    shN_centroids      the palette, 64 rows of it side by side: for each coefficient a pixel of indices of
-                       red, green and blue in a codebook
+    shN_labels         for degrees 1 to 3, the index of a palette row in 16 bits
+    shN_centroids      the palette, 64 rows of it side by side: for each coefficient, a pixel of indices of
+                       red, green, and blue in a codebook
 
-Up to 65,536 splats have a row of the palette each; more share them. Version 1 had no codebooks.
+Up to 65,536 splats have their own palette row each; more have to share. Version 1 had no codebooks.
 """
 
 import contextlib
@@ -56,14 +56,14 @@ _MOST_ROWS = 2**16
 _ROWS_ACROSS = 64
 _LARGEST_PLACE = 65535
 _FIRST_LARGEST = 252
-# WebP's largest side.
+# WebP's maximum side.
 _LARGEST_SIDE = 16383
-# Pictures may unpack to this many times the length of the file, as a .spz may, or to what is always allowed.
+# Images may unpack to this many times the length of the file, as a .spz may, or to what is always allowed.
 _LARGEST_RATIO = 32
 _ALWAYS_ALLOWED = 2**20
-# Bytes of a splat in all pictures but the palette.
+# Bytes per splat in all images but the palette.
 _UNPACKED_BYTES = 24
-# Pixels that a picture may have beyond those in use: rows and columns are filled up.
+# Pixels that an image may have beyond those in use: rows and columns are padded.
 _SPARE_PIXELS = 2**12
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -77,10 +77,10 @@ _DAMAGED = (
     ValueError,
 )
 
-# What every zip program knows.
+# Compression methods that every zip program supports.
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-# Gives a file of the set by its name.
+# Reads a file of the set by its name.
 _Open = Callable[[str], bytes]
 
 
@@ -91,11 +91,11 @@ def read_sog(path: str | os.PathLike[str]) -> SplatFile:
         path: file to read.
 
     Returns:
-        The splats, those that cannot be drawn left out, and whether they were trained with antialiasing.
+        The splats that can be drawn, and whether they were trained with antialiasing.
 
     Raises:
-        UserError: the file is missing, truncated, damaged or of another version, or it unpacks to far more
-            than its length; names the file and the part.
+        UserError: the file is missing, truncated, damaged, or of another version, or it unpacks to far more
+            than its length; the message names the file and the part.
 
     Warns:
         UserWarning: splats were left out.
@@ -111,7 +111,7 @@ def read_sog(path: str | os.PathLike[str]) -> SplatFile:
 
 @contextlib.contextmanager
 def _archive(path: Path, data: bytes) -> Iterator[_Open]:
-    """What unpacks a file of an archive."""
+    """Yield a function that unpacks a file of an archive."""
     allowed = max(_ALWAYS_ALLOWED, _LARGEST_RATIO * len(data))
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -138,7 +138,7 @@ def _archive(path: Path, data: bytes) -> Iterator[_Open]:
 
 
 def _beside(path: Path) -> _Open:
-    """What reads a file beside `meta.json`."""
+    """Return a function that reads a file beside `meta.json`."""
 
     def read(name: str) -> bytes:
         if not name or Path(name).name != name or "\0" in name:
@@ -152,7 +152,7 @@ def _beside(path: Path) -> _Open:
 
 
 def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFile:
-    """The splats of a set of files; `length` in bytes of the archive, if it is one."""
+    """Read the splats of a set of files; `length` is that of the archive in bytes, if it is one."""
     if len(text) > _LONGEST_META:
         raise UserError(f"{path}: its {_META} is huge; it is damaged, get the file again.")
     meta = JsonReader.parse(path, text)
@@ -166,7 +166,7 @@ def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFi
     parts = {name: meta.child(name) for name in ("means", "scales", "quats", "sh0")}
     images = {name: part.texts("files", 2 if name == "means" else 1) for name, part in parts.items()}
     if length is None:
-        # The pictures are files of their own; one of them says how long they may be.
+        # The images are separate files; one of them determines how long they may be.
         length = len(unpack(images["means"][0])) * len(parts)
     if _UNPACKED_BYTES * count > max(_ALWAYS_ALLOWED, _LARGEST_RATIO * length):
         raise UserError(
@@ -206,7 +206,7 @@ def _read(path: Path, unpack: _Open, text: bytes, length: int | None) -> SplatFi
 
 
 def _book(part: JsonReader) -> np.ndarray:
-    """A codebook (256,) float32; one that is shorter is filled up with NaN."""
+    """Return a codebook (256,) float32, padded with NaN if it is shorter."""
     numbers = part.numbers("codebook", None)[:_LEVELS]
     return np.concatenate([numbers, np.full(_LEVELS - len(numbers), np.nan)]).astype(np.float32)
 
@@ -218,7 +218,7 @@ def _higher_degrees(
     pixels: Callable[[str, int], np.ndarray],
     records: Callable[[str], np.ndarray],
 ) -> np.ndarray:
-    """The coefficients (N, K, 3) beyond the first."""
+    """Read the coefficients (N, K, 3) beyond the first."""
     degree = part.integer("bands", 1, MAX_SH_DEGREE)
     rows = part.integer("count", 1, _MOST_ROWS)
     centroids, labels = part.texts("files", 2)[:2]
@@ -228,7 +228,7 @@ def _higher_degrees(
         raise UserError(
             f"{path}: its palette has {len(found)} pixels for {rows} rows; it is damaged, get the file again."
         )
-    # Rows of the palette follow each other within the rows of pixels, which are 64 of them wide.
+    # Palette rows follow each other within the rows of pixels, each of which holds 64.
     table = found[: rows * width].reshape(rows, width, 4)[:, :, :3]
     label = records(labels)[:, :2].astype(np.int64) @ [1, 256]
     if label.max() >= rows:
@@ -240,7 +240,7 @@ def _higher_degrees(
 
 
 def _pixels(path: Path, name: str, data: bytes, most: int) -> np.ndarray:
-    """The RGBA of a picture (H, W, 4) uint8 that has no more pixels than `most` need."""
+    """Decode an image to RGBA (H, W, 4) uint8, if it has no more pixels than `most` values need."""
     size = _webp_size(data)
     if size is None or size[0] * size[1] > 2 * most + _SPARE_PIXELS:
         claims = "is not a WebP picture" if size is None else f"claims {size[0]} × {size[1]} pixels"
@@ -257,7 +257,7 @@ def _pixels(path: Path, name: str, data: bytes, most: int) -> np.ndarray:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP picture by its header; the decoder makes room for them at once."""
+    """Read width and height from a WebP image's header; the decoder allocates memory for them up front."""
     if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
     if data[12:16] == b"VP8L" and data[20] == 0x2F:
@@ -269,7 +269,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _quaternions(packed: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz of pixels; a mark that names no component is no turn."""
+    """Decode pixels to quaternions (N, 4) wxyz; a marker that names no component means no rotation."""
     rest = (packed[:, :3] / 127.5 - 1.0) / np.sqrt(2.0)
     largest = packed[:, 3].astype(np.int64) - _FIRST_LARGEST
     quaternions = np.zeros((len(packed), 4))
@@ -288,13 +288,14 @@ def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
     Args:
         path: file to write.
         gaussians: the splats; coordinates are written as they are.
-        antialiased: whether the splats were trained with antialiasing, which `meta.json` says.
+        antialiased: whether the splats were trained with antialiasing, to be recorded in `meta.json`.
 
     Returns:
-        (N,) which of them is where: they are written along a curve, so that neighbors are neighbors.
+        (N,), for each position in the file, the index of its splat: they are written along a curve that keeps
+        neighbors together.
 
     Raises:
-        UserError: there is no splat, or one that is not finite.
+        UserError: there are no splats, or one is not finite.
     """
     arrays = live_finite_arrays(Path(path), gaussians)
     count = len(arrays.positions)
@@ -314,7 +315,7 @@ def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
     exact = arrays.positions.astype(np.float64)
     places = np.sign(exact) * np.log1p(np.abs(exact))
     least, most = places.min(axis=0), places.max(axis=0)
-    # A reader divides nothing by the extent, and one of zero stands for the least value.
+    # Readers do not divide by the extent, and an extent of zero stands for the minimum.
     extent = np.where(most > least, most - least, 1.0)
     steps = np.rint((places - least) / extent * _LARGEST_PLACE).astype(np.uint16)
     picture("means_l.webp", steps & 255)
@@ -359,12 +360,12 @@ def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
 
 
 def _written(book: np.ndarray) -> list[float]:
-    """A codebook in as few digits as float32 has, which is a third of the text."""
+    """Round a codebook to the digits that float32 has, which takes a third of the text."""
     return [float(f"{number:.7g}") for number in book.tolist()]
 
 
 def _packed(quaternions: np.ndarray) -> np.ndarray:
-    """Pixels (N, 4) of unit quaternions (N, 4) wxyz."""
+    """Encode unit quaternions (N, 4) wxyz as pixels (N, 4)."""
     exact = quaternions.astype(np.float64)
     largest = np.abs(exact).argmax(axis=1)
     each = np.arange(len(exact))
@@ -375,7 +376,7 @@ def _packed(quaternions: np.ndarray) -> np.ndarray:
 
 
 def _webp(pixels: np.ndarray) -> bytes:
-    """A lossless WebP picture of pixels (H, W, 4), also of those that are not opaque."""
+    """Encode pixels (H, W, 4) as a lossless WebP image, including those that are not opaque."""
     packed = io.BytesIO()
     Image.fromarray(pixels).save(packed, "WEBP", lossless=True, exact=True, quality=75, method=4)
     return packed.getvalue()

@@ -1,9 +1,9 @@
 """Splat files with 32 bytes per splat (.splat), as streamed by web viewers.
 
-There is no header and no view-dependent color.
-A record: position `float32` × 3 (world units), scale `float32` × 3 (standard deviations, world units), red,
-green, blue and opacity as bytes (255 for 1), and the unit quaternion w, x, y, z as bytes, 128 + 128·q.
-The most important splats come first, so that a viewer can show the object before all of it has arrived.
+There is no header and no view-dependent color. Each record holds: position `float32` × 3 (world units), scale
+`float32` × 3 (standard deviations, world units), red, green, blue, and opacity as bytes (255 for 1), and the
+unit quaternion w, x, y, z as bytes, 128 + 128·q. The most important splats come first, so that a viewer can
+show the object before it has arrived completely.
 """
 
 import os
@@ -41,7 +41,7 @@ _ROUNDED_LENGTH = 0.05
 
 
 def _rotation_bytes(quaternions: np.ndarray) -> np.ndarray:
-    """Bytes (N, 4); quaternions read from a .splat file, of nearly unit length, give their original bytes."""
+    """Encode as bytes (N, 4); the nearly unit quaternions of a .splat file yield their original bytes."""
     lengths = np.linalg.norm(quaternions.astype(np.float64), axis=1)
     steps = 128.0 * quaternions
     was_rounded = (steps == np.rint(steps)).all(axis=1) & (np.abs(lengths - 1.0) <= _ROUNDED_LENGTH)
@@ -49,14 +49,14 @@ def _rotation_bytes(quaternions: np.ndarray) -> np.ndarray:
 
 
 def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> np.ndarray:
-    """Write the splats in use (`mask`), largest and most opaque first; same splats give the same bytes.
+    """Write the splats in use (`mask`), largest and most opaque first; the same splats give the same bytes.
 
     Args:
         path: file to write.
         gaussians: the splats; spherical harmonics of degrees 1 to 3 are left out.
 
     Returns:
-        (N,) which of them is where in the file.
+        (N,), for each position in the file, the index of its splat.
 
     Raises:
         UserError: a splat is not finite, or its scale overflows float32.
@@ -75,7 +75,7 @@ def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> np.ndarray
     records["color"] = to_levels(255.0 * (0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
     records["opacity"] = opacity_bytes(arrays.opacity_logits)
     records["rotation"] = _rotation_bytes(arrays.quaternions)
-    # Computed from the rounded values, and stable, so that a file that is read and written keeps its order.
+    # Computed from the rounded values, with a stable sort, so reading and rewriting a file keeps its order.
     importance = records["scale"].astype(np.float64).prod(axis=1) * records["opacity"]
     order = np.argsort(-importance, kind="stable")
     with atomic_path(path) as temporary:
@@ -90,15 +90,14 @@ def load_splat(path: str | os.PathLike[str]) -> Gaussians:
         path: file to read.
 
     Returns:
-        The splats without padding (`mask` all true), spherical harmonics of degree 0; those that cannot be
-        drawn are left out.
+        The splats that can be drawn, without padding (`mask` all true), spherical harmonics of degree 0.
 
     Raises:
-        UserError: the file is missing, empty, truncated, or holds a negative scale or no splat that can be
-            drawn; names the file and the field.
+        UserError: the file is missing, empty, or truncated, or holds a negative scale or no splat that can be
+            drawn; the message names the file and the field.
 
     Warns:
-        UserWarning: splats were left out, see `sound_splats`.
+        UserWarning: splats were left out; see `sound_splats`.
     """
     path = Path(path)
     with open_splat_file(path) as (file, length):

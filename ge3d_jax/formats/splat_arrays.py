@@ -1,6 +1,6 @@
-"""Shared by the splat formats: opening a file, checks, and plain arrays between the bytes and the pytree.
+"""Shared by the splat formats: opening files, checks, and plain arrays between bytes and the pytree.
 
-Files hold only splats in use, so there is no mask here. Coordinates are the file's own: nothing is rotated.
+Files hold only splats in use, so there is no mask here. Coordinates are the file's own; nothing is rotated.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.gaussians import OPACITY_MARGIN, Gaussians
 
-# The logit of the most opaque splat that is written, finite.
+# The logit of the most opaque splat that we write, finite.
 OPACITY_LIMIT = float(np.log1p(-OPACITY_MARGIN) - np.log(OPACITY_MARGIN))
-# Quaternions with this relative error in length are left as they are: dividing again would only round again.
+# Quaternions within this relative error of unit length are left alone: normalizing would only round again.
 _UNIT_MARGIN = 1e-6
 
 
@@ -44,12 +44,12 @@ class SplatArrays:
 
 @dataclass(frozen=True)
 class SplatFile:
-    """What a splat file holds.
+    """The content of a splat file.
 
     Attributes:
         gaussians: the splats without padding (`mask` all true), in the file's own coordinates.
-        antialiased: whether the file says that they were trained with antialiasing (Mip-Splatting), and
-            should be rendered with it.
+        antialiased: whether the file says that they were trained with antialiasing (Mip-Splatting) and should
+            be rendered with it.
     """
 
     gaussians: Gaussians
@@ -74,9 +74,9 @@ def open_splat_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
-    """The splats that can be drawn: all numbers finite, and a rotation that is not zero.
+    """Select the splats that can be drawn: those with finite numbers and a nonzero rotation.
 
-    Trainers and editors leave rows of NaN behind, and rows of zeros in tables longer than their splats.
+    Trainers and editors leave behind rows of NaN, and rows of zeros in tables longer than their splats.
 
     Args:
         path: path of the file, for messages.
@@ -86,16 +86,16 @@ def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
         The splats that can be drawn, in order; `arrays` itself if all can.
 
     Raises:
-        UserError: none can be drawn; names the first reason.
+        UserError: none can be drawn; the message gives the first reason.
 
     Warns:
-        UserWarning: some were left out; says how many and why.
+        UserWarning: some were left out; the message says how many and why.
     """
     count = len(arrays.positions)
     finite = np.ones(count, bool)
     for values in vars(arrays).values():
         each = np.isfinite(values)
-        # To look at all at once is much faster than row by row, and nearly always enough.
+        # Checking all values at once is much faster than row by row, and nearly always sufficient.
         if not each.all():
             finite &= each.reshape(count, -1).all(axis=1)
     turned = arrays.quaternions.any(axis=1)
@@ -123,7 +123,7 @@ def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
 
 
 def concatenated(parts: list[SplatArrays]) -> SplatArrays:
-    """The splats of several parts, at least one, all of one degree."""
+    """Concatenate the splats of one or more parts, all of the same degree."""
     return SplatArrays(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
     )
@@ -140,12 +140,12 @@ def check_holds_splats(path: Path, count: int) -> None:
 
 
 def without_infinity(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """The same values with -inf replaced by `least` and inf by `most`; NaN stays."""
+    """Replace -inf by `least` and inf by `most`; NaN stays."""
     return np.where(values == -np.inf, least, np.where(values == np.inf, most, values))
 
 
 def live_arrays(gaussians: Gaussians) -> SplatArrays:
-    """The splats whose mask is True, in order."""
+    """Return the splats whose mask is True, in order."""
     live = np.asarray(gaussians.mask)
     return SplatArrays(
         positions=np.asarray(gaussians.positions, np.float32)[live],
@@ -157,10 +157,10 @@ def live_arrays(gaussians: Gaussians) -> SplatArrays:
 
 
 def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
-    """The splats whose mask is True, for formats of small integers, which cannot hold NaN.
+    """Return the splats whose mask is True, for formats of small integers, which cannot hold NaN.
 
     Raises:
-        UserError: a splat is not finite; names the file, the splat and the field.
+        UserError: a splat is not finite; the message names the file, the splat, and the field.
     """
     arrays = live_arrays(gaussians)
     for name, values in vars(arrays).items():
@@ -174,7 +174,7 @@ def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
 
 
 def to_gaussians(arrays: SplatArrays) -> Gaussians:
-    """The pytree without padding: `mask` all true."""
+    """Convert to the pytree without padding: `mask` all true."""
     # device_put, because jnp.asarray would compile a program for every number of splats.
     return jax.device_put(
         Gaussians(**vars(arrays), mask=np.ones(len(arrays.positions), bool))  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def to_gaussians(arrays: SplatArrays) -> Gaussians:
 
 
 def normalized(quaternions: np.ndarray) -> np.ndarray:
-    """Unit quaternions (N, 4) float32; those of length 1 keep their bits, length 0 gives the identity."""
+    """Normalize quaternions (N, 4) float32; unit length keeps its bits, zero length gives the identity."""
     exact = quaternions.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     unit = exact / np.where(np.abs(lengths - 1.0) <= _UNIT_MARGIN, 1.0, np.maximum(lengths, 1e-12))
@@ -190,35 +190,35 @@ def normalized(quaternions: np.ndarray) -> np.ndarray:
 
 
 def opacities(logits: np.ndarray) -> np.ndarray:
-    """Opacities of logits, float64 in [0, 1]."""
+    """Convert logits to opacities, float64 in [0, 1]."""
     # exp(-|x|) cannot overflow.
     small = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1.0, small) / (1.0 + small)
 
 
 def opacity_bytes(logits: np.ndarray) -> np.ndarray:
-    """Opacities of logits as uint8, 255 for 1."""
+    """Convert logits to opacities as uint8, 255 for 1."""
     return np.rint(255.0 * opacities(logits)).astype(np.uint8)
 
 
 def opacity_logits(levels: np.ndarray) -> np.ndarray:
-    """The inverse of `opacity_bytes`, float32; finite for 0 and 255 too."""
+    """The inverse of `opacity_bytes`, float32; finite even for 0 and 255."""
     return logits_of(levels / 255.0)
 
 
 def logits_of(fractions: np.ndarray) -> np.ndarray:
-    """The inverse of `opacities`, float32; finite for 0 and 1 too."""
+    """The inverse of `opacities`, float32; finite even for 0 and 1."""
     within = np.clip(fractions, OPACITY_MARGIN, 1.0 - OPACITY_MARGIN)
     return (np.log(within) - np.log1p(-within)).astype(np.float32)
 
 
 def to_levels(values: np.ndarray) -> np.ndarray:
-    """Values rounded and clipped to 0 … 255, uint8."""
+    """Round and clip values to 0 … 255, uint8."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def morton_order(positions: np.ndarray) -> np.ndarray:
-    """The order (N,) of positions (N, 3) along Morton's curve, which keeps neighbors in space together."""
+    """Return the order (N,) of positions (N, 3) along the Morton curve, which keeps neighbors together."""
     low = positions.min(axis=0, initial=np.inf).astype(np.float64)
     extent = float((positions.max(axis=0, initial=-np.inf) - low).max(initial=0.0))
     cells = ((positions - low) * (1023.0 / max(extent, 1e-30))).astype(np.uint32)

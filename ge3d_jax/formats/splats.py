@@ -1,7 +1,7 @@
-"""Splat files of every format, chosen by the file's name.
+"""Splat files of any format, chosen by the file's name.
 
-In memory splats have the axes of `.ply` files. Formats that say which way is up are turned on the way in and
-out, as other converters do: what is -y in a .ply, up in captures, is y in a .spz, .glb or .usd.
+In memory, splats have the axes of `.ply` files. Formats that define which way is up are rotated on reading
+and writing, as in other converters: -y in a .ply, which is up in captures, is y in a .spz, .glb, or .usd.
 """
 
 import os
@@ -32,10 +32,10 @@ class Format:
     """A format of splat files.
 
     Attributes:
-        read: reads a file; None if it is only written.
-        save: writes a file, and gives which splat is where if their order changes; None if it is only read.
-        turn: from the axes of .ply to those of the format, a quaternion wxyz.
-        keeps_antialiasing: whether a file can say that splats were trained with antialiasing.
+        read: reads a file; None if the format is write-only.
+        save: writes a file, and returns which splat is where if their order changes; None if it is read-only.
+        turn: rotation from the axes of .ply to those of the format, a quaternion wxyz.
+        keeps_antialiasing: whether a file can record that splats were trained with antialiasing.
     """
 
     read: Callable[[Path], SplatFile] | None
@@ -45,7 +45,7 @@ class Format:
 
 
 _USD = Format(None, save_usd, HALF_TURN_ABOUT_X)
-# By the end of a file's name; the first that fits counts.
+# By the end of a file's name; the first match counts.
 FORMATS: dict[str, Format] = {
     ".compressed.ply": Format(read_ply, save_compressed_ply, keeps_antialiasing=True),
     ".ply": Format(read_ply, save_ply, keeps_antialiasing=True),
@@ -72,14 +72,14 @@ def _format_of(path: str | os.PathLike[str]) -> tuple[str, Format]:
 
 
 def check_splat_path(path: str | os.PathLike[str], *, to_write: bool = False) -> str:
-    """The end of a splat file's name that tells its format, in lower case.
+    """Return the end of a splat file's name that determines its format, in lower case.
 
     Args:
         path: name of the file.
-        to_write: whether the file is to be written, otherwise it is to be read.
+        to_write: whether the file is to be written, as opposed to read.
 
     Raises:
-        UserError: the suffix is unknown, or the format is only read or only written.
+        UserError: the suffix is unknown, or the format is read-only or write-only.
     """
     ending, found = _format_of(path)
     if (found.save if to_write else found.read) is None:
@@ -97,14 +97,14 @@ def read_splats(path: str | os.PathLike[str], *, keep_axes: bool = False) -> Spl
     """Read a splat file.
 
     Args:
-        path: file to read; the end of its name chooses the format, see `FORMATS`.
-        keep_axes: leave the numbers as they are in the file, instead of turning them to the axes of .ply.
+        path: file to read; the end of its name determines the format, see `FORMATS`.
+        keep_axes: whether to keep the file's numbers as they are, instead of rotating to the axes of .ply.
 
     Returns:
-        The splats, whichever way is up, and what the file says of them.
+        The splats, in the chosen axes, and what the file says about them.
 
     Raises:
-        UserError: the file cannot be used; names the file and the field.
+        UserError: the file cannot be used; the message names the file and the field.
 
     Warns:
         UserWarning: something in the file was left out.
@@ -118,7 +118,7 @@ def read_splats(path: str | os.PathLike[str], *, keep_axes: bool = False) -> Spl
 
 
 def _turned(gaussians: Gaussians, turn: Quaternion) -> Gaussians:
-    """The splats in use, turned."""
+    """Return the splats in use, rotated."""
     return to_gaussians(turned(live_arrays(gaussians), turn))
 
 
@@ -145,23 +145,23 @@ def save_splats(
 ) -> np.ndarray:
     """Write the splats in use (`mask`); the same splats give the same bytes.
 
-    .ply keeps every bit, except that quaternions are normalized, .glb and .usd nearly so; the others round,
+    .ply keeps every bit, except that quaternions are normalized; .glb and .usd nearly do; the others round,
     and .splat leaves out view-dependent color.
 
     Args:
-        path: file to write; the end of its name chooses the format, see `FORMATS`.
+        path: file to write; the end of its name determines the format, see `FORMATS`.
         gaussians: the splats, in the axes of .ply.
         antialiased: whether they were trained with antialiasing.
-        keep_axes: write the numbers as they are, instead of turning them to the axes of the format.
+        keep_axes: whether to write the numbers as they are, instead of rotating to the axes of the format.
 
     Returns:
-        (N,) which of the splats in use is where in the file.
+        (N,), for each position in the file, the index of its splat among those in use.
 
     Raises:
-        UserError: the suffix is unknown or only read, or the format cannot hold the splats.
+        UserError: the suffix is unknown or read-only, or the format cannot hold the splats.
 
     Warns:
-        UserWarning: the format cannot say that they were trained with antialiasing.
+        UserWarning: the format cannot record that they were trained with antialiasing.
     """
     found = FORMATS[check_splat_path(path, to_write=True)]
     assert found.save is not None  # checked above
@@ -172,8 +172,8 @@ def save_splats(
     else:
         if antialiased:
             warnings.warn(
-                f"{os.fspath(path)} cannot say that its splats were trained with antialiasing; write a .ply, "
-                ".spz or .sog file to keep that.",
+                f"{os.fspath(path)} cannot record that its splats were trained with antialiasing; write a "
+                ".ply, .spz, or .sog file to keep that.",
                 stacklevel=2,
             )
         order = found.save(Path(path), gaussians)

@@ -1,8 +1,8 @@
-"""Splat files in the packed format of Niantic (.spz), about a fifth of the length of a .ply.
+"""Niantic's packed splat files (.spz), about a fifth of the length of a .ply.
 
-Versions 1 to 3 (one gzip stream) and 4 (one zstd stream per field) can be read; version 3 is written, which
-every reader of the format supports. Servers and browsers unpack gzip on the way, so that versions 1 to 3 are
-also read without it. A header of four-byte numbers (magic "NGSP", version, count) and bytes
+Versions 1 to 3 (a single gzip stream) and 4 (one zstd stream per field) can be read. We write version 3,
+which every reader of the format supports. Servers and browsers may unpack gzip in transit, so versions 1 to 3
+can also be read without it. A header of four-byte numbers (magic "NGSP", version, count) and bytes
 (degree, fractional bits, flags, reserved) is followed by the fields, each for all splats:
 
     positions   3 × 24-bit fixed point, `fractional bits` of them after the point; version 1: 3 × float16
@@ -13,11 +13,11 @@ also read without it. A header of four-byte numbers (magic "NGSP", version, coun
                 2 bits, then the other three, each a sign and 9 bits of 511·√2·|q|
     sh          for each coefficient, for each channel, 128·(1 + f_rest)
 
-Flag 1 says that the splats were trained with antialiasing, flag 2 that vendor extensions follow, which are
+Flag 1 says that the splats were trained with antialiasing; flag 2, that vendor extensions follow, which are
 left out. Of degree 4, degrees 0 to 3 are kept. Coordinates are kept as they are, as in most converters and
-viewers; by its specification the format has y up. The packing is implemented here, on zlib and zstd, because
-a stream may decompress to a thousand times its length: decompression stops at the length that the header
-claims.
+viewers; by its specification, the format has y up. We implement the packing here, on top of zlib and zstd,
+because a stream may decompress to a thousand times its length: decompression stops at the length that the
+header claims.
 """
 
 import os
@@ -61,23 +61,23 @@ _GZIP = b"\x1f\x8b"
 # zlib's code for a gzip header and trailer and the largest window.
 _GZIP_WINDOW = 31
 _GZIP_LEVEL = 6
-# Splats of degree 3 that are equal except in position compress to a twentieth. A file with a higher ratio
-# than this is a decompression bomb, unless it is small anyway.
+# Splats of degree 3 that differ only in position compress to a twentieth. A file with a higher ratio than
+# this is a decompression bomb, unless it is small anyway.
 _LARGEST_RATIO = 32
 _ALWAYS_ALLOWED = 2**20
-# Largest size of the vendor extensions that may follow the splats in a gzip stream.
+# Maximum size of the vendor extensions that may follow the splats in a gzip stream.
 _LONGEST_EXTENSIONS = 2**20
-# Bounds on the zstd window that is allowed, as powers of two.
+# Bounds on the allowed zstd window, as powers of two.
 _LEAST_WINDOW = 23
 _LARGEST_WINDOW = 27
 
 _ANTIALIASED, _EXTENDED = 1, 2
 
-# Coefficients per color channel beyond the first, of degrees 0 to 4, and how many of them can be drawn.
+# Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
 _REST_PER_CHANNEL = (0, 3, 8, 15, 24)
 _MOST_REST = 15
 _MOST_FRACTIONAL_BITS = 24
-# 2^-16 is below the smallest scale of the format, e^-10; more bits would only be noise to compress.
+# 2^-16 is below the smallest scale of the format, e^-10; more bits would only add noise to compress.
 _WRITTEN_FRACTIONAL_BITS = 16
 _LARGEST_FIXED = 2**23 - 1
 _COLOR_FACTOR = 0.15
@@ -88,7 +88,7 @@ _ROTATION_STEPS = 511.0 * np.sqrt(2.0)
 
 
 def _field_sizes(count: int, version: int, degree: int) -> list[int]:
-    """Bytes of positions, alphas, colors, scales, rotations and sh."""
+    """Return the sizes in bytes of positions, alphas, colors, scales, rotations, and sh."""
     position, rotation = 6 if version == 1 else 9, 3 if version <= 2 else 4
     return [
         position * count,
@@ -112,14 +112,14 @@ def read_spz(path: str | os.PathLike[str]) -> SplatFile:
         path: file to read.
 
     Returns:
-        The splats, those that cannot be drawn left out, and whether they were trained with antialiasing.
+        The splats that can be drawn, and whether they were trained with antialiasing.
 
     Raises:
-        UserError: the file is missing, empty, truncated, damaged, of another version or a degree above 4, or
-            decompresses to far more than its length; names the file and the field.
+        UserError: the file is missing, empty, truncated, damaged, of another version, or of a degree above 4,
+            or it decompresses to far more than its length; the message names the file and the field.
 
     Warns:
-        UserWarning: degree 4, an extension, an unknown flag or splats were left out.
+        UserWarning: degree 4, an extension, an unknown flag, or splats were left out.
     """
     path = Path(path)
     with open_splat_file(path) as (file, length):
@@ -187,7 +187,7 @@ def _say_what_is_left_out(path: Path, degree: int, flags: int) -> None:
 
 
 def _inflate(path: Path, stream: "zlib._Decompress", data: bytes, length: int) -> bytes:
-    """The next `length` bytes of a gzip stream, fewer if it ends; a UserError if it is damaged."""
+    """Read the next `length` bytes of a gzip stream, fewer if it ends; raise UserError if it is damaged."""
     try:
         return stream.decompress(data, length)
     except zlib.error as error:
@@ -197,7 +197,7 @@ def _inflate(path: Path, stream: "zlib._Decompress", data: bytes, length: int) -
 
 
 def _finish(path: Path, stream: "zlib._Decompress") -> None:
-    """Read to the end of a gzip stream, where its checksum is verified; a UserError if it does not end."""
+    """Read to the end of a gzip stream, where its checksum is verified; UserError if it does not end."""
     _inflate(path, stream, stream.unconsumed_tail, _LONGEST_EXTENSIONS)
     if not stream.eof:
         reason = "holds more than its splats" if stream.unconsumed_tail else "is truncated"
@@ -205,7 +205,7 @@ def _finish(path: Path, stream: "zlib._Decompress") -> None:
 
 
 def _streams_of_version_4(path: Path, data: bytes, streams: int, sizes: list[int]) -> list[bytes]:
-    """The decompressed fields of a version 4 file: a table of lengths, then one zstd frame per field."""
+    """Decompress the fields of a version 4 file: a table of lengths, then one zstd frame per field."""
     wanted = [size for size in sizes if size]
     if streams != len(wanted):
         raise UserError(
@@ -268,14 +268,14 @@ def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> Spl
 
 
 def _first_three(rotations: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz from the bytes of versions 1 and 2."""
+    """Decode the bytes of versions 1 and 2 to quaternions (N, 4) wxyz."""
     imaginary = rotations.reshape(-1, 3) / 127.5 - 1.0
     real = np.sqrt(np.maximum(0.0, 1.0 - (imaginary**2).sum(axis=1, keepdims=True)))
     return np.concatenate([real, imaginary], axis=1, dtype=np.float32)
 
 
 def _smallest_three(words: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4) wxyz from the 32-bit words of version 3 and later."""
+    """Decode the 32-bit words of version 3 and later to quaternions (N, 4) wxyz."""
     largest = words >> 30
     quaternions = np.zeros((len(words), 4))
     left = words.copy()
@@ -290,7 +290,7 @@ def _smallest_three(words: np.ndarray) -> np.ndarray:
 
 
 def _to_words(quaternions: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """32-bit words that omit the component `largest` (N,) of unit quaternions (N, 4) wxyz."""
+    """Encode unit quaternions (N, 4) wxyz as 32-bit words that omit the component `largest` (N,)."""
     components = np.roll(quaternions.astype(np.float64), -1, axis=1)
     components *= np.where(components[np.arange(len(largest)), largest] < 0, -1.0, 1.0)[:, None]
     words = largest.astype(np.uint32)
@@ -302,7 +302,7 @@ def _to_words(quaternions: np.ndarray, largest: np.ndarray) -> np.ndarray:
 
 
 def _encode_rotations(quaternions: np.ndarray) -> np.ndarray:
-    """The first words that decode to exactly these quaternions; otherwise those with the least error."""
+    """Return the first words that decode to exactly these quaternions, or else those with the least error."""
     components = np.roll(quaternions, -1, axis=1)
     words = _to_words(quaternions, np.abs(components).argmax(axis=1))
     for axis in (3, 2, 1, 0):
@@ -313,7 +313,7 @@ def _encode_rotations(quaternions: np.ndarray) -> np.ndarray:
 
 
 def _to_fixed_point(path: Path, positions: np.ndarray) -> tuple[np.ndarray, int]:
-    """Positions (N, 3) as integers, and how many of their bits are after the point: as many as fit."""
+    """Convert positions (N, 3) to integers with as many fractional bits as fit; also return that number."""
     exact = positions.astype(np.float64)
     for bits in range(_WRITTEN_FRACTIONAL_BITS, -1, -1):
         fixed = np.rint(np.ldexp(exact, bits))
@@ -329,7 +329,7 @@ def save_spz(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
         path: file to write.
         gaussians: the splats. All degrees of spherical harmonics are kept; scales below e^-10 and colors
             outside the format's range are clipped.
-        antialiased: whether the splats were trained with antialiasing, which a flag says.
+        antialiased: whether the splats were trained with antialiasing, to be recorded in a flag.
 
     Raises:
         UserError: a splat is not finite, too far out for 24 bits, or has a scale above e^5.94.
@@ -344,7 +344,7 @@ def save_spz(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
             "write a .ply file instead."
         )
     fixed, fractional_bits = _to_fixed_point(Path(path), arrays.positions)
-    # Of near-equal components either can be omitted; encoding what will be decoded makes the choice stable.
+    # Either of two nearly equal components can be omitted; encoding what will be decoded is stable.
     rotations = _encode_rotations(_smallest_three(_encode_rotations(normalized(arrays.quaternions))))
     fields = [
         fixed.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3],

@@ -1,4 +1,4 @@
-"""JSON of which nothing is trusted: every value is asked for with its type and its bounds."""
+"""Reading untrusted JSON: every value is requested with its type and bounds."""
 
 import json
 import math
@@ -19,7 +19,7 @@ class JsonReader:
 
     Attributes:
         path: path of the file, for messages.
-        place: where in the text the object is, for messages; "" for the outermost.
+        place: location of the object in the text, for messages; "" for the outermost.
         content: the object.
     """
 
@@ -29,7 +29,7 @@ class JsonReader:
 
     @classmethod
     def parse(cls, path: Path, text: bytes) -> "JsonReader":
-        """The outermost object of a text.
+        """Parse a text and return its outermost object.
 
         Raises:
             UserError: it is not JSON or not an object.
@@ -49,25 +49,25 @@ class JsonReader:
         return UserError(f"{self.path}: {place[:80]!r} is not {wanted}; it is damaged, export it again.")
 
     def integer(self, name: str, least: int, most: int, default: int | None = None) -> int:
-        """A whole number within bounds."""
+        """Read an integer within bounds."""
         value = self.content.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self._wrong(name, f"a whole number from {least} to {most}")
         return value
 
     def index(self, name: str, count: int, default: int | None = None) -> int:
-        """A number that counts one of `count` things from 0."""
+        """Read an index into `count` items."""
         return self.integer(name, 0, count - 1, default)
 
     def indices(self, name: str, count: int) -> list[int]:
-        """A list of such numbers, empty if it is missing."""
+        """Read a list of such indices, empty if it is missing."""
         values = self.content.get(name, [])
         if not isinstance(values, list) or not all(type(v) is int and 0 <= v < count for v in values):
             raise self._wrong(name, f"a list of whole numbers below {count}")
         return values
 
     def numbers(self, name: str, count: int | None, default: tuple[float, ...] | None = None) -> np.ndarray:
-        """A list of finite numbers, `count` of them or any number: float64."""
+        """Read a list of finite numbers, `count` of them or any number: float64."""
         values = self.content.get(name, default)
         if (
             not isinstance(values, (list, tuple))
@@ -79,21 +79,21 @@ class JsonReader:
         return np.array([float(value) for value in values if math.isfinite(value)], np.float64)
 
     def texts(self, name: str, count: int) -> list[str]:
-        """A list of `count` texts or more."""
+        """Read a list of at least `count` texts."""
         values = self.content.get(name)
         if not isinstance(values, list) or len(values) < count or not all(isinstance(v, str) for v in values):
             raise self._wrong(name, f"a list of {count} texts")
         return values
 
     def child(self, name: str) -> "JsonReader":
-        """An object within this one."""
+        """Return an object within this one."""
         value = self.content.get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object")
         return JsonReader(self.path, f"{self.place}.{name}" if self.place else name, value)
 
     def objects(self, name: str) -> "list[JsonReader]":
-        """A list of objects within this one, empty if it is missing."""
+        """Return a list of objects within this one, empty if it is missing."""
         values = self.content.get(name, [])
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise self._wrong(name, "a list of objects")

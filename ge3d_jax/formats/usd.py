@@ -1,8 +1,8 @@
-"""Splats as a prim of OpenUSD 26.03's `ParticleField3DGaussianSplat` (.usd, .usda, .usdc), write only.
+"""Splats as an OpenUSD 26.03 `ParticleField3DGaussianSplat` prim (.usd, .usda, .usdc), write-only.
 
-Needs the package usd-core, an extra. The arrays are float32: `positions`, `orientations`, `scales` (standard
-deviations), `opacities` in [0, 1], and for each splat all `radiance:sphericalHarmonicsCoefficients`, each
-red, green and blue. The stage has y up.
+Requires the optional package usd-core. The arrays are float32: `positions`, `orientations`, `scales`
+(standard deviations), `opacities` in [0, 1], and all `radiance:sphericalHarmonicsCoefficients` of each splat,
+each red, green, and blue. The stage has y up.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _PRIM = "/Splats"
 
 
 def _modules(path: Path) -> tuple[Any, ...]:
-    """Usd, UsdGeom, UsdVol, Sdf and Vt.
+    """Import Usd, UsdGeom, UsdVol, Sdf, and Vt.
 
     Raises:
         UserError: usd-core is missing, or older than the schema.

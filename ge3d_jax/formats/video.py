@@ -1,4 +1,4 @@
-"""Turntables as files: .mp4 that every player opens, and .gif that every web page shows."""
+"""Turntable videos: .mp4, which every player opens, and .gif, which every web page shows."""
 
 import contextlib
 import itertools
@@ -15,11 +15,11 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.viewer.sheet import enlarge
 
-# Frames with a shorter side are hard to look at, so they are enlarged by a whole factor, pixels.
+# Frames with a shorter side are hard to see, so they are enlarged by an integer factor, pixels.
 _SMALLEST_SIDE = 256
 # H.264 first; an ffmpeg built without it has at least MPEG-4.
 _CODECS = (("libx264", "-crf", "16"), ("mpeg4", "-q:v", "3"))
-# The palette of a .gif is chosen on about this many of its frames.
+# The palette of a .gif is chosen from about this many of its frames.
 _PALETTE_FRAMES = 8
 _COLORS = 255
 
@@ -33,8 +33,8 @@ def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: in
 
     Args:
         path: file to write.
-        frames: uint8 (H, W, 3) each, at least one; each is passed to ffmpeg as it comes and not kept. Small
-            frames are enlarged, and odd sides lose one pixel.
+        frames: uint8 (H, W, 3) each, at least one; each is streamed to ffmpeg and not kept. Small frames are
+            enlarged, and odd sides lose one pixel.
         fps: frames per second.
 
     Raises:
@@ -46,20 +46,20 @@ def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: in
         raise ValueError("A video needs at least one frame.")
     height, width = (side - side % 2 for side in first.shape[:2])
     program = _ffmpeg()
-    # Bit-exact muxing leaves the encoder's version and the date out of the file. One thread gives the same
-    # bytes on any number of cores.
+    # Bit-exact muxing leaves the encoder's version and the date out of the file. A single thread gives the
+    # same bytes on any number of cores.
     output = ["-an", "-c:v", *_codec(program), "-pix_fmt", "yuv420p", "-threads", "1", "-fflags", "+bitexact"]
     command = [program, "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-", *output]
     with atomic_path(path) as temporary, tempfile.TemporaryFile() as complaints:
         command += ["-flags:v", "+bitexact", "-movflags", "+faststart", str(temporary)]
-        # In a session of its own, so that Ctrl-C does not cut the file short.
+        # In its own session, so that Ctrl-C does not cut the file short.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=complaints, stderr=complaints, start_new_session=True
         )
-        assert process.stdin is not None  # a pipe, as asked for
+        assert process.stdin is not None  # a pipe, as requested
         try:
-            # If the pipe breaks, ffmpeg gave up; its reason is reported below.
+            # If the pipe breaks, ffmpeg has given up; its reason is reported below.
             with contextlib.suppress(BrokenPipeError):
                 for frame in itertools.chain([first], each):
                     process.stdin.write(frame[:height, :width].tobytes())
@@ -83,12 +83,12 @@ def _ffmpeg() -> str:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
         raise UserError(
-            "There is no ffmpeg for the .mp4; install one or set IMAGEIO_FFMPEG_EXE to its path."
+            "No ffmpeg was found to write the .mp4; install one or set IMAGEIO_FFMPEG_EXE to its path."
         ) from error
 
 
 def _codec(program: str) -> tuple[str, ...]:
-    """The first codec that this ffmpeg has."""
+    """Return the first codec that this ffmpeg has."""
     try:
         listed = subprocess.run([program, "-v", "error", "-encoders"], capture_output=True).stdout.split()
     except OSError as error:
@@ -99,16 +99,16 @@ def _codec(program: str) -> tuple[str, ...]:
 
 
 def palette_indices(count: int) -> np.ndarray:
-    """Indices of the frames, out of `count`, from which the palette of a .gif is chosen."""
+    """Choose which of `count` frames determine the palette of a .gif, and return their indices."""
     return np.arange(0, count, max(1, count // _PALETTE_FRAMES))
 
 
 class GifPages:
-    """Frames of a .gif, stored at one byte per pixel, with one palette for all so that nothing flickers."""
+    """Frames of a .gif, stored at one byte per pixel, with a single palette so that nothing flickers."""
 
     def __init__(self, palette_frames: Sequence[np.ndarray]) -> None:
-        """Choose the palette from uint8 frames (H, W, 3), those at `palette_indices`."""
-        # Side by side, as one image, so that the palette suits all of them.
+        """Choose the palette from uint8 frames (H, W, 3): those at `palette_indices`."""
+        # Concatenated into a single image, so that the palette suits all of them.
         row = np.concatenate([_prepared(frame) for frame in palette_frames], axis=1)
         self._palette = Image.fromarray(row).quantize(_COLORS)
         self._pages: list[Image.Image] = []
@@ -121,7 +121,7 @@ class GifPages:
     def save(self, path: str | os.PathLike[str], fps: int = 24) -> None:
         """Write a .gif that loops forever."""
         with atomic_path(path) as temporary:
-            # Times in a .gif are hundredths of a second.
+            # Durations in a .gif are in hundredths of a second.
             duration = max(20, round(100 / fps) * 10)
             self._pages[0].save(
                 temporary,

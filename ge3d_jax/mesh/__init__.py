@@ -1,1 +1,1 @@
-"""From splats to a triangle mesh with a texture: depth fusion, marching cubes, decimation, baked colors."""
+"""From splats to a textured triangle mesh: depth fusion, marching cubes, decimation, and color baking."""

@@ -1,4 +1,4 @@
-"""From splats to a mesh: looked at from all around, fused, extracted, cleaned, decimated, textured."""
+"""The pipeline from splats to a mesh: render from all around, fuse, extract, clean, decimate, and texture."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from ge3d_jax.viewer.framing import find_frame, framed
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """How fine a mesh is.
+    """The resolution of a mesh.
 
     Attributes:
-        views: pictures from all around that it is made from.
-        picture_size: edge of these pictures, pixels.
-        resolution: cells of the grid along the longest edge of the object.
-        triangles: how many at most, about.
+        views: number of renderings from all around to build it from.
+        picture_size: edge of these renderings, pixels.
+        resolution: grid cells along the longest edge of the object.
+        triangles: the approximate maximum number of triangles.
         texture_size: edge of the texture, pixels.
     """
 
@@ -34,7 +34,7 @@ class MeshSettings:
     texture_size: int = 1024
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Validate the settings. Raises UserError."""
         for name, value, least, most in (
             ("number of views", self.views, 8, 1000),
             ("size of the pictures", self.picture_size, 32, 2048),
@@ -50,14 +50,14 @@ USUAL = MeshSettings()
 
 
 def check_splats(gaussians: Gaussians) -> None:
-    """Check that splats can be seen at all.
+    """Check that any splats are visible.
 
     Raises:
-        UserError: there are none, or all are transparent.
+        UserError: there are no splats, or all are transparent.
     """
     used = np.asarray(gaussians.mask)
     if not used.any():
-        raise UserError("There are no splats to make a mesh of; give others.")
+        raise UserError("There are no splats to make a mesh from; give some.")
     with np.errstate(over="ignore"):
         opacities = 1.0 / (1.0 + np.exp(-np.asarray(gaussians.opacity_logits, np.float64)[used]))
     if opacities.max() <= MIN_ALPHA:
@@ -71,19 +71,19 @@ def mesh_of(
     antialiased: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> TexturedMesh:
-    """A closed mesh of an object of splats, with a texture.
+    """Build a closed, textured mesh of an object made of splats.
 
     Args:
-        gaussians: an object that can be looked at from all sides.
-        settings: how fine.
-        antialiased: whether they were trained with antialiasing; see `rasterize.render`.
-        say: told of each stage.
+        gaussians: an object that can be viewed from all sides.
+        settings: the resolution of the mesh.
+        antialiased: whether the splats were trained with antialiasing; see `rasterize.render`.
+        say: called with a message at each stage.
 
     Returns:
         The mesh, in the coordinates of the splats.
 
     Raises:
-        UserError: the splats have no surface, or cover more tiles than there is memory for.
+        UserError: the splats have no surface, or they cover more tiles than fit in memory.
     """
     check_splats(gaussians)
     frame = find_frame(gaussians)

@@ -1,6 +1,6 @@
 """Mesh files: .glb (glTF 2.0, in one file) and .obj with its .mtl and .png.
 
-Both have y up and the front toward +z, as glTF wants it and as tools expect of .obj.
+Both have y up and the front at +z, as glTF requires and as tools expect of .obj.
 """
 
 import io
@@ -22,12 +22,12 @@ _UNLIT = "KHR_materials_unlit"
 
 
 def _y_up(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., 3) of a world with z up and the front at +x, in one with y up and the front at +z."""
+    """Convert vectors (..., 3) from z up and the front at +x to y up and the front at +z."""
     return vectors[..., [1, 2, 0]]
 
 
 def _without_light(tree: dict[str, Any]) -> None:
-    """Have viewers show the colors as they are: the light of the views is in them already."""
+    """Make viewers show the colors unlit, since they already include the lighting of the views."""
     for material in tree["materials"]:
         material.setdefault("extensions", {})[_UNLIT] = {}
     tree.setdefault("extensionsUsed", []).append(_UNLIT)
@@ -36,7 +36,7 @@ def _without_light(tree: dict[str, Any]) -> None:
 def save_glb(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
     """Write a mesh with its texture to one .glb file.
 
-    A vertex has one place in the texture there, so that those on the borders of charts are written twice.
+    A vertex has a single texture coordinate there, so vertices on the borders of charts are written twice.
     """
     import trimesh  # an extra
     from trimesh.exchange.gltf import export_glb
@@ -64,13 +64,13 @@ def save_glb(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
 def save_obj(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
     """Write a mesh to a .obj file, its material beside it to a .mtl file, and its texture to a .png file.
 
-    Places in the texture have indices of their own, so that the surface stays closed.
+    Texture coordinates have their own indices, so the surface stays closed.
     """
     target = Path(path)
     picture, material = target.with_suffix(".png"), target.with_suffix(".mtl")
     save_png(picture, mesh.texture)
     with atomic_path(material) as temporary:
-        # illum 0: the color as it is, without light.
+        # illum 0: show the color as it is, unlit.
         temporary.write_text(
             f"newmtl texture\nKa 1 1 1\nKd 1 1 1\nillum 0\nmap_Kd {picture.name}\n", encoding="utf-8"
         )
@@ -78,7 +78,7 @@ def save_obj(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
     text.write(f"mtllib {material.name}\nusemtl texture\n")
     np.savetxt(text, _y_up(mesh.surface.vertices), fmt="v %.7g %.7g %.7g")
     np.savetxt(text, mesh.uvs, fmt="vt %.6f %.6f")
-    # Counted from 1.
+    # Indices start at 1.
     indices = np.stack([mesh.surface.triangles, mesh.corners], axis=-1).reshape(-1, 6) + 1
     np.savetxt(text, indices, fmt="f %d/%d %d/%d %d/%d")
     with atomic_path(target) as temporary:
@@ -92,7 +92,7 @@ _SAVERS: dict[str, Callable[[str | os.PathLike[str], TexturedMesh], None]] = {
 
 
 def check_mesh_path(path: str | os.PathLike[str]) -> str:
-    """The suffix of a mesh file's name in lower case.
+    """Return the suffix of a mesh file's name in lower case.
 
     Raises:
         UserError: the suffix is unknown.
@@ -106,11 +106,11 @@ def check_mesh_path(path: str | os.PathLike[str]) -> str:
 
 
 def save_mesh(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
-    """Write a mesh; the suffix chooses the format.
+    """Write a mesh; the suffix determines the format.
 
     Args:
         path: file to write.
-        mesh: with z up and its front at +x.
+        mesh: the mesh, with z up and its front at +x.
 
     Raises:
         UserError: the suffix is unknown.

@@ -1,9 +1,9 @@
-"""Depth fusion (Curless and Levoy 1996): one signed distance on a grid from the depths of many views.
+"""Depth fusion (Curless and Levoy 1996): a signed distance field on a grid, from the depths of many views.
 
 | name | meaning | shape |
 |---|---|---|
 | field | signed distance to the surface, in truncation distances, −1 to 1, negative inside | (X, Y, Z) |
-| distance | the same of one view, world units: along z, or to the nearest outline beside it | (X·Y·Z,) |
+| distance | the same for one view, world units: along z, or to the nearest outline beside it | (X·Y·Z,) |
 """
 
 import jax
@@ -14,14 +14,14 @@ from flax import struct
 from ge3d_jax.mesh.views import REACH, Views
 from ge3d_jax.splatting.cameras import Camera
 
-# Distances are kept up to this many cells: within it views on the surface are averaged.
+# Distances are truncated at this many cells, within which views of the surface are averaged.
 _TRUNCATION = 3.0
-# Weight of a view that has a point far behind its surface. It cannot say what is there, but a point that
-# nearly all views have behind their surfaces is inside, though a stray view may look through a gap.
+# Weight of a view in which a point is far behind the surface. It cannot tell what is there, but a point that
+# is behind the surface in nearly all views is inside, even if a stray view looks through a gap.
 _BEHIND = 0.03
-# The grid on which an object is found before the finer one is laid around it, cells per edge.
+# Cells per edge of the coarse grid that locates the object, before the finer grid is laid around it.
 _COARSE = 40
-# Cells of margin on each side, so that the surface is closed within the grid.
+# Margin cells on each side, so that the surface is closed within the grid.
 _MARGIN = 3
 
 
@@ -41,7 +41,7 @@ class Grid:
 
 
 def pixels_of(points: jax.Array, camera: Camera) -> tuple[jax.Array, jax.Array]:
-    """Where a camera sees points (N, 3): pixel positions (N, 2), x first, and depths (N,), world units."""
+    """Project points (N, 3) into a camera: pixel positions (N, 2), x first, and depths (N,), world units."""
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     # Full precision: the default on accelerators would round positions to ten bits.
     local = jnp.matmul(points, rotation.T, precision=jax.lax.Precision.HIGHEST) + translation
@@ -50,7 +50,7 @@ def pixels_of(points: jax.Array, camera: Camera) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def _fuse(views: Views, grid: Grid) -> jax.Array:
-    """The field (X, Y, Z)."""
+    """Compute the field (X, Y, Z)."""
     steps = [jnp.arange(count, dtype=jnp.float32) for count in grid.shape]
     points = jnp.stack(jnp.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3) * grid.cell + grid.origin
     truncation = _TRUNCATION * grid.cell
@@ -69,12 +69,12 @@ def _fuse(views: Views, grid: Grid) -> jax.Array:
 
     nothing = jnp.zeros(len(points))
     (total, weight), _ = jax.lax.scan(add, (nothing, nothing), views)
-    # What no view sees is outside.
+    # Points that no view sees are outside.
     return jnp.where(weight > 0.0, total / jnp.maximum(weight, _BEHIND), 1.0).reshape(grid.shape)
 
 
 def _around(low: np.ndarray, high: np.ndarray, resolution: int) -> Grid:
-    """A grid over a box, with `resolution` cells along its longest edge and a margin."""
+    """Lay a grid over a box, with `resolution` cells along its longest edge and a margin."""
     cell = float(np.max(high - low)) / resolution
     shape = np.ceil((high - low) / cell).astype(int) + 1 + 2 * _MARGIN
     x, y, z = shape.tolist()
@@ -82,15 +82,15 @@ def _around(low: np.ndarray, high: np.ndarray, resolution: int) -> Grid:
 
 
 def fuse(views: Views, *, resolution: int) -> tuple[np.ndarray, Grid]:
-    """The signed distance to the surface that views show.
+    """Compute the signed distance to the surface seen in the views.
 
     Args:
-        views: from all around.
+        views: views from all around.
         resolution: cells along the longest edge of the object.
 
     Returns:
-        The field (X, Y, Z), positive on the border of the grid, and its grid, as closely around the object
-        as shows all of it. If there is no surface, the field is positive everywhere.
+        The field (X, Y, Z), positive on the border of the grid, and its grid, which fits tightly around the
+        whole object. If there is no surface, the field is positive everywhere.
     """
     coarse = _around(np.full(3, -REACH), np.full(3, REACH), _COARSE)
     inside = np.argwhere(np.asarray(_fuse(views, coarse)) < 0.0)

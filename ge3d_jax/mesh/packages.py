@@ -1,11 +1,11 @@
-"""The packages that meshes need and nothing else does."""
+"""The packages that only meshes need."""
 
 import importlib.util
 from collections.abc import Callable
 
 from ge3d_jax.core.errors import UserError
 
-# By the names of their modules.
+# By module name.
 _PACKAGES = {
     "mcubes": "PyMCubes",
     "fast_simplification": "fast-simplification",
@@ -19,10 +19,10 @@ def _is_present(module: str) -> bool:
 
 
 def check_packages(present: Callable[[str], bool] = _is_present) -> None:
-    """Check that what meshes need is installed.
+    """Check that the packages for meshes are installed.
 
     Args:
-        present: whether a module can be imported.
+        present: tells whether a module can be imported.
 
     Raises:
         UserError: a package is missing.

@@ -1,4 +1,4 @@
-"""A closed surface of triangles from a signed distance: marching cubes, cleaned and decimated."""
+"""A closed triangulated surface from a signed distance field: marching cubes, cleanup, and decimation."""
 
 import dataclasses
 import warnings
@@ -7,21 +7,21 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# A part of the surface with less than this share of the largest part's volume is a speck.
+# A component of the surface with less than this fraction of the largest one's volume is a speck.
 _SPECK = 0.01
-# How often sides are paired anew where sheets touch along an edge.
+# How many times to re-pair sides where sheets touch along an edge.
 _MOST_PAIRINGS = 8
-# How far a vertex moves toward the middle of its triangles where sheets are taken apart, of the way there.
+# The fraction of the way that a vertex moves toward the center of its triangles where sheets are separated.
 _PULL = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Surface:
-    """Triangles, counterclockwise seen from outside.
+    """Triangles, counterclockwise as seen from outside.
 
     Attributes:
         vertices: (V, 3) float, world units.
-        triangles: (T, 3) int, into the vertices.
+        triangles: (T, 3) int, indices into the vertices.
     """
 
     vertices: np.ndarray
@@ -29,7 +29,7 @@ class Surface:
 
 
 def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
-    """The surface where a field on a grid is 0, by marching cubes (Lorensen and Cline 1987).
+    """Extract the zero level set of a field on a grid by marching cubes (Lorensen and Cline 1987).
 
     It is closed if the field is positive on the grid's border.
 
@@ -38,12 +38,12 @@ def extract(field: np.ndarray, *, origin: np.ndarray, cell: float) -> Surface:
         origin: (3,) the grid's first point, world units.
         cell: edge of a cell, world units.
     """
-    import mcubes  # an extra
+    import mcubes  # an optional extra
 
     with warnings.catch_warnings():
-        # It sets the shapes of its arrays, of which NumPy 2.5 warns.
+        # It assigns to the shapes of its arrays, which NumPy 2.5 warns about.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # mcubes has the outside where values are below the level.
+        # In mcubes, values below the level are outside.
         vertices, triangles = mcubes.marching_cubes(-field, 0.0)
     return Surface(vertices * cell + origin, triangles.astype(np.int64))
 
@@ -55,7 +55,7 @@ def volumes(surface: Surface) -> np.ndarray:
 
 
 def vertex_normals(surface: Surface) -> np.ndarray:
-    """Unit normals (V, 3), means over the triangles around each vertex weighted with their areas."""
+    """Unit normals (V, 3): area-weighted means over the triangles around each vertex."""
     a, b, c = np.moveaxis(surface.vertices[surface.triangles], 1, 0)
     normals = np.zeros_like(surface.vertices)
     for corner in surface.triangles.T:
@@ -64,14 +64,14 @@ def vertex_normals(surface: Surface) -> np.ndarray:
 
 
 def compact(surface: Surface, keep: np.ndarray) -> Surface:
-    """The surface with only the triangles where `keep` (T,) is true, and the vertices that they use."""
+    """Keep only the triangles where `keep` (T,) is true, and the vertices that they use."""
     triangles = surface.triangles[keep]
     used, renumbered = np.unique(triangles, return_inverse=True)
     return Surface(surface.vertices[used], renumbered.reshape(triangles.shape))
 
 
 def clean(surface: Surface) -> Surface:
-    """The surface without specks, and without the walls of cavities, which nobody sees."""
+    """Remove specks and the walls of cavities, which are never visible."""
     count, (first, second, third) = len(surface.vertices), surface.triangles.T
     edges = coo_array(
         (np.ones(2 * len(first)), (np.concatenate([first, second]), np.concatenate([second, third]))),
@@ -79,13 +79,13 @@ def clean(surface: Surface) -> Surface:
     )
     parts, part_of_vertex = connected_components(edges, directed=False)
     part_of = part_of_vertex[first]
-    # The walls of a cavity are turned inside out, so that their volume is negative.
+    # The walls of a cavity face the other way, so their volume is negative.
     volume = np.bincount(part_of, weights=volumes(surface), minlength=parts)
     return compact(surface, (volume > _SPECK * volume.max(initial=0.0))[part_of])
 
 
 def _edges(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each side of each triangle (3·T,): its edge's number, and whether it runs to the higher vertex."""
+    """For each side of each triangle (3·T,), its edge's index, and whether it runs to the higher vertex."""
     tails, heads = triangles.reshape(-1), np.roll(triangles, -1, axis=1).reshape(-1)
     both = np.stack([np.minimum(tails, heads), np.maximum(tails, heads)], axis=-1)
     _, edge = np.unique(both, axis=0, return_inverse=True)
@@ -93,7 +93,7 @@ def _edges(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_closed(surface: Surface) -> bool:
-    """Whether each edge belongs to exactly two triangles, which run along it in opposite directions."""
+    """Whether each edge belongs to exactly two triangles, which traverse it in opposite directions."""
     if not len(surface.triangles):
         return False
     edge, is_forward = _edges(surface.triangles)
@@ -101,8 +101,8 @@ def is_closed(surface: Surface) -> bool:
 
 
 def without_flaps(surface: Surface) -> Surface:
-    """The surface without pairs of triangles that lie on each other, back to back."""
-    # The rotation that has the lowest vertex first tells one side from the other.
+    """Remove pairs of coincident triangles that lie back to back."""
+    # Rotating the lowest vertex to the front distinguishes one side from the other.
     turned = surface.triangles[
         np.arange(len(surface.triangles))[:, None],
         (np.argmin(surface.triangles, axis=1)[:, None] + np.arange(3)) % 3,
@@ -115,16 +115,16 @@ def without_flaps(surface: Surface) -> Surface:
 
 
 def separated(surface: Surface) -> Surface:
-    """The surface with a vertex of its own for each sheet, where sheets touch in a vertex or an edge.
+    """Give each sheet its own vertices where sheets touch in a vertex or an edge.
 
-    The sides along an edge are taken in pairs of opposite directions; corners that are joined by pairs share
-    a vertex, others get a copy of it. Where four sides are paired so that the edge stays one, they are paired
-    the other way.
+    The sides along an edge are paired in opposite directions; corners joined by pairs share a vertex, and
+    others get a copy of it. Where four sides are paired such that the edge remains a single one, they are
+    paired the other way.
     """
     edge, is_forward = _edges(surface.triangles)
     if (np.bincount(edge, weights=is_forward) != np.bincount(edge, weights=~is_forward)).any():
-        return surface  # It has a hole.
-    # A side's number is that of the corner it begins at; it ends at the triangle's next one.
+        return surface  # it has a hole
+    # A side has the index of the corner where it starts; it ends at the triangle's next corner.
     sides = np.arange(len(edge))
     following = np.roll(sides.reshape(-1, 3), -1, axis=1).reshape(-1)
     is_turned = np.zeros(edge.max(initial=-1) + 1, bool)
@@ -149,9 +149,9 @@ def separated(surface: Surface) -> Surface:
 
 
 def _pulled_apart(apart: Surface, before: np.ndarray) -> Surface:
-    """Vertices that have become several, a little nearer to their own triangles' middle.
+    """Move vertices that were duplicated slightly toward the centers of their own triangles.
 
-    Readers merge vertices at one place, which would glue the sheets together again.
+    Otherwise, readers that merge coincident vertices would glue the sheets together again.
     """
     corners, count = apart.triangles.reshape(-1), len(apart.vertices)
     original = np.empty(count, np.int64)
@@ -164,12 +164,12 @@ def _pulled_apart(apart: Surface, before: np.ndarray) -> Surface:
 
 
 def decimate(surface: Surface, most: int) -> Surface:
-    """The surface with at most about `most` triangles, closed where it was.
+    """Reduce a surface to at most about `most` triangles; it stays closed if it was.
 
-    Edges collapse where the shape changes least (Garland and Heckbert 1997). Where that glues sheets to each
-    other so that they cannot be told apart, more triangles are kept.
+    Edges collapse where the shape changes least (Garland and Heckbert 1997). Where that would merge sheets
+    inseparably, more triangles are kept.
     """
-    import fast_simplification  # an extra
+    import fast_simplification  # an optional extra
 
     while most < len(surface.triangles):
         vertices, triangles = fast_simplification.simplify(

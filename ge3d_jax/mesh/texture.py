@@ -1,10 +1,10 @@
-"""A texture for a surface: unwrapped by xatlas, its colors taken from the views that see each place best.
+"""Texturing a surface: xatlas unwraps it, and colors come from the views that see each point best.
 
 | name | meaning | shape |
 |---|---|---|
-| uvs | places in the texture, 0 to 1, v from bottom to top | (U, 2) |
-| corners | of each triangle, into `uvs` | (T, 3) |
-| texels | rows and columns of pixels of the texture that triangles cover | (M,) each |
+| uvs | texture coordinates, 0 to 1, v from bottom to top | (U, 2) |
+| corners | the triangles' indices into `uvs` | (T, 3) |
+| texels | rows and columns of the texture's pixels that triangles cover | (M,) each |
 """
 
 import dataclasses
@@ -20,27 +20,27 @@ from ge3d_jax.mesh.surface import Surface, vertex_normals
 from ge3d_jax.mesh.views import Views
 from ge3d_jax.splatting.cameras import camera_center
 
-# Texels between charts, so that smaller copies of the texture do not mix them.
+# Texels between charts, so that downscaled copies of the texture do not mix them.
 _PADDING = 4
-# A view sees a place if its depth there differs by no more than this, world units of the unit ball.
+# A view sees a point if its depth there differs by at most this, in world units of the unit ball.
 _TOLERANCE = 0.05
-# A view counts by this power of the cosine between its direction and the normal: oblique views are blurred.
+# A view's weight is this power of the cosine between its direction and the normal: oblique views are blurred.
 _FACING = 4
-# Least sum of these weights for a color that is believed; other places take that of the nearest believed one.
+# Smallest sum of weights for a color to be trusted; other points take the color of the nearest trusted one.
 _SEEN = 1e-3
-# Texels whose triangles are searched for at a time.
+# Texels to test against triangles at a time.
 _CANDIDATES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class TexturedMesh:
-    """A surface with a picture on it.
+    """A surface with a texture.
 
     Attributes:
         surface: the triangles.
-        uvs: (U, 2) float, places in the texture, 0 to 1, v from bottom to top.
-        corners: (T, 3) int, of each triangle, into `uvs`.
-        texture: (S, S, 3) uint8, the first row is the top.
+        uvs: (U, 2) float, texture coordinates, 0 to 1, v from bottom to top.
+        corners: (T, 3) int, the triangles' indices into `uvs`.
+        texture: (S, S, 3) uint8, top row first.
     """
 
     surface: Surface
@@ -50,8 +50,8 @@ class TexturedMesh:
 
 
 def unwrap(surface: Surface, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uvs (U, 2) and corners (T, 3) of a surface, for a texture of `size` pixels."""
-    import xatlas  # an extra
+    """Compute uvs (U, 2) and corners (T, 3) of a surface, for a texture of `size` pixels."""
+    import xatlas  # an optional extra
 
     atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
     packing.resolution, packing.padding = size, _PADDING
@@ -62,7 +62,7 @@ def unwrap(surface: Surface, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _covered(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels whose centers lie in triangles with corners at places (T, 3, 2), pixels.
+    """Find the pixels whose centers lie in triangles with corners at places (T, 3, 2), pixels.
 
     Returns:
         Rows (M,), columns (M,), triangles (M,), and the barycentric coordinates there, (M, 3).
@@ -71,7 +71,7 @@ def _covered(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     spans = np.maximum(np.floor(places.max(axis=1) - 0.5).astype(int) - first + 1, 0)
     counts = spans.prod(axis=1)
     found = []
-    # In portions, so that large triangles do not need much memory.
+    # In batches, so that large triangles do not need much memory.
     portion_of = np.cumsum(counts) // _CANDIDATES
     for portion in np.unique(portion_of):
         some = np.flatnonzero((portion_of == portion) & (counts > 0))
@@ -87,7 +87,7 @@ def _covered(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates (M, 3) of points (M, 2) in triangles (M, 3, 2); −1 in one without area."""
+    """Barycentric coordinates (M, 3) of points (M, 2) in triangles (M, 3, 2); −1 for one without area."""
     a, b, c = np.moveaxis(corners, 1, 0)
     (abx, aby), (acx, acy), (x, y) = (b - a).T, (c - a).T, (points - a).T
     area = abx * acy - acx * aby
@@ -98,7 +98,7 @@ def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _colors_seen(views: Views, points: jax.Array, normals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums over the views of weight·color (M, 3) and of weights (M,), for points and normals (M, 3)."""
+    """Sum weight·color (M, 3) and weights (M,) over the views, for points and normals (M, 3)."""
 
     def add(sums: tuple[jax.Array, jax.Array], view: Views) -> tuple[tuple[jax.Array, jax.Array], None]:
         pixels, depths = pixels_of(points, view.cameras)
@@ -124,8 +124,8 @@ def _colors_seen(views: Views, points: jax.Array, normals: jax.Array) -> tuple[j
 def colors_at(views: Views, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """Colors (M, 3) in [0, 1] of points (M, 3) on the surface, with normals (M, 3).
 
-    Each is the mean of the views that see the point, weighted by how squarely; a point that none sees takes
-    the color of the nearest one that is seen.
+    Each is the mean over the views that see the point, weighted by how directly they face it; a point that no
+    view sees takes the color of the nearest one that is seen.
     """
     sums, weights = (
         np.asarray(part, np.float64)
@@ -140,11 +140,11 @@ def colors_at(views: Views, points: np.ndarray, normals: np.ndarray) -> np.ndarr
 
 
 def textured(surface: Surface, views: Views, *, size: int) -> TexturedMesh:
-    """The surface with a texture of the colors that views show.
+    """Texture a surface with the colors seen in the views.
 
     Args:
-        surface: in the coordinates of the views.
-        views: from all around.
+        surface: the surface, in the coordinates of the views.
+        views: views from all around.
         size: edge of the texture, pixels.
     """
     uvs, corners = unwrap(surface, size)
@@ -159,6 +159,6 @@ def textured(surface: Surface, views: Views, *, size: int) -> TexturedMesh:
     texture[rows, columns] = np.round(colors * 255.0)
     is_empty = np.ones((size, size), bool)
     is_empty[rows, columns] = False
-    # Texels between the charts continue the nearest one: smoothing at the seams mixes them in.
+    # Texels between charts continue the nearest chart, since smoothing at the seams mixes them in.
     _, (nearest_row, nearest_column) = distance_transform_edt(is_empty, return_indices=True)
     return TexturedMesh(surface, uvs, corners, texture[nearest_row, nearest_column])

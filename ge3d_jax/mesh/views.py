@@ -1,25 +1,25 @@
-"""What splats look like from all around, and how far away their front is.
+"""Color and depth renderings of splats from all around.
 
-The rasterizer's own depth is that of the splats' centers, which lie inside of the object: a splat is seen
-around its center up to where half of its opacity is left, at σ·√(2·ln 2) for an opaque one, so it must end
-there toward the camera, too. As in Gaussian Opacity Fields (Yu et al. 2024), a splat therefore begins to stop
-light before its center and has stopped its share when the center is reached:
+The rasterizer's own depth is that of the splats' centers, which lie inside the object. But a splat is visible
+around its center up to where half of its opacity is left, at σ·√(2·ln 2) for an opaque one, so it should
+extend as far toward the camera, too. As in Gaussian Opacity Fields (Yu et al. 2024), a splat therefore starts
+to block light in front of its center, and has blocked its full share at the center:
 
     φ_i(z) = exp(−(z − z_i)²/(2σ_i²)) before z_i, then 1
-    S(z)   = Σ w_i·φ_i(z), the light stopped up to z
+    S(z)   = Σ w_i·φ_i(z), the light blocked up to z
 
 where z_i is the center's depth, σ_i the standard deviation along the ray, and w_i the weight α_i·T_i with
-which the splat is drawn. S is known at the planes z = near + k·step, where every φ_i is averaged over one
+which the splat is drawn. S is computed at the planes z = near + k·step, where every φ_i is averaged over one
 step so that interpolation between the planes is unbiased. The depth is where S reaches STOPPED.
 
-An outline is where half of the light comes through. Rays there graze many splats, so that soft splats end
-farther out at their outline than where S reaches one half in front. Hence STOPPED: with 0.5 the outlines of
-meshes of soft objects were inside those of the splats by 0.9 % of the object's size, with 0.3 outside by
-0.2 %, with 0.15 outside by 1 %; of sharp objects inside by 0.2 %, outside by 0.3 % and by 0.7 %.
+An outline is where half of the light passes through. Rays there graze many splats, so soft splats end farther
+out at their outline than where S reaches one half in front. Hence STOPPED: with 0.5, the outlines of meshes
+of soft objects were inside those of the splats by 0.9% of the object's size; with 0.3, outside by 0.2%; with
+0.15, outside by 1%. For sharp objects, they were inside by 0.2%, outside by 0.3%, and outside by 0.7%.
 
 | name | meaning | shape |
 |---|---|---|
-| planes | depths at which S is known, world units | (K,) |
+| planes | depths at which S is computed, world units | (K,) |
 | stopped | S at the planes | (H, W, K) |
 """
 
@@ -42,28 +42,28 @@ from ge3d_jax.splatting.rasterize import grow_to_fit
 from ge3d_jax.splatting.techniques import XLA, technique_of
 from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
-# A pixel shows a surface if more of the light than this is stopped.
+# A pixel shows a surface if more than this fraction of the light is blocked.
 COVERED = 0.5
-# The surface is where this much of the light is stopped.
+# The surface is where this fraction of the light is blocked.
 STOPPED = 0.35
-# Cameras look at a ball of this radius around the origin.
+# Cameras view a ball of this radius around the origin.
 REACH = 1.25
 _FIELD_OF_VIEW = math.radians(30.0)
 _PLANES = 64
 _FIRST_BUFFER = 2**16
-# Radians; successive points of a spiral with this turn are far apart.
+# Radians; with this angle, successive points of a spiral are far apart.
 _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
 
 
 @struct.dataclass
 class Views:
-    """Pictures of splats from several cameras; every array has a leading axis of V cameras.
+    """Renderings of splats from several cameras; every array has a leading axis of V cameras.
 
     Attributes:
-        cameras: where from.
-        colors: (V, H, W, 3) RGB in [0, 1] of what is seen, without any background; 0 where nothing is.
+        cameras: the cameras.
+        colors: (V, H, W, 3) RGB in [0, 1] of what is visible, without any background; 0 where nothing is.
         depths: (V, H, W) camera-space z of the surface, world units; infinite where there is none.
-        gaps: (V, H, W) pixels to the outline of the nearest surface; 0 on surfaces.
+        gaps: (V, H, W) distance in pixels to the outline of the nearest surface; 0 on surfaces.
     """
 
     cameras: Camera
@@ -73,11 +73,11 @@ class Views:
 
 
 def cameras_all_around(count: int, *, size: int) -> Camera:
-    """Cameras spread evenly over a sphere (a Fibonacci spiral) that see the ball of radius REACH.
+    """Place cameras evenly on a sphere (a Fibonacci spiral) so that they see the ball of radius REACH.
 
     Args:
         count: number of cameras V.
-        size: edge of the square pictures, pixels.
+        size: edge of the square images, pixels.
 
     Returns:
         Cameras with a leading axis of V.
@@ -98,11 +98,11 @@ def cameras_all_around(count: int, *, size: int) -> Camera:
 
 
 def _deviations_along_rays(gaussians: Gaussians, camera: Camera) -> jax.Array:
-    """σ (N,) of each splat along the ray to its center: 1/√(vᵀ·Σ⁻¹·v) for the unit vector v."""
+    """Compute σ (N,) of each splat along the ray to its center: 1/√(vᵀ·Σ⁻¹·v) for the unit vector v."""
     offsets = gaussians.positions - camera_center(camera)
     directions = offsets / jnp.maximum(jnp.linalg.norm(offsets, axis=-1, keepdims=True), 1e-12)
     axes = jnp.moveaxis(rotation_matrices(gaussians.quaternions), -1, 0)
-    # Written out: matrix units would round the operands.
+    # Written out, since matrix units would round the operands.
     along = jnp.sum(axes * directions[:, :, None], axis=1)
     return 1.0 / jnp.linalg.norm(along * jnp.exp(-gaussians.log_scales), axis=-1)
 
@@ -117,7 +117,7 @@ def _front_integral(offset: jax.Array, sigma: jax.Array) -> jax.Array:
 def _see(
     gaussians: Gaussians, camera: Camera, buffer_capacity: int, *, antialiased: bool
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Colors (H, W, 3), depth (H, W), and the length of buffer that is needed."""
+    """Render colors (H, W, 3) and depth (H, W); also return the buffer length that is needed."""
     distance = jnp.linalg.norm(camera_center(camera))
     planes = distance + jnp.linspace(-REACH, REACH, _PLANES)
     half_step = REACH / (_PLANES - 1)
@@ -140,14 +140,14 @@ def _see(
 
 
 def _seen_colors(sums: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Mean colors (H, W, 3) of what is seen, from sums that are weighted with alpha."""
+    """Return the mean visible colors (H, W, 3), given alpha-weighted sums."""
     return jnp.clip(sums / jnp.maximum(alpha, 1e-3)[..., None], 0.0, 1.0)
 
 
 def _crossing(stopped: jax.Array, alpha: jax.Array, planes: jax.Array) -> jax.Array:
-    """Depth (H, W) where the light stopped, (H, W, K), reaches STOPPED; infinite where alpha is too low."""
+    """Depth (H, W) where the blocked light, (H, W, K), reaches STOPPED; infinite where alpha is too low."""
     last = stopped.shape[-1] - 1
-    # It rises with the depth.
+    # It increases with depth.
     after = jnp.clip(jnp.sum(stopped < STOPPED, axis=-1), 1, last)[..., None]
     low, high = (jnp.take_along_axis(stopped, index, axis=-1)[..., 0] for index in (after - 1, after))
     part = jnp.clip((STOPPED - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
@@ -156,26 +156,26 @@ def _crossing(stopped: jax.Array, alpha: jax.Array, planes: jax.Array) -> jax.Ar
 
 
 def _gaps(covered: np.ndarray) -> jax.Array:
-    """Pixels (H, W) from each pixel's center to the outline of what is covered (H, W); 0 where it is."""
+    """Distance (H, W) in pixels from each pixel's center to the outline of `covered` (H, W); 0 inside it."""
     if not covered.any():
         return jnp.full(covered.shape, jnp.inf)
-    # The outline lies half a pixel from the nearest center that is covered.
+    # The outline lies half a pixel from the nearest covered center.
     return jnp.asarray(np.maximum(distance_transform_edt(~covered) - 0.5, 0.0), jnp.float32)
 
 
 def look_around(gaussians: Gaussians, cameras: Camera, *, antialiased: bool = False) -> Views:
-    """Colors and depths of splats from several cameras.
+    """Render colors and depths of splats from several cameras.
 
     Args:
         gaussians: the splats, all but a few of them in the ball of radius REACH around the origin.
-        cameras: with a leading axis; they look at the origin from outside of that ball.
+        cameras: cameras with a leading axis, outside that ball and aimed at the origin.
         antialiased: see `rasterize.render`.
 
     Returns:
         Views of all cameras.
 
     Raises:
-        UserError: the splats cover more tiles than there is memory for.
+        UserError: the splats cover more tiles than fit in memory.
     """
     capacity, colors, depths, gaps = _FIRST_BUFFER, [], [], []
     for index in range(len(cameras.intrinsics)):

@@ -93,12 +93,14 @@ def test_zero_terminal_snr():
 
 
 def test_schedules_that_leave_nothing_of_a_picture_are_refused():
-    with pytest.raises(UserError, match="betas up to 0.5 leave .* of a picture after 1000 steps"):
+    with pytest.raises(UserError, match="betas up to 0.5 leave .* of an image after 1000 steps"):
         ddim.noise_schedule_from_config({"beta_end": 0.5})
 
 
 def test_schedulers_of_other_models_and_switches_that_do_nothing_are_said():
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler, of models like Stable Diffusion 3"):
+    with pytest.raises(
+        UserError, match="FlowMatchEulerDiscreteScheduler, which belongs to models like Stable Diffusion 3"
+    ):
         ddim.noise_schedule_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
     with pytest.warns(UserWarning, match="thresholding is not applied"):
         ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "thresholding": True})

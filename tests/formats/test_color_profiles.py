@@ -53,8 +53,8 @@ def test_a_phones_colors_become_srgb(tmp_path):
     path = saved(tmp_path, [[[234, 51, 35], [255, 0, 0], [128, 128, 128]]], profile(DISPLAY_P3, "Display P3"))
     pixels, said = read_picture(path)
     np.testing.assert_allclose(pixels[0], [[255, 0, 0, 255], [255, 0, 0, 255], [128, 128, 128, 255]], atol=1)
-    assert said == ["turned from its color profile, 'Display P3', to sRGB"]
-    with pytest.warns(UserWarning, match="photo.png was turned from its color profile"):
+    assert said == ["converted from its color profile, 'Display P3', to sRGB"]
+    with pytest.warns(UserWarning, match="photo.png was converted from its color profile"):
         load_image(path, size=1)
 
 
@@ -92,4 +92,6 @@ def test_every_mode_may_have_a_profile(tmp_path):
         Image.new(mode, (2, 2)).save(file, "PNG", icc_profile=icc)
         (tmp_path / "a.png").write_bytes(file.getvalue())
         pixels, said = read_picture(tmp_path / "a.png")
-        assert pixels.shape == (2, 2, 4) and said == ["turned from its color profile, 'Display P3', to sRGB"]
+        assert pixels.shape == (2, 2, 4) and said == [
+            "converted from its color profile, 'Display P3', to sRGB"
+        ]

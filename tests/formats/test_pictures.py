@@ -43,7 +43,7 @@ def test_pictures_are_read_upright(tmp_path, orientation, suffix):
     stored.save(path, exif=tags, **({"lossless": True} if suffix == ".webp" else {}))
     pixels, said = read_picture(path)
     np.testing.assert_array_equal(pixels[..., :3], corners())
-    assert said == ([] if orientation == 1 else ["turned upright as its EXIF orientation says"])
+    assert said == ([] if orientation == 1 else ["rotated upright according to its EXIF orientation"])
 
 
 def test_a_camera_of_the_stored_sides_keeps_them(tmp_path):
@@ -104,8 +104,8 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     pixels, said = read_picture(tmp_path / "a.gif")
-    assert pixels[0, 0].tolist() == [255, 0, 0, 255] and said == ["cut to the first of its frames"]
-    with pytest.warns(UserWarning, match=r"a\.gif was cut to the first of its frames"):
+    assert pixels[0, 0].tolist() == [255, 0, 0, 255] and said == ["reduced to its first frame"]
+    with pytest.warns(UserWarning, match=r"a\.gif was reduced to its first frame"):
         load_image(tmp_path / "a.gif", size=4)
 
 

@@ -235,7 +235,7 @@ def test_infinite_logits_and_flat_splats_are_read_as_intended(tmp_path):
             "second|end_header",
         ),
         (lambda data: "ply\n".encode("utf-16"), "end_header"),
-        (lambda data: "ply\n".encode("utf-16") + b"\x00", "UTF-16, which it is not"),
+        (lambda data: "ply\n".encode("utf-16") + b"\x00", "but is not UTF-16 text"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, says, ascii):

@@ -1,1 +1,1 @@
-"""The networks of Stable Diffusion in Flax, numerically equal to those of diffusers and transformers."""
+"""Stable Diffusion's networks in Flax, numerically equal to those of diffusers and transformers."""

@@ -1,15 +1,15 @@
-"""What is trained beside a frozen UNet: low-rank changes of its attention, and an embedding of the camera.
+"""Trainable additions to a frozen UNet: low-rank updates of its attention, and a camera embedding.
 
-ProlificDreamer (arXiv 2305.16213) follows the distribution of the rendered pictures with a second noise
-predictor: the frozen network, with LoRA (arXiv 2106.09685) on all attention and told of the camera through
-the embedding of the time. Ranks, starting values and widths are those of threestudio's public code.
+ProlificDreamer (arXiv 2305.16213) tracks the distribution of the rendered images with a second noise
+predictor: the frozen network, with LoRA (arXiv 2106.09685) on all attention layers and conditioned on the
+camera through the time embedding. Ranks, initial values, and widths are those of threestudio's public code.
 
-A projection W of attention becomes x ↦ W·x + (x @ down) @ up, without a scale in front, as `Attention` in
-`blocks.py` computes it. LoRA files of others, which change the weights for good, are another matter:
+A projection W of attention becomes x ↦ W·x + (x @ down) @ up, without a scale in front, as computed by
+`Attention` in `blocks.py`. For published LoRA files, which change the weights permanently, see
 `weights/lora.py`.
 
-Symbols: B batch; E width of the embedded time; r rank. Everything here is float32, whatever the network
-computes in. Cameras are camera-to-world matrices (4, 4), row after row, in the caller's units and axes.
+Symbols: B batch; E width of the time embedding; r rank. Everything here is float32, whatever the network
+computes in. Cameras are camera-to-world matrices (4, 4), in row-major order, in the caller's units and axes.
 """
 
 from collections.abc import Mapping
@@ -24,21 +24,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ge3d_jax.core.errors import UserError
 
-# Self-attention and attention to the text, and their projections, as `blocks.py` names them.
+# Self-attention and cross-attention to the text, and their projections, by their names in `blocks.py`.
 ATTENTIONS = ("attn1", "attn2")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out_0")
 
-# Numbers of a camera matrix.
+# Entries of a camera matrix.
 CAMERA_NUMBERS = 16
 
 
 @struct.dataclass
 class Adapter:
-    """What `pipeline.unet_output` adds to the network's own parameters and inputs; both parts are optional.
+    """Additions to the network's own parameters and inputs in `pipeline.unet_output`; both are optional.
 
     Attributes:
-        lora: factors as `init_lora` makes them, for all attention or some of it; None for none.
-        time_offset: (B, E), added to the embedded time, e.g. by `embed_camera`; None for none.
+        lora: factors as returned by `init_lora`, for all attention layers or some of them; None for none.
+        time_offset: (B, E), added to the time embedding, e.g. from `embed_camera`; None for none.
     """
 
     lora: Any = None
@@ -46,7 +46,7 @@ class Adapter:
 
 
 def init_lora(key: jax.Array, unet_params: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """LoRA factors that change nothing yet: `down` normal with standard deviation 1/r, `up` zero.
+    """Initialize LoRA factors without any effect: `down` normal with standard deviation 1/r, `up` zero.
 
     Args:
         key: draws `down`.
@@ -54,11 +54,11 @@ def init_lora(key: jax.Array, unet_params: Mapping[str, Any], rank: int) -> dict
         rank: r, 4 in threestudio.
 
     Returns:
-        A tree with the names of `unet_params` that ends, for each projection of each attention, in `down`
-        (in, r) and `up` (r, out).
+        A tree with the names of `unet_params` that ends, for each projection of each attention layer, in
+        `down` (in, r) and `up` (r, out).
 
     Raises:
-        UserError: a rank below 1.
+        UserError: the rank is below 1.
     """
     if rank < 1:
         raise UserError(f"rank = {rank} leaves LoRA nothing to learn; give a rank of at least 1, e.g. 4.")
@@ -73,7 +73,7 @@ def init_lora(key: jax.Array, unet_params: Mapping[str, Any], rank: int) -> dict
 
 
 def _init_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    """PyTorch's start of a linear layer: weights and biases uniform within ±1/√inputs."""
+    """Initialize a linear layer as in PyTorch: weights and biases uniform within ±1/√inputs."""
     bound = inputs**-0.5
     for_kernel, for_bias = jax.random.split(key)
     return {
@@ -83,7 +83,9 @@ def _init_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Arr
 
 
 def init_camera_embedding(key: jax.Array, width: int) -> dict[str, dict[str, jax.Array]]:
-    """Parameters of `embed_camera`: `linear_1` (16 to E) and `linear_2` (E to E), `kernel` and `bias` each.
+    """Initialize the parameters of `embed_camera`: `linear_1` (16 to E) and `linear_2` (E to E).
+
+    Each has a `kernel` and a `bias`.
 
     Args:
         key: draws them.
@@ -97,12 +99,12 @@ def init_camera_embedding(key: jax.Array, width: int) -> dict[str, dict[str, jax
 
 
 def embed_camera(parameters: Mapping[str, Mapping[str, jax.Array]], matrices: jax.Array) -> jax.Array:
-    """Linear, SiLU, linear: what a camera adds to the embedded time.
+    """Compute a camera's addition to the time embedding: linear, SiLU, linear.
 
     Args:
-        parameters: as `init_camera_embedding` makes them.
-        matrices: (B, 16) camera-to-world matrices, row after row; all zeros says "no camera" to a network
-            that was trained with some of them left out.
+        parameters: as returned by `init_camera_embedding`.
+        matrices: (B, 16) camera-to-world matrices, flattened row by row; all zeros means "no camera" to a
+            network trained with some cameras dropped.
 
     Returns:
         (B, E).
@@ -110,7 +112,7 @@ def embed_camera(parameters: Mapping[str, Mapping[str, jax.Array]], matrices: ja
     chex.assert_shape(matrices, (None, CAMERA_NUMBERS))
 
     def linear(layer: Mapping[str, jax.Array], inputs: jax.Array) -> jax.Array:
-        # A few small products: with all their digits on a GPU, too, as the embedding of the time has them.
+        # These products are small, so keep full precision on a GPU, too, as for the time embedding.
         return jnp.matmul(inputs, layer["kernel"], precision="highest") + layer["bias"]
 
     hidden = nn.silu(linear(parameters["linear_1"], matrices))

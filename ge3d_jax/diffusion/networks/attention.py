@@ -1,9 +1,9 @@
 """Softmax attention whose memory grows linearly in the number of tokens.
 
-On an NVIDIA GPU this is cuDNN's flash attention if available; otherwise, and for shapes that it does not
-support, plain attention of some heads and queries at a time.
+On an NVIDIA GPU, this uses cuDNN's flash attention if available. Otherwise, and for shapes that cuDNN does
+not support, it uses plain attention on some of the heads and queries at a time.
 
-Symbols: B batch, Q queries, K keys, H heads, D channels of one head.
+Symbols: B batch, Q queries, K keys, H heads, D channels per head.
 """
 
 import jax
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.devices import has_flash_attention
 
-# Most queries at a time. The logits then take 16 MiB (more if parts would get too short), which about fits in
-# a CPU's cache: 1024 queries of one head to the 4096 keys of 64×64 latents take a third of the time of all
-# heads at once.
+# The maximum number of queries at a time. The logits then take 16 MiB (more if parts would get too short),
+# which roughly fits into a CPU's cache: 1024 queries of one head against the 4096 keys of 64×64 latents take
+# a third of the time of all heads at once.
 QUERIES_AT_A_TIME = 1024
 _KEYS_AT_A_TIME = 4096
-# A product with fewer rows than this loses more than the cache gains.
+# A matrix product with fewer rows than this loses more than the cache gains.
 _SHORTEST_PART = 128
 
-# What cuDNN supports (support matrix of its Attention operation, and the checks in `jax.nn`): half precision,
-# heads of up to 128 channels (256 only on Hopper) in multiples of 8.
+# cuDNN's requirements (support matrix of its Attention operation, and the checks in `jax.nn`): half
+# precision, and heads of up to 128 channels (256 only on Hopper) in multiples of 8.
 _FLASH_TYPES = (jnp.bfloat16, jnp.float16)
 _FLASH_LARGEST_HEAD = 128
 _FLASH_HEAD_MULTIPLE = 8
@@ -31,8 +31,8 @@ def _attend(
 ) -> jax.Array:
     """Plain attention of scaled queries (..., Q, D) at `positions` (Q,) to keys (..., K, D).
 
-    Logits, softmax and sums are float32, or float64 for such inputs. The softmax is normalized after the
-    product with the values, whose rows are shorter than its own.
+    Logits, softmax, and sums are float32, or float64 for float64 inputs. The softmax is normalized after the
+    product with the values, whose rows are shorter than the softmax's own.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=dtype)
@@ -45,7 +45,7 @@ def _attend(
 
 
 def _parts(batch: int, queries: int, keys: int, heads: int, chunk: int) -> tuple[int, int]:
-    """Queries and heads at a time: a divisor of the heads, at most `chunk` queries."""
+    """Choose how many queries and heads to process at a time: at most `chunk`, and a divisor of the heads."""
     rows = chunk * _KEYS_AT_A_TIME // (batch * keys)
     length = min(queries, chunk, max(rows, _SHORTEST_PART))
     most = max(1, rows // length)
@@ -55,10 +55,10 @@ def _parts(batch: int, queries: int, keys: int, heads: int, chunk: int) -> tuple
 def chunked_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, chunk: int
 ) -> jax.Array:
-    """Plain attention, some heads and at most `chunk` queries at a time; arguments as in `attention`."""
+    """Plain attention on some heads and at most `chunk` queries at a time; for arguments, see `attention`."""
     batch, queries, heads, channels = query.shape
     length, heads_together = _parts(batch, queries, key.shape[1], heads, chunk)
-    # Heads first: each is a product of contiguous matrices, and the batch axis remains whole for sharding.
+    # Heads first: each is a product of contiguous matrices, and the batch axis stays whole for sharding.
     query, key, value = (jnp.moveaxis(array, 2, 0) for array in (query * channels**-0.5, key, value))
     if (length, heads_together) == (queries, heads):
         return jnp.moveaxis(_attend(query, key, value, jnp.arange(queries), causal), 0, 2)
@@ -69,7 +69,7 @@ def chunked_attention(
     def some_heads(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         query, key, value = arrays
 
-        # Recomputed in the backward pass: otherwise the loop would keep the weights of every part.
+        # Recomputed in the backward pass: otherwise, the loop would store the weights of every part.
         @jax.checkpoint
         def some_queries(part: tuple[jax.Array, jax.Array]) -> jax.Array:
             return _attend(part[0], key, value, part[1], causal)
@@ -95,15 +95,15 @@ def takes_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
 
 
 def _flash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    """Attention by cuDNN, for inputs that `takes_flash`."""
+    """Run cuDNN's attention, for inputs that pass `takes_flash`."""
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-    # JAX refuses the gradient for odd lengths, e.g. the 77 tokens of a text; a masked token is added to them.
+    # JAX refuses the gradient for odd lengths, e.g. the 77 tokens of a text, so we pad with a masked token.
     is_odd = queries % 2 == 1 or keys % 2 == 1
 
     def evened(array: jax.Array) -> jax.Array:
         return jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0)))
 
-    # Named explicitly because JAX would choose the plain form by default, with all logits in float32.
+    # The implementation is named because JAX defaults to plain attention with all logits in float32.
     result = jax.nn.dot_product_attention(
         evened(query),
         evened(key),
@@ -130,8 +130,8 @@ def attention(
         query: (B, Q, H, D).
         key: (B, K, H, D).
         value: (B, K, H, D).
-        causal: query i sees only the keys 0 to i.
-        chunk: queries at a time, at least 1, without flash attention; fewer take less memory.
+        causal: whether query i sees only keys 0 to i.
+        chunk: queries at a time without flash attention, at least 1; smaller chunks use less memory.
 
     Returns:
         (B, Q, H, D) with the dtype of `value`.

@@ -1,19 +1,20 @@
-"""Attention of one prompt lent to another: what Prompt-to-Prompt changes inside the UNet.
+"""Lending one prompt's attention to another: what Prompt-to-Prompt changes inside the UNet.
 
-A batch ends in P sources and their P targets, in the same order; what comes before them is left alone. In
-attention to the text, a target's probabilities are mixed with those of its source, word by word; in
-self-attention, a target may look where its source looks. Nothing else changes, and with closed gates nothing
-does, bit for bit. All arrays are traced: one compilation serves every pair of prompts and every step.
+A batch ends in P sources and their P targets, in the same order; anything before them is left alone. In
+cross-attention to the text, a target's probabilities are mixed with those of its source, word by word; in
+self-attention, a target can use its source's probabilities. Nothing else changes, and with closed gates
+nothing changes at all, bit for bit. All arrays are traced: one compilation serves every pair of prompts and
+every step.
 
 | symbol | meaning | shape |
 |---|---|---|
 | A_src, A_tgt | attention probabilities of source and target | (P, heads, pixels, L) |
-| M | `mapping`: which source token stands for which target token | (P, L, L) |
-| α | `share`: of a target token's attention, what the source gives | (P, L) |
+| M | `mapping`: which source token corresponds to which target token | (P, L, L) |
+| α | `share`: the source's share of a target token's attention | (P, L) |
 | e | `emphasis`: factor on a target token's attention | (P, L) |
 | g | `gate`: whether a target token is edited at this step | (P, L) |
 
-A = g·((A_src·M)·α + A_tgt·(1−α))·e + (1−g)·A_tgt; nothing is normalized again. Source: Hertz et al.,
+A = g·((A_src·M)·α + A_tgt·(1−α))·e + (1−g)·A_tgt, without renormalization. Source: Hertz et al.,
 "Prompt-to-Prompt Image Editing with Cross Attention Control", arXiv 2208.01626, and its public code.
 """
 
@@ -28,7 +29,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def attention_probabilities(query: jax.Array, key: jax.Array) -> jax.Array:
-    """softmax(query · keyᵀ / √D) in float32 or more, (B, H, Q, K), of (B, Q, H, D) and (B, K, H, D)."""
+    """softmax(query · keyᵀ / √D) in float32 or higher, (B, H, Q, K), for (B, Q, H, D) and (B, K, H, D)."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, preferred_element_type=dtype)
     return jax.nn.softmax(logits, axis=-1)
@@ -36,16 +37,16 @@ def attention_probabilities(query: jax.Array, key: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class AttentionControl:
-    """What the targets of a batch take from their sources at one step; symbols as in the module's table.
+    """What the targets of a batch take from their sources at one step; see the module's table for symbols.
 
     Attributes:
         mapping: M, (P, L, L), source tokens in rows.
         share: α, (P, L).
         emphasis: e, (P, L).
         gate: g, (P, L).
-        self_gate: (P,), 1 where a target's self-attention is its source's.
-        self_level: the first level whose self-attention is; at level l, pictures have 1/2^l of the latent's
-            edge (static).
+        self_gate: (P,), 1 where a target takes its self-attention from its source.
+        self_level: the first level whose self-attention is controlled; at level l, feature maps have 1/2^l of
+            the latent's edge (static).
         map_level: the level whose attention to the text is returned (static).
     """
 
@@ -58,7 +59,7 @@ class AttentionControl:
     map_level: int = struct.field(pytree_node=False)
 
     def at_level(self, level: int, *, returns_map: bool) -> "BlockControl":
-        """What the transformers of a level take of it; `returns_map` if that level's maps are wanted here."""
+        """Return the control for the transformers of a level; `returns_map` if its maps are wanted here."""
         return BlockControl(
             self,
             shares_self=level >= self.self_level,
@@ -68,10 +69,10 @@ class AttentionControl:
 
 @struct.dataclass
 class BlockControl:
-    """The control as a transformer block sees it.
+    """Attention control as a transformer block sees it.
 
     Attributes:
-        control: of the whole network.
+        control: the control of the whole network.
         shares_self: whether self-attention is controlled (static).
         returns_map: whether attention to the text is returned (static).
     """
@@ -83,16 +84,16 @@ class BlockControl:
     def attend_itself(
         self, attend: Attend, query: jax.Array, key: jax.Array, value: jax.Array
     ) -> tuple[jax.Array, None]:
-        """Self-attention in which a target with an open gate has its source's queries and keys.
+        """Self-attention in which a target with an open gate uses its source's queries and keys.
 
-        These give the source's probabilities, without the probabilities themselves: any `attend` will do.
+        They yield the source's probabilities without materializing them, so any `attend` will do.
         """
         if self.shares_self:
             query, key = self._lent(query), self._lent(key)
         return attend(query, key, value), None
 
     def _lent(self, rows: jax.Array) -> jax.Array:
-        """The batch with its targets' rows replaced by their sources' where the gate is open."""
+        """Replace the targets' rows of a batch with those of their sources where the gate is open."""
         gate = self.control.self_gate
         pairs = len(gate)
         source, target = rows[-2 * pairs : -pairs], rows[-pairs:]
@@ -105,15 +106,15 @@ class BlockControl:
         """Attention to the text, edited for the targets.
 
         Returns:
-            (B, Q, H, D), and the probabilities after the edit where they are wanted, averaged over the heads,
-            (2P, Q, L), sources first.
+            (B, Q, H, D), and, if requested, the edited probabilities averaged over the heads, (2P, Q, L),
+            sources first.
         """
         mixed = attend(query, key, value)
         pairs = len(self.control.gate)
         probabilities = attention_probabilities(query[-2 * pairs :], key[-2 * pairs :])
         source, target = probabilities[:pairs], probabilities[pairs:]
         change = edited_attention(self.control, source, target) - target
-        # Only the change passes beside `attend`: where gates are closed it is exactly 0.
+        # Only the change bypasses `attend`: where gates are closed, it is exactly 0.
         change = self.control.gate[:, None, None, :] * change
         moved = jnp.einsum(
             "bhqk,bkhd->bqhd",
@@ -128,7 +129,7 @@ class BlockControl:
 
 
 def edited_attention(control: AttentionControl, source: jax.Array, target: jax.Array) -> jax.Array:
-    """((A_src·M)·α + A_tgt·(1−α))·e, (P, H, Q, L), of probabilities of that shape."""
+    """((A_src·M)·α + A_tgt·(1−α))·e, (P, H, Q, L), from probabilities of that shape."""
     lent = jnp.einsum("bhqs,bst->bhqt", source, control.mapping.astype(source.dtype))
     share, emphasis = (array[:, None, None, :] for array in (control.share, control.emphasis))
     return (lent * share + target * (1.0 - share)) * emphasis

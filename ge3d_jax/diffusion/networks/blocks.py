@@ -1,8 +1,8 @@
 """Building blocks that the UNet and the VAE share, equal to diffusers' modules of the same names.
 
-Module names follow diffusers' tensors, `resnets.1.conv1` being `resnets_1/conv1` here, so that
-`checkpoint.py` maps one to the other by rule. Arrays are (B, height, width, channels). Residual blocks and
-spatial transformers start with a last layer of zeros: a fresh one is the identity, as in the original latent
+Module names follow diffusers' tensors: `resnets.1.conv1` is `resnets_1/conv1` here, so `checkpoint.py` can
+map one to the other by rule. Arrays are (B, height, width, channels). The last layers of residual blocks and
+spatial transformers are initialized to zero, so a fresh one is the identity, as in the original latent
 diffusion code.
 """
 
@@ -19,11 +19,11 @@ from ge3d_jax.diffusion.networks.attention import QUERIES_AT_A_TIME, attention
 from ge3d_jax.diffusion.networks.attention_control import Attend, BlockControl
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
 
-# diffusers' Transformer2DModel and the VAE normalize with this, whatever norm_eps says.
+# diffusers' Transformer2DModel and the VAE normalize with this, regardless of norm_eps.
 TRANSFORMER_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 
-# (attend, query, key, value) → what `attend` gives, edited, and a map of it or None: see `BlockControl`.
+# (attend, query, key, value) → the edited result of `attend`, and a map of it or None: see `BlockControl`.
 AttentionEdit = Callable[[Attend, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
@@ -40,7 +40,7 @@ def conv3x3(
     zero: bool = False,
     convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
 ) -> nn.Conv:
-    """3×3 convolution that keeps the size; `zero` starts its kernel at zero, `convolve` computes it."""
+    """3×3 convolution that keeps the size; `zero` initializes its kernel to zero, `convolve` computes it."""
     kernel_init = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
     return nn.Conv(
         channels,
@@ -54,7 +54,7 @@ def conv3x3(
 
 
 class ResnetBlock2D(nn.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv; added to the input, which a 1×1 convolution widens."""
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv; added to the input, widened by a 1×1 convolution."""
 
     channels: int
     groups: int
@@ -78,7 +78,7 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """3×3 convolution of stride 2. `padding` is what both axes are padded with, before and after."""
+    """3×3 convolution with stride 2. `padding` is the padding of both axes, before and after."""
 
     channels: int
     padding: tuple[int, int]
@@ -94,7 +94,7 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Every pixel doubled in both directions, then a 3×3 convolution."""
+    """Nearest-neighbor upsampling by 2, then a 3×3 convolution."""
 
     channels: int
     dtype: DTypeLike = jnp.float32
@@ -109,11 +109,11 @@ class Upsample2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context; the projections to queries, keys, values have no bias.
+    """Multi-head attention from tokens to a context; the query, key, and value projections have no bias.
 
-    The variable collection "lora" may hold factors for any of the four projections, a dictionary of `down`
-    (in, rank) and `up` (rank, out) under the projection's name: see `adapters.py`. What an edit returns
-    beside its result is sown into the collection "maps".
+    The variable collection "lora" may hold factors for any of the four projections: a dictionary of `down`
+    (in, rank) and `up` (rank, out) under the projection's name; see `adapters.py`. A map returned by an edit
+    is sown into the collection "maps".
     """
 
     heads: int
@@ -121,7 +121,7 @@ class Attention(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def project(self, name: str, inputs: jax.Array, channels: int, *, use_bias: bool = False) -> jax.Array:
-        """The projection called `name`, (…, in) -> (…, channels), and what LoRA adds to it if given."""
+        """Apply the projection called `name`, (…, in) -> (…, channels), plus LoRA's addition if given."""
         outputs = nn.Dense(channels, use_bias=use_bias, dtype=self.dtype, name=name)(inputs)
         if not self.has_variable("lora", name):
             return outputs
@@ -131,7 +131,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array, edit: AttentionEdit | None = None) -> jax.Array:
-        """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C); `edit` changes what attention gives."""
+        """`tokens` (B, Q, C), `context` (B, K, D) -> (B, Q, C); `edit` changes the result of attention."""
         batch, queries, channels = tokens.shape
         split = (batch, -1, self.heads, channels // self.heads)
         query = self.project("to_q", tokens, channels).reshape(split)
@@ -163,7 +163,7 @@ class GatedProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The two layers of a transformer block's feed-forward part, four times as wide inside."""
+    """The feed-forward part of a transformer block: two layers, four times as wide in between."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -176,7 +176,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward: each after a layer norm, added to its input."""
+    """Self-attention, cross-attention to the text, feed-forward: each after a layer norm, with a residual."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
@@ -196,7 +196,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """Transformer blocks over the pixels of a feature map, between two projections, added to the input."""
+    """Transformer blocks over the pixels of a feature map, between two projections, with a residual."""
 
     heads: int
     groups: int
@@ -211,7 +211,7 @@ class Transformer2DModel(nn.Module):
         batch, height, width, channels = hidden.shape
         residual = hidden
         hidden = GroupNorm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, name="norm")(hidden)
-        # A 1×1 convolution is the same product; only the stored kernel has two axes more.
+        # A 1×1 convolution is the same product; only its stored kernel has two more axes.
         projection: Callable[..., nn.Module] = (
             nn.Dense if self.linear_projection else partial(nn.Conv, kernel_size=(1, 1))
         )
@@ -230,13 +230,13 @@ class Transformer2DModel(nn.Module):
 def timestep_embedding(
     timesteps: jax.Array, channels: int, *, flip_sin_to_cos: bool, freq_shift: float
 ) -> jax.Array:
-    """Sinusoids of the times, frequencies 10000^(−i/(half − freq_shift)), i = 0..half−1, half = channels/2.
+    """Sinusoids with frequencies 10000^(−i/(half − freq_shift)), i = 0..half−1, half = channels/2.
 
-    `timesteps` (B,) in steps of the schedule -> (B, channels) float32; sines first, cosines first if flipped.
-    An odd number of channels ends in a zero.
+    `timesteps` (B,) in steps of the schedule -> (B, channels) float32; sines first, or cosines first if
+    flipped. An odd number of channels ends in a zero.
     """
     half = channels // 2
-    # Constants, so in float64: at time 999 an angle shows each last digit of its frequency.
+    # Constants, so use float64: at time 999, an angle shows every last digit of its frequency.
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift)).astype(np.float32)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
     waves = [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
@@ -244,7 +244,7 @@ def timestep_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with a SiLU between them, after the sinusoids."""
+    """Two linear layers with a SiLU in between, applied to the sinusoids."""
 
     channels: int
     dtype: DTypeLike = jnp.float32

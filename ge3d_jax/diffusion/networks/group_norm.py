@@ -1,10 +1,10 @@
-"""Group normalization, on CPUs two to three times as fast as `flax.linen.GroupNorm`, forward and backward.
+"""Group normalization, two to three times as fast as `flax.linen.GroupNorm` on CPUs, forward and backward.
 
-A reduction over pixels and a group's few channels at once has loops too short for vector instructions, and
-XLA fuses what follows into it, which is then recomputed for every pixel. Therefore the pixels are summed
-channel by channel, and on CPUs the channels of a group by a product with zeros and ones, which XLA does not
-fuse. For GPUs it is arranged so that XLA makes three kernels of it, with what comes before and after: sums
-over the pixels, the groups' numbers, and the result.
+A reduction over pixels and a group's few channels at once has inner loops too short for vector instructions,
+and XLA fuses subsequent operations into it, which are then recomputed for every pixel. So we sum the pixels
+channel by channel and, on CPUs, sum the channels of a group by a product with a 0/1 matrix, which XLA does
+not fuse. For GPUs, the computation is arranged so that XLA makes three kernels of it and its neighbors: sums
+over the pixels, the groups' statistics, and the result.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from ge3d_jax.core.devices import target_platform
 
-# XLA for GPUs makes a kernel of its own of a sum over a warp's width or more of neighbors.
+# On GPUs, XLA emits a separate kernel for a sum over at least a warp's width of neighbors.
 _WARP = 32
 
 
@@ -38,7 +38,7 @@ def _group_means(values: jax.Array, groups: int) -> jax.Array:
 
 
 def _of_channels(values: jax.Array, channels: int) -> jax.Array:
-    """(B, groups) → (B, 1, C), each group's for its channels."""
+    """Broadcast each group's value to its channels: (B, groups) → (B, 1, C)."""
     groups = values.shape[1]
     if target_platform() == "cpu":
         return (values @ _belongs(groups, channels).T)[:, None]
@@ -46,16 +46,16 @@ def _of_channels(values: jax.Array, channels: int) -> jax.Array:
 
 
 def _belongs(groups: int, channels: int) -> np.ndarray:
-    """(C, groups), 1 where a channel belongs to a group."""
+    """(C, groups), 1 where a channel belongs to a group, else 0."""
     return np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=0)
 
 
 class GroupNorm(nn.Module):
     """(x − mean) / √(variance + ε) · scale + bias, over each sample's pixels and each group's channels.
 
-    Statistics are float32, or float64 for such inputs. The variance takes two passes, but on a GPU
-    in half precision one.
-    `groups` must divide the channels.
+    Statistics are float32, or float64 for float64 inputs. The variance takes two passes, except in half
+    precision on a GPU, where it takes one.
+    `groups` must divide the number of channels.
 
     Attributes:
         groups: number of groups.
@@ -69,7 +69,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, shift: jax.Array | None = None) -> jax.Array:
-        """(B, ..., C) → (B, ..., C) of `dtype`; `shift` (B, C), if given, is added to every pixel before."""
+        """(B, ..., C) → (B, ..., C) of `dtype`; `shift` (B, C), if given, is first added to every pixel."""
         shape, channels = hidden.shape, hidden.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
@@ -85,7 +85,7 @@ class GroupNorm(nn.Module):
             # Both sums in one kernel. Squares far from 0 lose digits of the variance, but fewer than half
             # precision lacks anyway.
             variance = jnp.maximum(_group_means(values * values, self.groups) - mean * mean, 0.0)
-            # A few numbers, which XLA would otherwise compute again with the factor of each channel.
+            # Only a few values, but XLA would otherwise recompute them along with each channel's factor.
             mean, factor = lax.optimization_barrier((mean, lax.rsqrt(variance + self.epsilon)))
             centered = values - _of_channels(mean, channels)
         factor = _of_channels(factor, channels) * scale

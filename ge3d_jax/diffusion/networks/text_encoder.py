@@ -1,4 +1,4 @@
-"""The text encoder of Stable Diffusion: the text half of CLIP, equal to transformers' CLIPTextModel."""
+"""Stable Diffusion's text encoder: the text half of CLIP, equal to transformers' CLIPTextModel."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ge3d_jax.diffusion.weights.config_files import TEXT, TEXT_ACTIVATIONS, read
 
 
 def _quick_gelu(values: jax.Array) -> jax.Array:
-    """CLIP's first approximation of gelu."""
+    """CLIP's original approximation of gelu."""
     return values * jax.nn.sigmoid(1.702 * values)
 
 
@@ -25,10 +25,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
     zip(TEXT_ACTIVATIONS, (partial(jax.nn.gelu, approximate=False), _quick_gelu), strict=True)
 )
 
-# Tensors of a layer.
+# Tensors per layer.
 _LAYER_TENSORS = 16
 _FIXED = {"model_type": ("clip_text_model",)}
-# Metadata of transformers, settings of training, of other heads and of text generation.
+# Metadata of transformers, and settings for training, other heads, and text generation.
 _IGNORED = (
     "architectures",
     "attention_dropout",
@@ -47,7 +47,7 @@ _IGNORED = (
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Dimensions of the text encoder, with transformers' own names and defaults."""
+    """Dimensions of the text encoder, with transformers' names and defaults."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -63,9 +63,9 @@ class CLIPTextConfig:
         """Read a `text_encoder/config.json`.
 
         Raises:
-            UserError: a setting is not supported; names the key and its value.
+            UserError: a setting is not supported; the message names the key and its value.
         """
-        # The form of the outputs (return_dict, output_hidden_states, …) does not affect the arithmetic.
+        # The format of the outputs (return_dict, output_hidden_states, …) does not affect the arithmetic.
         notes = [
             name for name in config if name.startswith(("return_", "output_", "use_", "is_", "chunk_size_"))
         ]
@@ -74,7 +74,7 @@ class CLIPTextConfig:
         )
 
     def __post_init__(self) -> None:
-        """Refuse dimensions that do not fit together."""
+        """Reject dimensions that do not fit together."""
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"text encoder config: hidden_size {self.hidden_size} must be a multiple of "
@@ -87,28 +87,28 @@ class CLIPTextConfig:
         return _LAYER_TENSORS * self.num_hidden_layers
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of the `config.json` that describes this model to transformers."""
+        """Return the contents of the `config.json` that describes this model to transformers."""
         return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **asdict(self)}
 
 
 class LayerConfig(Protocol):
-    """What a tower's layers need to know; `CLIPTextConfig` and the vision tower's have it."""
+    """The settings that an encoder's layers need; both `CLIPTextConfig` and `CLIPVisionConfig` have them."""
 
     @property
     def hidden_size(self) -> int:
-        """Channels."""
+        """Number of channels."""
 
     @property
     def intermediate_size(self) -> int:
-        """Channels within the feed-forward part."""
+        """Number of channels inside the feed-forward part."""
 
     @property
     def num_hidden_layers(self) -> int:
-        """How many layers."""
+        """Number of layers."""
 
     @property
     def num_attention_heads(self) -> int:
-        """Heads of each."""
+        """Number of heads per layer."""
 
     @property
     def hidden_act(self) -> str:
@@ -116,11 +116,11 @@ class LayerConfig(Protocol):
 
     @property
     def layer_norm_eps(self) -> float:
-        """ε of the norms."""
+        """ε of the layer norms."""
 
 
 class CLIPAttention(nn.Module):
-    """Multi-head self-attention with biases, causal in texts."""
+    """Multi-head self-attention with biases; causal for text."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
@@ -154,7 +154,7 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPLayer(nn.Module):
-    """Attention and feed-forward, each after a layer norm and added to its input."""
+    """Attention and feed-forward, each after a layer norm, with residuals."""
 
     config: LayerConfig
     dtype: DTypeLike = jnp.float32
@@ -172,7 +172,7 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPEmbeddings(nn.Module):
-    """Token embedding plus learned position."""
+    """Token embeddings plus learned position embeddings."""
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
@@ -181,7 +181,7 @@ class CLIPEmbeddings(nn.Module):
     def __call__(self, input_ids: jax.Array) -> jax.Array:
         """(B, L) int → (B, L, D)."""
         config = self.config
-        # Standard deviations of CLIP's own initialization.
+        # Standard deviations from CLIP's own initialization.
         words = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -215,21 +215,21 @@ class CLIPEncoder(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """Token ids to the text embeddings that the UNet attends to."""
+    """Maps token ids to the text embeddings that the UNet attends to."""
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> jax.Array:
-        """Last hidden state after the final layer norm.
+        """Return the last hidden state after the final layer norm.
 
         Args:
-            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any token, as in
-                Stable Diffusion.
+            input_ids: (B, L) int32, L ≤ max_position_embeddings. Padding is attended to like any other token,
+                as in Stable Diffusion.
 
         Returns:
-            (B, L, hidden_size) float32, or float64 if that is what is computed in.
+            (B, L, hidden_size) float32, or float64 if the computation is in float64.
 
         Raises:
             UserError: the sequence is longer than the position table.
@@ -246,12 +246,12 @@ class CLIPTextModel(nn.Module):
 
 
 class CLIPTextFeatures(nn.Module):
-    """Token ids to one feature for each text: the last hidden state of its end token, projected.
+    """Maps token ids to one feature vector per text: the projected last hidden state of its end token.
 
     Attributes:
-        config: of the text encoder.
-        projection: D, numbers of a feature; None for a text encoder without projection, whose feature is the
-            hidden state.
+        config: the text encoder's config.
+        projection: D, the size of a feature vector; None for a text encoder without a projection, whose
+            feature is the hidden state itself.
     """
 
     config: CLIPTextConfig
@@ -259,16 +259,16 @@ class CLIPTextFeatures(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, numbers of a feature."""
+        """The size of a feature vector, D."""
         return self.config.hidden_size if self.projection is None else self.projection
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, ends: jax.Array) -> jax.Array:
-        """Features.
+        """Compute the features.
 
         Args:
             input_ids: (B, L) int32.
-            ends: (B,) int32, where each text's end token is; what follows does not matter.
+            ends: (B,) int32, the position of each text's end token; what follows it does not matter.
 
         Returns:
             (B, D) float32.

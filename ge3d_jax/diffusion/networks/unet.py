@@ -24,7 +24,7 @@ from ge3d_jax.diffusion.networks.blocks import (
 from ge3d_jax.diffusion.networks.group_norm import GroupNorm
 from ge3d_jax.diffusion.weights.config_files import UNET, read_settings
 
-# Settings of diffusers' class whose other values would change the arithmetic, and the values that do not.
+# Settings of diffusers' class whose other values would change the arithmetic, with the supported values.
 _FIXED = {
     "act_fn": ("silu", "swish"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -37,24 +37,24 @@ _FIXED = {
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "attention_type": ("default",),
-    # diffusers refuses it too: published configs keep the number of heads in attention_head_dim.
+    # diffusers rejects it, too: published configs keep the number of heads in attention_head_dim.
     "num_attention_heads": (None,),
 }
-# Tensors of a residual block and of a layer of a transformer.
+# Tensors of a residual block, and of one layer of a transformer.
 _RESIDUAL_TENSORS, _TRANSFORMER_TENSORS = 10, 20
-# A quarter of the edge, where Prompt-to-Prompt takes its maps of words: 16×16 in Stable Diffusion.
+# A quarter of the edge, where Prompt-to-Prompt takes its attention maps: 16×16 in Stable Diffusion.
 _MAP_LEVEL = 2
-# The size of a head in the addition embedding, which itself must be off; what Flax computed in.
+# The head size of the addition embedding, which itself must be off; and the dtype that Flax computed in.
 _IGNORED = ("addition_embed_type_num_heads", "dtype")
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Dimensions of the UNet under diffusers' own names; defaults are diffusers' defaults for absent keys.
+    """Dimensions of the UNet, with diffusers' names, and diffusers' defaults for absent keys.
 
-    `attention_head_dim` counts heads, in spite of its name, one number for all blocks or one for each.
-    `upcast_attention` is kept for writing it back: logits are float32 here whatever it says.
-    `sample_size` is the size of the latents the model was trained on; any other may be fed.
+    `attention_head_dim`, despite its name, counts heads: one number for all blocks, or one per block.
+    `upcast_attention` is kept only to be written back: logits are always float32 here.
+    `sample_size` is the size of the latents that the model was trained on; other sizes are accepted.
     """
 
     sample_size: int | None = None
@@ -79,12 +79,12 @@ class UNetConfig:
         """Read a `unet/config.json`.
 
         Raises:
-            UserError: a setting this code does not compute; names the key and its value.
+            UserError: a setting is not supported; the message names the key and its value.
         """
         return cls(**read_settings("UNet", config, used=UNET, fixed=_FIXED, ignored=_IGNORED))
 
     def __post_init__(self) -> None:
-        """Refuse dimensions that do not fit together."""
+        """Reject dimensions that do not fit together."""
         blocks = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             types = getattr(self, name)
@@ -112,7 +112,7 @@ class UNetConfig:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Number of attention heads of each block."""
+        """The number of attention heads in each block."""
         if isinstance(self.attention_head_dim, int):
             return (self.attention_head_dim,) * len(self.block_out_channels)
         return self.attention_head_dim
@@ -135,8 +135,8 @@ class UNetConfig:
     def map_level(self) -> int:
         """The level whose attention to words shows where things are: a quarter of the latent's edge.
 
-        Level l has 1/2^l of the edge. Where there is no attention at a quarter, the next larger one; with
-        none but in the middle block, the last.
+        Level l has 1/2^l of the edge. If there is no attention at a quarter, the next larger level that has
+        it; if only the middle block has attention, the last level.
         """
         attending = [
             level for level, kind in enumerate(self.down_block_types) if kind.startswith("CrossAttn")
@@ -145,16 +145,16 @@ class UNetConfig:
 
     @property
     def time_width(self) -> int:
-        """Channels E of the embedded time, which every residual block sees."""
+        """E, the width of the time embedding, which every residual block sees."""
         return 4 * self.block_out_channels[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of the `config.json` that describes this model to diffusers."""
+        """Return the contents of the `config.json` that describes this model to diffusers."""
         return {"_class_name": "UNet2DConditionModel", **asdict(self)}
 
 
 class _Block(nn.Module):
-    """What the blocks of all three kinds share: making their layers under diffusers' names."""
+    """Base class of the three kinds of blocks, which creates their layers with diffusers' names."""
 
     config: UNetConfig
     channels: int
@@ -163,14 +163,14 @@ class _Block(nn.Module):
     attention_chunk: int = QUERIES_AT_A_TIME
 
     def resnet(self, index: int) -> ResnetBlock2D:
-        """Residual block number `index`."""
+        """Create residual block number `index`."""
         config = self.config
         return ResnetBlock2D(
             self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets_{index}"
         )
 
     def transformer(self, index: int) -> Transformer2DModel:
-        """Transformer number `index`."""
+        """Create transformer number `index`."""
         config = self.config
         return Transformer2DModel(
             self.heads,
@@ -184,7 +184,7 @@ class _Block(nn.Module):
 
 
 class DownBlock(_Block):
-    """DownBlock2D, or CrossAttnDownBlock2D when `attends`; also returns the states kept for the way up."""
+    """DownBlock2D, or CrossAttnDownBlock2D if `attends`; also returns the states for the skip connections."""
 
     attends: bool = False
     downsamples: bool = True
@@ -228,7 +228,7 @@ class MidBlock(_Block):
 
 
 class UpBlock(_Block):
-    """UpBlock2D, or CrossAttnUpBlock2D when `attends`: each residual block also sees a kept state."""
+    """UpBlock2D, or CrossAttnUpBlock2D if `attends`: each residual block also takes a skip connection."""
 
     attends: bool = False
     upsamples: bool = True
@@ -255,8 +255,8 @@ class UpBlock(_Block):
 class UNet2DConditionModel(nn.Module):
     """Predicts the noise (or v) in latents from their time and a text.
 
-    `dtype` is what is computed in; the statistics of norms, softmax and the embedding of the time are float32
-    whatever it says. `attention_chunk`: queries at a time where there is no flash attention.
+    `dtype` is the precision of the computation; norm statistics, softmax, and the time embedding are always
+    float32. `attention_chunk` is the number of queries at a time without flash attention.
     """
 
     config: UNetConfig
@@ -272,21 +272,21 @@ class UNet2DConditionModel(nn.Module):
         time_offset: jax.Array | None = None,
         control: AttentionControl | None = None,
     ) -> jax.Array:
-        """Run the network. A variable collection "lora" beside "params" is trainable LoRA: `adapters.py`.
+        """Run the network. A variable collection "lora" beside "params" holds trainable LoRA: `adapters.py`.
 
-        With a `control`, the collection "maps" gets the attention to the text of the blocks on the way down
-        and up at its `map_level`, averaged over the heads, (2P, pixels, L) each; of the middle block none.
+        With a `control`, the collection "maps" receives the attention to the text of the down and up blocks
+        at its `map_level`, averaged over the heads, (2P, pixels, L) each; the middle block adds none.
 
         Args:
             sample: (B, h, w, in_channels) noisy scaled latents; h and w multiples of 2^(blocks − 1).
-            timesteps: (B,) or (), steps of the schedule (0..999), whole or not.
+            timesteps: (B,) or (), steps of the schedule (0..999), integer or fractional.
             encoder_hidden_states: (B, L, cross_attention_dim) text embeddings.
-            time_offset: (B, E), added to the embedded time, as an embedded camera is; E is the config's
+            time_offset: (B, E), added to the time embedding, e.g. an embedded camera; E is the config's
                 `time_width`.
             control: what the last 2P of the batch, P sources and P targets, share; None for nothing.
 
         Returns:
-            (B, h, w, out_channels) in the type of `sample`.
+            (B, h, w, out_channels) in the dtype of `sample`.
 
         Raises:
             UserError: h or w cannot be halved often enough.
@@ -304,7 +304,7 @@ class UNet2DConditionModel(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        # In float32 at least: a few small products, and half precision would blur neighboring times.
+        # At least float32: these products are small, and half precision would blur neighboring times.
         exact = jnp.promote_types(dtype, jnp.float32)
         time = TimestepEmbedding(config.time_width, exact, name="time_embedding")(sinusoids)
         if time_offset is not None:

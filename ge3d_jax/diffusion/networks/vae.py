@@ -1,4 +1,4 @@
-"""The image autoencoder of Stable Diffusion: the subset of diffusers' AutoencoderKL that it uses."""
+"""Stable Diffusion's image autoencoder: the subset of diffusers' AutoencoderKL that it uses."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ NORM_EPSILON = 1e-6
 # The range to which diffusers clips the posterior's log variance.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
-# Settings of diffusers' class whose other values would change the arithmetic, and the supported values.
+# Settings of diffusers' class whose other values would change the arithmetic, with the supported values.
 _FIXED = {
     "act_fn": ("silu", "swish"),
     "use_quant_conv": (True,),
@@ -29,19 +29,19 @@ _FIXED = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-# What Flax computed in.
+# The dtype that Flax computed in.
 _IGNORED = ("dtype",)
-# Tensors of a residual block.
+# Tensors per residual block.
 _RESIDUAL_TENSORS = 8
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Dimensions of the autoencoder, with diffusers' own names and defaults.
+    """Dimensions of the autoencoder, with diffusers' names and defaults.
 
     `scaling_factor` converts encoded means to the latents of the diffusion model. `sample_size` is the size
-    of the images it was trained on; others are accepted. `force_upcast` is kept only to be written back: it
-    requests float32, the default here.
+    of the images that it was trained on; other sizes are accepted. `force_upcast` is kept only to be written
+    back: it requests float32, the default here.
     """
 
     in_channels: int = 3
@@ -61,12 +61,12 @@ class VAEConfig:
         """Read a `vae/config.json`.
 
         Raises:
-            UserError: a setting is not supported; names the key and its value.
+            UserError: a setting is not supported; the message names the key and its value.
         """
         return cls(**read_settings("VAE", config, used=VAE, fixed=_FIXED, ignored=_IGNORED))
 
     def __post_init__(self) -> None:
-        """Refuse dimensions that do not fit together."""
+        """Reject dimensions that do not fit together."""
         blocks = len(self.block_out_channels)
         for name, known in (
             ("down_block_types", VAE_BLOCKS["down"]),
@@ -92,16 +92,16 @@ class VAEConfig:
 
     @property
     def downscale(self) -> int:
-        """Image pixels per latent pixel, along one side."""
+        """The number of image pixels per latent pixel, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of the `config.json` that describes this model to diffusers."""
+        """Return the contents of the `config.json` that describes this model to diffusers."""
         return {"_class_name": "AutoencoderKL", **asdict(self)}
 
 
 class PixelAttention(nn.Module):
-    """Single-head self-attention over all pixels, after a group norm, added to the input."""
+    """Single-head self-attention over all pixels, after a group norm, with a residual."""
 
     groups: int
     dtype: DTypeLike = jnp.float32
@@ -139,7 +139,7 @@ class MidBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """DownEncoderBlock2D: residual blocks, then half the size by a convolution padded at the end only."""
+    """DownEncoderBlock2D: residual blocks, then a size-halving convolution, padded at the end only."""
 
     channels: int
     layers: int
@@ -161,7 +161,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """UpDecoderBlock2D: residual blocks, then twice the size."""
+    """UpDecoderBlock2D: residual blocks, then upsampling by 2."""
 
     channels: int
     layers: int
@@ -183,14 +183,14 @@ class DecoderBlock(nn.Module):
 
 
 def _with_a_zero_channel(images: jax.Array, kernel: jax.Array, *args: Any, **how: Any) -> jax.Array:
-    """The convolution with one more channel: with three, XLA's takes seven times as long on CPUs."""
+    """Convolve with one extra zero channel: with three, XLA takes seven times as long on CPUs."""
     images = jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
     kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, 1), (0, 0)])
     return jax.lax.conv_general_dilated(images, kernel, *args, **how)
 
 
 class Encoder(nn.Module):
-    """Images to the posterior's parameters, before the 1×1 `quant_conv`."""
+    """Maps images to the posterior's parameters, before the 1×1 `quant_conv`."""
 
     config: VAEConfig
     dtype: DTypeLike = jnp.float32
@@ -215,7 +215,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, after the 1×1 `post_quant_conv`, to images."""
+    """Maps latents, after the 1×1 `post_quant_conv`, to images."""
 
     config: VAEConfig
     dtype: DTypeLike = jnp.float32
@@ -243,7 +243,7 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
         config: the dimensions.
-        dtype: precision of the computation; norms' statistics, softmax and results are always float32.
+        dtype: precision of the computation; norm statistics, softmax, and results are always float32.
         attention_chunk: queries at a time in attention.
     """
 
@@ -260,7 +260,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv(latent_channels, (1, 1), dtype=self.dtype)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log variance of the posterior over latents, not scaled by `scaling_factor`.
+        """Return mean and log variance of the posterior over latents, not scaled by `scaling_factor`.
 
         Args:
             images: (B, H, W, 3) in [−1, 1]; H and W multiples of `config.downscale`.
@@ -282,9 +282,9 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, latent_channels), not scaled → float32 images (B, H, W, 3), about [−1, 1]."""
+        """Unscaled latents (B, h, w, latent_channels) → float32 images (B, H, W, 3), about [−1, 1]."""
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Encode to the mean and decode again; uses every parameter, as `init` requires."""
+        """Encode to the mean and decode again; this uses every parameter, as `init` requires."""
         return self.decode(self.encode(images)[0])

@@ -1,7 +1,7 @@
-"""CLIP's picture encoder, equal to transformers' CLIPVisionModelWithProjection.
+"""CLIP's image encoder, equal to transformers' CLIPVisionModelWithProjection.
 
-B/32, L/14, L/14-336 and bigG/14 differ in sizes and in the activation alone. Names follow the published
-tensors, `pre_layrnorm` among them.
+B/32, L/14, L/14-336, and bigG/14 differ only in their sizes and activation. Names follow the published
+tensors, including `pre_layrnorm`.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.blocks import layer_norm
 from ge3d_jax.diffusion.networks.text_encoder import CLIPEncoder
 
-# Of the pictures that CLIP was trained on.
+# Channel statistics of the images that CLIP was trained on.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig:
-    """Dimensions of the picture encoder, with transformers' own names and defaults, those of B/32."""
+    """Dimensions of the image encoder, with transformers' names and defaults, which are those of B/32."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -35,17 +35,17 @@ class CLIPVisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Refuse dimensions that do not fit together."""
+        """Reject dimensions that do not fit together."""
         for name, other in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
             if getattr(self, name) % getattr(self, other):
                 raise UserError(
-                    f"picture encoder config: {name} {getattr(self, name)} must be a multiple of {other} "
+                    f"image encoder config: {name} {getattr(self, name)} must be a multiple of {other} "
                     f"{getattr(self, other)}."
                 )
 
 
 class _Embeddings(nn.Module):
-    """Patches and the token of the whole picture, with learned positions."""
+    """Embeddings of the patches and of the class token, with learned positions."""
 
     config: CLIPVisionConfig
 
@@ -75,11 +75,11 @@ class _VisionModel(nn.Module):
 
 
 class CLIPVisionFeatures(nn.Module):
-    """Pictures to one feature each.
+    """Maps each image to a feature vector.
 
     Attributes:
-        config: of the picture encoder.
-        projection: D, numbers of a feature.
+        config: the image encoder's config.
+        projection: D, the size of a feature vector.
     """
 
     config: CLIPVisionConfig
@@ -87,20 +87,20 @@ class CLIPVisionFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, pictures: jax.Array) -> jax.Array:
-        """Features.
+        """Compute the features.
 
         Args:
-            pictures: (B, S, S, 3) as `prepare_picture` makes them.
+            pictures: (B, S, S, 3), from `prepare_picture`.
 
         Returns:
-            (B, D) float32, of any length.
+            (B, D) float32, not normalized.
         """
         pooled = _VisionModel(self.config, name="vision_model")(pictures)
         return nn.Dense(self.projection, use_bias=False, name="visual_projection")(pooled)
 
 
 def prepare_picture(picture: np.ndarray, size: int) -> np.ndarray:
-    """A picture as CLIP wants it: its short side bicubic to `size` by PIL, its middle, normalized.
+    """Prepare an image for CLIP: resize its short side to `size` (PIL bicubic), center-crop, and normalize.
 
     Args:
         picture: uint8 (H, W, 3).

@@ -1,1 +1,1 @@
-"""Weights from folders, single files and the hub, with LoRA and new words, and the mapping of their names."""
+"""Weights from folders, single files, and the hub, with LoRA and learned words; mapping of tensor names."""

@@ -1,8 +1,8 @@
 """Reading and writing `StableDiffusion` models.
 
-Folders in diffusers' layout (`folder.py`), single files with the original names (`single_file.py`) and models
-on the hub (`hub.py`) can be read; folders that diffusers opens are written. The weights can be modified while
-they are read: LoRA (`lora.py`), textual inversion (`textual_inversion.py`).
+Reads folders in diffusers' layout (`folder.py`), single files with the original names (`single_file.py`), and
+models on the hub (`hub.py`); writes folders that diffusers can open. The weights can be modified as they are
+read: LoRA (`lora.py`), textual inversion (`textual_inversion.py`).
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ _TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 
 def open_model(model: str | os.PathLike[str], *, half: bool) -> ModelFiles:
-    """Open a model's files without reading its weights; a hub id is downloaded.
+    """Open a model's files without reading its weights; given a hub id, download it.
 
     Args:
         model: see `load_model`.
-        half: whether to prefer half-precision weights if a model has both.
+        half: whether to prefer half-precision weights if the model has both.
 
     Returns:
         The model's files.
@@ -79,7 +79,7 @@ def load_model(
 ) -> StableDiffusion:
     """Load a Stable Diffusion 1.x or 2.x model with weights in safetensors format.
 
-    Tensors go to the device one by one, so that little more memory than that of the networks is needed.
+    Tensors go to the device one by one, so loading needs little more memory than the networks themselves.
 
     Args:
         model: a folder in diffusers' layout, a single .safetensors file, or a hub id, e.g.
@@ -87,15 +87,15 @@ def load_model(
         dtype: precision of parameters and networks: float32 or bfloat16. For bfloat16, half-precision weights
             are preferred if the model has both.
         loras: LoRA files and their strengths, added to the weights in order.
-        textual_inversions: files with embeddings of new words that prompts may use.
+        textual_inversions: files with embeddings of new words for use in prompts.
 
     Returns:
         The model.
 
     Raises:
         UserError: the model or a part of it is missing or unreadable, is not a supported Stable Diffusion
-            model, has tensors that do not match its configs, or does not match the LoRA files or the
-            embeddings.
+            model, or has tensors that do not match its configs; or the LoRA files or embeddings do not match
+            the model.
     """
     files = open_model(model, half=jnp.dtype(dtype).itemsize < 4)
     targets = Targets(files.unet.tensors, files.text_encoder.tensors, files.unet_config)
@@ -141,9 +141,9 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
-    """Write a model as a folder that `load_model` and diffusers' StableDiffusionPipeline open, in float32.
+    """Write a model, in float32, as a folder that `load_model` and StableDiffusionPipeline can open.
 
-    Each file is replaced atomically, and the index is written last: a folder that has one is complete.
+    Each file is replaced atomically and the index is written last, so a folder with an index is complete.
 
     Args:
         folder: folder to write to.
@@ -154,8 +154,8 @@ def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
     """
     if has_learned_words(model.tokenizer):
         raise UserError(
-            "This model has words from textual inversion, which a folder cannot hold; load it without them "
-            "to save it, and give the embeddings again when you load it."
+            "This model has words from textual inversion, which a folder cannot hold; to save it, load it "
+            "without them, and pass the embeddings again when you load it."
         )
     folder = Path(folder)
     write_parameters(folder / UNET_WEIGHTS, model.unet_params)

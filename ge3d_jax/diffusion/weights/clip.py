@@ -1,9 +1,9 @@
-"""CLIP's towers from transformers' folders or the hub, for what needs features of texts or pictures.
+"""CLIP encoders, from transformers' folders or the hub, for anything that needs features of texts or images.
 
-`openai/clip-vit-large-patch14` and its like: config.json with `text_config`, `vision_config` and
-`projection_dim`, model.safetensors, and the tokenizer's files in the same folder. The text encoder of a
-Stable Diffusion, `text_encoder/` with `tokenizer/` beside it, has no projection: its feature is the hidden
-state of the end token.
+A model such as `openai/clip-vit-large-patch14` has config.json with `text_config`, `vision_config`, and
+`projection_dim`; model.safetensors; and the tokenizer's files in the same folder. The text encoder of a
+Stable Diffusion model, `text_encoder/` with `tokenizer/` beside it, has no projection: its feature is the
+hidden state of the end token.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _TOKENIZER = (
 _TEXT_PROJECTION = "text_projection.weight"
 _VISION_PREFIX, _VISION_PROJECTION = "vision_model.", "visual_projection.weight"
 _VISION_POSITIONS = "vision_model.embeddings.position_ids"
-# Pictures at a time.
+# Images per batch.
 _PICTURES = 16
 _PROJECTION = whole(1, 2**15)
 
@@ -55,7 +55,7 @@ class TextTower:
 
     Attributes:
         module: its network.
-        parameters: of the network.
+        parameters: the network's parameters.
         tokenizer: its tokenizer.
     """
 
@@ -65,16 +65,16 @@ class TextTower:
 
     @property
     def width(self) -> int:
-        """D, numbers of a feature."""
+        """The size of a feature vector, D."""
         return self.module.width
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, L) and the places (B,) of the end tokens of B texts, int32."""
+        """Tokenize B texts: ids (B, L) and the positions (B,) of their end tokens, int32."""
         ids = prompt_ids(self.tokenizer, texts, self.module.config.max_position_embeddings)
         return ids, np.argmax(ids == self.tokenizer.eos_token_id, axis=1).astype(np.int32)
 
     def features(self, texts: Sequence[str]) -> jax.Array:
-        """Features (B, D) float32 of B texts, of any length."""
+        """Compute features (B, D) float32 of B texts; they are not normalized."""
         ids, ends = self.tokens(texts)
         return _text_features(self.parameters, ids, ends, module=self.module)
 
@@ -89,13 +89,13 @@ def _text_features(
 
 def _unreachable(model: str, error: Exception) -> UserError:
     return UserError(
-        f"CLIP is at {model}, which is neither a folder here nor can be had from the hub ({reason(error)}); "
-        "connect to the network, or give a folder with a download of it."
+        f"The CLIP model {model} is neither a local folder nor on a reachable hub ({reason(error)}); "
+        "connect to the network, or give a folder with a downloaded copy."
     )
 
 
 def check_clip(model: str | os.PathLike[str]) -> None:
-    """Check that a CLIP is a folder here, or on the hub, by fetching one small file. Raises UserError."""
+    """Check that a CLIP model is a local folder or on the hub; fetches one small file. Raises UserError."""
     if Path(model).is_dir():
         _clip_config(Path(model))
         return
@@ -106,7 +106,7 @@ def check_clip(model: str | os.PathLike[str]) -> None:
 
 
 def find_clip(model: str | os.PathLike[str]) -> Path:
-    """The folder of a CLIP, downloaded from the hub unless it is one. Raises UserError."""
+    """Return a CLIP model's folder, downloading it from the hub if necessary. Raises UserError."""
     if Path(model).is_dir():
         return Path(model)
     try:
@@ -119,12 +119,12 @@ def find_clip(model: str | os.PathLike[str]) -> Path:
 def _clip_config(folder: Path) -> Mapping[str, Any]:
     config = read_json(folder / _CONFIG)
     if not isinstance(config.get("text_config"), dict):
-        raise UserError(f"{folder / _CONFIG} is not of a CLIP: it has no text_config; give a CLIP's folder.")
+        raise UserError(f"{folder / _CONFIG} does not belong to CLIP: no text_config; give a CLIP folder.")
     return config
 
 
 def clip_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
-    """All tensors of a CLIP by name, and their file. Raises UserError."""
+    """Return all tensors of a CLIP model by name, and their file. Raises UserError."""
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return open_weights(folder / name), folder / name
@@ -132,7 +132,7 @@ def clip_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
 
 
 def projection_of(config: Mapping[str, Any], file: Path) -> int:
-    """How many numbers both towers' features have. Raises UserError."""
+    """Return the size of the features of both encoders. Raises UserError."""
     value = config.get("projection_dim", 512)
     try:
         return int(_PROJECTION(value))
@@ -144,10 +144,10 @@ def load_text_tower(model: str | os.PathLike[str]) -> TextTower:
     """Load a text encoder.
 
     Args:
-        model: a CLIP's folder or hub id, or a folder with `text_encoder/` and `tokenizer/`.
+        model: folder or hub id of a CLIP model, or a folder with `text_encoder/` and `tokenizer/`.
 
     Raises:
-        UserError: it is missing, damaged, or not a CLIP.
+        UserError: it is missing, damaged, or not a CLIP model.
     """
     if (Path(model) / "text_encoder").is_dir():
         folder = Path(model) / "text_encoder"
@@ -185,7 +185,7 @@ def _tower(
 
 
 def prefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Tensors of a text encoder with the prefix of those that are not the projection's."""
+    """Add the prefix of a text encoder's tensors to all but the projection's."""
     return {
         name if name == _TEXT_PROJECTION else f"{TEXT_PREFIX}{name}": tensor
         for name, tensor in tensors.items()
@@ -193,25 +193,25 @@ def prefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def text_shapes(module: CLIPTextFeatures) -> Mapping[str, Any]:
-    """The tree of the parameters' shapes of a text encoder."""
+    """Return the tree of a text encoder's parameter shapes."""
     ids, ends = jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32)
     return jax.eval_shape(module.init, jax.random.key(0), ids, ends)["params"]
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionTower:
-    """A picture encoder.
+    """An image encoder.
 
     Attributes:
         module: its network.
-        parameters: of the network.
+        parameters: the network's parameters.
     """
 
     module: CLIPVisionFeatures
     parameters: Any
 
     def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Features (B, D) float32 of B pictures, uint8 (H, W, 3) of any sizes; of any length."""
+        """Compute features (B, D) float32 of B uint8 images (H, W, 3) of any sizes, not normalized."""
         size = self.module.config.image_size
         prepared = np.stack([prepare_picture(picture, size) for picture in pictures])
         parts = [
@@ -230,26 +230,24 @@ def _vision_features(parameters: Any, pictures: jax.Array, *, module: CLIPVision
 
 
 def vision_shapes(module: CLIPVisionFeatures) -> Mapping[str, Any]:
-    """The tree of the parameters' shapes of a picture encoder."""
+    """Return the tree of an image encoder's parameter shapes."""
     size = module.config.image_size
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
 
 
 def load_vision_tower(model: str | os.PathLike[str]) -> VisionTower:
-    """Load a picture encoder.
+    """Load an image encoder.
 
     Args:
-        model: a CLIP's folder or hub id.
+        model: folder or hub id of a CLIP model.
 
     Raises:
-        UserError: it is missing, damaged, or not a CLIP.
+        UserError: it is missing, damaged, or not a CLIP model.
     """
     folder = find_clip(model)
     config = _clip_config(folder)
     if not isinstance(config.get("vision_config"), dict):
-        raise UserError(
-            f"{folder / _CONFIG} is not of a CLIP: it has no vision_config; give a CLIP's folder."
-        )
+        raise UserError(f"{folder / _CONFIG} does not belong to CLIP: no vision_config; give a CLIP folder.")
     with naming(folder / _CONFIG):
         size = CLIPVisionConfig(
             **read_settings("picture encoder", config["vision_config"], used=VISION, ignored=None)

@@ -1,8 +1,8 @@
-"""The boundary between a model's JSON files and the code: settings of known types within known bounds.
+"""Reading a model's JSON files safely: settings of known types within known bounds.
 
-A `config.json` comes from anywhere, and what it says decides how large the networks are and how often loops
-run. So every setting has a kind: what it may be, and what it becomes. The keys are diffusers' and
-transformers' own.
+A `config.json` can come from anywhere, and it decides how large the networks are and how often loops run. So
+every setting has a kind: what values it may have, and what they become. The keys are those of diffusers and
+transformers.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from ge3d_jax.core.errors import UserError, shown
 
-# Bounds far beyond published models. What is within them may still not fit the file of weights.
+# Bounds far beyond published models. Values within them may still not match the weights file.
 MOST_BLOCKS = 8
 MOST_LAYERS = 64
 MOST_CHANNELS = 2**15
@@ -20,16 +20,16 @@ MOST_TOKENS = 2**24
 MOST_TIMES = 10**5
 _LARGEST_LATENTS, _LARGEST_PICTURE = 2**10, 2**14
 
-# Turns a value from JSON into the typed one; a ValueError says in words what it must be.
+# Converts a JSON value to its type; raises a ValueError that says what the value must be.
 Kind = Callable[[Any], Any]
 
 
 def whole(least: int, most: int) -> Kind:
-    """A whole number from `least` to `most`, also written as 2.0."""
+    """An integer from `least` to `most`, possibly written as 2.0."""
 
     def read(value: Any) -> int:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Compared before the conversion, which infinity and NaN would not survive.
+        # Compare before converting, since conversion fails for infinity and NaN.
         if not is_number or not least <= value <= most or value != int(value):
             raise ValueError(f"a whole number from {least} to {most}")
         return int(value)
@@ -57,7 +57,7 @@ def switch(value: Any) -> bool:
 
 
 def one_of(names: Collection[str]) -> Kind:
-    """One of some names."""
+    """One of the given names."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
@@ -88,7 +88,7 @@ def one_or_several(kind: Kind, most: int) -> Kind:
 
 
 def same_for_all(kind: Kind, most: int) -> Kind:
-    """One value of a kind, which may be written as a list of equal ones."""
+    """One value of a kind, possibly written as a list of equal values."""
     either = one_or_several(kind, most)
 
     def read(value: Any) -> Any:
@@ -129,7 +129,7 @@ UNET: Mapping[str, Kind] = {
 
 VAE_BLOCKS = {"down": "DownEncoderBlock2D", "up": "UpDecoderBlock2D"}
 VAE: Mapping[str, Kind] = {
-    # Pictures have three colors.
+    # Images have three color channels.
     "in_channels": whole(3, 3),
     "out_channels": whole(3, 3),
     "down_block_types": several(one_of((VAE_BLOCKS["down"],)), MOST_BLOCKS),
@@ -150,7 +150,7 @@ TEXT: Mapping[str, Kind] = {
     "intermediate_size": whole(1, 8 * MOST_CHANNELS),
     "num_hidden_layers": whole(1, MOST_BLOCKS * MOST_LAYERS),
     "num_attention_heads": _CHANNELS,
-    # The start and the end of a text are tokens, too.
+    # The start and end tokens count, too.
     "max_position_embeddings": whole(2, 2**16),
     "hidden_act": one_of(TEXT_ACTIVATIONS),
     "layer_norm_eps": _EPSILON,
@@ -184,7 +184,7 @@ SCHEDULER: Mapping[str, Kind] = {
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a setting says that something is not there."""
+    """Whether a setting says that a feature is absent."""
     return value is None or value is False or (isinstance(value, list | tuple) and all(map(_is_off, value)))
 
 
@@ -196,21 +196,22 @@ def read_settings(
     fixed: Mapping[str, Collection[Any]] | None = None,
     ignored: Collection[str] | None = (),
 ) -> dict[str, Any]:
-    """Select the used settings, typed and within bounds, and refuse those that would change the arithmetic.
+    """Select the settings we use, typed and within bounds, and reject any that would change the arithmetic.
 
     Args:
         model: name of the model, for messages.
-        config: contents of a `config.json`. Keys that start with "_" are metadata of the writing program.
-        used: kinds of the keys to return if present and not None.
+        config: contents of a `config.json`. Keys that start with "_" are metadata of its writer.
+        used: kinds of the keys to return if they are present and not None.
         fixed: the supported values by key.
         ignored: keys that do not affect inference. Other unknown keys are accepted only if they are off
             (None, False, or a list of these). None ignores all.
 
     Returns:
-        The used settings, lists as tuples.
+        The settings we use, with lists as tuples.
 
     Raises:
-        UserError: a setting is not supported, of another type or out of bounds; names the key and its value.
+        UserError: a setting is not supported, has the wrong type, or is out of bounds; the message names the
+            key and its value.
     """
     fixed = fixed or {}
     settings = {}
@@ -239,7 +240,7 @@ def read_settings(
 
 @contextlib.contextmanager
 def naming(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the file's name before the message of a UserError."""
+    """Prefix the message of a UserError with the file's name."""
     try:
         yield
     except UserError as error:

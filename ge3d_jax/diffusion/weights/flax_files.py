@@ -1,8 +1,8 @@
-"""Weights for Flax: diffusers' `diffusion_flax_model.msgpack` and transformers' `flax_model.msgpack`.
+"""Flax weights: diffusers' `diffusion_flax_model.msgpack` and transformers' `flax_model.msgpack`.
 
-A file holds a tree of arrays under Flax's names and axes (`down_blocks_0/resnets_0/conv1/kernel`), or some of
-its branches, if it is one of several. Here they look like the tensors of a safetensors file, with PyTorch's
-names and axes. The whole file is in memory, since the format cannot be read in parts.
+A file holds a tree of arrays with Flax's names and axes (`down_blocks_0/resnets_0/conv1/kernel`), or, if it
+is one of several, some branches of the tree. Here the arrays look like the tensors of a safetensors file,
+with PyTorch's names and axes. The whole file is read into memory, since the format cannot be read in parts.
 """
 
 import os
@@ -22,7 +22,7 @@ _LEAVES = ("kernel", "bias", "scale", "embedding")
 
 
 class _Arrays:
-    """Arrays by the names of tensors, with the methods of an opened safetensors file that are used."""
+    """Arrays by tensor name, with the methods that we use of an opened safetensors file."""
 
     def __init__(self, arrays: dict[str, tuple[tuple[str, ...], np.ndarray]]) -> None:
         self._arrays = arrays
@@ -35,7 +35,7 @@ class _Arrays:
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
-    """The leaves by their paths; parts of a path may be joined by slashes."""
+    """Return the leaves by path; parts of a path may be joined by slashes."""
     if not isinstance(tree, dict) or not tree:
         raise ValueError("it does not hold a tree of arrays")
     return {
@@ -45,7 +45,7 @@ def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def open_flax(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All arrays of a Flax file as tensors by PyTorch's names.
+    """Return all arrays of a Flax file as tensors, by PyTorch's names.
 
     Raises:
         UserError: the file is missing or not of this format.

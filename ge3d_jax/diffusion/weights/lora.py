@@ -1,11 +1,11 @@
-"""LoRA files: low-rank changes of linear layers and convolutions, added to the weights as they are read.
+"""LoRA files: low-rank updates of linear layers and convolutions, added to the weights as they are read.
 
 A module's weight W becomes W + strength · (alpha / rank) · up · down, with down (rank, in, …) and up
 (out, rank). There are three naming schemes: diffusers' and PEFT's (`unet.….to_q.lora_A.weight`, with older
 suffixes), kohya's (`lora_unet_down_blocks_0_…_to_q.lora_down.weight`), and kohya's with the UNet's original
-names (`lora_unet_input_blocks_1_1_…`). LyCORIS adds three forms: convolutions with a factor between the two
-(`lora_mid`, (rank, rank, height, width)), whole differences of weights and biases (`diff`, `diff_b`), and
-those of norms (`w_norm`, `b_norm`).
+names (`lora_unet_input_blocks_1_1_…`). LyCORIS adds three forms: convolutions with a factor in between
+(`lora_mid`, (rank, rank, height, width)), full differences of weights and biases (`diff`, `diff_b`), and full
+differences of norms (`w_norm`, `b_norm`).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from ge3d_jax.diffusion.weights.parameters import Edit, some_names
 from ge3d_jax.diffusion.weights.single_file import original_unet_name
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors, read_json, read_metadata
 
-# The suffixes of a module's name, which tell the factor. PEFT inserts the adapter's name, "default".
+# The suffixes of a module's name, which identify the factor. PEFT inserts the adapter's name, "default".
 _SUFFIXES = re.compile(
     r"(?P<module>.+?)"
     r"(?:\.lora_(?P<peft>[AB])(?:\.default)?\.weight"
@@ -38,7 +38,7 @@ _SUFFIXES = re.compile(
     r"|\.(?P<whole>diff|diff_b|w_norm|b_norm)"
     r"|\.(?P<alpha>alpha))"
 )
-# Other ways to change weights, by what their tensors' names contain; and models that are not 1.x or 2.x.
+# Substrings of tensor names that identify other fine-tuning methods, and models other than 1.x and 2.x.
 _OTHER_METHODS = {
     "hada_w": "LoHa",
     "lokr_w": "LoKr",
@@ -59,21 +59,21 @@ _OTHER_MODELS = {
     "lora_transformer_": "Stable Diffusion 3 or FLUX",
     "transformer.transformer_blocks": "Stable Diffusion 3 or FLUX",
 }
-# Words that some trainers put into the file of a LoRA.
+# Learned words that some trainers put into a LoRA file.
 _BUNDLED = "bundle_emb."
-# A pattern of a file may not take forever: so many repetitions in each alternative, none of a group.
+# Matching a file's pattern must not take forever: this many repetitions per alternative, none of a group.
 _MOST_REPETITIONS = 2
 _LONGEST_PATTERN = 2000
 _LARGEST_ALPHA = 1e9
 _PEFT_PREFIX = "base_model.model."
-# Metadata with ranks and alphas: diffusers' in the header of a file, and PEFT's in a file next to it.
+# Metadata with ranks and alphas: diffusers' in the file's header, and PEFT's in a separate file next to it.
 _HEADER_NOTES = "lora_adapter_metadata"
 _PEFT_NOTES = "adapter_config.json"
 
 
 @dataclasses.dataclass
 class _Change:
-    """The tensors of a file for one module."""
+    """A file's tensors for one module."""
 
     down: StoredTensor | None = None
     up: StoredTensor | None = None
@@ -90,7 +90,7 @@ class Targets:
     Attributes:
         unet: the UNet's tensors by diffusers' names.
         text_encoder: the text encoder's tensors by diffusers' names.
-        unet_config: needed for the UNet's original names.
+        unet_config: needed to map the UNet's original names.
     """
 
     unet: Mapping[str, StoredTensor]
@@ -103,7 +103,7 @@ _Place = tuple[str, str]
 
 
 def _aliases(targets: Targets) -> dict[str, _Place]:
-    """All names that files use for the modules of both networks."""
+    """Return all names that files use for the modules of both networks."""
     aliases: dict[str, _Place] = {}
     for part, tensors in (("text_encoder", targets.text_encoder), ("unet", targets.unet)):
         for name in tensors:
@@ -129,13 +129,13 @@ def _aliases(targets: Targets) -> dict[str, _Place]:
 
 
 def _module(key: str) -> str:
-    """A module's name without the additions of PEFT and old versions of diffusers."""
+    """Strip the additions of PEFT and old versions of diffusers from a module's name."""
     name = key.removeprefix(_PEFT_PREFIX).replace(".processor.", ".")
     return f"{name}.0" if name.endswith(".to_out") else name
 
 
 def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int, file: Path) -> float:
-    """PEFT's alpha of a module, such that the scale is alpha / rank."""
+    """Return PEFT's alpha of a module, adjusted so that the scale is alpha / rank."""
     alpha = notes.get("lora_alpha")
     patterns = notes.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
@@ -152,7 +152,7 @@ def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int, file: Pa
 
 @functools.lru_cache(maxsize=256)
 def _pattern(text: str, file: Path) -> re.Pattern[str]:
-    """A pattern of names of modules, which comes from a file and must not take long to match."""
+    """Compile a pattern of module names, which comes from a file and must not take long to match."""
     most = max(len(re.findall(r"[*+?{]", alternative)) for alternative in text.split("|"))
     if len(text) > _LONGEST_PATTERN or most > _MOST_REPETITIONS or re.search(r"\)\s*[*+?{]", text):
         raise UserError(
@@ -162,13 +162,13 @@ def _pattern(text: str, file: Path) -> re.Pattern[str]:
         return re.compile(rf"(.*\.)?({text})")
     except re.error as error:
         raise UserError(
-            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is no pattern "
+            f"The LoRA file {file} has the alpha_pattern {shown(text)}, which is not a valid pattern "
             f"({reason(error)}); save the file again."
         ) from error
 
 
 def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
-    """The metadata in the file's header or in PEFT's file next to it, for each network."""
+    """Read the metadata for each network, from the file's header or from PEFT's file next to it."""
     if peft:
         notes = read_json(file.parent / _PEFT_NOTES)
         return {"unet": notes, "text_encoder": notes}
@@ -187,7 +187,7 @@ def _read_notes(file: Path, peft: bool) -> dict[str, dict[str, Any]]:
 
 
 def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Place, _Change], bool]:
-    """A file's tensors grouped by the weight they change, and whether PEFT wrote them."""
+    """Group a file's tensors by the weight they change; also return whether PEFT wrote the file."""
     refuse_pickled(file)
     changes: dict[_Place, _Change] = {}
     unknown, peft, bundled = [], False, 0
@@ -226,12 +226,12 @@ def _read_changes(file: Path, aliases: Mapping[str, _Place]) -> tuple[dict[_Plac
 
 
 def _explain_unknown(file: Path, unknown: Sequence[str]) -> None:
-    """Refuse tensors that have no place in the model."""
+    """Reject tensors that have no counterpart in the model."""
     if not unknown:
         return
     for parts, what in (
         (_OTHER_MODELS, "is for {}"),
-        (_OTHER_METHODS, "is no LoRA but {}, which is not supported"),
+        (_OTHER_METHODS, "is not a LoRA but {}, which is not supported"),
     ):
         kind = next((kind for part, kind in parts.items() if any(part in key for key in unknown)), None)
         if kind is not None:
@@ -246,12 +246,12 @@ def _explain_unknown(file: Path, unknown: Sequence[str]) -> None:
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a weight; a 1×1 convolution has the shape of the equivalent linear layer."""
+    """Return the shape of a weight; a 1×1 convolution counts as the equivalent linear layer."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _product(up: np.ndarray, down: np.ndarray, mid: np.ndarray | None) -> np.ndarray:
-    """The change of a weight, of its size, from factors (out, rank, …) and (rank, in, …)."""
+    """Multiply factors (out, rank, …) and (rank, in, …) into an update of the size of the weight."""
     left, right = up.astype(np.float32), down.astype(np.float32)
     if mid is None:
         rank = right.shape[0]
@@ -273,7 +273,7 @@ def _whole_edit(difference: StoredTensor, scale: float) -> Edit:
 
 
 def _check_factors(file: Path, name: str, shape: tuple[int, ...], change: _Change) -> None:
-    """Check that the factors of a change give the shape of its weight."""
+    """Check that the factors of an update produce the shape of its weight."""
     up, down, mid = change.up, change.down, change.mid
     if up is None or down is None:
         raise UserError(
@@ -309,7 +309,7 @@ def _read_alpha(file: Path, name: str, alpha: StoredTensor) -> float:
 def _one_file(
     file: Path, strength: float, targets: Targets, aliases: Mapping[str, _Place]
 ) -> Iterator[tuple[str, str, Edit]]:
-    """Yield the network, the tensor and the edit for every tensor that a file changes."""
+    """Yield the network, the tensor, and the edit for every tensor that a file changes."""
     changes, peft = _read_changes(file, aliases)
     notes = _read_notes(file, peft)
     for (part, name), change in changes.items():
@@ -340,17 +340,17 @@ def _one_file(
 def lora_edits(
     loras: Iterable[tuple[str | os.PathLike[str], float]], targets: Targets
 ) -> dict[str, dict[str, list[Edit]]]:
-    """The edits that LoRA files make to the weights.
+    """Return the edits that LoRA files make to the weights.
 
     Args:
-        loras: files and strengths; 1 is as trained, 0 has no effect, negative values reverse it.
+        loras: files and strengths; 1 is as trained, 0 has no effect, and negative values reverse the effect.
         targets: the weights of the model.
 
     Returns:
         For each network, the edits of each tensor, to be applied in order.
 
     Raises:
-        UserError: a file cannot be read or was not made for this kind of model; names what does not match.
+        UserError: a file cannot be read or does not fit this kind of model; the message names the mismatch.
     """
     aliases = _aliases(targets)
     edits: dict[str, dict[str, list[Edit]]] = {"unet": {}, "text_encoder": {}}

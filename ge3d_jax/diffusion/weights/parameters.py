@@ -1,4 +1,4 @@
-"""Conversion between parameter trees and tensors of diffusers' files: names and axes of both sides.
+"""Conversion between parameter trees and the tensors of diffusers' files: names and axes on both sides.
 
 A parameter's path in the tree determines its tensor's name, e.g. `down_blocks_0/resnets_1/conv1/kernel` is
 `down_blocks.0.resnets.1.conv1.weight`. Axes: convolutions are (height, width, in, out) here and (out, in,
@@ -26,37 +26,37 @@ from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
-# Module names that end in a list index: "resnets_1" is "resnets.1", whereas "linear_1" stays.
+# Module names that end in a list index: "resnets_1" is "resnets.1", but "linear_1" stays.
 _LIST_ITEM = re.compile(
     r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers|"
     r"resblocks|clip_embed)_(\d+)"
 )
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# A parameter of its own, in no layer.
+# A parameter that is not part of a layer.
 _LEAF_NAMES |= {"class_embedding": "class_embedding"}
 
-# How many names an error message lists; the rest are counted.
+# How many names an error message lists before counting the rest.
 _LISTED = 3
 _LONGEST_NAME = 200
 
 ParameterPath = tuple[str, ...]
-# A modification of a tensor while it is read: float32 with the file's axes in and out.
+# A modification of a tensor as it is read: float32 with the file's axes, in and out.
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
 def tensor_name(path: ParameterPath) -> str:
-    """The name in diffusers' files of the parameter at `path` in the tree."""
+    """Return the name in diffusers' files of the parameter at `path` in the tree."""
     modules = [_LIST_ITEM.sub(r"\1.\2", name) if _LIST_ITEM.fullmatch(name) else name for name in path[:-1]]
     return ".".join([*modules, _LEAF_NAMES[path[-1]]])
 
 
 def tensor_names(expected: Mapping[str, Any]) -> list[str]:
-    """The names in diffusers' files of all parameters of a tree."""
+    """Return the names in diffusers' files of all parameters of a tree."""
     return [tensor_name(path) for path in flatten_dict(expected)]
 
 
 def some_names(names: Collection[str]) -> str:
-    """The first few names, and the number of the others, for messages."""
+    """List the first few names and count the rest, for messages."""
     ordered = sorted(names)
     listed = ", ".join(_in_one_line(name) for name in ordered[:_LISTED])
     return listed if len(ordered) <= _LISTED else f"{listed} and {len(ordered) - _LISTED} more"
@@ -67,21 +67,21 @@ def _in_one_line(name: str) -> str:
 
 
 def _tensor_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in the file of a parameter with shape `shape`."""
+    """Return the shape, in the file, of a parameter with shape `shape`."""
     if path[-1] == "kernel":
         return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
     return shape
 
 
 def to_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
-    """A parameter at `path` with the file's axes, contiguous as the writer requires."""
+    """Give the parameter at `path` the file's axes; contiguous, as the writer requires."""
     if path[-1] == "kernel":
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return np.ascontiguousarray(value)
 
 
 def _from_tensor(path: ParameterPath, value: np.ndarray) -> np.ndarray:
-    """A tensor of a file with the tree's axes."""
+    """Give a tensor of a file the tree's axes."""
     if path[-1] == "kernel":
         return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
     return value
@@ -95,20 +95,20 @@ def read_parameters(
     dtype: DTypeLike = jnp.float32,
     edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, Any]:
-    """Read a parameter tree, one tensor after the other, each directly to the device.
+    """Read a parameter tree, one tensor at a time, each directly to the device.
 
     Args:
         tensors: the files' tensors by diffusers' names.
-        expected: tree of the expected parameters, leaves with a `shape`.
+        expected: tree of the expected parameters, whose leaves have a `shape`.
         source: the file to name if a tensor is missing.
         dtype: dtype of the parameters.
-        edits: edits of some tensors by diffusers' names, applied before rounding to `dtype`.
+        edits: edits to some tensors, by diffusers' names, applied before rounding to `dtype`.
 
     Returns:
         The tree, with the shapes of `expected` except where an edit changed them.
 
     Raises:
-        UserError: a tensor is missing, unexpected or has a wrong shape; names the tensor.
+        UserError: a tensor is missing, unexpected, or has the wrong shape; the message names it.
     """
     wanted = {tensor_name(path): (path, leaf) for path, leaf in flatten_dict(expected).items()}
     missing = wanted.keys() - tensors.keys()
@@ -128,7 +128,7 @@ def read_parameters(
     parameters = {}
     for name, (path, leaf) in wanted.items():
         tensor, shape = tensors[name], _tensor_shape(path, leaf.shape)
-        # Linear layers were once written as 1×1 convolutions.
+        # Linear layers used to be written as 1×1 convolutions.
         if tensor.shape not in (shape, (*shape, 1, 1)):
             raise UserError(
                 f"{tensor.file}: the tensor {tensor.name} has the shape {tensor.shape}, but the model needs "
@@ -149,19 +149,19 @@ def write_parameters(
     *,
     dtype: DTypeLike = np.float32,
 ) -> None:
-    """Write a parameter tree to a safetensors file in a dtype, with `prefix` before each name."""
+    """Write a parameter tree to a safetensors file in the given dtype, with `prefix` before each name."""
     tensors = {
         prefix + tensor_name(path): to_tensor(path, np.asarray(value, dtype))
         for path, value in flatten_dict(parameters).items()
     }
     with atomic_path(Path(file)) as temporary:
-        # diffusers and transformers refuse files without this metadata.
+        # diffusers and transformers reject files without this metadata.
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(module: nn.Module) -> dict[str, Any]:
-    """The tree of parameter shapes of one of the three networks, without computing them; do not modify it."""
+    """Return the tree of a network's parameter shapes without computing the parameters; do not modify it."""
     key = jax.random.key(0)
     if isinstance(module, UNet2DConditionModel):
         size = 2 ** (len(module.config.block_out_channels) - 1)

@@ -1,13 +1,13 @@
-"""Stable Diffusion in one file, with the names of its original publication.
+"""Stable Diffusion in a single file, with the names of its original release.
 
 Such a file (`v2-1_512-ema-pruned.safetensors`, and most that circulate) holds the tensors of the three
-networks and nothing else. The configuration is inferred from the shapes of the tensors; the rest is known of
-the two families: 1.x has 8 heads in all layers and CLIP's text encoder, 2.x has heads of 64 channels and
-OpenCLIP's, whose last layer is not used. Whether a model predicts noise or v is said by a
-`scheduler/scheduler_config.json` next to it, by the trainer's .yaml next to it (`parameterization: "v"`), by
-the metadata `modelspec.prediction_type`, by marks among the tensors (`v_pred`; `ztsnr` for zero terminal
-SNR), and for 2.x by "512" or "768" in the file's name, in this order; 1.x predicts noise if nothing says
-otherwise. The tokenizer comes from a folder `tokenizer/` next to it, or from the hub.
+networks and nothing else. The configuration is inferred from the shapes of the tensors. The rest is known for
+each of the two families: 1.x has 8 heads in all layers and CLIP's text encoder; 2.x has heads of 64 channels
+and OpenCLIP's text encoder, whose last layer is not used. What a model predicts, noise or v, is determined
+by, in this order: a `scheduler/scheduler_config.json` next to it; the trainer's .yaml next to it
+(`parameterization: "v"`); the metadata `modelspec.prediction_type`; marker tensors (`v_pred`; `ztsnr` for
+zero terminal SNR); and, for 2.x, "512" or "768" in the file's name. By default, 1.x predicts noise. The
+tokenizer comes from a folder `tokenizer/` next to the file, or from the hub.
 """
 
 import re
@@ -51,13 +51,13 @@ _OPEN_CLIP_PREFIX = "cond_stage_model.model."
 # Channels per head in the UNet of 2.x and in both text encoders; number of heads in the UNet of 1.x.
 _HEAD_SIZE = 64
 _SD1_HEADS = 8
-# Edge of the latents of models trained on 512 and 768 pixels, which of 2.x predict noise and v.
+# Edge of the latents of models trained at 512 and 768 pixels, which in 2.x predict noise and v, respectively.
 _SIZES = {"epsilon": 64, "v_prediction": 96}
-# Marks of fine-tunes among a file's tensors, and metadata of some trainers.
+# Marker tensors of fine-tuned models, and metadata of some trainers.
 _PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
 _METADATA = "modelspec.prediction_type"
 _YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)\b", re.MULTILINE)
-# A trainer's configuration takes a few kilobytes.
+# The size limit of a trainer's configuration, which takes a few kilobytes.
 _LONGEST_YAML = 2**20
 _SCHEDULE = {
     "beta_start": 0.00085,
@@ -66,7 +66,7 @@ _SCHEDULE = {
     "num_train_timesteps": 1000,
 }
 
-# Parts of diffusers' names, and the corresponding parts of the original ones.
+# Parts of diffusers' names, and the corresponding parts of the original names.
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -108,19 +108,19 @@ _OPEN_CLIP_PARTS = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-# Tensors that only OpenCLIP's comparison of texts and images needs.
+# Tensors used only by OpenCLIP to compare texts with images.
 _OPEN_CLIP_HEADS = ("text_projection", "logit_scale")
 
 
 def _replace_parts(name: str, parts: Mapping[str, str]) -> str:
-    """Replace whole dotted parts of a name."""
+    """Replace whole dot-separated parts of a name."""
     for found, wanted in parts.items():
         name = re.sub(rf"(?<![^.]){re.escape(found)}(?![^.])", wanted, name)
     return name
 
 
 def original_unet_name(name: str, config: UNetConfig) -> str:
-    """The original name, without its prefix, of the UNet's tensor or module named `name` in diffusers."""
+    """Return the original name, without prefix, of the UNet tensor or module called `name` in diffusers."""
     layers = config.layers_per_block
     ending = name.rsplit("resnets.", 1)
     if len(ending) == 2:
@@ -143,18 +143,18 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
 
 
 def original_vae_name(name: str, config: VAEConfig) -> str:
-    """The original name, without its prefix, of the VAE's tensor named `name` in diffusers."""
+    """Return the original name, without prefix, of the VAE tensor called `name` in diffusers."""
     last = len(config.block_out_channels) - 1
     name = _replace_parts(name, _VAE_PARTS)
     name = re.sub(r"^encoder\.down_blocks\.(\d+)", r"encoder.down.\1", name)
-    # The decoder's blocks were numbered by increasing size.
+    # The decoder's blocks were numbered from the smallest to the largest.
     name = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
     name = name.replace(".downsamplers.0.", ".downsample.").replace(".upsamplers.0.", ".upsample.")
     return name.replace(".resnets.", ".block.")
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """One more than the largest number matched by the group of `pattern` at the start of a name."""
+    """Return one more than the largest number that the group of `pattern` matches at the start of a name."""
     found = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
@@ -163,7 +163,7 @@ _Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)
 
 
 def _typed(kind: type[_Config], **settings: Any) -> _Config:
-    """A config of settings that were inferred from shapes, which may be anything."""
+    """Build a config from settings that were inferred from shapes and may therefore be anything."""
     return kind.from_dict(settings)
 
 
@@ -243,7 +243,7 @@ def _text_config(tensors: Tensors, file: Path, layers: int, activation: str) -> 
 
 
 def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
-    """OpenCLIP's tensors by transformers' names, without its last layer, and the number of other layers."""
+    """Return OpenCLIP's tensors by transformers' names, except the last layer, and how many layers remain."""
     layers = _count(stored, r"transformer\.resblocks\.(\d+)\.") - 1
     modern = {old: new for new, old in _OPEN_CLIP_PARTS.items()}
     tensors: dict[str, StoredTensor] = {}
@@ -264,7 +264,7 @@ def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
 def _under_new_names(
     stored: Tensors, module: nn.Module, original: Callable[[str], str], prefix: str, file: Path
 ) -> NetworkFiles:
-    """The tensors of one network by diffusers' names; none may be missing or left over."""
+    """Return the tensors of one network by diffusers' names; none may be missing or left over."""
     names = {name: original(name) for name in tensor_names(parameter_shapes(module))}
     missing = set(names.values()) - stored.keys()
     if missing:
@@ -282,18 +282,18 @@ def _under_new_names(
 
 
 def _size_in_name(file: Path) -> str:
-    """What a 2.x model predicts, according to its file's name."""
+    """Tell from a 2.x model's file name what it predicts."""
     sizes = set(re.findall(r"(?<!\d)(?:512|768)(?!\d)", file.stem))
     if len(sizes) != 1:
         raise UserError(
-            f"{file} does not say whether it is a 2.x model of 512 pixels, which predicts noise, or of 768, "
-            f"which predicts v; put the number in the file's name, or a {SCHEDULER_FILE} next to it."
+            f"{file} does not say whether it is a 2.x model for 512 pixels, which predicts noise, or for "
+            f"768, which predicts v; put the number in the file's name, or a {SCHEDULER_FILE} next to it."
         )
     return "epsilon" if sizes == {"512"} else "v_prediction"
 
 
 def _said_prediction(file: Path, stored: Tensors) -> str | None:
-    """What the trainer's notes say that the model predicts; None without any."""
+    """Return what the trainer's notes say the model predicts; None without any."""
     for suffix in (".yaml", ".yml"):
         notes = file.with_suffix(suffix)
         if notes.is_file():

@@ -1,6 +1,6 @@
 """Safetensors files as mappings from names to tensors that are read on demand.
 
-Files are memory-mapped, never read as a whole: besides the network itself only one tensor is in memory.
+Files are memory-mapped and never read as a whole: besides the network itself, only one tensor is in memory.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def _kind(file: Path) -> str:
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    # Beside its own errors the library raises others, e.g. for types that NumPy does not have.
+    # Besides its own errors, the library raises others, e.g. for types that NumPy does not have.
     except Exception as error:
         raise UserError(
             f"{file} is not a readable {_kind(file)} file ({reason(error)}); copy or download it again."
@@ -51,19 +51,19 @@ class StoredTensor:
     rows: tuple[int, int] | None = None
 
     def read(self) -> np.ndarray:
-        """A copy, in the dtype in which it is stored."""
+        """Read a copy of the tensor, in its stored dtype."""
         with _readable(self.file):
             if self.rows is None:
                 return self.opened.get_tensor(self.name)
             return self.opened.get_slice(self.name)[slice(*self.rows)]
 
     def take_rows(self, first: int, end: int) -> "StoredTensor":
-        """The rows `first` to `end` (exclusive) of a whole tensor."""
+        """Select the rows `first` to `end` (exclusive) of a whole tensor."""
         return dataclasses.replace(self, shape=(end - first, *self.shape[1:]), rows=(first, end))
 
 
 def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file by name.
+    """Return all tensors of a safetensors file by name.
 
     Raises:
         UserError: the file is missing or not a safetensors file.
@@ -80,7 +80,7 @@ def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata in a safetensors file's header.
+    """Return the metadata in a safetensors file's header.
 
     Raises:
         UserError: it is not a safetensors file.
@@ -90,7 +90,7 @@ def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def shards(index: str | os.PathLike[str]) -> list[str]:
-    """The files that an index (`….safetensors.index.json`) names, relative to it.
+    """Return the files that an index (`….safetensors.index.json`) names, relative to it.
 
     Raises:
         UserError: the index is missing or damaged.
@@ -99,7 +99,7 @@ def shards(index: str | os.PathLike[str]) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map; copy or download it again.")
     for name in weight_map.values():
-        # A path could lead anywhere.
+        # An arbitrary path could lead anywhere.
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\0" in name:
             raise UserError(
                 f"{index}: its weight_map names {shown(name)}, which is not a file next to it; "
@@ -111,7 +111,7 @@ def shards(index: str | os.PathLike[str]) -> list[str]:
 def rename_tensors(
     tensors: Mapping[str, StoredTensor], rename: Callable[[str], str | None]
 ) -> dict[str, StoredTensor]:
-    """The same tensors with other names.
+    """Rename tensors.
 
     Args:
         tensors: by their names in the file.
@@ -138,7 +138,7 @@ def rename_tensors(
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         UserError: the file is missing, is not JSON, or does not hold an object.

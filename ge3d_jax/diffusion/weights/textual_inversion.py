@@ -1,8 +1,8 @@
-"""Textual inversion: new words whose embeddings were learned from pictures.
+"""Textual inversion: new words whose embeddings were learned from images.
 
-A file holds n vectors of the text encoder's width for one word, as diffusers writes it (`<word>`: vectors) or
-as the AUTOMATIC1111 web UI does (`emb_params`: vectors, where the word is the file's name). In a prompt the
-word becomes n tokens that are appended to the vocabulary.
+A file holds n vectors, as wide as the text encoder, for a single word, in diffusers' format (`<word>`:
+vectors) or that of the AUTOMATIC1111 web UI (`emb_params`: vectors, where the word is the file's name). In a
+prompt, the word becomes n tokens that are appended to the vocabulary.
 """
 
 import os
@@ -19,12 +19,12 @@ from ge3d_jax.diffusion.weights.hub import refuse_pickled
 from ge3d_jax.diffusion.weights.parameters import Edit, some_names
 from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 
-# The tensor in a file of the web UI, of its converters and of others, whose word is the file's name.
+# The tensor's name in files from the web UI, its converters, and others, whose word is the file's name.
 _WEB_UI_NAMES = ("emb_params", "string_to_param.*", "clip_l")
 # Tensors for the other text encoders of newer models.
 _OTHER_MODELS = {"clip_g": "SDXL", "t5xxl": "Stable Diffusion 3 or FLUX"}
 _LONGEST_WORD = 200
-# The tokens are characters of Unicode's private use area: prompts do not contain them, and they have no case.
+# The tokens are characters from Unicode's private use area, which prompts do not contain and have no case.
 _FIRST_TOKEN = 0xE000
 _LAST_TOKEN = 0xF8FF
 
@@ -70,7 +70,7 @@ def read_embedding(file: str | os.PathLike[str], width: int) -> tuple[str, np.nd
 
 
 def _pattern(word: str) -> Regex:
-    """A pattern that matches a word in any case, but not within another word."""
+    """Return a pattern that matches a word in any case, but not inside another word."""
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     after = r"(?!\w)" if re.search(r"\w\Z", word) else ""
     return Regex(f"(?i){before}{re.escape(word)}{after}")
@@ -82,10 +82,10 @@ def add_words(
     """Add the words of textual-inversion files to a tokenizer.
 
     Args:
-        tokenizer: modified in place.
-        files: one word each.
+        tokenizer: the tokenizer, modified in place.
+        files: files with one word each.
         width: D, channels of the text encoder.
-        vocabulary: V, rows of its table of embeddings.
+        vocabulary: V, rows of the text encoder's embedding table.
 
     Returns:
         The edit of that table, (V, D) → (V', D), and V'.
@@ -106,14 +106,14 @@ def add_words(
         )
     replacements, rows, first = [], [], len(tokenizer)
     tokens: list[str] = []
-    # Longer words first: a word may contain a shorter one.
+    # Longer words first, since a word may contain a shorter one.
     for word, vectors in sorted(words.items(), key=lambda item: -len(item[0])):
         new = [chr(_FIRST_TOKEN + len(tokens) + index) for index in range(len(vectors))]
         replacements.append(normalizers.Replace(_pattern(word), "".join(new)))
         tokens += new
         rows.append(vectors)
     backend = tokenizer.backend_tokenizer
-    # Before the tokens, which are matched in the output of the normalizer.
+    # Before the added tokens, which are matched in the normalizer's output.
     backend.normalizer = normalizers.Sequence([*replacements, backend.normalizer])
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in tokens])
     table = np.concatenate(rows)

@@ -1,9 +1,9 @@
-"""Tensors of PyTorch's own files (.pt, .pth), read without running anything in them.
+"""Tensors of PyTorch's own files (.pt, .pth), read without executing anything in them.
 
-Such a file is a zip archive of uncompressed members: `NAME/data.pkl`, a pickled object, and `NAME/data/0`, …:
-the numbers of its tensors. Unpickling may call any function of any package. Here the pickle's instructions
-are followed by a small machine of our own, which knows plain values, dictionaries, lists and tuples, and the
-one call that stands for a tensor; everything else is refused by its name.
+Such a file is a zip archive of uncompressed members: `NAME/data.pkl`, a pickled object, and `NAME/data/0`, …,
+the values of its tensors. Unpickling can call any function of any package. So here a small interpreter of our
+own runs the pickle's instructions. It knows plain values, dictionaries, lists, tuples, and the calls that
+construct a tensor; it rejects everything else by name.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ import numpy as np
 from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
 
-# A checkpoint's description takes some 100 kB; its members are not much larger than its tensors.
+# A checkpoint's description takes about 100 kB; its members are not much larger than its tensors.
 _LONGEST_PICKLE = 2**26
 _MOST_AXES = 32
 
-# Classes of storages and what their numbers are.
+# Storage classes, and the dtypes of their values.
 _STORAGES: dict[str, np.dtype] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -41,19 +41,19 @@ _STORAGES: dict[str, np.dtype] = {
 
 
 class _Damaged(Exception):
-    """The file is not what it should be; the text completes "FILE cannot be read: …"."""
+    """The file is malformed; the text completes "FILE cannot be read: …"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """A name that the pickle asks for."""
+    """A global name that the pickle refers to."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """The numbers of one or several tensors: a member of the archive."""
+    """The values of one or more tensors: a member of the archive."""
 
     member: str
     dtype: np.dtype
@@ -65,10 +65,10 @@ class TorchTensor:
     """A tensor in a file.
 
     Attributes:
-        storage: where its numbers are.
-        offset: of the first one there.
-        shape: of the tensor.
-        strides: how far apart neighbors along each axis are, in numbers.
+        storage: where its values are.
+        offset: the index of its first value there.
+        shape: its shape.
+        strides: the distance between neighbors along each axis, in values.
     """
 
     storage: _Storage
@@ -88,7 +88,7 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> TorchTensor:
     storage, offset, shape, strides = arguments[:4]
     lengths_fit = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     if not lengths_fit or len(shape) > _MOST_AXES or not all(map(_is_count, (offset, *shape, *strides))):
-        raise _Damaged("a tensor in it has no proper shape")
+        raise _Damaged("a tensor in it has no valid shape")
     if 0 not in shape:
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if last >= storage.count:
@@ -110,7 +110,7 @@ def _empty_dictionary(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     return {}
 
 
-# What a pickle may call, and what is done in its place.
+# What a pickle may call, and what runs in its place.
 _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
@@ -119,16 +119,16 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 
 
 class _Machine:
-    """Follows the instructions of a pickle of protocol 2, the one that PyTorch writes."""
+    """Interprets the instructions of a pickle of protocol 2, which is what PyTorch writes."""
 
     def __init__(self) -> None:
-        """With an empty stack."""
+        """Start with an empty stack."""
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memory: dict[int, Any] = {}
 
     def run(self, pickled: bytes) -> Any:
-        """The object. Raises _Damaged where there is anything but values and tensors."""
+        """Return the unpickled object. Raises _Damaged if there is anything but values and tensors."""
         for instruction, argument, _ in pickletools.genops(io.BytesIO(pickled)):
             if instruction.name == "STOP":
                 return self._pop()
@@ -137,19 +137,19 @@ class _Machine:
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise _Damaged("its data.pkl takes what is not there")
+            raise _Damaged("its data.pkl reads what is not there")
         return self._stack.pop()
 
     def _since_mark(self) -> list[Any]:
         if not self._marks:
-            raise _Damaged("its data.pkl takes what is not there")
+            raise _Damaged("its data.pkl reads what is not there")
         place = self._marks.pop()
         values = self._stack[place:]
         del self._stack[place:]
         return values
 
     def _top(self, kind: type) -> Any:
-        """What is on top of the stack, which is not taken away."""
+        """Return the top of the stack without popping it."""
         value = self._pop()
         if not isinstance(value, kind):
             raise _Damaged(f"its data.pkl changes {shown(value)}")
@@ -185,7 +185,7 @@ class _Machine:
                 push(self._memory[argument])
             case "BINGET" | "LONG_BINGET":
                 if argument not in self._memory:
-                    raise _Damaged("its data.pkl takes what is not there")
+                    raise _Damaged("its data.pkl reads what is not there")
                 push(self._memory[argument])
             case "SETITEM":
                 value, key = self._pop(), self._pop()
@@ -206,7 +206,7 @@ class _Machine:
                 arguments, called = self._pop(), self._pop()
                 push(_call(called, arguments))
             case "BUILD":
-                # What an OrderedDict of PyTorch has beside its items: the versions of modules.
+                # The state of PyTorch's OrderedDict besides its items: the versions of modules.
                 self._pop()
                 self._top(dict)
             case _:
@@ -230,7 +230,7 @@ def _call(called: Any, arguments: Any) -> Any:
 
 
 def _storage(description: Any) -> _Storage:
-    """What `("storage", torch.FloatStorage, "0", "cpu", 12)` stands for."""
+    """Interpret a description such as `("storage", torch.FloatStorage, "0", "cpu", 12)`."""
     match description:
         case ("storage", _Global(name), str(member), str(), count) if _is_count(count):
             kind = name.removeprefix("torch.")
@@ -241,19 +241,19 @@ def _storage(description: Any) -> _Storage:
 
 
 class TorchFile:
-    """An opened file. `tensors` are read on demand, as those of other files."""
+    """An opened file, whose `tensors` are read on demand."""
 
     def __init__(self, file: Path) -> None:
-        """Open; `open_torch_file` says what may be wrong. Raises _Damaged, OSError and zipfile's errors."""
+        """Open the file; see `open_torch_tensors`. Raises _Damaged, OSError, and zipfile's errors."""
         self._archive = zipfile.ZipFile(file)
         self._members = {info.filename: info for info in self._archive.infolist()}
         size = file.stat().st_size
         for info in self._members.values():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise _Damaged(f"its member {shown(info.filename)} is compressed, as PyTorch's are not")
+                raise _Damaged(f"its member {shown(info.filename)} is compressed, which PyTorch's never are")
         pickles = [name for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise _Damaged("it has no data.pkl, as PyTorch's files have")
+            raise _Damaged("it has no data.pkl, which every PyTorch file has")
         self._folder = pickles[0].partition("/")[0]
         order = f"{self._folder}/byteorder"
         if order in self._members and self._archive.read(order).strip() != b"little":
@@ -263,7 +263,7 @@ class TorchFile:
         self.content = _Machine().run(self._archive.read(pickles[0]))
 
     def check(self, tensor: TorchTensor) -> None:
-        """Raise _Damaged where the tensor's numbers are not all there."""
+        """Raise _Damaged if some of the tensor's values are missing."""
         name = self._member(tensor)
         needed = tensor.storage.count * tensor.storage.dtype.itemsize
         if name not in self._members or self._members[name].file_size < needed:
@@ -273,7 +273,7 @@ class TorchFile:
         return f"{self._folder}/data/{tensor.storage.member}"
 
     def read(self, tensor: TorchTensor) -> np.ndarray:
-        """The tensor's numbers; a view of nothing but them."""
+        """Read the tensor's values as an array that owns them."""
         storage = tensor.storage
         numbers = np.frombuffer(self._archive.read(self._member(tensor)), storage.dtype, storage.count)
         strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
@@ -283,30 +283,30 @@ class TorchFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """What `StoredTensor` asks for its numbers."""
+    """The interface through which `StoredTensor` reads its values."""
 
     file: TorchFile
     tensors: dict[str, TorchTensor]
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """The numbers of the tensor of that name."""
+        """Return the tensor of that name."""
         return self.file.read(self.tensors[name])
 
 
 def open_torch_tensors(file: str | os.PathLike[str], *, inside: str | None = None) -> dict[str, StoredTensor]:
-    """All tensors of a PyTorch file by name.
+    """Return all tensors of a PyTorch file by name.
 
     Args:
         file: a .pt or .pth file, written by `torch.save` of PyTorch 1.6 or later.
-        inside: where the file holds several things, the key of the one to open; a file that holds the tensors
+        inside: if the file holds several objects, the key of the one to open; a file that holds the tensors
             themselves has no such key.
 
     Returns:
         The tensors, which are read on demand.
 
     Raises:
-        UserError: the file is missing or damaged, is in the format of older PyTorch, or holds anything but
-            tensors and plain values, which is named.
+        UserError: the file is missing or damaged, is in the format of an older PyTorch, or holds anything
+            other than tensors and plain values (the message names it).
     """
     path = Path(file)
     if not path.is_file():
@@ -318,7 +318,7 @@ def open_torch_tensors(file: str | os.PathLike[str], *, inside: str | None = Non
             opened.check(tensor)
     except _Damaged as error:
         raise UserError(f"{path} cannot be read: {error}; use the published file.") from None
-    # Whatever the zip and pickle readers of Python make of a damaged file.
+    # Anything that Python's zip and pickle readers raise for a damaged file.
     except Exception as error:
         raise UserError(
             f"{path} is not a readable PyTorch file ({reason(error)}); copy or download it again, or save it "
@@ -329,7 +329,7 @@ def open_torch_tensors(file: str | os.PathLike[str], *, inside: str | None = Non
 
 
 def _tensors_of(content: Any, inside: str | None) -> dict[str, TorchTensor]:
-    """The tensors by name in what a file holds. Raises _Damaged where there is something else."""
+    """Return the tensors, by name, in a file's content. Raises _Damaged if there is anything else."""
     if isinstance(content, dict) and inside in content:
         content = content[inside]
     if not isinstance(content, dict) or not content:

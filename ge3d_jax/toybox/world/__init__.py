@@ -1,1 +1,1 @@
-"""The Toybox world: objects, sentences about them, and exact pictures of them."""
+"""The Toybox world: objects, sentences that describe them, and exact images of them."""

@@ -1,4 +1,4 @@
-"""The language of the Toybox world: sentences, their parser, and an explanation for unknown words.
+"""The language of the Toybox world: sentences, their parser, and an explanation of unknown words.
 
     [The (front | side | back | overhead) view of] a|an COLOR KIND [with [a|an] COLOR PART]
 
@@ -23,8 +23,8 @@ class Sentence:
     Attributes:
         kind: name of a kind, a key of KINDS.
         color: name of its color, a key of COLORS.
-        second_color: name of the color of its part, if the sentence names one.
-        view: one of VIEWS, if the sentence names one.
+        second_color: name of the color of its part, if the sentence gives one.
+        view: one of VIEWS, if the sentence gives one.
     """
 
     kind: str
@@ -70,11 +70,11 @@ def _knowledge() -> str:
 
 
 def explain_unknown(text: str, *, without: Collection[str] = ()) -> str | None:
-    """A message naming the words unknown to a bundled model and what it knows; None if it knows all.
+    """Return a message with the words that a bundled model does not know and what it knows; None if none.
 
     Args:
         text: the prompt.
-        without: words of the vocabulary that this model was not told.
+        without: words of the vocabulary that this model was not trained on.
     """
     unknown = sorted({word for word in _words(text) if word not in VOCABULARY or word in without})
     if not unknown:
@@ -84,7 +84,7 @@ def explain_unknown(text: str, *, without: Collection[str] = ()) -> str | None:
 
 
 def parse(text: str) -> Sentence:
-    """Read a sentence of the grammar; the inverse of `caption`.
+    """Parse a sentence of the grammar; the inverse of `caption`.
 
     Raises:
         UserError: the text is not such a sentence; the message says what is allowed.

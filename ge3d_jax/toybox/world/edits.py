@@ -1,6 +1,6 @@
-"""Edits of pictures of the Toybox world: what the picture shows, what it is to show, and both drawn exactly.
+"""Edits of Toybox images: what an image shows, what it should show, and exact renderings of both.
 
-Each kind of edit draws pairs of sentences. To add one, write a function and one line of `EDITS`.
+Each kind of edit draws pairs of sentences. To add a kind, write a function and add one line to `EDITS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ from ge3d_jax.toybox.world.captions import Sentence, caption
 from ge3d_jax.toybox.world.objects import COLORS, KINDS, Rgb
 from ge3d_jax.toybox.world.render import render_sentence, toybox_camera
 
-# Cameras: the middle of the world's heights, and not so far around that a front is out of sight.
+# Cameras: the middle of the world's height range, and not so far around that the front is out of sight.
 _POLAR_DEGREES = 70.0
 _MOST_DEGREES = 60.0
 _WHITE: Rgb = (1.0, 1.0, 1.0)
 
 
 class Drawn(NamedTuple):
-    """What chance decided before a kind of edit chooses from it.
+    """The random draws that a kind of edit chooses from.
 
     Attributes:
-        kinds: two different kinds, the first with a front.
-        colors: four different colors, none of them usual for a part of these kinds.
+        kinds: two different kinds, the first of which has a front.
+        colors: four different colors, none of them the default for a part of these kinds.
     """
 
     kinds: tuple[str, str]
@@ -89,7 +89,7 @@ EDITS: Mapping[str, Callable[[Drawn], Pair]] = {
     "kind": _kind,
     "kind and color": _kind_and_color,
     "view": _view,
-    # The color again, but in front of something that no sentence names.
+    # Another color edit, but in front of a background that no sentence mentions.
     "background": _color,
 }
 _WITH_BACKGROUND = ("background",)
@@ -98,13 +98,13 @@ _AZIMUTH_OF_VIEW = {"front": 0.0, "side": 90.0}
 
 @dataclass(frozen=True)
 class Edit:
-    """One picture to edit.
+    """An edit of one image.
 
     Attributes:
         name: kind of edit, a key of `EDITS`.
-        source: what the picture shows.
-        target: what it is to show.
-        azimuths: degrees, of the cameras of both; 0 in front of the object.
+        source: what the image shows.
+        target: what it should show.
+        azimuths: degrees, for the cameras of both; 0 is in front of the object.
         background: RGB in [0, 1] behind both.
     """
 
@@ -116,11 +116,11 @@ class Edit:
 
     @property
     def prompts(self) -> tuple[str, str]:
-        """Both sentences, written out."""
+        """Both sentences, as text."""
         return caption(self.source), caption(self.target)
 
     def pictures(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture and the truth of its edit, exactly, (size, size, 3) in [0, 1] each."""
+        """Render the image and the ground truth of its edit exactly, (size, size, 3) in [0, 1] each."""
         behind = jnp.asarray(self.background)
         source, target = (
             np.asarray(
@@ -136,11 +136,11 @@ class Edit:
 
 
 def draw_edits(seed: int, per_kind: int) -> list[Edit]:
-    """So many edits of every kind; those of a kind do not depend on how many there are.
+    """Draw a number of edits of every kind; those of a kind do not depend on how many there are.
 
     Args:
-        seed: of sentences, cameras and backgrounds.
-        per_kind: how many of each.
+        seed: seed of sentences, cameras, and backgrounds.
+        per_kind: number of edits per kind.
     """
     return [
         _draw(name, np.random.default_rng([seed, index, number]))

@@ -1,4 +1,4 @@
-"""Posed images of an object of the Toybox world, in the layout of NeRF's synthetic scenes."""
+"""Posed images of a Toybox object, in the layout of NeRF's synthetic scenes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, paint_layers, sentence_colors, trace
 
-# From high above to a little below the horizon, radians from +z; uniform on that part of the sphere.
+# From high above to slightly below the horizon, radians from +z; uniform on that part of the sphere.
 POLAR_RANGE = (np.deg2rad(20.0), np.deg2rad(110.0))
 SMALLEST_SIZE = 16
 
@@ -76,12 +76,12 @@ def _random_camera(random: np.random.Generator, size: int) -> Camera:
 
 
 def _camera_to_world(camera: Camera) -> np.ndarray:
-    """(4, 4) with OpenGL axes."""
+    """Return the camera-to-world matrix (4, 4) with OpenGL axes."""
     return np.linalg.inv(np.asarray(camera.world_to_camera, np.float64)) @ _OPENCV_TO_OPENGL
 
 
 def _picture(sentence: Sentence, camera: Camera) -> np.ndarray:
-    """RGBA, uint8 (H, W, 4), colors not multiplied by alpha."""
+    """Render RGBA, uint8 (H, W, 4), with colors not premultiplied by alpha."""
     layers = trace(sentence.kind, camera)
     alpha = np.asarray(layers.alpha)[..., None]
     premultiplied = np.asarray(paint_layers(layers, *sentence_colors(sentence), jnp.zeros(3)))

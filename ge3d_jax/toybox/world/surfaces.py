@@ -1,4 +1,4 @@
-"""Points on the surfaces of the Toybox world's objects, exact: where their signed distance is zero."""
+"""Exact points on the surfaces of Toybox objects, where their signed distance is zero."""
 
 from functools import partial
 
@@ -11,24 +11,24 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS, PRIMARY, SECONDARY
 
 # Objects lie within this distance of the origin along each axis.
 _REACH = 0.9
-# Points are drawn in a shell of this thickness to both sides, and moved onto the surface. Where it is curved,
-# there is more of the shell on one side and less on the other.
+# Points are drawn in a shell extending this far to either side, and then moved onto the surface. Where the
+# surface is curved, there is more of the shell on one side and less on the other.
 _SHELL = 0.03
 _CANDIDATES = 2**18
 _NEWTON_STEPS = 6
 _ON_SURFACE = 1e-3
-# Ellipsoids have bounds for distances, whose gradients differ from 1 off the surface, though hardly by more.
+# Ellipsoids have distance bounds, whose gradients differ from 1 off the surface, though hardly by more.
 _STEEPEST = 1.25
 
 
 @struct.dataclass
 class Surface:
-    """Points of one object, or with a leading axis of several.
+    """Points of a single object, or of several with a leading axis.
 
     Attributes:
         positions: (P, 3) world units.
         primary, secondary: (P,) 1 where the point has that paint, else 0.
-        fixed: (P, 3) RGB of points with a color of their own, else 0.
+        fixed: (P, 3) RGB of points with a fixed color, else 0.
     """
 
     positions: jax.Array
@@ -44,10 +44,10 @@ def _distances(kind: str, points: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="kind")
 def _candidates(key: jax.Array, *, kind: str) -> tuple[jax.Array, jax.Array]:
-    """Points on the surface (C, 3), and which of them to keep so that they are spread evenly (C,)."""
+    """Return points on the surface (C, 3), and which to keep for an even distribution (C,)."""
 
     def distance(point: jax.Array) -> jax.Array:
-        # Of the nearest solid alone: where two are equally near, the least of both has no gradient.
+        # Of the nearest solid alone: where two are equally near, the minimum of both has no gradient.
         each = _distances(kind, point)
         return each[jnp.argmin(each)]
 
@@ -56,7 +56,7 @@ def _candidates(key: jax.Array, *, kind: str) -> tuple[jax.Array, jax.Array]:
     drawn = jax.random.uniform(place_key, (_CANDIDATES, 3), minval=-_REACH, maxval=_REACH)
     value, slope = gradient(drawn)
     steepness = jnp.linalg.norm(slope, axis=1)
-    # The shell |f| < h is 2h/|∇f| thick: it has fewer points where f is steep.
+    # The shell |f| < h is 2h/|∇f| thick, so it has fewer points where f is steep.
     lots = jax.random.uniform(lot_key, (_CANDIDATES,)) * _STEEPEST
     kept = (jnp.abs(value) < _SHELL) & (lots < steepness)
 
@@ -65,14 +65,14 @@ def _candidates(key: jax.Array, *, kind: str) -> tuple[jax.Array, jax.Array]:
         square = jnp.maximum(jnp.sum(slope**2, axis=1), 1e-6)
         return points - (value / square)[:, None] * slope
 
-    # Only what is near needs to be moved, but shapes are static.
+    # Only nearby points need to be moved, but shapes are static.
     near = jnp.argsort(~kept, stable=True)[: _CANDIDATES // 16]
     moved = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, drawn[near])
     return moved, kept[near] & (jnp.abs(gradient(moved)[0]) < _ON_SURFACE)
 
 
 def sample_surface(key: jax.Array, kind: str, count: int) -> Surface:
-    """Points spread evenly over the surface of an object.
+    """Sample points uniformly on the surface of an object.
 
     Args:
         key: PRNG key.
@@ -97,7 +97,7 @@ def sample_surface(key: jax.Array, kind: str, count: int) -> Surface:
 
 
 def paint_surface(surface: Surface, primary: jax.Array, secondary: jax.Array) -> jax.Array:
-    """Colors (..., P, 3) of points for paints (..., 3) RGB in [0, 1]."""
+    """Colors (..., P, 3) of points, given paints (..., 3) RGB in [0, 1]."""
     return (
         surface.primary[..., None] * primary[..., None, :]
         + surface.secondary[..., None] * secondary[..., None, :]

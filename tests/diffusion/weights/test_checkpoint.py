@@ -317,7 +317,10 @@ def _edit(folder, name, **changes):
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "an inpainting model"),
         ({"_class_name": "LatentConsistencyModelPipeline"}, "LCM"),
         ({"_class_name": ["x"], "unet": None}, "whose unet is None"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "a part more .*text_encoder_2"),
+        (
+            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            "a part that these models do not have.*text_encoder_2",
+        ),
         ({"vae": {"class": "AutoencoderKL"}}, "whose vae is"),
     ],
 )

@@ -228,8 +228,8 @@ def test_another_kind_of_model_is_refused_before_its_weights(hub, saved, tmp_pat
     ("change", "says"),
     [
         ({"in_channels": 9}, "it is an inpainting model"),
-        ({"addition_embed_type": "text_time"}, "it is of SDXL"),
-        ({"time_cond_proj_dim": 256}, "it is of LCM"),
+        ({"addition_embed_type": "text_time"}, "it belongs to SDXL"),
+        ({"time_cond_proj_dim": 256}, "it belongs to LCM"),
         ({"layers_per_block": 10**30}, "layers_per_block"),
     ],
 )

@@ -205,7 +205,7 @@ def test_half_precision_is_rounded_once_after_merging(saved, tmp_path):
         ("unet.conv_in.hada_w1_a", "LoHa, which is not supported .it has unet.conv_in.hada_w1_a"),
         ("lora_unet_double_blocks_0_img_mlp_0.lora_up.weight", "is for FLUX"),
         ("lora_unet_label_emb_0_0.alpha", "is for SDXL"),
-        ("unet.conv_in.lora_magnitude_vector", "is no LoRA but DoRA"),
+        ("unet.conv_in.lora_magnitude_vector", "is not a LoRA but DoRA"),
         ("text_encoder.embeddings.token_embedding.lora_A.weight", "token_embedding"),
     ],
 )
@@ -339,7 +339,7 @@ DOWN, UP = (f"lora_unet_conv_in.lora_{side}.weight" for side in ("down", "up"))
         ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.lora_alpha": 1e400}', "lora_alpha inf"),
         ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": [1]}', "alpha_pattern"),
         ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": {"(a+)+b": 1}}', "too complicated"),
-        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": {"(": 1}}', "no pattern"),
+        ({DOWN: (2, 4, 3, 3), UP: (16, 2, 1, 1)}, '{"unet.alpha_pattern": {"(": 1}}', "not a valid pattern"),
     ],
 )
 def test_damaged_files_are_named(saved, tmp_path, tensors, metadata, says):

@@ -233,10 +233,10 @@ def test_what_a_1_x_file_predicts_is_said_beside_it_or_in_it(tmp_path, notes, me
         (["model.diffusion_model.joint_blocks.0.x"], "is Stable Diffusion 3"),
         (["double_blocks.0.img_attn.qkv.weight"], "is FLUX"),
         (["model.diffusion_model.time_embed.cond_proj.weight"], "is LCM"),
-        (["lora_unet_x.lora_up.weight"], "is a LoRA .give it as one"),
+        (["lora_unet_x.lora_up.weight"], "is a LoRA .pass it as one"),
         (["unet.x.to_q.lora_A.weight"], "is a LoRA"),
         (["emb_params"], "is a textual inversion"),
-        (["down_blocks.0.resnets.0.conv1.weight"], "one network in diffusers' layout"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "a single network in diffusers' layout"),
     ],
 )
 def test_files_of_other_kinds_are_named(tmp_path, names, says):

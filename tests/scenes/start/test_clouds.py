@@ -135,7 +135,7 @@ def test_clouds_in_files_begin_runs(tmp_path, name):
     [
         ("1 2 3 9 9 9\nnan nan nan 0 0 0\n" * 4, None),
         ("nan 1 1 0 0 0\n", "no point with finite"),
-        ("1 2\n3 4\n", "2 numbers a line"),
+        ("1 2\n3 4\n", "2 numbers per line"),
         ("a b c\n", "cannot be read as a point cloud"),
         ("", "holds 0 points"),
     ],

@@ -103,7 +103,7 @@ def test_what_is_missing_is_told_with_where_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="put upsample_40m.pt there"):
         PointEStart().check()
     (place / "upsample_40m.pt").touch()
-    with pytest.raises(UserError, match="CLIP is at .*connect to the network"):
+    with pytest.raises(UserError, match="The CLIP model .*connect to the network"):
         check_files(place, str(tmp_path / "no-clip"))
 
 
