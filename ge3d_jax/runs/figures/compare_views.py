@@ -8,7 +8,7 @@ import numpy as np
 
 from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.runs.evaluate import WHITE, true_pictures
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work, remember
 from ge3d_jax.runs.figures.swept import Arm, Plan, load_objects, sweep_arms, told_rows
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judging_table import table
@@ -54,7 +54,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings(Plan("toybox64", ("a yellow duck",), (0,)), frames=24),
+    "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), frames=24),
     "full": Settings(
         Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,))
     ),

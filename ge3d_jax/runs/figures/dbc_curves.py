@@ -15,7 +15,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import markdown_table
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.node_trajectories import find_trajectories, loss_of
 from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import slug
@@ -39,7 +39,7 @@ class Settings(ObservedRuns):
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings("toybox64", ("a red mushroom",), looks=26),
+    "small": Settings("toybox64", ("a red mushroom",), looks=26, overrides=FIRST_LOOK),
     "full": Settings(
         "toybox", ("a red mushroom", "a yellow duck", "a blue robot", "a green house", "a pink pig")
     ),

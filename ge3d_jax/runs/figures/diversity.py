@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.presets import PUBLISHED
@@ -48,7 +48,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings(Plan("toybox64", ("a red mushroom",), (0, 1), {"iterations": 100}), (0.5,)),
+    "small": Settings(Plan("toybox64", ("a cyan robot",), (0, 1), FIRST_LOOK), (0.5,)),
     "full": Settings(
         Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0, 1)),
         (0.5,),

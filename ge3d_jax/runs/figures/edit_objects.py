@@ -22,7 +22,7 @@ from ge3d_jax.runs.evaluate import (
     model_fingerprint,
     object_folder,
 )
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work, remember
 from ge3d_jax.runs.judged import see_truths
 from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.request import check_prompt
@@ -100,7 +100,7 @@ SIZES: Mapping[str, Settings] = {
         edits=Settings().edits[:1],
         ways=("delta", RESTYLED),
         preset="toybox64",
-        overrides={"iterations": 60},
+        overrides=FIRST_LOOK,
     ),
     "full": Settings(),
     "paper": Settings(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, sweep_arms, told_rows, view_grid
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import PUBLISHED_NEGATIVE_PROMPT
@@ -65,7 +65,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings(Plan("toybox64", ("a red mushroom",), (0,), {"iterations": 60}), apart=()),
+    "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), apart=()),
     "full": Settings(
         Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,))
     ),

@@ -17,7 +17,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.diffusion.pipeline import decode_latents
 from ge3d_jax.metrics.pictures import finite_psnr
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.node_trajectories import clean_predictions, find_trajectories, loss_of
 from ge3d_jax.runs.figures.observed_runs import ObservedRun
 from ge3d_jax.toybox import MODELS
@@ -59,7 +59,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings("toybox64", "a red mushroom", looks=5),
+    "small": Settings("toybox64", "a red mushroom", looks=5, overrides=FIRST_LOOK),
     "full": Settings("toybox", "a yellow duck"),
     "paper": Settings("paper/radio", PUBLISHED["paper/radio"][0]),
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from ge3d_jax.guidance.x0 import X0
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Work
 from ge3d_jax.runs.figures.swept import Arm, Plan, Swept, ge3d_of, sweep_arms, told_rows, view_grid
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.training.config import Config
@@ -51,7 +51,7 @@ class Settings:
 
 
 SIZES: Mapping[str, Settings] = {
-    "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), {"iterations": 150}), has_own=False),
+    "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), has_own=False),
     "full": Settings(
         Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,)),
         has_own=True,

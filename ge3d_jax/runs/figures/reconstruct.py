@@ -17,7 +17,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import counted
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.figures.base import Figure, Made, Record, Work
+from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.judged import see, see_truths
@@ -55,7 +55,7 @@ class Settings(ObservedRuns):
 
 SIZES: Mapping[str, Settings] = {
     "small": Settings(
-        "toybox64", ("a yellow duck",), looks=3, overrides={"iterations": 120, "reconstruction.passes": 20}
+        "toybox64", ("a yellow duck",), looks=3, overrides={**FIRST_LOOK, "reconstruction.passes": 20}
     ),
     "full": Settings("toybox", ("a yellow duck", "a blue robot"), looks=6),
     "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), looks=6),
