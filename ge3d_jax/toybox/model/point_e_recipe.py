@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.progress import Progress
+from scipy.spatial import cKDTree
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
@@ -37,14 +38,15 @@ from ge3d_jax.toybox.model.recipe import most_together, progress_bar, run_steps
 from ge3d_jax.toybox.model.training import make_optimizer, start_training
 from ge3d_jax.toybox.world.captions import Sentence, caption
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from ge3d_jax.toybox.world.surfaces import Surface, palette
+from ge3d_jax.toybox.world.surfaces import Surface, paint_surface, palette
 from ge3d_jax.viewer.sheet import image_grid, save_png
 from ge3d_jax.viewer.turntable import Viewpoint, render_around
 
 SHOWN_COLORS = ("red", "green", "blue", "yellow")
 _TOYBOX_FILE = {"toybox.json": '{"language": "toybox"}\n'}
 _SHOWN_FROM = 0.6  # radians from the front
-_SHOWN_SIZE = 96
+# From farther away than the world's own pictures, since points may stray.
+_SHOWN_FROM_AFAR = Viewpoint(radius=4.2, size=96)
 _SHOWN_SCALE, _SHOWN_OPACITY = 0.024, 0.95
 # True clouds that a cloud is compared with.
 _COMPARED_POINTS = 1024
@@ -213,12 +215,27 @@ def recognized_kind(cloud: PointCloud, surfaces: Surface) -> str:
     return list(KINDS)[int(np.argmin(distances))]
 
 
-def has_color(cloud: PointCloud, color: str) -> bool:
-    """Whether no other of the world's colors is nearest to more of its points than that one."""
+def recognized_color(cloud: PointCloud, surfaces: Surface, kind: str) -> str:
+    """Return the color of the true cloud of a kind whose colors are closest to those of `cloud`.
+
+    Colors are compared between each point and the true point closest to it. Only the object's own color
+    varies; its second color is the one it has where the sentence names none.
+
+    Args:
+        cloud: in Point-E's axes and size, with colors.
+        surfaces: the true points.
+        kind: the kind to compare with.
+    """
     assert cloud.colors is not None
-    nearest = np.linalg.norm(cloud.colors[:, None] - palette(), axis=-1).argmin(axis=1)
-    counts = np.bincount(nearest, minlength=len(COLORS))
-    return bool(counts[list(COLORS).index(color)] == counts.max())
+    names, index = list(COLORS), list(KINDS).index(kind)
+    true: Surface = jax.tree.map(lambda leaf: np.asarray(leaf)[index, :_COMPARED_POINTS], surfaces)
+    _, nearest = cKDTree(true.positions).query(cloud.positions)
+    second = palette()[names.index(KINDS[kind].part_color)]
+    errors = [
+        np.linalg.norm(cloud.colors - np.asarray(paint_surface(true, color, second))[nearest], axis=-1).mean()
+        for color in palette()
+    ]
+    return names[int(np.argmin(errors))]
 
 
 def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> dict[str, Any]:
@@ -231,7 +248,8 @@ def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), see
         seed: of the clouds.
 
     Returns:
-        What clouds.json says: shares of the right kind and of the right color, and each cloud's kind.
+        The content of clouds.json: the shares of clouds with the right kind and the right color, the mean
+        Chamfer distance to the true clouds, and what each cloud was recognized as.
     """
     surfaces = _surfaces(Recipe(), out / "surfaces.npz")
     opened, encode = open_point_e(model, "")
@@ -243,14 +261,19 @@ def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), see
         clouds = sample_clouds(opened, features, jax.random.fold_in(jax.random.key(seed), index))
         for sentence, cloud in zip(group, clouds, strict=True):
             kind = recognized_kind(cloud, surfaces)
-            is_painted = has_color(cloud, sentence.color)
-            told.append({"prompt": caption(sentence), "recognized": kind, "color": is_painted})
+            color = recognized_color(cloud, surfaces, kind)
+            distance = chamfer(cloud.positions, true_cloud(surfaces, list(KINDS).index(sentence.kind)))
+            told.append(
+                {"prompt": caption(sentence), "kind": kind, "color": color, "chamfer": round(distance, 4)}
+            )
             pictures.append(_picture(cloud))
             labels.append(f"{sentence.color} {sentence.kind}")
-    right = [one["recognized"] == sentence.kind for one, sentence in zip(told, sentences, strict=True)]
+    pairs = list(zip(told, sentences, strict=True))
     result = {
-        "kind": float(np.mean(right)),
-        "color": float(np.mean([one["color"] for one in told])),
+        "kind": float(np.mean([one["kind"] == sentence.kind for one, sentence in pairs])),
+        "color": float(np.mean([one["color"] == sentence.color for one, sentence in pairs])),
+        # A distance of both ways, where an object is about 1 large.
+        "chamfer": float(np.mean([one["chamfer"] for one in told])),
         "clouds": told,
     }
     save_png(out / "clouds.png", image_grid(pictures, labels, columns=2 * len(SHOWN_COLORS)))
@@ -264,4 +287,4 @@ def _picture(cloud: PointCloud) -> np.ndarray:
     world = in_world_axes(cloud, mirrored=False, lift=0.0, size=BUNDLED_SIZE)
     look = CloudStart(growth=AsItIs(), colored=True, scale=_SHOWN_SCALE, opacity=_SHOWN_OPACITY)
     splats = look.splats(world, "a cloud", np.random.default_rng(0))
-    return render_around(splats, [_SHOWN_FROM], viewpoint=Viewpoint(size=_SHOWN_SIZE))[0]
+    return render_around(splats, [_SHOWN_FROM], viewpoint=_SHOWN_FROM_AFAR)[0]

@@ -15,7 +15,14 @@ from ge3d_jax.scenes.start.point_e.networks import BaseConfig, UpsamplerConfig, 
 from ge3d_jax.scenes.start.point_e.start import BUNDLED_SIZE, in_world_axes
 from ge3d_jax.toybox import model_folder
 from ge3d_jax.toybox.model import point_e, point_e_recipe
-from ge3d_jax.toybox.model.point_e_recipe import Recipe, chamfer, evaluate, has_color, recognized_kind, train
+from ge3d_jax.toybox.model.point_e_recipe import (
+    Recipe,
+    chamfer,
+    evaluate,
+    recognized_color,
+    recognized_kind,
+    train,
+)
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import distance_to
@@ -114,10 +121,16 @@ def test_the_sentence_reaches_the_base_network(data, tower):
 
 
 def test_a_cloud_is_recognized_by_the_nearest_true_one(surfaces):
-    colors = np.tile(np.float32(COLORS["green"]), (30, 1))
-    cloud = PointCloud(surfaces.positions[5, :30] + 0.003, colors)
-    assert recognized_kind(cloud, surfaces) == list(KINDS)[5]
-    assert has_color(cloud, "green") and not has_color(cloud, "red")
+    kind = list(KINDS)[5]
+    # The first 40 points of each kind have the object's own color, the others that of its part.
+    colors = np.tile(np.float32(COLORS["green"]), (64, 1))
+    colors[40:] = COLORS[KINDS[kind].part_color]
+    cloud = PointCloud(surfaces.positions[5] + 0.0001, colors + 0.05)
+    assert recognized_kind(cloud, surfaces) == kind
+    assert recognized_color(cloud, surfaces, kind) == "green"
+    # What has the part's color everywhere is an object in that color.
+    all_alike = PointCloud(cloud.positions, colors[40] + 0 * colors)
+    assert recognized_color(all_alike, surfaces, kind) == KINDS[kind].part_color
     first, second = np.zeros((1, 3)), np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
     assert chamfer(first, second) == pytest.approx(1 + (5 + 1) / 2)
 
@@ -170,6 +183,7 @@ def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces
     found = evaluate(model, tmp_path / "whole", kinds=["duck"])
     assert (tmp_path / "whole/clouds.png").is_file() and len(found["clouds"]) == 4
     assert found["clouds"][0]["prompt"] == "a red duck" and 0 <= found["kind"] <= 1
+    assert found["chamfer"] == pytest.approx(np.mean([one["chamfer"] for one in found["clouds"]]))
 
 
 def test_the_small_point_e_is_small():
