@@ -126,7 +126,9 @@ def test_objects_that_are_not_there_end_the_figure():
     diverged = SweepOutcome(PROMPT, 1, "", "b", status="diverged", reason="Gradients were not finite.")
     _check(result_of(finished, diverged))
     failed = SweepOutcome(PROMPT, 2, "", "c", status="failed", reason="The disk is full.")
-    with pytest.raises(UserError, match='"a red mushroom" with seed 2: The disk is full. The same command'):
+    with pytest.raises(
+        UserError, match='"a red mushroom" with seed 2: The disk is full. Run the same command'
+    ):
         _check(result_of(finished, failed))
     with pytest.raises(UserError, match="with seed 3: it was not made"):
         _check(result_of(SweepOutcome(PROMPT, 3, "", "d")))
