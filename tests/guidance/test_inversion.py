@@ -215,7 +215,7 @@ def _edited(inversion, iterations=60):
 
 
 def test_delta_ends_at_the_edit_and_direct_never_ends():
-    """Direct inversion's residual does not shrink after the edit, because the source prompt no longer fits."""
+    """Direct inversion's residual does not shrink with the edit, because the source prompt fits ever less."""
     shape, color, norms = _edited("delta")
     assert shape < 0.02 and color < 0.2 and norms[-1] < 0.1 * norms[0]
     # An ordinary iteration also converges, but loses the details of the shape.
