@@ -1,4 +1,4 @@
-"""Shared parts of the swept figures' tests: a plan of tiny objects, and pictures that encode their position."""
+"""Shared parts of the swept figures' tests: a plan of tiny objects, and pictures that encode their place."""
 
 import numpy as np
 
