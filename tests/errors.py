@@ -1,4 +1,4 @@
-"""How far apart two arrays are."""
+"""Difference between two arrays."""
 
 import numpy as np
 

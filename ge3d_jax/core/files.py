@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted run leaves no half-written one, and reading JSON of any encoding."""
+"""Atomic file writes, folder locks, and reading of JSON in any Unicode encoding."""
 
 import contextlib
 import json
@@ -20,8 +20,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
     The temporary name keeps the suffix, because image and video writers choose the format by it. Parent
-    folders are created. On an error the temporary file is deleted and `path` is left unchanged. What was
-    written is on the disk before it gets its name, so that a loss of power leaves one of both whole, too.
+    folders are created. On an error the temporary file is deleted and `path` is left unchanged. The data is
+    flushed to the disk before the rename, so that even a power failure leaves either the old or the new file
+    intact.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on the disk and no longer on its way."""
+    """Flush the content of a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,13 +46,13 @@ def flush(path: Path) -> None:
 
 
 def remove_files(paths: Iterable[Path]) -> None:
-    """Remove files that may be there."""
+    """Remove files, ignoring missing ones."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
-    """That nothing can be written to a folder, for the person."""
+    """The user-facing error for a folder that cannot be written to."""
     return UserError(
         f"The folder {folder} cannot be written to ({error.strerror or reason(error)}); make room, or choose "
         "another."
@@ -59,7 +60,7 @@ def unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what other processes left half-written in a folder, where none of them writes now."""
+    """Remove partial files that other processes left in a folder; no other process may be writing to it."""
     for leftover in folder.glob(".*.part*"):
         if f".{os.getpid()}.part" in leftover.name:
             continue
@@ -71,12 +72,12 @@ def clear_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """While the block runs, no other run writes to a folder.
+    """Keep other runs from writing to a folder while the block runs.
 
-    What an earlier one that was killed left there half-written is removed first.
+    Partial files left behind by a killed run are removed first.
 
     Raises:
-        UserError: another one is writing there.
+        UserError: another run is writing to the folder.
     """
     lock = filelock.FileLock(folder / _LOCK)
     try:
@@ -94,9 +95,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """One process after the other does what the block does to `path`; a later one waits.
+    """Serialize access to `path` across processes: the block waits until no other process is in it.
 
-    The lock is a hidden file beside `path`, whose folder is created.
+    The lock is a hidden file next to `path`, whose folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
@@ -104,11 +105,11 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 def parse_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """Parse a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON.
+        ValueError: the file is not valid JSON.
     """
     try:
         return json.loads(Path(path).read_bytes())

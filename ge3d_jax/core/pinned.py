@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, each on one processor core, so that the times they take can be compared."""
+"""Running jobs in processes that are each pinned to one processor core, so that times are comparable."""
 
 import multiprocessing
 import os
@@ -12,12 +12,12 @@ from ge3d_jax.core.errors import UserError
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
-# How often to look whether a process ended without a word, seconds.
+# How often to check whether a process died silently, seconds.
 _LOOK_EVERY = 1.0
 
 
 def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on; of all where the system does not say."""
+    """Numbers of the cores that this process may run on; all cores if the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -30,33 +30,33 @@ def do_pinned(
     processes: int,
     report: Callable[[str], None],
 ) -> list[_Result]:
-    """Do jobs, each by a process that stays on one core; a single one is this one, on all its cores.
+    """Run jobs in worker processes, each pinned to one core; a single process is this one, on all its cores.
 
     Args:
-        do: does a job, and is told where to report; a function of a module, as it, jobs and results have to
-            be sent.
-        jobs: in the order in which to begin them.
-        processes: how many, as far as there are jobs and cores.
-        report: told of what the jobs report, a line each.
+        do: runs a job, given a function to report with. It must be a module-level function, because it, the
+            jobs and the results are pickled.
+        jobs: the jobs, started in this order.
+        processes: number of processes, limited by the number of jobs and cores.
+        report: called with each line that a job reports.
 
     Returns:
-        What `do` returned, in the order of the jobs.
+        The results of `do`, in the order of the jobs.
 
     Raises:
-        UserError: of a job; the others are ended.
-        RuntimeError: a process ended, or another error in one.
+        UserError: a job raised it; the other jobs are terminated.
+        RuntimeError: a process died, or a job raised another error.
         KeyboardInterrupt: the user stopped it.
     """
     if processes == 1:
         return [do(job, report) for job in jobs]
     cores = usable_cores()[: min(processes, len(jobs))]
-    # A process that is forked from one that uses JAX may hang.
+    # A process forked from one that uses JAX may hang.
     context = multiprocessing.get_context("spawn")
     waiting, told = context.Queue(), context.Queue()
     for numbered in enumerate(jobs):
         waiting.put(numbered)
     for _ in cores:
-        # The end, for each process.
+        # One end marker for each process.
         waiting.put(None)
     workers = [context.Process(target=_work, args=(do, waiting, told), daemon=True) for _ in cores]
     try:
@@ -72,7 +72,7 @@ def do_pinned(
 
 
 def _start_on(core: int, worker: BaseProcess) -> None:
-    """Start a process on a core: it is there before it imports anything that counts the cores."""
+    """Start a process on a core, where it is pinned before it imports anything that counts the cores."""
     if not hasattr(os, "sched_setaffinity"):
         worker.start()
         return
@@ -85,7 +85,7 @@ def _start_on(core: int, worker: BaseProcess) -> None:
 
 
 def _listen(workers: Iterable[BaseProcess], told: Any, report: Callable[[str], None]) -> dict[int, Any]:
-    """Report until all processes are through; results by the job's number. Raises what went wrong in one."""
+    """Relay reports until all processes finish; return results by job number. Raises a failed job's error."""
     at_work = {worker.pid: worker for worker in workers}
     results: dict[int, Any] = {}
     while at_work:
@@ -113,7 +113,7 @@ def _listen(workers: Iterable[BaseProcess], told: Any, report: Callable[[str], N
 
 
 def _work(do: Callable[[Any, Callable[[str], None]], Any], waiting: Any, told: Any) -> None:
-    """Be one of the processes."""
+    """Run a worker process."""
     from ge3d_jax.core.caching import keep_compiled_code
     from ge3d_jax.core.devices import use_processor_cores
 
@@ -137,7 +137,7 @@ def _work(do: Callable[[Any, Callable[[str], None]], Any], waiting: Any, told: A
 
 
 def _end_with_parent() -> None:
-    """End this process with the one that started it, also where that one was killed."""
+    """Exit when the parent process ends, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,17 +1,17 @@
-"""Recognizing pictures of the Toybox world: the nearest ground-truth picture in squared RGB error.
+"""Recognition of pictures of the Toybox world by the nearest ground-truth picture in squared RGB error.
 
-The gallery holds every kind, traced small from a fixed grid of cameras, before painting: kind, color and side
-need no fine detail, and larger pictures are averaged down to its size. The error of a picture
-with respect to a view is quadratic in the paint, so the inner products of the picture with the view's layers
-give it for all colors and any background at once:
+The gallery holds unpainted views of every kind, traced at a small size from a fixed grid of cameras. Kind,
+color and viewing side need no fine detail, and larger pictures are averaged down to the gallery's size. The
+error of a picture with respect to a view is quadratic in the paint, so the inner products of the picture with
+the view's layers give the error for all colors and any background at once:
 
     D = image − background,  ‖D − Wᵀ X‖² = ‖D‖² − 2 ⟨W, X D⟩ + ⟨W, X Xᵀ W⟩
 
 | name | meaning | shape |
 |---|---|---|
 | X | a view's layers: primary, secondary, fixed red, green, blue, alpha | (6, H·W) |
-| W | what a layer adds to a channel: the colors, the identity, −background | (6, 3) |
-| D | the picture without its background | (H·W, 3) |
+| W | contribution of each layer to each channel: the colors, the identity, −background | (6, 3) |
+| D | the picture minus its background | (H·W, 3) |
 """
 
 import hashlib
@@ -32,18 +32,18 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS
 AZIMUTHS = 24
 POLAR_DEGREES = (38.0, 54.0, 70.0, 86.0)
 GALLERY_SIZE = 64
-# A view shows the front if it is within this angle of +x; 45° is on the grid, hence the margin.
+# A view shows the front if its azimuth is within this angle of +x; 45° is on the grid, hence the margin.
 _FRONT_DEGREES = 45.0 + 0.1
-# Rows and columns along the edge of a picture that are background: objects do not reach them.
+# Width of a picture's border that shows only background, because objects do not reach it.
 _BORDER = 2
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Ground-truth views of some kinds, all from the same cameras.
+    """Ground-truth views of a set of kinds, all from the same cameras.
 
     Attributes:
-        kinds: K names.
+        kinds: names of the K kinds.
         layers: uint8 (K, V, H, W, 6), as in `dataset.Views`.
         azimuths: float32 (V,), radians in [−π, π).
         polars: float32 (V,), radians from +z.
@@ -63,7 +63,7 @@ class Recognition:
         kinds: int (B,), index into the gallery's kinds.
         colors: int (B,), index into COLORS.
         azimuths: float32 (B,), azimuth of its camera, radians in [−π, π).
-        views: int (B,), its place among the gallery's views of that kind.
+        views: int (B,), its index among the gallery's views of that kind.
         errors: float32 (B,), mean squared RGB error.
     """
 
@@ -75,7 +75,7 @@ class Recognition:
 
 
 def wrap_angle(angle: np.ndarray | float) -> np.ndarray:
-    """The same direction in [−π, π)."""
+    """Wrap an angle to [−π, π)."""
     return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
 
 
@@ -88,13 +88,14 @@ def build_gallery(
 ) -> Gallery:
     """Trace every kind from a grid of cameras.
 
-    The whole grid takes about two minutes on two cores: kinds are mirror-symmetric, so half of it is flipped.
+    The default grid takes about two minutes on two cores. Kinds are mirror-symmetric, so half of the views
+    are mirror images of the other half.
 
     Args:
         kinds: names of the kinds.
         azimuths: number of equally spaced azimuths, starting at the front.
         polar_degrees: polar angles, degrees from +z.
-        report: called with a line of text when a kind begins.
+        report: called with a line of text at the start of each kind.
 
     Returns:
         The gallery; azimuths vary fastest.
@@ -120,7 +121,7 @@ def build_gallery(
 
 
 def world_fingerprint() -> str:
-    """A hash that changes with anything the gallery's pictures, and other traced ones, depend on."""
+    """Hash of everything that traced pictures, such as the gallery's, depend on."""
     digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, render.RADIUS, GALLERY_SIZE)).encode())
     for module in (cameras, shapes, textures, objects, render):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -128,7 +129,7 @@ def world_fingerprint() -> str:
 
 
 def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> Gallery:
-    """The whole gallery, from a file in `folder`; traced and stored there the first time."""
+    """Load the full gallery from a file in `folder`; the first call traces and stores it."""
     file = folder / f"toybox-gallery-{world_fingerprint()}.npz"
     if not file.exists():
         with in_turn(file):
@@ -138,7 +139,7 @@ def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> G
 
 
 def _trace_once(file: Path, report: Callable[[str], None] | None) -> None:
-    """Trace the gallery, unless another process did that while this one waited for its turn."""
+    """Trace the gallery, unless another process did so while this one waited for the lock."""
     if file.exists():
         return
     gallery = build_gallery(report=report)
@@ -147,7 +148,7 @@ def _trace_once(file: Path, report: Callable[[str], None] | None) -> None:
 
 
 def estimate_background(images: np.ndarray) -> np.ndarray:
-    """Background color (..., 3) of pictures (..., H, W, 3): the median along their edges."""
+    """Estimate the background color (..., 3) of pictures (..., H, W, 3) by the median along their edges."""
     images = np.asarray(images)
     inner = images.shape[-3] - 2 * _BORDER, images.shape[-2] - 2 * _BORDER
     is_edge = np.pad(np.zeros(inner, bool), _BORDER, constant_values=True)
@@ -155,10 +156,10 @@ def estimate_background(images: np.ndarray) -> np.ndarray:
 
 
 def shrink(images: np.ndarray, size: int) -> jax.Array:
-    """Square pictures (..., S, S, 3) averaged down to an edge of `size`. ValueError if S is no multiple."""
+    """Average square pictures (..., S, S, 3) down to `size`. Raises ValueError if it does not divide S."""
     shape = np.shape(images)
     if len(shape) < 3 or shape[-3] != shape[-2] or shape[-1] != 3 or shape[-3] % size:
-        raise ValueError(f"Pictures whose edge is a multiple of {size} are needed, not {shape}.")
+        raise ValueError(f"Pictures must be square with an edge that is a multiple of {size}, not {shape}.")
     factor = shape[-3] // size
     tiles = jnp.reshape(
         jnp.asarray(images, jnp.float32), (*shape[:-3], size, factor, size, factor, shape[-1])
@@ -170,7 +171,7 @@ def shrink(images: np.ndarray, size: int) -> jax.Array:
 def _view_errors(
     layers: jax.Array, colors: jax.Array, second: jax.Array, images: jax.Array, background: jax.Array
 ) -> jax.Array:
-    """Mean squared errors (B, V, C) of pictures with respect to every view in every color.
+    """Compute mean squared errors (B, V, C) of pictures with respect to every view in every color.
 
     Args:
         layers: uint8 (V, H, W, 6).
@@ -191,7 +192,7 @@ def _view_errors(
         ],
         axis=2,
     )
-    # Differences of large sums: the default precision on accelerators, ten bits, would not resolve them.
+    # Differences of large sums: the accelerators' default precision of ten bits would not resolve them.
     with jax.default_matmul_precision("highest"):
         products = jnp.einsum("vpk,bpc->bvkc", planes, rest)
         gram = jnp.einsum("vpk,vpl->vkl", planes, planes)
@@ -203,18 +204,18 @@ def _view_errors(
 
 
 def recognize(gallery: Gallery, images: np.ndarray, background: np.ndarray) -> Recognition:
-    """Find the nearest ground truth among the gallery in every color, with default second colors.
+    """Find the nearest ground truth among the gallery's views in every color, with default second colors.
 
     Args:
-        gallery: the candidates.
-        images: (B, H, W, 3) in [0, 1]; H and W are multiples of the gallery's.
-        background: (3,) or (B, 3) RGB in [0, 1], over which the gallery is painted.
+        gallery: the candidate views.
+        images: (B, H, W, 3) in [0, 1]; H and W must be multiples of the gallery's.
+        background: (3,) or (B, 3) RGB in [0, 1], the background behind the painted candidates.
 
     Returns:
         The nearest candidate for each picture.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the gallery's.
+        ValueError: the pictures' size is not a multiple of the gallery's.
     """
     pictures = shrink(images, gallery.layers.shape[2])
     behind = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (len(pictures), 3))
@@ -238,7 +239,7 @@ def recognized_front(azimuths: np.ndarray | float) -> np.ndarray:
 
 
 def confusion_matrix(true: np.ndarray, named: np.ndarray, count: int) -> np.ndarray:
-    """How often class `row` was recognized as class `column`: int (count, count)."""
+    """Count how often class `row` was recognized as class `column`: int (count, count)."""
     matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (np.asarray(true), np.asarray(named)), 1)
     return matrix

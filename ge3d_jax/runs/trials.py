@@ -1,4 +1,4 @@
-"""What a comparison of losses compares: a loss, and what differs from its settings for the preset."""
+"""Trials of a loss comparison: a loss and its changes to the preset's settings."""
 
 import hashlib
 import shlex
@@ -14,12 +14,12 @@ from ge3d_jax.training.config import Config
 
 @dataclass(frozen=True)
 class Trial:
-    """A loss, and what differs from its settings for the preset.
+    """A loss, with changes to its settings for the preset.
 
     Attributes:
-        guidance: the loss's name.
-        overrides: settings by dotted name.
-        start: what its runs begin with, as for `configured`; None for the preset's start.
+        guidance: name of the loss.
+        overrides: settings to change, by dotted name.
+        start: initialization of its runs, as for `configured`; None uses the preset's start.
     """
 
     guidance: str
@@ -28,46 +28,47 @@ class Trial:
 
     @property
     def changes(self) -> str:
-        """The overrides in one line."""
+        """The overrides on one line."""
         return " ".join(f"{name}={value}" for name, value in self.overrides.items())
 
     @property
     def label(self) -> str:
-        """The loss, the start and the overrides in one line."""
+        """The loss, the start and the overrides on one line."""
         start = "" if self.start is None else f"from {self.start}"
         return " ".join(filter(None, (self.guidance, start, self.changes)))
 
     @property
     def folder_name(self) -> str:
-        """Name of a folder for what it makes, without those of other trials in the way."""
+        """Folder name for its results, distinct from those of other trials."""
         told = self.label.removeprefix(self.guidance).strip()
         if not told:
             return self.guidance
-        # A slug is cut at some length, and trials may differ behind it.
+        # A slug is truncated, and trials may differ beyond that length.
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         return f"{self.guidance}-{slug(told)}-{digest}"
 
     def asked(self, preset: str) -> Asked:
-        """What its runs are asked for, beside prompt and seed. Raises UserError where it cannot be."""
+        """The request of its runs, except for prompt and seed. Raises UserError if it is invalid."""
         return asked_by_preset(
             preset, guidance=self.guidance, density=None, start=self.start, overrides=self.overrides
         )
 
     def settings(self, preset: str) -> Config:
-        """The settings of its runs. Raises UserError where they cannot be."""
+        """The settings of its runs. Raises UserError if they are invalid."""
         return self.asked(preset).settings
 
 
 def parse_trials(text: str, source: str, *, preset: str) -> list[Trial]:
-    """Read trials, one a line: a loss's name, then name=value for each setting; # begins a comment.
+    """Parse trials, one per line: the name of a loss, then name=value for each setting; # starts a comment.
 
     Args:
-        text: the lines; a value with spaces stands in quotes.
-        source: where they are from, for messages.
-        preset: what the settings begin with.
+        text: the lines; values with spaces must be quoted.
+        source: origin of the text, for error messages.
+        preset: base settings.
 
     Raises:
-        UserError: a line that is no trial or repeats one, with its number, or no trials at all.
+        UserError: a line is not a valid trial or repeats one (the message gives its number), or there are no
+            trials.
     """
     trials: list[Trial] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -91,7 +92,7 @@ def parse_trials(text: str, source: str, *, preset: str) -> list[Trial]:
 
 
 def read_trials(file: Path, *, preset: str) -> list[Trial]:
-    """`parse_trials` of a file. Raises UserError where it cannot be read, too."""
+    """Read trials from a file; see `parse_trials`. Raises UserError if the file cannot be read."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The scripts of the figures: their help, and what they refuse before any work."""
+"""The figure scripts: their help, and inputs rejected before any work."""
 
 import subprocess
 import sys

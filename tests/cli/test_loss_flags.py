@@ -1,4 +1,4 @@
-"""The scripts that compare losses: their own flags, and what they refuse before any work."""
+"""The scripts that compare losses: their own flags, and inputs rejected before any work."""
 
 import pytest
 

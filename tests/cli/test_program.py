@@ -1,4 +1,4 @@
-"""The program `ge3d`: its list of commands, and that each is the script of experiments/."""
+"""The program `ge3d`: its list of commands, each equivalent to a script in experiments/."""
 
 import importlib
 import re
@@ -12,7 +12,7 @@ from ge3d_jax.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from ge3d_jax.cli.program import main; sys.exit(main())"
-# In a process of its own, that tells at its end whether JAX was imported.
+# Run in a separate process that reports at its end whether JAX was imported.
 WATCHED = "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); " + PROGRAM
 
 
@@ -43,7 +43,7 @@ def test_the_help_of_a_command_is_that_of_its_script(command, script):
     done = run("-c", WATCHED, command, "--help")
     told, has_jax = done.stdout.removesuffix("\n").rsplit("\n", 1)
     assert (done.returncode, has_jax, done.stderr) == (0, "False", "")
-    # Its own flags, and those it shares with others.
+    # Its own flags, and those shared with other commands.
     assert f"ge3d {command} --" in told and "  --model:" in told
     assert ("  --prompt:" in told) == (command == "generate")
     assert run(f"experiments/{script}.py", "--help").stdout == told + "\n"

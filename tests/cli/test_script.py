@@ -1,4 +1,4 @@
-"""What scripts do with their arguments."""
+"""Handling of arguments by scripts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What --quiet leaves to say, and which observers the flags ask for."""
+"""The output that remains with --quiet, and the observers requested by flags."""
 
 import pytest
 from absl import flags

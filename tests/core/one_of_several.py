@@ -1,4 +1,4 @@
-"""One of several processes, for the tests: joins, compares what it was asked for, and leaves or dies.
+"""One of several processes, for the tests: joins, compares its request with the others', and leaves or dies.
 
 python -m tests.core.one_of_several PORT PROCESSES PROCESS TEXT FILE [dies]
 """
@@ -13,11 +13,11 @@ from ge3d_jax.core.processes import Cluster, check_same, join, leave
 
 
 def main() -> None:
-    """As the arguments say; appends a line to FILE for each thing that went well."""
+    """Run as the arguments say; appends a line to FILE for each success."""
     port, processes, process, text, file, *dies = sys.argv[1:]
 
     def tell(line: str) -> None:
-        # Not to the standard output: the library that connects the processes writes there at any moment.
+        # Avoid standard output, where the library that connects the processes may write at any moment.
         with Path(file).open("a", encoding="utf-8") as lines:
             print(line, file=lines)
 

@@ -1,4 +1,4 @@
-"""What the processes of test_pinned.py do: they import it by its name."""
+"""Jobs of test_pinned.py, in a module that other processes can import."""
 
 import os
 import sys
@@ -9,14 +9,14 @@ from ge3d_jax.core.pinned import do_pinned
 
 
 def write_core(job, report):
-    """Leave a file that says by which process and on which cores it was written; return its name."""
+    """Write a file with the process and its cores; return its name."""
     job.write_text(f"{os.getpid()} {','.join(map(str, sorted(os.sched_getaffinity(0))))}")
     report(f"wrote {job.name}")
     return job.name
 
 
 def write_core_in_company(job, report):
-    """The same, and wait for somebody else to write another one."""
+    """Like `write_core`, but wait for another job to write a file, too."""
     name = write_core(job, report)
     while len(list(job.parent.iterdir())) < 2:
         time.sleep(0.05)
@@ -24,7 +24,7 @@ def write_core_in_company(job, report):
 
 
 def fail(job, report):
-    """Fail as the job says, after a line."""
+    """Report a line, then fail as the job says."""
     report("failing")
     if job == "die":
         os._exit(3)
@@ -32,7 +32,7 @@ def fail(job, report):
 
 
 def sleep_on(job, report):
-    """Leave a file, and never come to an end."""
+    """Write a file, and never finish."""
     write_core(job, report)
     while True:
         time.sleep(0.05)

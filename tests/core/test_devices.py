@@ -1,4 +1,4 @@
-"""Queries about a device: its generation, its memory, whether copies of a model fit."""
+"""Device queries: generation, memory, and room for copies of a model."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from ge3d_jax.core.devices import compute_dtype
         ("gpu", "9.0", True, "bfloat16"),
         ("gpu", "8.6", True, "bfloat16"),
         ("gpu", "7.5", False, "float32"),
-        # AMD GPUs name their generation differently, TPUs not at all; both have bfloat16.
+        # AMD GPUs name their generation differently, and TPUs do not name it; both support bfloat16.
         ("gpu", "gfx942", False, "bfloat16"),
         ("tpu", None, False, "bfloat16"),
     ],
@@ -49,7 +49,7 @@ def test_memory_is_what_the_device_reports_and_a_cpu_has_all_of_the_machine():
     [
         ("cpu", 4, 10, 2),
         ("cpu", 3, 10, 1),
-        # Two copies would be more than a fifth of the machine's memory.
+        # Two copies would take more than a fifth of the machine's memory.
         ("cpu", 4, 11, 1),
         ("gpu", 4, 11, 2),
     ],

@@ -1,4 +1,4 @@
-"""A package that is not installed is one sentence."""
+"""A missing package gives a one-sentence error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Jobs in processes that each keep one core."""
+"""Jobs in processes that are each pinned to one core."""
 
 import os
 import subprocess
@@ -83,7 +83,7 @@ def _wait(is_so, seconds=60):
 
 
 def _is_alive(process):
-    """Whether it runs; one that nobody has asked for its status yet does not."""
+    """Whether a process is running; zombies do not count."""
     status = Path(f"/proc/{process}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"

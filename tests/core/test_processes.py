@@ -1,4 +1,4 @@
-"""Several processes on one machine: they find each other, compare settings, and end together."""
+"""Several processes on one machine: connecting, comparing settings, and ending together."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def run_processes(tmp_path):
 
 
 def _run_processes(folder, texts, dying=()):
-    """Exit status, what went well, and the errors of one process for each text."""
+    """Run one process for each text; return their exit statuses, successes and errors."""
     port = free_port()
     files = [folder / f"{index}.txt" for index in range(len(texts))]
     started = [
@@ -68,7 +68,7 @@ def test_one_that_dies_ends_the_others(dead, run_processes):
     assert ended[dead][0] == 9
     status, out, _ = ended[1 - dead]
     assert status != 0 and out == ["the same"]
-    # The last word is a sentence, in both.
+    # Both processes end with a sentence.
     for process in (0, 1):
         sentence = f"Process {process} of 2 died, on its own or because another did; start all of them"
         assert ended[process][2].splitlines()[-1].startswith(sentence)
@@ -97,7 +97,7 @@ def test_a_process_by_itself_is_at_one_with_itself():
 
 
 def test_an_environment_without_a_cluster_is_said():
-    # Nothing was joined: JAX says at once what it misses.
+    # Joining fails at once, because JAX reports what is missing.
     with pytest.raises(UserError, match="cannot find each other"):
         join(Cluster())
 

@@ -1,4 +1,4 @@
-"""Trees of settings of any depth, with choices: names, overrides, the way through JSON, named mistakes."""
+"""Setting trees of any depth, with choices: names, overrides, JSON round trips, and errors for mistakes."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from ge3d_jax.core.settings import choice, from_tree, kind_of, setting_names, to
 
 
 class Growth(Protocol):
-    """What the choices below have in common."""
+    """The base of the choices below."""
 
     every: int
 
@@ -149,7 +149,7 @@ def test_a_tree_is_plain_dictionaries_with_the_kinds_first():
 
 
 def changed(path, value):
-    """The tree of the default with one entry changed, or dropped where `value` is Ellipsis."""
+    """The default tree with one entry changed, or removed if `value` is Ellipsis."""
     tree = to_tree(Tree())
     *sections, leaf = path.split(".")
     inner = tree
@@ -257,7 +257,7 @@ def test_another_kind_brings_its_defaults_before_the_other_overrides(kind_comes_
     if kind_comes_last:
         overrides = dict(reversed(overrides.items()))
     config = with_overrides(Tree(), overrides)
-    # 10 and not the 20 that the other kind had.
+    # 10 rather than the other kind's 20.
     assert config.scene == Splats(scale=2.0, density=Chain(every=10, noise=Noise(scale=9.0)))
 
 
@@ -273,7 +273,7 @@ def test_an_outer_kind_comes_before_the_inner_one_it_brings():
 
 
 def test_sections_check_themselves_only_once_all_overrides_are_in_place():
-    # Each alone would be refused.
+    # Each override alone would be rejected.
     config = with_overrides(Tree(), {"scene.kind": "mesh", "steps": 10})
     assert config == Tree(steps=10, scene=Mesh())
     assert with_overrides(Split(), {"first": 60, "last": 70}) == Split(first=60, last=70)
@@ -286,7 +286,7 @@ def test_sections_check_themselves_only_once_all_overrides_are_in_place():
 def test_the_end_of_a_name_will_do():
     config = with_overrides(Tree(), {"density.every": 8, "first": 6, "scale": 4, "density.kind": "split"})
     assert config.scene == Splats(scale=4.0, density=Split(every=8, first=6))
-    # `steps` is a setting by itself, even where other names end so.
+    # `steps` names a setting exactly, even though other names end with it.
     twice = dataclasses.make_dataclass(
         "Twice", [("tree", Tree, Tree()), ("steps", int, 1), ("size", int, 1)], frozen=True
     )()

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and what stands in their cells."""
+"""Markdown tables and their cells."""
 
 from ge3d_jax.core.tables import counted, markdown_table, number_cell
 

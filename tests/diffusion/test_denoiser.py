@@ -1,4 +1,4 @@
-"""The denoiser: the algebra of guidance, and how texts and views are batched."""
+"""The denoiser: the algebra of guidance, and batching of texts and views."""
 
 import dataclasses
 
@@ -77,7 +77,7 @@ VIEWS = 4
 
 
 def telling(model, x, t, text, adapter=None):
-    """A prediction that shows which x, time, text and adapter it is for."""
+    """A prediction that encodes its x, time, text and adapter."""
     offset = 0.0 if adapter is None else adapter.lora + adapter.time_offset[:, :1]
     times = jnp.broadcast_to(t, x.shape[:1])[:, None]
     of_each = 10 * times + 1000 * text[:, 0] + offset

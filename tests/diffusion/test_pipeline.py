@@ -1,4 +1,4 @@
-"""The functions over a whole model: encoding, decoding, prediction, sampling."""
+"""Functions of a complete model: encoding, decoding, prediction, sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from ge3d_jax.diffusion import pipeline, sampling
 from ge3d_jax.diffusion.schedule import ddim_step
 from tests.reference_models import channels_last, tiny_model
 
-# Compiled once for all tests: run piece by piece, a network takes longer than its compilation.
+# Compiled once for all tests: running a network operation by operation takes longer than compiling it.
 predict_epsilon = jax.jit(pipeline.predict_epsilon)
 encode_images = jax.jit(pipeline.encode_images)
 STEPS = 4
@@ -68,7 +68,7 @@ def test_encoding_samples_around_the_mean(model):
     variables = {"params": model.vae_params}
     _, log_variance = model.vae.apply(variables, 2 * image - 1, method="encode")
     deviation = model.scaling_factor * jnp.exp(0.5 * log_variance[0])
-    # Standard errors over 400 samples and 256 numbers: four and a half of them is a safe bound.
+    # Four and a half standard errors are a safe bound for 256 numbers over 400 samples.
     np.testing.assert_array_less(np.abs(many.mean(0) - mean[0]) / deviation, 4.5 / np.sqrt(400))
     np.testing.assert_allclose(many.std(0) / deviation, 1, atol=4.5 / np.sqrt(800))
 
@@ -113,10 +113,10 @@ def test_sampling_times_are_spaced_as_in_diffusers():
 def test_other_spacings_of_sampling_times_are_diffusers():
     times = sampling.sampling_times
     assert times(1000, 50, "trailing").tolist() == [*range(999, 0, -20), 0]
-    # 1000, 666.67 and 333.33, rounded, one less.
+    # 1000, 666.67 and 333.33, rounded, minus one.
     assert times(1000, 3, "trailing").tolist() == [999, 666, 332, 0]
     assert times(1000, 1, "trailing").tolist() == [999, 0]
-    # 937.5 is rounded to 938 before one is taken off.
+    # 937.5 is rounded to 938 before one is subtracted.
     assert times(1000, 16, "trailing").tolist()[:3] == [999, 937, 874]
     assert times(1000, 5, "linspace").tolist() == [999, 749, 500, 250, 0, 0]
     for spacing in ("trailing", "linspace"):

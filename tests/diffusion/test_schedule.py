@@ -79,14 +79,14 @@ def test_trained_betas_are_taken_as_they_are():
 
 
 def test_zero_terminal_snr():
-    """Algorithm 1 of arXiv 2305.08891, number by number; the last one stays above zero."""
+    """Algorithm 1 of arXiv 2305.08891, number by number; the last value stays above zero."""
     config = {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     schedule = ddim.noise_schedule_from_config(config)
     signal = np.sqrt(np.asarray(SCHEDULE.alphas_cumprod, np.float64))
     expected = [((value - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2 for value in signal]
     np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-4)
     assert 0 < schedule.alphas_cumprod[-1] < 1e-6
-    # A step from pure noise keeps what the network says of the picture: x0 = −v where nothing is left of it.
+    # A step from pure noise keeps the network's prediction of the picture: x0 = −v if no signal is left.
     x, v = _normal(0, 1, 4, 4, 1), _normal(1, 1, 4, 4, 1)
     epsilon = ddim.epsilon_from_output(schedule, v, x, 999)
     np.testing.assert_allclose(ddim.predict_x0(schedule, x, epsilon, 999), -v, atol=3e-3)
@@ -115,7 +115,7 @@ def test_with_constant_epsilon_every_closed_path_returns(seed, path):
     state = x
     for s, t in zip(path, path[1:] + path[:1], strict=True):
         state = ddim.ddim_step(SCHEDULE, state, epsilon, s, t)
-    # 1/√ᾱ reaches 15 and amplifies the rounding.
+    # 1/√ᾱ reaches 15 and amplifies rounding errors.
     np.testing.assert_allclose(state, x, atol=2e-4)
 
 
@@ -127,7 +127,7 @@ def test_the_true_epsilon_of_one_data_point_steps_exactly(seed, s, t):
     alpha = SCHEDULE.alphas_cumprod[s]
     epsilon = (x_s - jnp.sqrt(alpha) * data) / jnp.sqrt(1 - alpha)
     moved = ddim.ddim_step(SCHEDULE, x_s, epsilon, s, t)
-    # 1 − ᾱ_0 ≈ 1e-3: the division by its root costs two digits.
+    # 1 − ᾱ_0 ≈ 1e-3, and dividing by its square root costs two digits.
     np.testing.assert_allclose(moved, ddim.add_noise(SCHEDULE, data, noise, t), atol=2e-3)
     np.testing.assert_allclose(ddim.predict_x0(SCHEDULE, x_s, epsilon, s), data, atol=2e-3)
 

@@ -1,4 +1,4 @@
-"""Small vocabularies: every word is one token, other text is spelled, the same files each time."""
+"""Small vocabularies: each word is one token, other text is spelled, and files are reproducible."""
 
 import json
 import warnings

@@ -1,7 +1,7 @@
-"""Models whose ε is known, and tasks for them, in the precision of the moment.
+"""Models with known ε, and tasks for them, in the current default precision.
 
-A prediction depends smoothly on x, t and the text, or on the text alone; no attention is controlled, but the
-maps of words have a place.
+A prediction depends smoothly on x, t and the text, or only on the text. Attention is not controlled, but the
+attention maps of words have the expected place.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ge3d_jax.editing.control import no_blend, open_control
 from tests.guidance import fakes
 
 EDGE = 4
-# Two levels, with attention at the second.
+# Two levels, with attention at the second level.
 UNET = UNetConfig(
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -33,13 +33,13 @@ def _of_text(model: dict[str, jax.Array], x: jax.Array, t: jax.Array, text: jax.
 
 
 def denoiser(pictures: int, *, knows_only_text: bool = False) -> Denoiser:
-    """A model for P pictures; `knows_only_text`: its ODE is then a straight line that any step follows."""
+    """A model for P pictures; with `knows_only_text` its ODE is a straight line, exact for any step size."""
     return _denoiser(pictures, knows_only_text, jnp.result_type(float))
 
 
 @functools.cache
 def _denoiser(pictures: int, knows_only_text: bool, precision: Any) -> Denoiser:
-    """The same one each time, so that what asks it is compiled once; `precision` is that of the moment."""
+    """Cached so that its callers are compiled only once; `precision` is the current default."""
     smooth = fakes.smooth_denoiser(pictures)
     predict = _of_text if knows_only_text else smooth.predict
 

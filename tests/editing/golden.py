@@ -1,7 +1,7 @@
-"""What the authors' own programs computed on the bundled model (golden/editing/README.md), and that model.
+"""Results of the authors' programs on the bundled model (golden/editing/README.md), and that model.
 
-The network is compiled once for all tests and asked step by step within `jax.disable_jit`: a method compiled
-as a whole would take longer than all its steps.
+The network is compiled once for all tests and called step by step within `jax.disable_jit`, because compiling
+a whole method would take longer than all its steps.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from ge3d_jax.editing.descent import Plan, descend
 from ge3d_jax.toybox import model_folder
 
 FOLDER = Path(__file__).parent.parent / "golden" / "editing"
-# The model whose edits were written down; with other weights all arrays but two files' are void.
+# The model whose edits were stored; with different weights, only the arrays of two files remain valid.
 MODEL = model_folder("toybox64")
 _WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
-# Rows of the compiled network: a picture's two prompts, with and without guidance.
+# Rows of the compiled network: a picture's two prompts, conditional and unconditional.
 _ROWS = 4
 TOKENS = 24
 FORMS = {"color": "replace", "kind": "replace", "refine": "refine"}
@@ -35,19 +35,19 @@ FORMS = {"color": "replace", "kind": "replace", "refine": "refine"}
 
 @functools.cache
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """All arrays of a file."""
+    """Load all arrays of a file."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return dict(file)
 
 
 def latents(array: np.ndarray) -> np.ndarray:
-    """Channels last."""
+    """Convert to channels-last."""
     return np.moveaxis(array, -3, -1)
 
 
 @functools.cache
 def model() -> StableDiffusion:
-    """The bundled model with the authors' table of ᾱ_t; skips the test where it is another."""
+    """The bundled model with the authors' table of ᾱ_t; skips the test if the model differs."""
     stored = arrays("sources")
     found = [hashlib.sha256((MODEL / f"{name}.safetensors").read_bytes()).hexdigest() for name in _WEIGHTS]
     if sorted(found) != sorted(stored["weights_sha256"].tolist()):
@@ -59,9 +59,9 @@ def model() -> StableDiffusion:
 
 @functools.cache
 def double_model() -> StableDiffusion:
-    """Its UNet in float64; only within `jax.enable_x64`.
+    """The bundled model with its UNet in float64; use it only within `jax.enable_x64`.
 
-    The schedule stays: in the authors' float64 runs, too, its numbers and their roots are float32.
+    The schedule is unchanged: in the authors' float64 runs, its values and their roots are float32, too.
     """
     single = model()
 
@@ -95,18 +95,18 @@ def _predict_controlled(*asked: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def denoiser() -> Denoiser:
-    """The bundled network for one picture; only within `jax.disable_jit`."""
+    """The bundled network for one picture; use it only within `jax.disable_jit`."""
     return Denoiser(model(), model().schedule, 1, _predict, _predict_controlled)
 
 
 def prompts(edit: str) -> tuple[str, str]:
-    """Source and target."""
+    """The source and target prompts."""
     source, target = arrays("sources")[f"{edit}.prompts"].tolist()
     return source, target
 
 
 def task(edit: str, *, steps: int = 50, **words: Any) -> EditTask:
-    """One of the stored edits, with the settings of most files; `words` as for `WordEdit`."""
+    """One of the stored edits, with the settings used in most files; see `WordEdit` for `words`."""
     stored = arrays("sources")
     how = WordEdit(**{"form": FORMS[edit], "cross": 0.4, "self_attention": 0.6, **words})
     empty, source, target = jnp.asarray(stored[f"{edit}.text_embeddings"])
@@ -118,19 +118,19 @@ def task(edit: str, *, steps: int = 50, **words: Any) -> EditTask:
 
 
 def in_double(tree: Any) -> Any:
-    """A tree with its floats in float64."""
+    """A tree with its floating-point arrays in float64."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
     )
 
 
 def uncontrolled(task: EditTask) -> EditTask:
-    """The same with attention left alone."""
+    """The same task without attention control."""
     return dataclasses.replace(task, control=task.control.closed)
 
 
 def walk(task: EditTask, plan: Plan, steps: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States of source and target (K + 1, h, w, C) and masks (K, h, w) of the first steps of one picture."""
+    """Source and target states (K + 1, h, w, C) and masks (K, h, w) of one picture's first steps."""
     way, control = plan.way, task.control
     if steps is not None:
         first = {
@@ -144,5 +144,5 @@ def walk(task: EditTask, plan: Plan, steps: int | None = None) -> tuple[np.ndarr
 
 
 def assert_close(found: Any, stored: np.ndarray, tolerance: float) -> None:
-    """Equal to a tolerance of the README, absolute."""
+    """Assert equality within an absolute tolerance of the README."""
     np.testing.assert_allclose(np.asarray(found), stored, rtol=0, atol=tolerance)

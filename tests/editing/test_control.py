@@ -1,4 +1,4 @@
-"""Control of attention in the bundled network: nothing where gates are closed, else the authors' arrays."""
+"""Attention control in the bundled network: no effect if gates are closed, else the authors' arrays."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def _ask(batch, control):
 def test_closed_gates_are_no_control_bit_for_bit(batch):
     control, model = golden.task("color").control, golden.model()
     x, t, text = batch
-    # Operation by operation: two compiled programs may round differently whatever they compute.
+    # Run operation by operation, because two compiled programs may round differently.
     with jax.disable_jit():
         plain = predict_epsilon(model, x[2:], t, text[2:])
         closed, _ = predict_controlled(model, x[2:], t, text[2:], control.closed.at(0))
@@ -45,7 +45,7 @@ def test_open_gates_change_the_target_alone(batch):
     edited, _ = _ask(batch, control.at(0))
     np.testing.assert_array_equal(edited[:3], closed[:3])
     assert np.abs(edited[3] - closed[3]).max() > 1e-3
-    # The maps are probabilities of the words.
+    # The attention maps are probabilities over the words.
     assert maps.shape == (2, 8, 8, golden.TOKENS)
     np.testing.assert_allclose(maps.sum(axis=-1), 1.0, atol=1e-5)
 

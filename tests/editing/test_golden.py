@@ -1,6 +1,6 @@
-"""The methods against what their authors' programs computed on the bundled model (tests/golden/editing).
+"""The methods compared with results of the authors' programs on the bundled model (tests/golden/editing).
 
-Where a trajectory is stored at steps 1, 10 and 11, its first 11 steps are walked; one goes to its end.
+Trajectories stored at steps 1, 10 and 11 are followed for 11 steps, and one of them to its end.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ EARLY = 11
 
 @pytest.fixture(scope="module")
 def up():
-    """The way up of all three pictures at once, (51, 3, h, w, C)."""
+    """The inversion of all three pictures at once, (51, 3, h, w, C)."""
     tasks = [golden.task(edit) for edit in golden.FORMS]
     picture, source = (
         jnp.concatenate([getattr(task, name) for task in tasks]) for name in ("latents", "source")
@@ -46,7 +46,7 @@ def up():
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Lets a method find the way up that there is."""
+    """Makes a method use the existing inversion."""
 
     states: jax.Array
 
@@ -62,7 +62,7 @@ def _plan(method, task, up, edit) -> Plan:
 
 
 def _assert_states(found, stored, kept, tolerance=LATENT):
-    """States after so many steps; those that were not walked to are left out."""
+    """Compare the states after the given steps, skipping those that were not reached."""
     walked = [index for index, step in enumerate(kept) if step < len(found)]
     assert walked
     assert_close(found[np.asarray(kept)[walked]], latents(stored)[walked], tolerance)
@@ -120,7 +120,7 @@ def test_reweighting_with_a_blend_and_a_strict_one(up):
     plan = _plan(Direct(), task, up, "kind")
     _, target, masks = golden.walk(task, plan, EARLY)
     _assert_states(target, stored["kind.with_blend.target_latents"], [10, 11, 50])
-    # Axis 1 of what is stored: the mask of the source, and of both.
+    # Axis 1 of the stored array: the mask of the source, and of both.
     np.testing.assert_array_equal(masks[10], stored["kind.with_blend.masks"][0, 1])
     assert masks[:10].all()
 
@@ -140,7 +140,7 @@ def test_reweighting_with_a_blend_and_a_strict_one(up):
 
 
 def _null_texts(edit, steps):
-    """What is found in float64 at the first N steps: texts (N, L, D), losses (N, rounds)."""
+    """Results in float64 at the first N steps: texts (N, L, D), losses (N, rounds)."""
     with jax.enable_x64(True):
         method, task = NTI(), golden.in_double(golden.task(edit))
         found = Denoiser(golden.double_model(), golden.double_model().schedule, 1)
@@ -169,7 +169,7 @@ def test_null_texts_and_their_losses():
     expected = stored["refine.losses_float64"][:steps]
     np.testing.assert_array_equal(np.isnan(losses), np.isnan(expected))
     assert_close(losses, expected, 1e-8)
-    # PyTorch's sinusoids of the time are float32 in its float64 run, too, and round otherwise than XLA's.
+    # PyTorch's time sinusoids are float32 even in its float64 run, and are rounded differently from XLA's.
     assert_close(texts, stored["refine.uncond_float64"][:steps], 1e-5)
     assert np.nanmin(losses[0]) < losses[0, 0]
 

@@ -1,4 +1,4 @@
-"""Identities of every method on models whose ε is known, in float64; the inner loop against a plain one."""
+"""Identities of all methods on models with known ε, in float64; the inner loop compared with a plain one."""
 
 import dataclasses
 
@@ -21,17 +21,17 @@ from tests.editing import fakes
 
 STEPS = 6
 KEY = jax.random.key(0)
-# What trains the network itself needs one.
+# All methods except the one that trains the network itself, and therefore needs a real network.
 KNOWN = {name: kind for name, kind in METHODS.items() if name != "imagic"}
-# Their way back to the source is exact on any model at any scale.
+# Methods whose reconstruction of the source is exact on any model at any guidance scale.
 EXACT = ("direct", "ddpm", "edict", "flow")
-# These retrace straight lines, whatever guidance there is, and those without guidance.
+# Methods that retrace straight lines at any guidance scale, and those that do so without guidance.
 RETRACING = ("npi", "proximal", "spdinv")
 UNGUIDED = ("ddim", "nti")
-# Adam's steps are as long for a gradient of rounding errors, so that it only comes nearer where it was far.
+# Adam takes full-size steps even for gradients of rounding errors, so this method only reduces large errors.
 SEARCHED = ("pti",)
-# With the source as target, on straight lines, these give the picture back. What guidance leads away, or what
-# has to be searched for first, does not.
+# With the source as target, on straight lines, these return the picture. Methods that guidance leads astray,
+# or that have to search first, do not.
 RETURNING = ("direct", "npi", "proximal", "spdinv", "edict", "flow")
 
 
@@ -51,7 +51,7 @@ def test_a_picture_returns_where_nothing_is_asked(seed, name):
         changes = {"source_scale": 7.5} if name == "flow" else {}
         edited = _edit(_method(name, **changes), task, straight=True)
         np.testing.assert_allclose(edited.source[-1], task.latents, atol=1e-6)
-        # Direct inversion leaves the target to guidance.
+        # Direct inversion does not correct the target.
         if name != "direct":
             np.testing.assert_allclose(edited.latents, task.latents, atol=1e-6)
 
@@ -68,8 +68,8 @@ def test_exact_inversions_are_exact_on_any_model(seed, scale, target_scale):
         direct = _edit(_method("direct", scale=scale), task)
         np.testing.assert_array_equal(direct.source, direct.up[::-1])
         noise = _edit(DDPM(steps=STEPS, scale=target_scale, source_scale=scale, skip=0.0), task)
-        # Nothing is drawn in the last step, whose noise is what the picture loses. Guidance must be as
-        # precise on the way down as where the noise was found.
+        # The last step draws nothing; its noise is what the picture loses. Guidance must be as precise in
+        # denoising as it was when the noise was found.
         np.testing.assert_allclose(noise.source[:-1], noise.up[:0:-1], atol=1e-11)
         chains = EDICT(steps=STEPS, scale=scale, strength=1.0)
         known = fakes.denoiser(1)
@@ -90,7 +90,7 @@ def test_straight_lines_are_retraced(seed, scale, asks):
             own_scale = 1.0 if name in UNGUIDED else scale
             back = _edit(_method(name, scale=own_scale, asks=asks), task, straight=True).source
             np.testing.assert_allclose(back[-1], task.latents, atol=1e-6, err_msg=name)
-        # Guidance leads away from the line, which is what the others are for.
+        # Guidance leads away from the line, which the other methods correct.
         off = _edit(_method("ddim", scale=scale + 1.5, asks=asks), task, straight=True).source[-1]
         assert np.max(np.abs(off - task.latents)) > 1e-3
 
@@ -115,7 +115,7 @@ def test_scales_are_as_precise_as_latents(seed, source, target):
     with jax.enable_x64(True):
         task = fakes.task(1, STEPS, seed=seed)
         known = fakes.denoiser(1, knows_only_text=True)
-        # On straight lines FlowEdit's picture moves by σ times the difference of the guided predictions.
+        # On straight lines, FlowEdit moves the picture by σ times the difference of the guided predictions.
         made = _method("flow", strength=1.0, source_scale=source, scale=target)
         alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)[np.asarray(made.times(known))[[0, -1]]]
         sigmas = np.sqrt((1 - alphas) / alphas)
@@ -206,8 +206,8 @@ def test_the_inner_loop_is_adam_that_stops_by_picture():
 
 def test_a_blend_changes_only_where_words_are():
     maps = np.zeros((2, 1, 4, 4, 3), np.float32)
-    maps[1, 0, 0, 0, 1] = 2.0  # the target's word, in a corner
-    maps[0, 0, 3, 3, 2] = 1.0  # the source's other word, in another
+    maps[1, 0, 0, 0, 1] = 2.0  # the target's word, in one corner
+    maps[0, 0, 3, 3, 2] = 1.0  # the source's other word, in another corner
     words = np.zeros((2, 1, 3), np.float32)
     words[1, 0, 1] = words[0, 0, 2] = 1.0
     kept = np.zeros_like(words)

@@ -1,4 +1,4 @@
-"""Alignment of prompts and schedules of words: exactly the authors' arrays; and plain language."""
+"""Alignment of prompts and word schedules, identical to the authors' arrays, and plain-language input."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_an_alignment_is_monotone_and_as_good_as_any(source, target):
     paired = [(position, new) for position, new in zip(positions, target, strict=True) if position >= 0]
     assert all(first[0] < second[0] for first, second in zip(paired, paired[1:], strict=False))
     score = sum(1 if source[position] == new else -1 for position, new in paired)
-    # The longest common subsequence, by its recursion: pairs of different tokens never pay.
+    # The longest common subsequence, by its recursion: pairing different tokens never pays off.
     best = np.zeros((len(source) + 1, len(target) + 1), int)
     for i, old in enumerate(source):
         for j, new in enumerate(target):

@@ -1,4 +1,4 @@
-"""What needs the compiler for NVIDIA cards: `make test-gpu-plan`."""
+"""Tests that need the compiler for NVIDIA cards: `make test-gpu-plan`."""
 
 import pytest
 from gpu_plan import compiling

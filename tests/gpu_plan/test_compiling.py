@@ -1,4 +1,4 @@
-"""Programs for cards that are not here."""
+"""Compilation of programs for cards that are not present."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_attention_in_half_precision_is_cudnns_on_every_card(name):
     program = read_program(compiled_for(name, attention, query, key, key).as_text())
     launches = walk(program, lambda loop: None).launches
     (found,) = (launch for launch in launches if launch.cost.kind == "attention")
-    # One key was added to the 77.
+    # The 77 keys were padded by one.
     assert found.cost.operations == 2 * (2 * 2 * 5 * 256 * 78 * 64) and found.cost.is_half
 
 
@@ -93,7 +93,7 @@ def test_a_whole_iteration_is_planned_from_shapes_alone(tmp_path):
     parts = first["parts"]
     assert {"UNet, 2 samples", "UNet, 4 samples", "VAE, forward", "VAE, back"} <= parts.keys()
     assert parts["UNet, 4 samples"]["operations"] == 2 * parts["UNet, 2 samples"]["operations"]
-    # A nearer view's splats are in more tiles' lists.
+    # The splats of a closer view are in more tile lists.
     assert first["unknown_loops"] == second["unknown_loops"] == []
     assert content["buffer"] > 16 and content["memory"]["fits"] == "yes"
     assert report.save(content, tmp_path).exists()

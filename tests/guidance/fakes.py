@@ -1,6 +1,6 @@
-"""Denoisers without a network: a smooth random one, and one that knows a picture for every text.
+"""Denoisers without a network: a smooth random one, and one that knows a picture for each text.
 
-Everything is in the precision of the moment, so that identities can be held to float64.
+Everything uses the current default precision, so that identities can be checked in float64.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from tests.guidance import golden
 
 TOKENS, WIDTH, CHANNELS = 3, 5, 4
-# Where SDI begins its inversion; the network is asked there as its authors ask it.
+# The time at which SDI starts its inversion; the network is evaluated there as in the authors' code.
 EARLIEST_TIME = -99
-# How far the pictures that the second one has learned lie from the one that it knows by heart.
+# Standard deviation of the pictures that the picture denoiser knows, around its single color.
 _SPREAD = 0.5
 
 
@@ -29,7 +29,7 @@ def latents(views: int, *, size: int = 3, scale: float = 1.0) -> np.ndarray:
 
 
 def texts(views: int, *, avoided: int, weight: float = -1.0) -> ViewTexts:
-    """Random embeddings; the weights of the views to stay away from lie between 0 and `weight`."""
+    """Random embeddings; the weights of the Perp-Neg views lie between 0 and `weight`."""
     shares = jax.nn.sigmoid(_random(2, views, avoided))
     return ViewTexts(
         _random(3, views, TOKENS, WIDTH),
@@ -48,11 +48,11 @@ def _smooth(model: dict[str, jax.Array], x: jax.Array, t: jax.Array, text: jax.A
 
 
 def smooth_denoiser(views: int, *, latest_time: int = 999) -> Denoiser:
-    """A prediction that depends on x, t and the text; NaN at times that are not allowed.
+    """A smooth function of x, t and the text; NaN at times outside the allowed range.
 
     Args:
-        views: how many go at a time.
-        latest_time: the latest that is.
+        views: number of views per call.
+        latest_time: the latest allowed time.
     """
     model = {
         "x": _random(8, CHANNELS, CHANNELS, scale=0.5),
@@ -70,14 +70,14 @@ def _picture(model: dict[str, jax.Array], x: jax.Array, t: jax.Array, text: jax.
 
 
 def picture_denoiser(views: int, text: ViewTexts) -> tuple[Denoiser, np.ndarray]:
-    """What a perfect network says of pictures spread normally about one in a single color for each text.
+    """The predictions of an ideal network for pictures normally distributed around one color per text.
 
     Returns:
-        the denoiser, and the pictures of the prompt (B, 1, 1, C); without the prompt they are gray.
+        The denoiser, and the pictures of the prompt (B, 1, 1, C); without the prompt they are gray.
     """
     from_words = np.asarray(_random(9, TOKENS, WIDTH, CHANNELS))
     flat = from_words.reshape(-1, CHANNELS)
-    # Neither the negative prompt nor the empty one has a color.
+    # Neither the negative prompt nor the empty prompt has a color.
     silent = np.stack([np.ravel(text.negative), np.ravel(text.empty)])
     flat = flat - np.linalg.pinv(silent) @ (silent @ flat)
     model = {

@@ -1,7 +1,7 @@
-"""Reference data of the losses: cases with their draws, and denoisers that answer as the authors' runs did.
+"""Reference data of the losses: cases with their draws, and denoisers that reproduce the authors' runs.
 
-A case is one iteration of a method's public code (tests/golden/losses/README.md). The bundled network, or the
-predictions that the case stores, stand behind the denoiser; the latter need no network and run in float64.
+A case is one iteration of a method's public code (tests/golden/losses/README.md). Its denoiser uses either
+the bundled network or the predictions stored in the case; the latter need no network and run in float64.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from ge3d_jax.toybox import model_folder
 
 FOLDER = Path(__file__).parent.parent / "golden" / "losses"
 NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, low-resolution."
-# How a view is written: before the prompt (GE3D, ISM) or behind it (threestudio's family).
+# Wording of a view: before the prompt (GE3D, ISM) or after it (threestudio's family).
 HEAD, TAIL = "The {view} view of {prompt}", "{prompt}, {view} view"
-# Stored states are answered for within the rounding of the float32 runs.
+# Tolerance for matching stored states: the rounding of the float32 runs.
 _SAME_STATE = 1e-3
 
 
@@ -41,7 +41,7 @@ def _arrays(name: str) -> dict[str, np.ndarray]:
 
 
 def embedding(text: str) -> np.ndarray:
-    """(L, D) of a text among those stored."""
+    """(L, D), the embedding of one of the stored texts."""
     inputs = _arrays("inputs")
     (index,) = np.flatnonzero(inputs["text/prompts"] == text)
     return inputs["text/embeddings"][index]
@@ -52,7 +52,7 @@ class Case:
     """One iteration of a method's public code.
 
     Attributes:
-        arrays: by name, as the README tells.
+        arrays: arrays by name; see the README.
         settings: scalars and short lists.
     """
 
@@ -69,16 +69,16 @@ class Case:
 
     @property
     def noise(self) -> np.ndarray:
-        """(B, h, w, C) noise, spread over the views where they share it."""
+        """(B, h, w, C) noise, broadcast over views that share it."""
         return np.broadcast_to(self["noise"], self.latents.shape)
 
     @property
     def times(self) -> np.ndarray:
-        """(B,) int32, `t`, spread over the views where they share it."""
+        """(B,) int32, `t`, broadcast over views that share it."""
         return np.broadcast_to(np.asarray(self.settings["t"], np.int32), len(self.latents))
 
     def texts(self, form: str = TAIL, *, negative: str = NEGATIVE) -> ViewTexts:
-        """What the text says: with Perp-Neg where the case has weights, else one view's words per camera."""
+        """The text embeddings: with Perp-Neg if the case has weights, else one view's wording per camera."""
         azimuths = np.atleast_1d(self.settings["azimuth_degrees"])
         prompt = self.settings["prompt"]
         views = {view: embedding(form.format(view=view, prompt=prompt)) for view in ("front", "side", "back")}
@@ -100,13 +100,13 @@ class Case:
 
 
 def facing_view(azimuth: float, half_width: float = 45.0) -> str:
-    """The view that threestudio names without Perp-Neg: front and back within ± `half_width` degrees."""
+    """The view named by threestudio without Perp-Neg: front and back within ± `half_width` degrees."""
     distance = abs((azimuth + 180.0) % 360.0 - 180.0)
     return "front" if distance < half_width else "back" if distance > 180.0 - half_width else "side"
 
 
 def load_case(name: str, case: str) -> Case:
-    """The case of the file tests/golden/losses/{name}.npz."""
+    """Load a case from tests/golden/losses/{name}.npz."""
     found = {
         key.removeprefix(f"{case}/"): value
         for key, value in _arrays(name).items()
@@ -116,19 +116,19 @@ def load_case(name: str, case: str) -> Case:
 
 
 def load_tables(name: str) -> dict[str, np.ndarray]:
-    """All arrays of a file that holds no cases."""
+    """Load all arrays of a file that is not a case."""
     return _arrays(name)
 
 
 def schedule() -> NoiseSchedule:
-    """The authors' float32 table of ᾱ_t, in float64 where that is enabled."""
+    """The authors' float32 table of ᾱ_t, converted to float64 if enabled."""
     table = _arrays("inputs")["schedule/alphas_cumprod"]
     return NoiseSchedule(jnp.asarray(table, jnp.result_type(float)))
 
 
 @functools.cache
 def bundled_model() -> StableDiffusion:
-    """The bundled model, its ε computed with the authors' table of ᾱ_t."""
+    """The bundled model, with ε computed from the authors' table of ᾱ_t."""
     file = model_folder("toybox64") / "unet" / "diffusion_pytorch_model.safetensors"
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     expected = str(_arrays("inputs")["model/sha256_unet"])
@@ -149,7 +149,7 @@ class Answer:
         epsilon: (B, h, w, C).
         time: () or (B,).
         text: (L, D) or (B, L, D).
-        state: (B, h, w, C), x that it belongs to; None where it is not stored.
+        state: (B, h, w, C), the x it belongs to; None if it is not stored.
     """
 
     epsilon: np.ndarray
@@ -165,22 +165,22 @@ def _answer(model: dict[str, jax.Array], x: jax.Array, t: jax.Array, text: jax.A
     t = jnp.broadcast_to(t, view.shape)
 
     def off(stored: jax.Array, asked: jax.Array) -> jax.Array:
-        """(answers, asked): the largest difference, 0 where the state was not stored."""
+        """(answers, inputs): the largest difference, or 0 if the state was not stored."""
         stored = stored[:, view]
         difference = jnp.where(jnp.isnan(stored), 0.0, jnp.abs(stored - asked))
         return jnp.max(difference.reshape(*difference.shape[:2], -1), axis=-1)
 
     far = off(model["text"], text) + off(model["time"], t) + off(model["state"], x)
     answers = model["epsilon"][jnp.argmin(far, axis=0), view]
-    # What was not stored gets NaN, which no comparison survives.
+    # Inputs without a stored prediction give NaN, which fails every comparison.
     found = jnp.min(far, axis=0) < _SAME_STATE
     return jnp.where(found[:, None, None, None], answers, jnp.nan)
 
 
 def stored_denoiser(answers: Sequence[Answer]) -> Denoiser:
-    """A denoiser that knows these predictions and says NaN to any other text, time or state.
+    """A denoiser that returns the stored predictions, and NaN for any other text, time or state.
 
-    All views go at a time. It computes in float64 where that is enabled.
+    It processes all views at once, and computes in float64 if enabled.
     """
     shape = answers[0].epsilon.shape
     views = shape[0]
@@ -196,7 +196,7 @@ def stored_denoiser(answers: Sequence[Answer]) -> Denoiser:
 
 
 def see(latents: np.ndarray, camera_to_world: np.ndarray | None = None) -> SeenViews:
-    """All views of an iteration on one device, in the precision of the moment."""
+    """All views of an iteration on one device, in the current default precision."""
     views = len(latents)
     poses = np.tile(np.eye(4), (views, 1, 1)) if camera_to_world is None else camera_to_world
     cameras = Camera(jnp.linalg.inv(jnp.asarray(poses)), jnp.ones((views, 4)), 64, 64)
@@ -228,19 +228,19 @@ def gradient_of(
     denoiser: Denoiser,
     progress: Progress,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What arrives at z, (B, h, w, C), and the loss's numbers; of a loss that learns nothing by itself."""
+    """The gradient at z, (B, h, w, C), and the metrics of a loss without learned parameters."""
     seen = see(latents)
     gradient, numbers = _gradient(seen.latents, seen, text, drawn, denoiser, progress, loss=loss)
     return np.asarray(gradient), {name: np.asarray(value) for name, value in numbers.items()}
 
 
 def largest_difference(value: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference ÷ the largest expected value, as the README's tolerances count."""
+    """The largest difference ÷ the largest expected value, as in the README's tolerances."""
     difference = np.abs(np.asarray(value) - np.asarray(expected))
     return float(np.max(difference) / np.max(np.abs(expected)))
 
 
 def draw_keys(iteration: int) -> DrawKeys:
-    """Keys of an iteration of one run."""
+    """Random keys of an iteration of one run."""
     times, noise = jax.random.split(jax.random.fold_in(jax.random.key(1), iteration))
     return DrawKeys(times, noise, jax.random.key(2))

@@ -1,4 +1,4 @@
-"""A small world for the losses that walk along paths: two views before the smooth denoiser of fakes.py."""
+"""A small setup for the losses that follow paths: two views with the smooth denoiser of fakes.py."""
 
 import dataclasses
 from typing import Any
@@ -27,16 +27,16 @@ class World:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The authors'."""
+        """The authors' noise schedule."""
         return self.denoiser.schedule
 
     @staticmethod
     def progress(iteration: int) -> Progress:
-        """So far in a run of ITERATIONS."""
+        """The progress at an iteration of a run of ITERATIONS."""
         return Progress(jnp.int32(iteration), ITERATIONS)
 
     def drawn(self, loss: Loss, iteration: int, seed: int = 0) -> Draws:
-        """What chance decides, in the precision of the moment."""
+        """The random draws, in the current default precision."""
         keys = DrawKeys(*jax.random.split(jax.random.key(seed), 3))
         return loss.draw(keys, self.progress(iteration), SHAPE)
 
@@ -45,7 +45,7 @@ class World:
         return golden.gradient_of(loss, np.asarray(self.latents), self.text, drawn, self.denoiser, progress)
 
     def counting(self, times: list[int]) -> Denoiser:
-        """The denoiser, adding the time of each pass to `times`."""
+        """The denoiser, which appends the time of each evaluation to `times`."""
 
         def predict(model: Any, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
             jax.debug.callback(lambda time: times.append(int(time)), t)
@@ -55,7 +55,7 @@ class World:
 
 
 def world(*, has_perp_neg: bool) -> World:
-    """A world, with Perp-Neg or without."""
+    """Make a world, with or without Perp-Neg."""
     views, size, *_ = SHAPE
     text = fakes.texts(views, avoided=2 if has_perp_neg else 0)
     return World(jnp.asarray(fakes.latents(views, size=size)), text, fakes.smooth_denoiser(views))

@@ -1,6 +1,6 @@
-"""The bundled network, compiled once for all golden cases and asked step by step.
+"""The bundled network, compiled once for all golden cases and called step by step.
 
-A loss that is compiled as a whole holds several copies of the network: most of the time would go there.
+A loss compiled as a whole contains several copies of the network, which would take most of the time.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from ge3d_jax.diffusion.pipeline import StableDiffusion, predict_epsilon
 from ge3d_jax.guidance.base import Loss, Progress
 from tests.guidance import golden
 
-# Rows of the compiled network: what two views with Perp-Neg need.
+# Rows of the compiled network, as needed by two views with Perp-Neg.
 _ROWS = 8
 
 
@@ -33,24 +33,24 @@ def _predict(model: StableDiffusion, x: jax.Array, t: jax.Array, text: jax.Array
 
 
 def network(views: int) -> Denoiser:
-    """The bundled network; only within `jax.disable_jit`."""
+    """The bundled network; use it only within `jax.disable_jit`."""
     return Denoiser(golden.bundled_model(), golden.schedule(), views, _predict)
 
 
 def gradient_of(
     loss: Loss, latents: np.ndarray, text: ViewTexts, drawn: Any, progress: Progress
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """As `golden.gradient_of`, with the bundled network."""
+    """Like `golden.gradient_of`, with the bundled network."""
     with jax.disable_jit():
         return golden.gradient_of(loss, latents, text, drawn, network(len(latents)), progress)
 
 
 def mixed_texts(case: golden.Case, weights: str = "weights") -> ViewTexts:
-    """What the text says in LucidDreamer's and GE3D's code: a mixture of two views also without Perp-Neg.
+    """The text embeddings of LucidDreamer's and GE3D's code: a mixture of two views even without Perp-Neg.
 
     Args:
-        case: of ISM or GE3D.
-        weights: name of Perp-Neg's weights among the settings; without them the case has none.
+        case: a case of ISM or GE3D.
+        weights: name of the setting with Perp-Neg's weights; cases without it do not use Perp-Neg.
     """
     given = case.settings.get(weights)
     settings = case.settings | {"weights": given or [[0.0, 0.0]] * len(case.latents)}
@@ -59,5 +59,5 @@ def mixed_texts(case: golden.Case, weights: str = "weights") -> ViewTexts:
 
 
 def without_perp_neg(text: ViewTexts) -> ViewTexts:
-    """The same text with no views to stay away from."""
+    """The same text without the Perp-Neg views."""
     return dataclasses.replace(text, avoided=text.avoided[:, :0], weights=text.weights[:, :0])

@@ -1,4 +1,4 @@
-"""CDS against Consistent3D's code: whole iterations, stored predictions, and its annealing."""
+"""CDS compared with Consistent3D's code: whole iterations, stored predictions, and annealing."""
 
 import dataclasses
 
@@ -20,14 +20,14 @@ STAGES = {
     "refine": CDS(lower=(300, 20), scale=(100.0, 30.0)),
     "texture": CDS(lower=(500, 20), scale=(50.0, 50.0), anneal_iterations=5000),
 }
-# Case → the stage whose settings it has.
+# Case → the stage whose settings it uses.
 CASES = {"start": "coarse", "middle": "coarse", "texture_rescaled": "texture"}
 WEIGHTINGS = {"sds": "variance", "uniform": "uniform"}
 ITERATIONS = 5000
 
 
 def _texts(case):
-    # As in the published configurations, nothing is written in the negative prompt.
+    # As in the published configurations, the negative prompt is empty.
     return case.texts(negative="")
 
 
@@ -51,7 +51,7 @@ def test_an_iteration_with_the_network_equals_the_authors(name):
     case = golden.load_case("cds", name)
     with jax.disable_jit():
         gradient, numbers = _iteration(name, stepwise.network(len(case.latents)))
-    # Differences of close predictions lose digits.
+    # Differences of nearby predictions lose digits.
     assert golden.largest_difference(gradient, case["gradient"]) < 3e-4
     np.testing.assert_array_equal(numbers["time"], case.times)
     assert np.mean(numbers["clipped"]) == pytest.approx(case.settings["clipped_share"], abs=2e-3)
@@ -67,7 +67,7 @@ def test_stored_predictions_give_the_gradient(name):
         answers = [
             Answer(case["epsilon_text"], case.times, texts.positive, case["noised"]),
             Answer(case["epsilon_negative"], case.times, texts.negative, case["noised"]),
-            # x_t' is what the loss has to reach by itself.
+            # The loss has to reach x_t' by itself.
             Answer(case["epsilon_text_lower"], lower, texts.positive, case["noised_lower"]),
             Answer(case["epsilon_negative_lower"], lower, texts.negative, case["noised_lower"]),
         ]

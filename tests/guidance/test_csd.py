@@ -1,4 +1,4 @@
-"""CSD against its public code: whole iterations, stored predictions, and the annealing of its scales."""
+"""CSD compared with its public code: whole iterations, stored predictions, and annealing of the scales."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ SECOND = with_overrides(
         if name.startswith("guidance.")
     },
 )
-# The published iterations; the cases are some of them.
+# The published number of iterations; the cases are some of these iterations.
 ITERATIONS = 10_000
 
 
 def _iteration(case, denoiser):
     stage = {1: FIRST, 2: SECOND}[case.settings["stage_of_settings"]]
-    # The cases of the first stage's scales were run with the second stage's weights, in latents.
+    # The cases with the first stage's scales were run with the second stage's weights, in latent space.
     loss = dataclasses.replace(stage, weighting="variance", normalized=case.settings["normalized"])
     drawn = Draws(shared={}, per_view={"noise": jnp.asarray(case.noise), "times": jnp.asarray(case.times)})
     progress = Progress(case.settings["step"], ITERATIONS)

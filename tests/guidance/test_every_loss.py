@@ -1,4 +1,4 @@
-"""What holds for every loss that can be chosen, without a network; tests/training has devices and seeds."""
+"""Properties of every available loss, without a network; tests/training covers devices and seeds."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ PERP_NEG = pytest.mark.parametrize("avoided", [0, 2])
 
 @functools.cache
 def _model():
-    # Only losses with a network of their own look at it.
+    # Only losses with their own network use the model.
     return load_model(model_folder("toybox64"))
 
 
@@ -35,7 +35,7 @@ def _gradient(latents, seen, text, drawn, denoiser, learned, progress, *, loss):
 
 
 def _setting(kind):
-    """The loss, how many views, their latents, and what is drawn and learned."""
+    """The loss, the number of views, their latents, the random draws and the learned parameters."""
     loss = LOSSES[kind]()
     views = max(2, loss.views_together)
     z = fakes.latents(views)
@@ -49,7 +49,7 @@ def test_gradient_and_numbers_are_finite_and_no_time_is_too_late(kind, avoided):
     loss, views, z, drawn, learned = _setting(kind)
     assert jax.tree.all(jax.tree.map(lambda array: array.shape[0] == views, drawn.per_view))
     text = fakes.texts(views, avoided=avoided)
-    # It says NaN to times that are too late.
+    # It returns NaN for times that are too late.
     denoiser = fakes.smooth_denoiser(views, latest_time=loss.latest_time)
     seen = golden.see(z)
     gradient, numbers = _gradient(seen.latents, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
@@ -69,7 +69,7 @@ def test_a_hundred_steps_lead_to_the_picture_that_the_text_asks_for(kind):
     z = seen.latents
     for _ in range(100):
         gradient, _ = _gradient(z, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
-        # Half the way in all, however strong the loss.
+        # Half of the distance in total, regardless of the loss's strength.
         z = z - 0.005 * way * gradient / jnp.linalg.norm(gradient)
     assert np.linalg.norm(picture - z) < 0.8 * way
 
@@ -78,7 +78,7 @@ def test_a_hundred_steps_lead_to_the_picture_that_the_text_asks_for(kind):
 def test_nan_is_left_for_the_training_step_to_see(kind):
     loss, views, z, drawn, learned = _setting(kind)
     text, seen = fakes.texts(views, avoided=0), golden.see(z)
-    # All times are too late for it.
+    # All times are too late for this denoiser.
     denoiser = fakes.smooth_denoiser(views, latest_time=-1)
     gradient, _ = _gradient(seen.latents, seen, text, drawn, denoiser, learned, PROGRESS, loss=loss)
     assert np.all(np.isnan(gradient))

@@ -1,4 +1,4 @@
-"""FPS against DreamScene's public code: its nodes and its gradients (golden/losses)."""
+"""FPS compared with DreamScene's public code: nodes and gradients (golden/losses)."""
 
 import dataclasses
 
@@ -19,11 +19,11 @@ ITERATIONS = 1500
 
 
 def _as_run(name):
-    """The case, what the text says, what was drawn, and how far the run was."""
+    """The case, its text embeddings, random draws, and progress."""
     case = golden.load_case("fps", name)
     settings = case.settings
     progress = Progress(jnp.int32(round(settings["stage_step_rate"] * ITERATIONS)), ITERATIONS)
-    # A walk that stopped has fewer jumps; one more would pass any bound.
+    # A path that stopped early has fewer jumps; the padding exceeds any bound.
     jumps = (settings["jumps_drawn"] + [224] * 3)[:4]
     node_times, active = FPS().nodes(jnp.asarray(jumps, jnp.int32), FPS().bound_at(progress))
     drawn = Draws(
@@ -54,9 +54,9 @@ def test_nodes_are_those_of_the_authors(name):
 @pytest.mark.parametrize(
     ("jumps", "bound", "times"),
     [
-        ([200, 200, 200, 200], 800, [1, 201, 401, 601]),  # The bound itself is out.
+        ([200, 200, 200, 200], 800, [1, 201, 401, 601]),  # The bound itself is excluded.
         ([200, 200, 200, 200], 801, [1, 201, 401, 601, 801]),
-        ([200, 200, 200, 200], 100, [1, 201]),  # The first always counts.
+        ([200, 200, 200, 200], 100, [1, 201]),  # The first jump is always made.
     ],
 )
 def test_the_bound_stops_later_jumps(jumps, bound, times):

@@ -1,4 +1,4 @@
-"""DBC against its closed form and limits; the residual against a plain sum."""
+"""DBC compared with its closed form and limits, and the residual with a plain sum."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""GE3D against its authors' public code: trajectories, gradients, weights, schedules (golden/losses).
+"""GE3D compared with its authors' public code: trajectories, gradients, weights, schedules (golden/losses).
 
-The stored weights are normalized over all nodes, ours over the active ones: they agree but for
+The stored weights are normalized over all nodes, and ours over the active ones. They agree except for
 `lantern_k2901`, whose weights sum to less than 1.
 """
 
@@ -19,13 +19,13 @@ from tests.guidance import golden, stepwise
 
 FULL = ("k1", "k1234", "k2901")
 LANTERN = "lantern_k2901"
-# Their σ in iterations; their progress runs to T + 1.
+# The authors' σ in iterations; their progress runs to T + 1.
 WIDTH = 1000
 LOSS = GE3D(dbc_width=WIDTH / 3001)
 
 
 def _as_run(name):
-    """The case, what was drawn, and how far the run was."""
+    """The case, its random draws, and progress."""
     case = golden.load_case("ge3d", name)
     settings = case.settings
     times = settings["node_times"]
@@ -125,7 +125,7 @@ def test_weights_are_those_of_the_authors(name, iterations):
 
 
 def test_their_nodes_are_within_reach():
-    # The lantern's sixth node would have passed the bound, which is what made it five.
+    # The lantern's sixth node would exceed the bound, so there are five.
     case, _, _ = _as_run(LANTERN)
     nodes = Nodes(jump_max=(110, 80), jump_min=(100, 70), max_step=(700, 400))
     least, above, bound = case.settings["jump_bounds"]

@@ -1,4 +1,4 @@
-"""What ties the one-step losses to each other, to float64's digits."""
+"""Identities between the one-step losses, in float64 precision."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def _close(value, expected):
 
 
 def _drawn(loss, times=TIMES):
-    """A noise of each view, or of all for CDS, at these times."""
+    """Noise for each view (for CDS, shared by all views) at these times."""
     noise = fakes.latents(VIEWS)[::-1].copy()
     if isinstance(loss, CDS):
         shared = {"noise": jnp.asarray(noise[:1]), "lower": jnp.int32(30)}
@@ -43,7 +43,7 @@ def _drawn(loss, times=TIMES):
 
 
 def _gradient(loss, text, times=TIMES):
-    """The gradient of a single view: times the number of views."""
+    """The gradient of a single view, i.e. times the number of views."""
     denoiser = fakes.smooth_denoiser(VIEWS)
     drawn = _drawn(loss, times)
     gradient, _ = golden.gradient_of(loss, fakes.latents(VIEWS), text, drawn, denoiser, PROGRESS)
@@ -79,7 +79,7 @@ def test_normalized_csd_has_a_norm_of_one():
     text = fakes.texts(VIEWS, avoided=2)
     plain = _gradient(CSD(normalized=False), text)
     normalized = _gradient(CSD(normalized=True), text)
-    # But for the 1e-8 that keeps it finite.
+    # Up to the 1e-8 that keeps it finite.
     assert np.linalg.norm(normalized) == pytest.approx(1.0, abs=1e-7)
     assert golden.largest_difference(normalized, plain / np.linalg.norm(plain)) < 1e-7
 
@@ -108,7 +108,7 @@ def test_cds_compares_clean_latents_of_two_times(avoided):
 def test_mvdream_without_rescaling_is_sds(avoided):
     text = fakes.texts(VIEWS, avoided=avoided)
     times = np.full(VIEWS, 566, np.int32)
-    # SDS counts from the prediction with the text, where there is no Perp-Neg.
+    # Without Perp-Neg, SDS applies its scale relative to the prediction with the text.
     sds = SDS(scale=SCALE if avoided else SCALE - 1.0, weighting="ratio")
     mvdream = MVDream(scale=SCALE, recon_std_rescale=0.0)
     _close(_gradient(mvdream, text, times), _gradient(sds, text, times))
@@ -125,18 +125,18 @@ def test_mvdream_without_rescaling_is_sds(avoided):
     ],
 )
 def test_perp_neg_without_weight_is_plain_guidance(plain, counted):
-    # With Perp-Neg the scale counts from the prediction without the text.
+    # With Perp-Neg, the scale is relative to the prediction without the text.
     text = fakes.texts(VIEWS, avoided=2, weight=0.0)
     without = dataclasses.replace(text, avoided=text.avoided[:, :0], weights=text.weights[:, :0])
     _close(_gradient(counted, text), _gradient(plain, without))
-    # And with a weight it is another.
+    # With nonzero weights the gradient is different.
     away = fakes.texts(VIEWS, avoided=2)
     assert golden.largest_difference(_gradient(counted, away), _gradient(plain, without)) > 1e-3
 
 
 @pytest.mark.parametrize("loss", [SDS(), CSD(normalized=False), CDS()])
 def test_perp_neg_gives_each_view_its_own_state_and_time(loss):
-    # Where threestudio hands the negatives the state of another view.
+    # In threestudio, by contrast, the negatives get the state of another view.
     text = fakes.texts(VIEWS, avoided=2)
     together = _gradient(loss, text)
     drawn = _drawn(loss)

@@ -1,4 +1,4 @@
-"""GE3D with an inversion that is made up for: what is not asked for stays."""
+"""GE3D with corrections of the inversion: whatever the edit does not ask for is preserved."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def test_npi_leads_away_from_the_source():
         text = dataclasses.replace(world.text, source=world.text)
         (_, first), _, _ = _trajectories(world, text, inversion="npi", scale=7.5)
         (_, second), _, _ = _trajectories(world, text, inversion="npi", scale=1.0)
-        # Both predictions are one, so that their difference counts nothing.
+        # Both predictions are equal, so that their difference vanishes.
         np.testing.assert_allclose(first, second, atol=1e-9)
 
 
@@ -79,7 +79,7 @@ def test_without_a_source_the_noising_prompt_is_it():
 
 
 def _residual(world, loss, text, drawn, latents, source=None):
-    """What the loss hands to the latents, and the loss of each view."""
+    """The loss's residual at the latents, and the loss of each view."""
     seen = dataclasses.replace(golden.see(np.asarray(latents)), source=source)
 
     def scalar(z):
@@ -91,7 +91,7 @@ def _residual(world, loss, text, drawn, latents, source=None):
 
 
 def _other_text(world):
-    """Another prompt, with other weights of the views to stay away from."""
+    """A different prompt, with different Perp-Neg weights."""
     text = world.text
     return dataclasses.replace(
         text, positive=-text.positive, avoided=-text.avoided, weights=0.3 * text.weights
@@ -108,7 +108,7 @@ def test_delta_takes_off_what_is_asked_of_the_untouched_source(has_perp_neg, noi
         drawn = world.drawn(loss, 5000)
         both = dataclasses.replace(target, source=before)
         got, losses = _residual(world, loss, both, drawn, world.latents, source)
-        # Each of them by itself, in an ordinary iteration.
+        # Each of them separately, in an ordinary iteration.
         plain = dataclasses.replace(loss, inversion="plain")
         of_target, of_source = (
             _residual(world, plain, text, drawn, z)[0]
@@ -127,7 +127,7 @@ def test_delta_asks_for_nothing_where_nothing_is_to_change(has_perp_neg):
         loss = GE3D(inversion="delta")
         drawn = world.drawn(loss, 5000)
         gradient, losses = _residual(world, loss, same, drawn, world.latents, world.latents)
-        # Exactly: Adam would make steps of roundings.
+        # Exactly zero, because Adam would turn rounding errors into steps.
         np.testing.assert_array_equal(gradient, 0.0)
         np.testing.assert_array_equal(losses, 0.0)
         other = dataclasses.replace(world.text, source=_other_text(world))
@@ -160,14 +160,14 @@ def test_texts_of_the_source_and_a_setting_that_does_not_exist():
         GE3D(inversion="exact")
 
 
-# A world of things of two shapes in two colors: rows of the picture hold the one and the other.
+# A world of things with two shapes and two colors: one half of the picture's rows shows each.
 _SPREAD, _EDGE = 0.3, 4
 _THINGS = np.random.default_rng(3).normal(size=(2, 2, _EDGE // 2, _EDGE, 4))
 _PICTURES = np.stack([np.concatenate([_THINGS[0][i], _THINGS[1][j]]) for i in range(2) for j in range(2)])
 
 
 def _knows_four_things(model, x, t, text):
-    """The exact ε for pictures spread about four; a text's first number says which, and one below 0 any."""
+    """The exact ε for pictures around four centers; a text's first number selects one, or any if below 0."""
     alpha = jnp.reshape(model[jnp.asarray(t)], (-1, 1, 1, 1, 1))
     variance = alpha * _SPREAD**2 + 1 - alpha
     away = x[:, None] - jnp.sqrt(alpha) * _PICTURES
@@ -178,7 +178,7 @@ def _knows_four_things(model, x, t, text):
 
 
 def _edited(inversion, iterations=60):
-    """The first thing edited to the second, of the same shape: how far shape and color are off, and ‖r‖."""
+    """Edit the first thing to the second, of the same shape: errors of shape and color, and ‖r‖."""
     schedule = golden.schedule()
     denoiser = Denoiser(schedule.alphas_cumprod, schedule, 1, _knows_four_things)
     says = {
@@ -215,10 +215,10 @@ def _edited(inversion, iterations=60):
 
 
 def test_delta_ends_at_the_edit_and_direct_never_ends():
-    """Direct inversion asks for as much when the edit is done: the source prompt fits it ever less."""
+    """Direct inversion's residual does not shrink with the edit, because the source prompt fits ever less."""
     shape, color, norms = _edited("delta")
     assert shape < 0.02 and color < 0.2 and norms[-1] < 0.1 * norms[0]
-    # An ordinary iteration ends, too, but forgets what was special about the shape.
+    # An ordinary iteration also converges, but loses the details of the shape.
     forgotten, color, norms = _edited("plain")
     assert forgotten > 0.1 and color < 0.3 and norms[-1] < 0.2 * norms[0]
     _, far, norms = _edited("direct")

@@ -1,4 +1,4 @@
-"""ISM against LucidDreamer's public code: its times, its path, its gradients (golden/losses)."""
+"""ISM compared with LucidDreamer's public code: times, path and gradients (golden/losses)."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ CASES = ("perp_neg_early", "plain_middle", "perp_neg_late")
 
 
 def _as_run(name):
-    """The case, the loss with its settings, what was drawn, and how far the run was."""
+    """The case, the loss with its settings, the random draws, and the progress."""
     case = golden.load_case("ism", name)
     settings = case.settings
     loss = ISM(delta_end=settings["delta_range"][1])
@@ -111,7 +111,7 @@ def test_draws_keep_their_range():
         indices, noise = draw(jnp.arange(400), jnp.int32(iteration))
         assert sorted(set(np.asarray(indices).tolist())) == list(range(20, above))
     assert loss.latest_time == 26
-    # A channel's own noise is shared by the views.
+    # The views share the per-channel noise offset.
     assert noise.shape == (400, 2, 4, 4, 4)
     means = jnp.mean(noise, axis=(2, 3))
     assert float(jnp.mean(means[:, 0] * means[:, 1])) == pytest.approx(0.01, abs=0.005)

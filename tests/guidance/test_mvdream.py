@@ -1,4 +1,4 @@
-"""MVDream's loss against its public code: whole iterations, and from stored predictions."""
+"""MVDream's loss compared with its public code: whole iterations, and stored predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ VIEWS = 4
 
 
 def _texts(case):
-    # MVDream writes no words for the view.
+    # MVDream does not name the view in the prompt.
     texts = case.texts()
     positive = np.broadcast_to(golden.embedding(case.settings["prompt"]), (VIEWS, *texts.plain.shape))
     return texts.replace(positive=jnp.asarray(positive))

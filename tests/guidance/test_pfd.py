@@ -1,4 +1,4 @@
-"""PFD: a plain loop, and SDI as its limit. No authors' code was at hand."""
+"""PFD compared with a plain loop and with SDI, its limit. The authors' code was not available."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_one_time_is_sdi():
         expected, _ = world.gradient_of(SDI(), drawn, progress)
         one, _ = world.gradient_of(PFD(path_step=1000), drawn, progress)
         many, _ = world.gradient_of(PFD(path_step=300), drawn, progress)
-    # Two programs: they may round differently.
+    # Two separate programs, which may round differently.
     assert golden.largest_difference(one, expected) < 1e-12
     assert golden.largest_difference(many, expected) > 1e-2
 

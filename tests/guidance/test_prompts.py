@@ -17,12 +17,12 @@ def _at(degrees: float):
     positive, negatives, weights = prompts.perp_neg_embeddings(
         EMBEDDINGS, jnp.deg2rad(jnp.array([degrees], jnp.float32))
     )
-    # Constant embeddings: one number says which view it is.
+    # Constant embeddings: a single number identifies the view.
     return float(positive[0, 0, 0]), np.asarray(negatives[0, :, 0, 0]), np.asarray(weights[0])
 
 
 def _expected(degrees: float):
-    """The formulas, one case at a time."""
+    """The formulas, evaluated one case at a time."""
     distance = abs((degrees + 180) % 360 - 180)
     if distance < 90:
         r = 1 - distance / 90
@@ -74,7 +74,7 @@ def test_nothing_but_small_changes_across_small_angles_where_no_threshold_lies(d
 
 
 def _by_view(views, weights):
-    """(N, 3): what weighs on the front, the side and the back."""
+    """(N, 3), the weights of the front, the side and the back."""
     table = np.zeros((len(views), 3))
     np.put_along_axis(table, np.asarray(views, int), np.asarray(weights), axis=1)
     return table
@@ -100,7 +100,7 @@ def test_views_weigh_what_the_authors_let_them_weigh(variant, rule, weight):
     np.testing.assert_allclose(texts.positive[:, 0], tables[f"{variant}/positive"], atol=2e-6)
     found = _by_view(np.argmax(texts.avoided[:, :, 0], axis=-1), texts.weights)
     expected = _by_view(tables[f"{variant}/negatives"], tables[f"{variant}/weights"])
-    # Rounding of the azimuth decides which side of a threshold it lies on.
+    # Rounding may move an azimuth to the other side of a threshold.
     share = np.abs((tables["azimuth_degrees"] + 180) % 360 - 180) / 90 % 1
     is_clear = (np.abs(share[:, None] - [0.2, 0.8]) > 1e-6).all(axis=1)
     assert is_clear.sum() > 160

@@ -1,4 +1,4 @@
-"""SCTD: the published equations in NumPy, its segments, and what it draws; there are no arrays of theirs."""
+"""SCTD: the published equations in NumPy, its segments, and its draws; no arrays of the authors exist."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ EDGES = (20, 212, 404, 596, 788)
 
 
 def _by_hand(world, noise, times, scale):
-    """c + (σ + 1)·d and r, from the network's predictions and ᾱ alone."""
+    """c + (σ + 1)·d and r, computed only from the network's predictions and ᾱ."""
     start, s, t = times
     alphas = np.asarray(world.schedule.alphas_cumprod)
     z = np.asarray(world.latents)
@@ -66,7 +66,7 @@ def test_the_published_edges():
     np.testing.assert_array_equal(after, np.maximum(times, np.asarray(expected) + 80))
 
 
-# The least time drawn is 501, 261 and 21; the latter two are moved up, to 212 + 80 and to 20 + 80.
+# The lowest drawn times are 501, 261 and 21; the latter two are raised to 212 + 80 and 20 + 80.
 @pytest.mark.parametrize(("iteration", "least", "most"), [(0, 501, 980), (750, 292, 740), (1500, 100, 500)])
 def test_times_fall_during_the_warm_up_and_lie_within_their_segment(iteration, least, most):
     loss, shape = SCTD(), (1, 1, 1, 4)

@@ -1,4 +1,4 @@
-"""SDI against threestudio's public code: its times, its inversion, its gradients (golden/losses)."""
+"""SDI compared with threestudio's public code: times, inversion and gradients (golden/losses)."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ from tests.guidance import golden, stepwise
 
 CASES = ("early", "middle", "late_plain")
 ITERATIONS = 10_000
-# As the authors' code runs it.
+# The variant of the authors' code.
 LITERAL = SDI(consistent=False)
 
 
 def as_run(name):
-    """The case, what the text says, what was drawn, and how far the run was."""
+    """The case, its text embeddings, random draws, and progress."""
     case = golden.load_case("sdi", name)
     settings, stored = case.settings, case["step_noises"]
     noises = np.zeros((1, SDI().inversion_steps, *stored.shape[2:]))
@@ -35,7 +35,7 @@ def as_run(name):
 
 
 def stored_inversion(case, text):
-    """Answers on the way up: both texts give the guided prediction, so that guidance changes nothing."""
+    """The answers along the inversion: both texts give the guided prediction, so guidance has no effect."""
     return [
         golden.Answer(epsilon, time, asked, state)
         for epsilon, time, state in zip(

@@ -1,4 +1,4 @@
-"""SDS against threestudio's code: whole iterations through the bundled network, and stored predictions."""
+"""SDS compared with threestudio's code: whole iterations of the bundled network, and stored predictions."""
 
 import jax
 import jax.numpy as jnp

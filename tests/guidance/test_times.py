@@ -1,4 +1,4 @@
-"""The times of a run against the tables of the authors' codes, and what is drawn against its bounds."""
+"""The times of a run compared with tables from the authors' code, and drawn times with their bounds."""
 
 import jax
 import numpy as np
@@ -57,10 +57,10 @@ def test_dreamtime_falls_from_one_bound_to_the_other(variant, iterations):
 
 def test_falling_times_count_the_first_iteration_as_one():
     times = FallingTimes().bounds(500)[:, 0]
-    # 1000·(1 − 1/500) = 998 is cut; iteration 9 has 1000·(1 − 10/500); the last has 0, which is cut.
+    # 1000·(1 − 1/500) = 998 is clipped; iteration 9 has 1000·(1 − 10/500); the last has 0, which is clipped.
     assert times[0] == times[8] == 980 and times[9] == 980 and times[10] == 978 and times[249] == 500
     assert times[-1] == 20
-    # 1000·(1 − k/16) = 937.5, 875, 812.5, …: halves go to the even neighbor.
+    # 1000·(1 − k/16) = 937.5, 875, 812.5, …: halves are rounded to even.
     np.testing.assert_array_equal(FallingTimes().bounds(16)[:4, 0], [938, 875, 812, 750])
 
 

@@ -1,4 +1,4 @@
-"""Time nodes and both trajectories, against plain Python loops."""
+"""Time nodes and both trajectories, compared with plain Python loops."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def _predict(x, t):
     return jnp.tanh(x) * (1.0 + t / 1000.0)
 
 
-# Of the published configurations.
+# Nodes of the published configurations.
 CONFIGS = {
     "giraffe": PUBLISHED,
     "lantern": trajectory.Nodes(jump_max=(110, 80), jump_min=(100, 70), max_step=(700, 400)),
@@ -96,7 +96,7 @@ def test_jumps_cover_their_range_and_the_bound_stops_them():
     start = Progress(0, 100)
     times, active = jax.vmap(lambda key: trajectory.sample_time_nodes(key, start, nodes))(keys)
     assert set(np.unique(times[:, 1])) == {10, 11, 12}
-    # The bound itself is no node.
+    # The bound itself is not a node.
     assert set(np.unique(active)) == {2, 3} and int(jnp.max(times)) == 34
     stopped = np.asarray(times)[np.asarray(active) == 2]
     assert np.all(stopped[:, 2] == stopped[:, 4])
@@ -169,7 +169,7 @@ def test_offset_noise_shares_one_constant_per_channel():
     shape = (200, 16, 16, 4)
     noise = trajectory.offset_noise(jax.random.key(0), shape, 5.0)
     means = jnp.mean(noise, axis=(1, 2))
-    # Each view's channel mean is the shared offset but for the mean of 256 draws.
+    # Each view's channel mean is the shared offset plus the mean of 256 draws.
     assert float(jnp.max(jnp.std(means, axis=0))) < 0.1
     assert float(jnp.std(noise - means[:, None, None])) == pytest.approx(1.0, abs=0.02)
     assert float(jnp.max(jnp.abs(means))) > 1.0

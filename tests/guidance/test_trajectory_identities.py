@@ -1,4 +1,4 @@
-"""What ties the losses that walk along the DDIM path to each other, to float64's digits."""
+"""Identities between the losses that follow the DDIM path, in float64 precision."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_ge3d_sums_what_every_step_disagrees_by(has_perp_neg):
 
 def test_ge3ds_coarsest_node_is_ism():
     world = smooth.world(has_perp_neg=False)
-    # ISM's times, 1, 201, s + 1, i + 1, as GE3D's nodes.
+    # ISM's times 1, 201, s + 1, i + 1 used as GE3D's nodes.
     ism, progress = ISM(), world.progress(700)
     ism_drawn = world.drawn(ism, 700)
     ism_drawn.shared["index"] = jnp.int32(421)
@@ -163,7 +163,7 @@ def _draws_of(world, loss):
 
 @pytest.mark.parametrize("name", [name for name in WALKING if name not in ("ism", "sdi", "pfd")])
 def test_perp_neg_of_weight_zero_is_plain_guidance(name):
-    # ISM rounds δ otherwise with Perp-Neg, SDI and its kin count the scale otherwise.
+    # With Perp-Neg, ISM rounds δ differently, and SDI and its relatives define the scale differently.
     world, loss = smooth.world(has_perp_neg=True), LOSSES[name]()
     drawn, progress = _draws_of(world, loss)
     text = dataclasses.replace(world.text, weights=jnp.zeros_like(world.text.weights))
@@ -219,7 +219,7 @@ def test_a_walk_makes_its_active_steps_only():
         jnp.asarray([1, 2, 4, 9]),
         2,
     )
-    # 1 → 1 + 1·1 + 1 = 3 → 3 + 3·2 + 2 + 10 = 21, and stays.
+    # 1 → 1 + 1·1 + 1 = 3 → 3 + 3·2 + 2 + 10 = 21, then constant.
     assert path.states[:, 0, 0, 0, 0].tolist() == [1, 3, 21, 21]
     assert path.predictions[:, 0, 0, 0, 0].tolist() == [1, 6, 6]
     assert path.end is not None and float(path.last_prediction[0, 0, 0, 0]) == 6

@@ -1,4 +1,4 @@
-"""VSD against threestudio's runs and against CSD; what it learns, and that its two gradients stay apart."""
+"""VSD compared with threestudio's runs and with CSD; its learned part, and its two separate gradients."""
 
 import dataclasses
 import re
@@ -23,13 +23,13 @@ from tests.guidance import golden
 CASES = ("a", "b")
 VIEWS = 2
 PROGRESS = Progress(0, 25_000)
-# Of float32, largest difference to largest value.
+# For float32: the largest difference relative to the largest value.
 TOLERANCE = 5e-5
 WIDTH = 6
 
 
 def _path(name):
-    """Where the parameter of a PyTorch name stands in what is learned."""
+    """Path of the learned parameter with this PyTorch name."""
     modules = re.sub(r"\.(\d+)", r"_\1", name).replace("to_out_lora", "to_out_0_lora")
     *path, leaf = re.split(r"[/.]", modules.replace("_lora.", ".").removesuffix(".weight"))
     return (*path, leaf, "kernel") if leaf.startswith("linear") else (*path, leaf)
@@ -37,7 +37,7 @@ def _path(name):
 
 @pytest.fixture(scope="module")
 def stored():
-    """What both cases learn, and the paths in the order of the file."""
+    """The learned parameters of both cases, and their paths in file order."""
     arrays, flat = golden.load_tables("vsd"), {}
     rest = arrays["parameters_times_256"].astype(np.float32) / 256
     for name, (rows, columns) in zip(arrays["parameter_names"], arrays["parameter_shapes"], strict=True):
@@ -47,7 +47,7 @@ def stored():
 
 
 def _published(name):
-    """A case as the loss is called, its one view twice where there is but one: all are compiled as one."""
+    """A case's inputs of the loss; a single view is duplicated so that all cases share a compiled program."""
     case = golden.load_case("vsd", name)
     times = VIEWS // len(case.latents)
 
@@ -58,7 +58,7 @@ def _published(name):
         return twice(np.asarray(case.settings[key]))
 
     text = case.texts(negative="")
-    # Their axes are OpenGL's.
+    # The authors use OpenGL's axes.
     seen = golden.see(twice(case.latents), settings("camera_to_world") @ np.diag([1.0, -1.0, -1.0, 1.0]))
     drawn = Draws(
         shared={"without_cameras": jnp.asarray(case.settings["camera_zeroed"])},
@@ -75,7 +75,7 @@ def _published(name):
 
 @pytest.fixture(scope="module")
 def evaluate():
-    """(learned, seen, text, drawn) → the gradients in both, and the numbers; of the bundled network."""
+    """(learned, seen, text, drawn) → both gradients and the metrics, for the bundled network."""
     model = golden.bundled_model()
     denoiser = Denoiser(model, model.schedule, VIEWS)
 
@@ -89,7 +89,7 @@ def evaluate():
 
 @pytest.fixture(scope="module")
 def found(evaluate, stored):
-    """By case: gradient in what is learned, gradient in z, numbers."""
+    """Per case: the gradients of the learned parameters and of z, and the metrics."""
     results = {}
     for name in CASES:
         (learned, latents), numbers = evaluate(stored[0], *_published(name))
@@ -109,7 +109,7 @@ def test_the_gradient_is_prolific_dreamer_s(name, found):
 def test_both_losses_are_prolific_dreamer_s(name, found):
     settings = golden.load_case("vsd", name).settings
     assert float(found[name].numbers["loss"].mean()) == pytest.approx(settings["loss_vsd"], rel=1e-5)
-    # Case b learns at t = 999, where √ᾱ is smallest.
+    # Case b trains at t = 999, where √ᾱ is smallest.
     assert float(found[name].numbers["loss_lora"].mean()) == pytest.approx(settings["loss_lora"], rel=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_what_is_learned_has_prolific_dreamer_s_gradients(name, found, stored):
         rest = case["parameter_gradients"]
         for path in order:
             gradient = np.asarray(gradients[path]).T
-            # Of the largest one the file has the first rows only.
+            # The file has only the first rows of the largest gradient.
             gradient = gradient[:8] if path == ("camera", "linear_2", "kernel") else gradient
             wanted, rest = np.split(rest, [gradient.size])
             assert golden.largest_difference(gradient.ravel(), wanted) < TOLERANCE, path
@@ -161,7 +161,7 @@ def test_its_optimizer_is_adamw_as_pytorch_has_it():
 
 
 def _smooth(model, x, t, text, adapter=None):
-    """A network in a few lines: each of its inputs counts, and so does each part of an adapter."""
+    """A minimal network that depends on all of its inputs, and on every part of an adapter."""
     level = 0.1 + jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype) / 1000
     shift = jnp.sum(text * model["text"], axis=(1, 2)) * level
     if adapter is not None:
@@ -171,8 +171,8 @@ def _smooth(model, x, t, text, adapter=None):
 
 
 def _situation(count=4, *, avoided=0):
-    """A network in small with everything that a call takes, in the precision of the moment."""
-    # NumPy's: to compile JAX's draws takes longer than everything else here.
+    """A small network with all inputs of a call, in the current default precision."""
+    # NumPy's generator, because compiling JAX's would take longer than everything else here.
     rng = np.random.default_rng(3)
 
     def random(*shape):
@@ -226,7 +226,7 @@ def _compiled(learned, latents, seen, text, drawn, denoiser):
 
 
 def _gradients(now):
-    """In what is learned and in z, and the numbers."""
+    """The gradients of the learned parameters and of z, and the metrics."""
     (learned, latents), numbers = _compiled(
         now.learned, now.seen.latents, now.seen, now.text, now.drawn, now.denoiser
     )
@@ -263,7 +263,7 @@ def test_neither_gradient_reaches_into_the_other():
     with jax.enable_x64():
         now = _situation()
         learned, latents, _ = _gradients(now)
-        # What only one of them uses changes that one alone.
+        # An input used by only one of the gradients changes only that one.
         for name in ("t", "noise", "t_lora", "noise_lora"):
             other = _situation()
             other.drawn.per_view[name] = other.drawn.per_view[name][::-1]
@@ -297,7 +297,7 @@ def test_what_it_hands_over_is_what_it_says():
         for without_cameras in (False, True):
             now.drawn.shared["without_cameras"] = jnp.asarray(without_cameras)
             learned, latents, numbers = _gradients(now)
-            # Without cameras only what is learned sees none.
+            # Dropping the cameras affects only the learned network.
             _assert_close(latents, weights * difference / 4, 1e-12)
             shown = jnp.zeros_like(cameras) if without_cameras else cameras
             expected, gradient = jax.value_and_grad(own_loss)(now.learned, shown)
@@ -326,11 +326,11 @@ def test_views_in_turn_keep_little_for_the_gradient():
             return VSD()(learned, now.seen, now.text, now.drawn, denoiser, PROGRESS)[0]
 
         pull_back = jax.eval_shape(lambda learned: jax.vjp(scalar, learned)[1], now.learned)
-        # Less what goes into the network and comes out of it.
+        # Excluding the network's inputs and outputs.
         size = now.seen.latents.size
         return (sum(leaf.size for leaf in jax.tree.leaves(pull_back)) - 2 * size) / size
 
-    # All views at once keep twice as much in JAX 0.12, three times as much in 0.10.
+    # Processing all views at once keeps twice as much in JAX 0.12, and three times as much in 0.10.
     assert kept(1) < 0.6 * kept(8)
 
 

@@ -1,4 +1,4 @@
-"""The loss that sees only the end of GE3D's path."""
+"""The loss that uses only the end of GE3D's path."""
 
 import jax
 import jax.numpy as jnp

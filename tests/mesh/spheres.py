@@ -1,4 +1,4 @@
-"""A ball as views of it: exact depths, and colors that tell where on it a place is."""
+"""Views of a ball: exact depths, and colors that encode the position on it."""
 
 import functools
 
@@ -12,7 +12,7 @@ CENTER, RADIUS = np.array([0.2, -0.1, 0.15]), 0.5
 
 
 def color_of(points):
-    """The color (..., 3) of places on the ball: its normal."""
+    """The color (..., 3) of points on the ball, which encodes the normal."""
     return 0.5 + 0.5 * (points - CENTER) / RADIUS
 
 
@@ -25,7 +25,7 @@ def views_of_ball(count: int = 24, size: int = 96) -> Views:
     local = np.stack([x, y, np.ones_like(x)], axis=-1)
     rays = np.einsum("hwi,vij->vhwj", local, np.asarray(cameras.world_to_camera, np.float64)[:, :3, :3])
     to_center = CENTER - places
-    # |t·ray − to_center| = RADIUS, the nearer solution; t is the camera-space z.
+    # The nearer solution of |t·ray − to_center| = RADIUS; t is the camera-space z.
     square, along = (rays**2).sum(-1), np.einsum("vhwj,vj->vhw", rays, to_center)
     root = along**2 - square * ((to_center**2).sum(-1) - RADIUS**2)[:, None, None]
     depths = np.where(root > 0, (along - np.sqrt(np.maximum(root, 0))) / square, np.inf)

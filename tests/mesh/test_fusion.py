@@ -1,4 +1,4 @@
-"""Fusion of exact depths gives the distance to the surface that they are of."""
+"""Fusion of exact depths gives the distance to their surface."""
 
 import dataclasses
 
@@ -18,13 +18,13 @@ def test_the_field_is_the_distance_to_the_surface():
     cell = float(grid.cell)
     points = np.asarray(grid.origin) + steps * cell
     distance = np.linalg.norm(points - CENTER, axis=-1) - RADIUS
-    # Closely around the ball: a cell of the coarse grid and the margin at each end.
+    # The grid fits the ball closely, up to a cell of the coarse grid and the margin at each end.
     assert RESOLUTION < max(grid.shape) <= RESOLUTION + 8
     assert 2 * RADIUS / RESOLUTION < cell < 2.4 * RADIUS / RESOLUTION
     assert field[distance < -1.0 * cell].max() < 0
     assert field[distance > 0.7 * cell].min() > 0
     near = np.abs(distance) < 0.5 * cell
-    # Oblique views see a longer way along z, so that the field is steeper than the distance.
+    # Oblique views see longer distances along z, so that the field is steeper than the distance.
     assert np.corrcoef(field[near], distance[near])[0, 1] > 0.9
     assert np.abs(field).max() <= 1.0
     for axis in range(3):
@@ -50,6 +50,6 @@ def test_pixels_of_points():
     camera = orbit_camera(azimuth=0.0, polar=0.5 * np.pi, radius=4.0, fov=0.5, size=(40, 20))
     pixels, depths = pixels_of(jnp.array([[0.0, 0, 0], [1.0, 0.1, 0.2]]), camera)
     focal = 10 / np.tan(0.25)
-    # From +x, y is to the right and z up.
+    # Seen from +x, y points right and z up.
     np.testing.assert_allclose(pixels, [[20, 10], [20 + focal * 0.1 / 3, 10 - focal * 0.2 / 3]], rtol=1e-4)
     np.testing.assert_allclose(depths, [4, 3], rtol=1e-5)

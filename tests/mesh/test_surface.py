@@ -1,4 +1,4 @@
-"""Closed surfaces: extracted, cleaned, taken apart where they touch, decimated."""
+"""Closed surfaces: extraction, cleaning, separation at contacts, and decimation."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ ORIGIN, CELL = np.array([1.0, -2.0, 0.5]), 0.1
 
 
 def balls(*centers_and_radii):
-    """Signed distance, in cells, to a union of balls; those of negative radius are cut out."""
+    """Signed distance, in cells, to a union of balls; balls of negative radius are cut out."""
     points = np.stack(np.meshgrid(*3 * [np.arange(COUNT)], indexing="ij"), axis=-1)
     field = np.full((COUNT,) * 3, np.inf)
     for *center, radius in centers_and_radii:
@@ -45,7 +45,7 @@ def tetrahedron(*, mirrored=False, at=(0.0, 0, 0)):
 
 
 def glued(first, second):
-    """Both surfaces as one, with vertices at the same place merged."""
+    """Join both surfaces, merging vertices at the same position."""
     vertices, index = np.unique(
         np.concatenate([first.vertices, second.vertices]), axis=0, return_inverse=True
     )
@@ -93,13 +93,13 @@ def test_a_missing_or_turned_triangle_is_noticed():
 
 @pytest.mark.parametrize("at", [(0.0, 0, 0), (1.0, 0, 0)])
 def test_solids_that_touch_get_vertices_of_their_own(at):
-    # Turned about x they share the edge on that axis; moved along it a single corner.
+    # Rotated about x, they share the edge on that axis; moved along it, a single corner.
     both = glued(tetrahedron(), tetrahedron(mirrored=True, at=at))
     assert len(both.vertices) == (6 if at[0] == 0 else 7)
     apart = separated(both)
     assert is_closed(apart) and len(apart.vertices) == 8
     assert volume(apart) == pytest.approx(1 / 3, rel=0.03)
-    # Readers that merge what lies at one place leave them apart.
+    # Readers that merge vertices at the same position keep them separate.
     assert len(np.unique(np.round(apart.vertices, 5), axis=0)) == 8
     np.testing.assert_array_equal(separated(tetrahedron()).vertices[[0]] * 0, [[0, 0, 0]])
 
@@ -116,7 +116,7 @@ def test_flaps_go_and_the_rest_stays():
     left = without_flaps(Surface(vertices, np.concatenate([solid.triangles, flap])))
     np.testing.assert_array_equal(left.triangles, solid.triangles)
     assert len(left.vertices) == 4
-    # The same side twice is no flap.
+    # Two triangles with the same orientation are not a flap.
     assert len(without_flaps(Surface(solid.vertices, solid.triangles[[0, 0, 1]])).triangles) == 3
 
 

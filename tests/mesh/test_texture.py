@@ -1,4 +1,4 @@
-"""Textures: each place has the color that the views show there."""
+"""Textures: each point has the color that the views show there."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ pytest.importorskip("xatlas", reason="meshes need requirements-mesh.txt")
 
 
 def ball(rings=12, around=24):
-    """A ball of triangles that face outward."""
+    """A ball of outward-facing triangles."""
     polar, azimuth = np.meshgrid(
         np.linspace(0, np.pi, rings + 1)[1:-1], np.arange(around) * 2 * np.pi / around, indexing="ij"
     )
@@ -58,7 +58,7 @@ def test_points_take_the_color_of_views_that_see_them_squarely():
 def test_points_that_no_view_sees_take_the_nearest_color():
     normal = np.array([[0.0, 0, 1], [1.0, 0, 0]])
     seen = CENTER + RADIUS * normal
-    # One far inside of the ball below each.
+    # One point deep inside the ball below each.
     hidden = CENTER + 0.5 * RADIUS * normal
     colors = colors_at(views_of_ball(), np.concatenate([seen, hidden]), np.concatenate([normal, normal]))
     np.testing.assert_allclose(colors[2:], colors[:2])
@@ -76,5 +76,5 @@ def test_the_texture_has_each_color_at_its_place():
         points = np.einsum("k,tkc->tc", weights, surface.vertices[surface.triangles])
         columns, rows = (places[:, 0] * 256).astype(int), ((1 - places[:, 1]) * 256).astype(int)
         np.testing.assert_allclose(mesh.texture[rows, columns] / 255, color_of(points), atol=0.08)
-    # Between the charts, too, so that no seam shows: nothing is black, for the ball is nowhere.
+    # The space between charts is filled, too, so that no seam shows: no texel is black, as on the ball.
     assert mesh.texture.max(axis=-1).min() > 30

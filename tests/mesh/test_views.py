@@ -1,4 +1,4 @@
-"""Depths and colors of splats from all around, against sums over all splats in NumPy."""
+"""Depths and colors of splats from all around, compared with sums over all splats in NumPy."""
 
 import math
 
@@ -19,14 +19,14 @@ COUNT = 60
 
 
 def one_splat(color, *, opacity):
-    """A ball in the origin, in a buffer as long as the others', so that it is compiled once."""
+    """A ball at the origin, in a buffer as long as the others' so that programs are compiled once."""
     return make_gaussians(
         np.zeros((1, 3)), [color], np.array([0.2]), np.array([opacity]), capacity=COUNT, sh_degree=1
     )
 
 
 def brute_depths(gaussians, camera):
-    """The depth (H, W) where STOPPED of the light is stopped, by a fine search along each ray."""
+    """The depth (H, W) at which a share STOPPED of the light is blocked, by a fine search along each ray."""
     seen = jax.tree.map(lambda x: np.asarray(x, np.float64), project(gaussians, camera))
     center = np.asarray(camera_center(camera), np.float64)
     quaternions = np.asarray(gaussians.quaternions, np.float64)
@@ -78,7 +78,7 @@ def test_depths_are_where_the_light_is_stopped():
         expected = brute_depths(gaussians, jax.tree.map(lambda x, i=index: x[i], cameras))
         both = np.isfinite(expected) & np.isfinite(depths[index])
         assert both.sum() > 20
-        # Pixels of an alpha near the limit may fall on either side of it.
+        # Pixels with an alpha near the limit may fall on either side of it.
         assert np.mean(np.isfinite(expected) != np.isfinite(depths[index])) < 0.01
         step = 2 * REACH / 63
         np.testing.assert_allclose(depths[index][both], expected[both], atol=0.5 * step)
@@ -95,7 +95,7 @@ def test_a_view_shows_the_color_without_background_and_the_way_to_the_outline():
     )
     gaps = np.asarray(views.gaps)
     assert (gaps[covered] == 0).all()
-    # Along the middle row the outline is where the last covered pixel ends.
+    # In the middle row, the outline is at the end of the last covered pixel.
     row, last = SIZE // 2, np.flatnonzero(covered[0][SIZE // 2]).max()
     np.testing.assert_allclose(gaps[0][row, last + 1 : last + 4], [0.5, 1.5, 2.5])
 
@@ -106,7 +106,7 @@ def test_cameras_look_at_the_origin_from_all_sides():
     np.testing.assert_allclose(np.linalg.norm(places, axis=1), REACH / math.sin(math.radians(15)), rtol=1e-5)
     directions = places / np.linalg.norm(places, axis=1, keepdims=True)
     nearest = np.sort(directions @ directions.T, axis=1)[:, -2]
-    # The nearest neighbor of each is about as far away: 40 of equal caps on a sphere are 30 degrees apart.
+    # The nearest neighbors are about equally far away: 40 equal caps on a sphere are 30 degrees apart.
     assert np.degrees(np.arccos(nearest)).min() > 20
     assert np.linalg.norm(directions.mean(axis=0)) < 0.02
     center = np.einsum("vij,j->vi", np.asarray(cameras.world_to_camera), [0, 0, 0, 1.0])

@@ -1,4 +1,4 @@
-"""Errors over prompts: of numbers whose error is known, and of what has none."""
+"""Standard errors over prompts: numbers with a known error, and cases without one."""
 
 from itertools import combinations
 
@@ -22,7 +22,7 @@ def test_the_error_covers_the_truth_as_often_as_it_should():
         draw = random.exponential(1.0, 24)
         mean, error = mean_and_error({str(i): [value] for i, value in enumerate(draw)}, resamples=200)
         inside.append(abs(mean - 1.0) < error)
-    # 68 % of a normal distribution lies within its deviation.
+    # 68 % of a normal distribution lies within its standard deviation.
     assert 0.58 < np.mean(inside) < 0.76
 
 
@@ -31,7 +31,7 @@ def test_seeds_of_a_prompt_count_as_one():
     mean, error = mean_and_error(values, resamples=40_000)
     assert mean == pytest.approx((1.0 + 5.0 + 3.0) / 3)
     assert error == pytest.approx(np.std([1.0, 5.0, 3.0], ddof=1) / np.sqrt(3), rel=0.02)
-    # More seeds of one prompt that agree make nothing more certain.
+    # More agreeing seeds of one prompt do not reduce the error.
     assert mean_and_error(values | {"b": [5.0] * 9}, resamples=40_000) == (mean, error)
 
 
@@ -44,7 +44,7 @@ def test_draws_follow_the_seed():
 def test_what_has_no_error_or_no_mean():
     assert mean_and_error({}) == mean_and_error({"a": [None]}) == (None, None)
     assert mean_and_error({"a": [1.0, 2.0]}) == (1.5, None)
-    # Two prompts have an error: half their distance.
+    # Two prompts have a standard error of half their difference.
     assert mean_and_error({"a": [1.0], "b": [3.0]}) == (2.0, pytest.approx(1.0, rel=0.05))
     assert mean_and_error({"a": [1.0], "b": [np.inf]}) == (np.inf, None)
 

@@ -1,4 +1,4 @@
-"""BRISQUE against the package brisque: its numbers in tests/golden, and its model where it is installed."""
+"""BRISQUE compared with the package brisque: its stored numbers, and its model if it is installed."""
 
 import pickle
 from importlib.util import find_spec
@@ -40,10 +40,10 @@ def test_scores_are_the_reference_s(golden):
 
 
 def drawn(random, alpha, left, right, count=200_000):
-    """Numbers of an asymmetric generalized Gaussian with mean squares left and right of 0."""
+    """Draw from an asymmetric generalized Gaussian with the given mean squares left and right of 0."""
     ratio = np.sqrt(gamma(1 / alpha) / gamma(3 / alpha))
     sizes = random.gamma(1 / alpha, size=count) ** (1 / alpha) * ratio
-    # A side's share of the numbers is in proportion to its width.
+    # The share of numbers on each side is proportional to its width.
     is_left = random.random(count) < np.sqrt(left) / (np.sqrt(left) + np.sqrt(right))
     return np.where(is_left, -np.sqrt(left) * sizes, np.sqrt(right) * sizes)
 
@@ -63,7 +63,7 @@ def test_what_is_neither_above_nor_below_counts_to_the_right():
 
 
 def test_shapes_stay_within_the_authors_range():
-    # All of one size has no tails at all, and two rare giants nothing else.
+    # Numbers of equal size have no tails at all, and two rare giants have nothing but tails.
     assert fit_asymmetric(np.asarray([-1.0, 1.0] * 50))[0] == 10.0
     giants = np.asarray([-1e-6, 1e-6] * 50_000 + [-1.0, 1.0])
     assert fit_asymmetric(giants)[0] == 0.2
@@ -75,14 +75,14 @@ def test_normalized_pixels_do_not_depend_on_light_where_they_vary():
     first, second = (normalized(each)[inner, inner] for each in (gray, 0.5 * gray + 0.4))
     np.testing.assert_allclose(first, second, atol=0.06)
     assert abs(first.mean()) < 0.05
-    # Flat is exactly 0, whatever the rounding; beyond the border it is black.
+    # Flat regions are exactly 0 despite rounding; beyond the border the picture is black.
     flat = normalized(np.full((20, 20), 0.3))
     assert not flat[inner, inner].any() and flat[0, 0] > 0.1
 
 
 def test_halving_takes_four_pixels_around_each_middle():
     row = np.asarray([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0])
-    # The last pixel stands once more beyond the border.
+    # The last pixel is repeated beyond the border.
     expected = [-3 / 32, 19 / 32, 0.0, (19 * 2 - 3 * 2) / 32]
     np.testing.assert_allclose(halved(np.tile(row, (4, 1)))[0], expected)
     np.testing.assert_allclose(halved(np.tile(row, (4, 1)).T)[:, 0], expected)
@@ -98,7 +98,7 @@ def test_the_regression_is_a_sum_of_kernels():
     least, greatest = np.full(36, 1.0), np.full(36, 5.0)
     vectors = np.stack([np.full(36, -1.0), np.full(36, 1.0)])
     model = BrisqueModel(least, greatest, vectors, np.asarray([3.0, 5.0]), 0.01, -20.0)
-    # Features at the least are −1 scaled: on the first vector, and √(36·2²) from the second.
+    # The lowest features scale to −1: they equal the first vector, and are √(36·2²) away from the second.
     assert score_of_features(model, least) == pytest.approx(20.0 + 3.0 + 5.0 * np.exp(-0.01 * 144.0))
     middle = np.exp(-0.01 * 36.0)
     assert score_of_features(model, np.full(36, 3.0)) == pytest.approx(20.0 + 8.0 * middle)

@@ -1,4 +1,4 @@
-"""Saturation and contrast of pictures made by hand: what is behind an object and half covered has no say."""
+"""Saturation and contrast of handmade pictures; the background and half-covered pixels do not count."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_the_object_s_own_colors_are_found_under_the_white():
     alphas = np.asarray([[1.0, 0.6, 0.51], [0.5, 0.1, 0.0]])
     found = colors_of(over_white(np.broadcast_to(RED, (2, 3, 3)), alphas), alphas)
     np.testing.assert_allclose(found, np.broadcast_to(RED, (3, 3)))
-    # What lies darker than its coverage allows is no color below 0.
+    # Pixels darker than their coverage allows do not give colors below 0.
     assert colors_of(np.zeros((1, 1, 3)), np.full((1, 1), 0.75)).min() == 0.0
 
 
@@ -28,7 +28,7 @@ def test_saturation_is_the_mean_chroma():
 
 def test_contrast_is_the_deviation_of_the_luminance():
     assert contrast(np.asarray([[0.2] * 3, [0.6] * 3])) == pytest.approx(0.2)
-    # Green is brighter than red, and red than blue.
+    # Green is brighter than red, and red is brighter than blue.
     assert contrast(np.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])) == pytest.approx((0.7152 - 0.2126) / 2)
     assert contrast(np.asarray([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])) == pytest.approx(0.0722 / 2)
     shades = np.asarray([[0.2] * 3, [0.6] * 3])

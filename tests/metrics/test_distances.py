@@ -1,4 +1,4 @@
-"""Metrics on features: against plain formulas, limits, and what they do not depend on."""
+"""Metrics on features: comparison with plain formulas, limits, and invariances."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_frechet_distance_is_that_of_gaussians(rng):
     expected = means @ means + np.trace(first + second - 2 * np.real(sqrtm(first @ second)))
     assert frechet_distance(made, real) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(made, made + 2.0) == pytest.approx(16.0, rel=1e-6)
-    # Fewer pictures than numbers: covariances without full rank.
+    # With fewer pictures than features, covariances do not have full rank.
     few = rng.normal(size=(3, 8))
     assert frechet_distance(few, few) == pytest.approx(0.0, abs=1e-6)
 

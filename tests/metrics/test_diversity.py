@@ -1,4 +1,4 @@
-"""Diversity across objects made by hand, whose shapes and colors differ by known amounts."""
+"""Diversity of handmade objects whose shapes and colors differ by known amounts."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ge3d_jax.metrics.likeness import Views
 
 
 def block(columns, color, *, alpha=1.0):
-    """Two views of a block that covers some of 8 columns."""
+    """Two views of a block that covers the given ones of 8 columns."""
     alphas = np.zeros((2, 4, 8))
     alphas[:, :, columns] = alpha
     pictures = np.where(alphas[..., None] > 0, np.asarray(color, float), 1.0)
@@ -20,7 +20,7 @@ def test_shape_is_what_silhouettes_do_not_share():
     assert shape_diversity([left, left]) == 0.0
     assert shape_diversity([left, right]) == 1.0
     assert shape_diversity([left, shifted]) == pytest.approx(1 - 2 / 6)
-    # All pairs count: two share a third, and one nothing.
+    # All pairs count: two of them overlap by a third, and one not at all.
     assert shape_diversity([left, shifted, right]) == pytest.approx((4 / 6 + 4 / 6 + 1) / 3)
 
 
@@ -36,7 +36,7 @@ def test_texture_is_the_mean_difference_where_both_are():
     assert texture_diversity([dark, light]) == pytest.approx(0.2)
     same = block(slice(0, 4), (0.2, 0.2, 0.2))
     assert texture_diversity([dark, light, same]) == pytest.approx((0.2 + 0.0 + 0.2) / 3)
-    # A pixel that is half covered belongs to neither.
+    # A half-covered pixel belongs to neither.
     half = block(slice(0, 4), (1.0, 1.0, 1.0), alpha=0.5)
     assert texture_diversity([dark, half]) is texture_diversity([half, dark]) is None
 
@@ -45,5 +45,5 @@ def test_what_has_no_diversity():
     one, other = block(slice(0, 2), (1.0, 0.0, 0.0)), block(slice(4, 6), (0.0, 0.0, 1.0))
     assert shape_diversity([one]) is None and texture_diversity([one]) is None
     assert texture_diversity([one, other]) is None
-    # A pair that shares nothing says nothing about the others.
+    # Pairs without overlap are ignored.
     assert texture_diversity([one, other, one]) == 0.0

@@ -1,4 +1,4 @@
-"""PIE-Bench's figures against its own evaluation (tests/golden/editing/metrics.npz)."""
+"""PIE-Bench's metrics compared with its own evaluation code (tests/golden/editing/metrics.npz)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Likeness to the truth: each number of pictures, outlines, surfaces and splats made by hand."""
+"""Likeness to the ground truth: each metric on handmade pictures, outlines, surfaces and splats."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_tint_is_the_chroma_where_the_truth_is_neutral_and_inside():
     picture[1, 2] = (0.5, 0.7, 0.4)
     assert tint(picture, truth, alpha) == pytest.approx(0.3 / 4)
     assert tint(picture[:1, :1], truth[:1, :1], alpha[:1, :1]) is None
-    # A chroma of 0.03 is a color, and a coverage of 0.99 an edge.
+    # A chroma of 0.03 counts as a color, and a coverage of 0.99 as an edge.
     truth[0, 0], alpha[0, 1] = (0.5, 0.5, 0.529), 0.991
     picture[0, :2] = (0.0, 1.0, 0.0)
     assert tint(picture, truth, alpha) == pytest.approx(2.3 / 6)
@@ -74,7 +74,7 @@ def test_a_camera_sees_points_on_the_surface():
     points, hit = surface("snowman", toybox_camera(0.3, np.deg2rad(70.0), size=64))
     nearest = np.asarray(distance_to("snowman", points))
     assert np.all(np.abs(nearest[np.asarray(hit)]) < 4e-3) and np.all(nearest[~np.asarray(hit)] > 4e-3)
-    # They face the camera, and its cone is filled by the object.
+    # The points face the camera, and the object fills its view.
     assert points[np.asarray(hit)].mean(axis=0)[0] > 0.1 and 0.1 < np.mean(hit) < 0.6
 
 
@@ -86,7 +86,7 @@ def splats(positions, opacity=0.95):
 
 @pytest.fixture(scope="module")
 def on_the_surface():
-    """Splats where eight cameras see the snowman."""
+    """Splats at the snowman's surface points seen by eight cameras."""
     points = []
     for azimuth in turntable_azimuths(8):
         places, hit = surface("snowman", toybox_camera(azimuth, np.deg2rad(70.0), size=64))
@@ -97,9 +97,9 @@ def on_the_surface():
 def test_splats_on_the_true_surface_are_like_it(on_the_surface):
     cameras = cameras_around(turntable_azimuths(2), Viewpoint(size=64))
     found = measure_likeness(splats(on_the_surface), SENTENCE, cameras)
-    # A splat spreads over a pixel, and the pixels of so small a picture are large.
+    # A splat extends over a pixel, and pixels are large in such a small picture.
     assert found["overlap"] > 0.78 and found["chamfer"] < 0.02 and found["specks"] == 0.0
-    # They have one grey for the whole, so they lack its dark hat and its nose, not its outline.
+    # The splats are uniformly gray, so they lack the dark hat and the nose, but not the outline.
     assert 10 < found["psnr"] < 20 and found["tint"] < 0.01
     larger = measure_likeness(splats(1.3 * on_the_surface), SENTENCE, cameras)
     assert larger["overlap"] < 0.7 and larger["chamfer"] > 0.03 and larger["psnr"] < found["psnr"]
@@ -111,7 +111,7 @@ def test_specks_are_the_share_of_the_opacity_outside(on_the_surface):
     faint = both.replace(opacity_logits=both.opacity_logits.at[30:].set(jax.scipy.special.logit(0.475)))
     assert specks(both, "snowman", 1.5) == pytest.approx(10 / 40)
     assert specks(faint, "snowman", 1.5) == pytest.approx(5 / 35)
-    # A splat that is not there is no speck, and one within 5 % of the size counts as part of the object.
+    # Unused splats are not specks, and splats within 5 % of the size count as part of the object.
     assert specks(both.replace(mask=jnp.arange(40) < 30), "snowman", 1.5) == 0.0
     near = splats(np.asarray([[0.0, 0.0, -0.74 - 0.049], [0.0, 0.0, -0.74 - 0.051]]))
     assert specks(near, "snowman", 1.0) == pytest.approx(0.5)
@@ -152,9 +152,9 @@ def test_the_truth_is_like_itself(truth, on_the_surface):
 def test_true_depths_are_those_of_the_surface(truth, two_cameras):
     inside = truth.alphas == 1.0
     assert truth.depths.shape == (2, 64, 64) and not truth.depths[truth.alphas == 0.0].any()
-    # The snowman is half a unit thick at least, and its middle 3.5 away.
+    # The snowman is at least half a unit thick, and its center is 3.5 away.
     assert 2.7 < truth.depths[inside].min() < 3.3 and 3.3 < truth.depths[inside].max() < 3.7
-    # A point at its depth in the middle of a pixel lies on the surface.
+    # The point at a pixel center's depth lies on the surface.
     camera = jax.tree.map(lambda each: each[0], two_cameras)
     rows, columns = np.nonzero(inside[0])
     focal_x, focal_y, center_x, center_y = np.asarray(camera.intrinsics)
@@ -173,7 +173,7 @@ def test_an_object_and_the_truth_are_looked_at_apart(truth, two_cameras, on_the_
     apart = compare_views(ours, truth, splats(on_the_surface), SENTENCE)
     assert apart == measure_likeness(splats(on_the_surface), SENTENCE, two_cameras)
     assert apart["depth"] < 0.04 and 0.5 < apart["ssim"] < 0.95
-    # Distances are in sizes of the object.
+    # Distances are relative to the object's size.
     size = size_of(truth.points)
     assert apart["depth"] == pytest.approx(depth_difference(ours, truth) / size)
     assert apart["chamfer"] == pytest.approx(chamfer(ours.points, truth.points) / size)
@@ -187,7 +187,7 @@ def test_points_are_seen_in_the_middle_of_their_pixels(two_cameras, on_the_surfa
         mask=jnp.arange(len(on_the_surface)) < 1,
     )
     points = object_views(ball, two_cameras).points
-    # Round about the origin from both sides; the whole is one splat, as deep as its middle.
+    # Around the origin, from both sides; the object is one splat, whose depth is that of its center.
     assert np.ptp(points, axis=0).max() > 0.2
     np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-3)
 

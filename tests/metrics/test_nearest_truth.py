@@ -1,4 +1,4 @@
-"""The nearest truth: its camera is found off the gallery's grid, as far away as those of the world."""
+"""The nearest ground truth: its camera is found off the gallery's grid, at the world's camera distance."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def seen(azimuth, polar, size, radius=RADIUS):
     return paint_layers(layers, *sentence_colors(SENTENCE), jnp.asarray(BEHIND)), layers.alpha
 
 
-# The gallery's own view, one between its azimuths, one beyond all of its cameras.
+# A view of the gallery, one between its azimuths, and one beyond all of its cameras.
 @pytest.mark.parametrize(
     ("place", "size", "least"), [((15, 70), 64, 80), ((23, 65), 64, 34), ((-96, 84), 128, 28)]
 )
@@ -42,7 +42,7 @@ def test_a_camera_outside_the_world_is_not_taken(gallery):
     far, outline = seen(0, 70, 64, radius=4.5)
     images = np.asarray(far)[None]
     found, outlines = nearest_truth(gallery, recognize(gallery, images, BEHIND), images, BEHIND)
-    # As far away as the world's cameras are, and no farther.
+    # At the distance of the world's cameras, and no farther.
     area = np.sum(outlines) / np.sum(seen(0, 70, 64)[1])
     assert 0.9 < area < 1.1 and np.sum(outlines) > 1.3 * np.sum(outline)
     assert float(psnr(found[0], images[0])) < 25

@@ -1,4 +1,4 @@
-"""Edited objects whose distances are known."""
+"""Metrics of edited objects with known distances."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from ge3d_jax.metrics.pictures import LOUDEST
 
 
 def views(top=0.0, bottom=0.0, *, wide=4, shift=0.0, count=2):
-    """A white picture with a square of two halves, gray each, and a surface of a square of edge 2."""
+    """A white picture with a square of two gray halves, and a square surface of edge length 2."""
     pictures, alphas = np.ones((count, 8, 8, 3), np.float32), np.zeros((count, 8, 8), np.float32)
     pictures[:, 2:4, 2 : 2 + wide], pictures[:, 4:6, 2 : 2 + wide] = top, bottom
     alphas[:, 2:6, 2 : 2 + wide] = 1.0
@@ -23,7 +23,7 @@ def test_the_shape_is_measured_against_the_source():
     assert measure_kept(views(), views()) == {"outline": 1.0, "moved": 0.0}
     kept = measure_kept(views(wide=3, shift=0.5), views())
     assert kept == {"outline": pytest.approx(12 / 16), "moved": pytest.approx(0.5 / 2)}
-    # The size is the source's.
+    # Distances are relative to the source's size.
     larger = dataclasses.replace(views(shift=0.5), points=2 * views().points)
     assert measure_kept(views(), larger)["moved"] == pytest.approx(measure_kept(larger, views())["moved"] / 2)
 
@@ -43,20 +43,20 @@ def test_the_edit_is_where_the_truths_differ():
         return measure_reached(edited, source, true_target, true_source)
 
     assert reached(source) == {"rest_psnr": LOUDEST, "reached": 0.0, "way_left": pytest.approx(1.0)}
-    # 0.1 of 0.5 of the way is left, and the rest is off by 0.1.
+    # 0.1 of a distance of 0.5 remains, and the rest is off by 0.1.
     almost = reached(views(top=0.7, bottom=0.6))
     assert almost == {
         "rest_psnr": pytest.approx(20.0, abs=1e-3),
         "reached": 1.0,
         "way_left": pytest.approx(0.2, abs=1e-4),
     }
-    # Nearer to the source than to the target by a little, and the other way around.
+    # Slightly closer to the source than to the target, and vice versa.
     assert reached(views(top=0.49))["reached"] == 0.0
     assert reached(views(top=0.51))["reached"] == 1.0
-    # Half way between is not nearer.
+    # Halfway is not closer.
     dark, light = views(top=0.25), views(top=0.75)
     assert measure_reached(views(top=0.5), dark, light, dark)["reached"] == 0.0
-    # What is outside of both outlines, or of one alone, is no rest, nor is what is covered by half.
+    # Pixels outside of either outline, or half covered, do not count as the rest.
     outside = views(top=0.8, bottom=0.5)
     outside.pictures[:, 0] = 0.0
     assert reached(outside)["rest_psnr"] == LOUDEST

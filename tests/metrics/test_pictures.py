@@ -1,4 +1,4 @@
-"""PSNR and SSIM against loops over windows."""
+"""PSNR and SSIM compared with loops over windows."""
 
 import jax
 import jax.numpy as jnp

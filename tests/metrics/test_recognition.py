@@ -1,4 +1,4 @@
-"""Recognizing pictures: ground truth on and off the grid, any background, and the error by brute force."""
+"""Recognition of pictures: ground truth on and off the grid, any background, and brute-force errors."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def truth(kind, color, azimuth, *, polar=POLAR, radius=3.5, background=WHITE, si
 
 
 def paint_gallery(gallery, background):
-    """Every picture of the gallery, painted one by one: (K, V, C, H, W, 3)."""
+    """All pictures of the gallery, painted one by one: (K, V, C, H, W, 3)."""
     planes = jnp.asarray(gallery.layers, jnp.float32) / 255.0
     return np.stack(
         [
@@ -63,7 +63,7 @@ def paint_gallery(gallery, background):
 
 
 def test_names_ground_truth_on_the_grid(gallery):
-    # -45° is a view that the gallery stores as the mirror image of another.
+    # The gallery stores the view at -45° as the mirror image of another one.
     asked = [("duck", "yellow", 0.0), ("mushroom", "red", 0.0), ("duck", "white", -np.pi / 4)]
     named = recognize(gallery, np.stack([truth(*one) for one in asked]), WHITE)
     assert [gallery.kinds[kind] for kind in named.kinds] == [kind for kind, _, _ in asked]
@@ -157,7 +157,7 @@ def test_larger_pictures_are_averaged_down(gallery):
     large, small = (recognize(gallery, image[None], ODD) for image in (picture, means))
     assert (gallery.kinds[large.kinds[0]], COLOR_NAMES[large.colors[0]]) == ("duck", "red")
     np.testing.assert_allclose(large.azimuths, np.pi / 4, atol=1e-6)
-    # The error is a difference of large sums.
+    # Errors are differences of large sums.
     np.testing.assert_allclose(large.errors, small.errors, rtol=1e-3)
 
 
@@ -182,7 +182,7 @@ def test_figures_of_the_recognizer(gallery):
     assert figures["pictures"] == 24
     assert figures["right_kind_and_color"] > 0.9
     assert np.sum(figures["kind_confusion"]) == np.sum(figures["color_confusion"]) == 24
-    assert figures["azimuth_error_degrees"]["median"] < 25  # the grid of this gallery is 45° wide
+    assert figures["azimuth_error_degrees"]["median"] < 25  # this gallery's grid has a spacing of 45°
 
 
 def test_figures_of_a_model_that_draws_the_truth_except_for_one_kind(gallery):
@@ -198,7 +198,7 @@ def test_figures_of_a_model_that_draws_the_truth_except_for_one_kind(gallery):
     assert pictures.shape == (24, 64, 64, 3)
     assert (figures["right_kind"], figures["right_color"]) == (0.5, 1.0)
     assert figures["right_kind_and_color"] == 0.5
-    # The truth itself, from a camera that is found.
+    # The ground truth itself, with its camera found by search.
     assert figures["likeness"]["psnr"] > 45 and abs(figures["likeness"]["sharpness"] - 1) < 0.01
     assert all(sample.pop("likeness")["psnr"] > 45 for sample in figures["samples"])
     assert figures["samples"][12] | {"squared_error": 0} == {

@@ -1,4 +1,4 @@
-"""FID and KID of shrunken pictures: known for a set itself, for Gaussians, and on average over draws."""
+"""FID and KID of shrunken pictures: for identical sets, for Gaussians, and on average over draws."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_set_has_no_distance_from_itself():
     features = shrunken_features(pictures)
     assert frechet_distance(features, features) == pytest.approx(0.0, abs=1e-6)
     assert frechet_distance(features, features[::-1]) == pytest.approx(0.0, abs=1e-6)
-    # All white by 0.1 darker: the means alone differ.
+    # Uniform brightness shifted by 0.1: only the means differ.
     shifted = shrunken_features(0.9 * pictures)
     bright = shrunken_features(np.ones((12, 16, 16, 3)) * np.linspace(0.2, 0.9, 12)[:, None, None, None])
     assert frechet_distance(bright, bright + 0.1) == pytest.approx(768 * 0.01)
@@ -33,7 +33,7 @@ def test_a_set_has_no_distance_from_itself():
 
 
 def exact_normal(random, count, size):
-    """Numbers (count, size) whose mean is exactly 0 and covariance exactly the identity."""
+    """Numbers (count, size) with a mean of exactly 0 and the identity as their exact covariance."""
     drawn = random.normal(size=(count, size))
     drawn -= drawn.mean(axis=0)
     return drawn @ np.linalg.inv(np.linalg.cholesky(np.cov(drawn.T))).T
@@ -60,7 +60,7 @@ def test_kernel_distance_is_unbiased_over_draws():
         found.append(kernel_distance(draw[:8], draw[8:]))
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found)) < 3 * error
-    # With each picture's pair with itself it would be far above.
+    # Including each picture's pair with itself would give a far larger value.
     own = np.mean(((pictures**2).mean(axis=1) + 1.0) ** 3)
     pairs = np.mean((pictures @ pictures.T / 6 + 1.0) ** 3)
     assert 2 * (own - pairs) / 8 > 20 * error

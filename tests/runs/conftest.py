@@ -1,4 +1,4 @@
-"""What the tests of runs share: a tiny model, and short turntables: the sheet's views and as many between."""
+"""Shared fixtures of the run tests: a tiny model, and turntables with few frames."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.tiny_model import write_tiny_model
 
 @pytest.fixture(scope="package", autouse=True)
 def _short_turntables() -> Iterator[None]:
-    """To draw 64 frames takes longer than all else in the runs of these tests."""
+    """Shorten turntables, because rendering 64 frames would take longer than the rest of these runs."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(results, "_TURNTABLE_FRAMES", 16)
         patched.setattr(results, "_SHEET_STRIDE", 2)
@@ -21,7 +21,7 @@ def _short_turntables() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Folder of the tiny model."""
+    """The tiny model's folder."""
     folder = tmp_path_factory.mktemp("model")
     write_tiny_model(folder)
     return folder

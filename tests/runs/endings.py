@@ -1,12 +1,12 @@
-"""Ends a short run at its n-th file operation, or fills the disk there, for every n, and resumes it.
+"""Ends a short run, or fills the disk, at its n-th file operation for every n, and then resumes the run.
 
     python -m tests.runs.endings fit killed
     python -m tests.runs.endings generate full --every=3
     python -m tests.runs.endings sweep killed
 
-A run is ended by an error at a file operation after which every other one fails as well: nothing more reaches
-the disk, whatever the code does about it, as if the process were gone. What is resumed must be the bytes of a
-run that nothing happened to. Some minutes each; the tests try a few n.
+A run is ended by an error at a file operation, after which all further ones fail as well: nothing more
+reaches the disk, whatever the code does about it, as if the process were gone. The resumed run must produce
+the same bytes as an undisturbed run. Each command takes some minutes; the tests try only a few n.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import write_posed_images
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
-_EVERY = flags.DEFINE_integer("every", 1, "Try every so manieth file operation.", lower_bound=1)
+_EVERY = flags.DEFINE_integer("every", 1, "Try only every n-th file operation.", lower_bound=1)
 
 _CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate")
-# These need room on the disk.
+# These need free space on the disk.
 _GROWING = ("open", "os.mkdir")
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """Simulates the death of the process."""
 
 
 class Operations:
-    """Counts the file operations below a folder, and lets them fail from one on."""
+    """Counts the file operations below a folder, and makes them fail from a given one on."""
 
     def __init__(self) -> None:
         self._folder: str | None = None
@@ -70,15 +70,15 @@ class Operations:
 
     @contextlib.contextmanager
     def counted(self, folder: Path, *, from_number: int = 0, way: str = "") -> Iterator[Callable[[], int]]:
-        """Count those below `folder`; from a number on they fail: "killed", or "full", a full disk.
+        """Count the operations below `folder`, and make them fail from a given number on.
 
         Args:
-            folder: where.
-            from_number: of the first one that fails, from 1; 0 for none.
-            way: how.
+            folder: the folder.
+            from_number: number of the first failing operation, starting from 1; 0 for none.
+            way: how they fail: "killed", or "full" for a full disk.
 
         Yields:
-            tells how many there were.
+            A function that returns the number of operations so far.
         """
         self._folder, self._count = str(folder.resolve()), 0
         self._from, self._way = from_number, way
@@ -94,14 +94,14 @@ def whole_and_resumed(
     """End a run at a file operation, and resume it.
 
     Args:
-        run: (folder, resume=) writes to a folder.
-        folder: to write to.
-        operations: to let fail.
-        number: of the operation.
+        run: (folder, resume=), a run that writes to a folder.
+        folder: the folder to write to.
+        operations: the operations that fail.
+        number: number of the first failing operation.
         way: see `Operations.counted`.
 
     Returns:
-        sentences on what is not as it should be.
+        Sentences that describe deviations from the expected result.
     """
     folder.mkdir()
     wrong = []
@@ -126,7 +126,7 @@ def whole_and_resumed(
 
 
 def differing(folder: Path, whole: Path) -> list[str]:
-    """Names of the results that differ from those of a run that nothing happened to, or are missing."""
+    """Names of results that are missing or differ from those of an undisturbed run."""
     names = ("object.ply", "views.png", "turntable.gif", "viewer.html", "config.json")
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.name in names]
     return [
@@ -137,7 +137,7 @@ def differing(folder: Path, whole: Path) -> list[str]:
 
 
 def fitting(images: Path) -> Callable[..., object]:
-    """A fit of two iterations, of which each is saved."""
+    """A fit of two iterations that saves its state after each."""
     settings = {"iterations": 2, "views": 1, "start.count": 20, "scene.capacity": 20, "density.every": 0}
     settings |= {"start.sh_degree": 0, "buffer_capacity": 4096}
     write_posed_images(images, Sentence("mushroom", "red"), views=2, test_views=1, size=16, seed=0)
@@ -154,7 +154,7 @@ _SMALL = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 
 
 
 def generating(model: Path) -> Callable[..., object]:
-    """A run of two iterations on a tiny model, of which each is saved and shown."""
+    """A run of two iterations on a tiny model, with a saved state and a preview after each."""
     write_tiny_model(model)
 
     def run(folder: Path, *, resume: bool) -> object:
@@ -173,7 +173,7 @@ def generating(model: Path) -> Callable[..., object]:
 
 
 def sweeping(model: Path) -> Callable[..., object]:
-    """A sweep of two prompts, likewise; each by itself, which makes it the bytes of its run."""
+    """A sweep of two prompts, likewise, one at a time so that each gives the same bytes as a single run."""
     write_tiny_model(model)
 
     def run(folder: Path, *, resume: bool) -> object:
@@ -198,7 +198,7 @@ KINDS = {"fit": fitting, "generate": generating, "sweep": sweeping}
 
 
 def main(arguments: list[str]) -> None:
-    """Try every n and say what went wrong."""
+    """Try every n and report failures."""
     _, kind, way = arguments
     operations = Operations()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""What a run is asked for: presets with prompts, and earlier runs by their config.json."""
+"""Requests for runs: from presets with prompts, and from the config.json of earlier runs."""
 
 import json
 import warnings
@@ -34,7 +34,7 @@ def _saved(folder, *, config=None, **changes):
 
 
 def _without(tree, name):
-    """The tree less the setting or the section of that dotted name."""
+    """The tree without the setting or section of this dotted name."""
     section, _, rest = name.partition(".")
     if not rest:
         return {key: value for key, value in tree.items() if key != section}
@@ -69,7 +69,7 @@ def test_a_file_tells_everything(tmp_path, density):
     assert asked.model == ModelChoice(
         "toybox", "float32", (("style.safetensors", 0.8),), ("cat.safetensors",)
     )
-    # What a caller gives goes first, also if that is none.
+    # Arguments given by the caller take precedence, even empty ones.
     assert asked.but(loras=(), seed=0).model.loras == ()
     assert asked.but(loras=None).model == asked.model
     assert asked_by_file(_saved(tmp_path, model="folder"), overrides=None).model.model == "folder"

@@ -32,7 +32,7 @@ def test_every_format_to_every_other(tmp_path, source, target):
     def places(gaussians):
         return np.array(sorted(np.asarray(gaussians.positions).tolist()))
 
-    # The coarsest has steps of a thousandth of the extent.
+    # The coarsest format has steps of a thousandth of the extent.
     error = {".compressed.ply": 3e-3, ".sog": 1e-4}.get(target, 2**-16)
     np.testing.assert_allclose(places(written)[:, 0], places(read)[:, 0], atol=error)
 
@@ -67,7 +67,7 @@ def test_errors_are_named(tmp_path, monkeypatch, source, target, ascii, says):
 
 
 def test_a_line_says_what_was_rounded(tmp_path):
-    """Each number is the largest one that a plain comparison finds."""
+    """Each reported number is the largest difference found by a plain comparison."""
     save_splats(tmp_path / "a.ply", random_gaussians(40, degree=1))
     done = convert_splats(tmp_path / "a.ply", tmp_path / "b.spz")
     before, after = (load_splats(tmp_path / name) for name in ("a.ply", "b.spz"))

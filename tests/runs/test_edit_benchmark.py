@@ -1,4 +1,4 @@
-"""The benchmark of edits: its numbers on editors whose results are known, PIE-Bench's layout, going on."""
+"""The editing benchmark: metrics of editors with known results, PIE-Bench's file layout, and resuming."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def halfway(cases, batch):
 
 
 def spoiling(cases, batch):
-    """The truth, with the rest brought a tenth towards black."""
+    """The true edit, with the rest of the picture darkened by a tenth."""
     rest = np.stack([case.kept for case in cases])[..., None]
     return perfect(cases, batch) * np.where(rest, 0.9, 1.0)
 
@@ -70,7 +70,7 @@ def rows_of(editor, cases):
 def test_a_case_keeps_what_both_sentences_show_alike(cases):
     color, part, behind = cases
     assert color.kept[0].all() and 0.5 < color.kept.mean() < 1
-    # The cap stays when the stem changes; the stem is thin.
+    # The cap stays when the stem, which is thin, changes.
     assert part.kept.mean() > color.kept.mean()
     np.testing.assert_array_equal(part.picture[part.kept], part.truth[part.kept])
     assert np.any(part.picture[~part.kept] != part.truth[~part.kept])
@@ -95,7 +95,7 @@ def test_what_happens_to_the_rest_counts_for_the_rest_alone(cases):
     for case, row in zip(cases, rows_of(spoiling, cases), strict=True):
         assert row["way_left"] == 0 and row["reached"] == 1
         rest = case.picture[case.kept] / 255.0
-        # PIE-Bench's way: the mean is over all pixels, and other ones count as equal.
+        # PIE-Bench's convention: the mean is over all pixels, and pixels outside the mask count as equal.
         error = np.sum((0.1 * rest) ** 2) / case.picture.size
         assert row["kept_psnr"] == pytest.approx(-10 * np.log10(error), abs=0.3)  # eight bits
         assert row["kept_ssim"] < 0.999 and row["truth_psnr"] < 40
@@ -153,7 +153,7 @@ def test_what_is_done_is_not_done_again(tmp_path, cases):
     results = run({"perfect": 1})
     assert made == ["perfect", "nothing"]
     assert run({"perfect": 1}) == results and made == ["perfect", "nothing"]
-    # Other settings of a method, or other pictures, are made anew.
+    # Different settings of a method, or different pictures, are computed anew.
     run({"perfect": 2})
     assert made[2:] == ["perfect"]
     run({"perfect": 2}, cases[:2])
@@ -180,7 +180,7 @@ def test_means_are_over_the_cases_of_a_kind():
     assert mean_rows(rows, "color")["kept_psnr"] == 25.0 and mean_rows(rows)["clip"] is None
     text = tables({"a method": rows})
     assert "| method | rest, PSNR | recognized |" in text and "| a method | 30.0 | 50 % |" in text
-    # Without a truth, the second table is the rest's.
+    # Without a ground truth, the second table shows the rest of the picture.
     assert "Rest, psnr, by kind" in text and "| a method | 25.0 | 40.0 |" in text
 
 
@@ -218,7 +218,7 @@ def test_pie_bench_s_layout_is_read(pie):
     np.testing.assert_array_equal(first.picture, stored)
     edited = np.argwhere(~first.kept[1:-1, 1:-1]) + 1
     np.testing.assert_array_equal(edited, [[2, 3], [2, 4], [2, 5], [2, 6]])
-    # The outermost pixels belong to the edited part.
+    # The outermost pixels belong to the edited region.
     assert not first.kept[0].any() and not first.kept[:, -1].any()
     row = measure(first, first.picture)
     assert set(row) == {"kept_psnr", "kept_ssim"}
@@ -252,7 +252,7 @@ def test_editors_refuse_times_that_do_not_fit_before_they_work():
 
 
 def test_a_method_edits_the_cases():
-    """DDIM on the fast bundled model, four steps: the text is met, and the rest kept in part."""
+    """DDIM with four steps on the fast bundled model: the edit succeeds, and the rest is partly preserved."""
     model = load_model(model_folder("toybox64"))
     edits = [edit for edit in draw_edits(0, 1) if edit.name in ("color", "background")]
     cases = toybox_cases(edits, 64, WordEdit())

@@ -1,4 +1,4 @@
-"""Pictures edited by the methods: what is written, and what is refused before any long work."""
+"""Editing pictures by the methods: the output files, and inputs rejected before any long computation."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_two_methods_side_by_side(model, tmp_path):
     assert told["methods"]["npi"]["steps"] == 2 and told["seconds"].keys() == {"direct", "npi"}
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * 5 and "{{" not in page
-    # Direct inversion gives the source back as the autoencoder does.
+    # Direct inversion reproduces the source as decoded by the autoencoder.
     edit_by_method(
         TARGET,
         methods=["direct"],

@@ -1,4 +1,4 @@
-"""A run that was ended anywhere, or ran into a full disk, is resumed to the bytes of one that was not."""
+"""A run that was killed anywhere, or hit a full disk, resumes to the same bytes as an undisturbed run."""
 
 import pytest
 
@@ -17,15 +17,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(run, operations, tmp_path_factory):
-    """A run that nothing happens to, and how many file operations it takes."""
+    """An undisturbed run, and its number of file operations."""
     folder = tmp_path_factory.mktemp("whole")
     with operations.counted(folder) as count:
         run(folder, resume=False)
         return folder, count()
 
 
-# All of them are tried by `python -m tests.runs.endings`; these lie within saves and among the results.
-# Orbax's coroutines, which nobody waits for any more.
+# `python -m tests.runs.endings` tries all operations; these lie within saves and among the results.
+# Ignores Orbax's coroutines, which nothing awaits any more.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
 @pytest.mark.parametrize(("way", "share"), [("killed", 0.25), ("killed", 0.6), ("full", 0.35), ("full", 0.8)])
 def test_what_was_ended_comes_to_the_same(way, share, run, whole, operations, tmp_path):

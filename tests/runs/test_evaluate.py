@@ -1,4 +1,4 @@
-"""The evaluation's list of prompts, its resuming, and the page and pictures made from the results."""
+"""The evaluation's prompts, resuming, and the page and pictures made from the results."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from ge3d_jax.toybox.world.captions import caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
-# As in tests/test_api_cli.py, so that both share what they compile.
+# The same as in tests/test_api_cli.py, so that both share compiled programs.
 SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
 
 
@@ -82,13 +82,13 @@ def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypa
     again, same_seconds = make()
     assert seconds == same_seconds > 0
     np.testing.assert_array_equal(first.positions, again.positions)
-    # A run of before there was some setting counts, where the preset has the value that it had.
+    # A run from before a setting existed counts if the preset's value matches the former behavior.
     config = tmp_path / "objects" / "ge3d" / "a-red-mushroom-0" / "config.json"
     whole = json.loads(config.read_text())
     older = whole | {"settings": {n: v for n, v in whole["settings"].items() if n != "shared_nodes"}}
     config.write_text(json.dumps(older))
     assert make()[1] == seconds
-    # Other settings and other seeds are other objects; a run that was stopped early does not count.
+    # Different settings or seeds mean different objects; a run that was stopped early does not count.
     for changes in ({"guidance.scale": 5.0}, {"seed": 1}):
         with pytest.raises(Generated):
             make(**changes)

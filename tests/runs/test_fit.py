@@ -1,4 +1,4 @@
-"""Fitting in miniature: the order of the pictures, what is written, stopping and going on, both densities."""
+"""Fitting at a small size: picture order, output files, stopping and resuming, both density strategies."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ from ge3d_jax.training.presets import with_density
 
 HAS_MESH = importlib.util.find_spec("mcubes") is not None
 ROOT = Path(__file__).parent.parent.parent
-# Small enough for seconds; the splats already fill their buffer, so that one length is compiled.
+# Small enough to run in seconds; the splats already fill their buffer, so that only one size is compiled.
 SMALL = {
     "iterations": 40,
     "views": 1,
@@ -84,7 +84,7 @@ def test_a_fit_comes_closer_and_writes_everything(whole):
         "state",
         ".lock",
     }
-    # Or a line says why not: the splats are few and soft.
+    # The mesh may be missing with a message, because the splats are few and soft.
     assert HAS_MESH == (("mesh.glb" in names) != any(line.startswith("mesh.glb") for line in whole.unwritten))
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == whole.metrics and [line["iteration"] for line in lines] == list(range(1, 41))
@@ -100,7 +100,7 @@ def test_a_fit_comes_closer_and_writes_everything(whole):
 
 
 class CtrlC(Observer):
-    """Presses Ctrl-C after an iteration."""
+    """Simulates Ctrl-C after an iteration."""
 
     def __init__(self, number):
         self.number = number
@@ -120,12 +120,12 @@ def test_stopped_and_resumed_is_the_same_to_the_byte(images, whole, tmp_path):
     assert not again.interrupted and again.iterations == 40
     assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
     assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
-    # What found no room before the stop counts as well.
+    # Splats that found no room before the stop count as well.
     count = sum(line.get("not_served", 0) for line in whole.metrics)
     assert 0 < sum(line.get("not_served", 0) for line in whole.metrics[:15]) < count
     (sentence,) = whole.advice
     assert again.advice == [sentence] and sentence.startswith(f"{count} splats ")
-    # Finished, there is nothing left to do but to write what is missing.
+    # A finished run only writes missing files.
     (tmp_path / "object.ply").unlink()
     assert fit_images(images, out=tmp_path, overrides=SMALL, resume=True, progress=False).iterations == 40
     assert (tmp_path / "object.ply").read_bytes() == (whole.folder / "object.ply").read_bytes()
@@ -145,7 +145,7 @@ def test_a_fixed_budget_grows_slowly(images):
         parts=1,
         on_iteration=lambda done, numbers, state: seen.append(numbers),
     )
-    # 120, and 5 % more after iterations 10 and 20.
+    # 120 splats, increased by 5 % after iterations 10 and 20.
     assert [numbers["splats"] for numbers in seen] == [120] * 10 + [126] * 10 + [132]
     assert result.iterations == 21 and int(result.object.mask.sum()) == 132
     losses = [numbers["loss"] for numbers in seen]

@@ -1,4 +1,4 @@
-"""The whole path on a tiny random model: what is written, what is refused, how a run is stopped."""
+"""Complete runs on a tiny random model: output files, rejected inputs, and stopping."""
 
 import dataclasses
 import importlib.util
@@ -55,7 +55,7 @@ def result(model, tmp_path_factory):
 
 def test_everything_is_written(result):
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
-    # From the state the run may go on with more iterations.
+    # The state allows resuming with more iterations.
     assert any(name.startswith("state/") for name in names)
     assert {name for name in names if not name.startswith(("state/", "mesh.glb"))} == {
         ".lock",
@@ -68,7 +68,7 @@ def test_everything_is_written(result):
         "metrics.jsonl",
         "previews/iteration_00002.png",
     }
-    # Or a line says why not: the splats are few and soft.
+    # The mesh may be missing with a message, because the splats are few and soft.
     assert HAS_MESH == (
         ("mesh.glb" in names) != any(line.startswith("mesh.glb") for line in result.unwritten)
     )
@@ -124,7 +124,7 @@ def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
         model=model,
         out=tmp_path,
         start=result.folder / "object.ply",
-        # The file says how many there are.
+        # The file determines the number of splats.
         overrides={name: value for name, value in SMALL.items() if name != "start.count"},
         preview_every=0,
         progress=False,
@@ -137,7 +137,7 @@ def test_restyle_begins_with_the_given_splats(model, result, tmp_path):
 
 
 class At(Observer):
-    """Does something after an iteration."""
+    """Calls a function after an iteration."""
 
     def __init__(self, number, action):
         self.number, self.action = number, action
@@ -186,7 +186,7 @@ def test_a_broken_off_run_resumes_to_the_same_bytes(model, result, tmp_path):
     assert [line["iteration"] for line in resumed.metrics] == [1, 2, 3]
     for name in ("object.ply", "views.png"):
         assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
-    # Finished, it writes what is missing, and goes on where more iterations are asked for.
+    # A finished run writes missing files, and continues if more iterations are requested.
     (tmp_path / "object.ply").unlink()
     assert ge3d_jax.generate(PROMPT, **run, resume=True).iterations == 3
     assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
@@ -223,7 +223,7 @@ def test_two_runs_do_not_write_to_one_folder(model, tmp_path):
 
 
 def full_disk(folder, name):
-    """What is written under this name finds a full disk."""
+    """Simulate a full disk for writes to files of this name."""
     stem, _, suffix = name.rpartition(".")
     (folder / f".{stem}.{os.getpid()}.part.{suffix}").symlink_to("/dev/full")
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_there(model, result, tm
     run = {"model": model, "out": tmp_path, "seed": 3, "preview_every": 0, "overrides": SMALL}
     half = ge3d_jax.generate(PROMPT, **run, progress=False)
     assert half.unwritten == ["views.png could not be written (No space left on device)."]
-    # The lines of the metrics found room at the end.
+    # There was room for the metrics at the end.
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3] and len(half.metrics) == 3
     assert not (tmp_path / "views.png").exists() and (tmp_path / "turntable.mp4").is_file()
@@ -404,10 +404,10 @@ def test_first_signal_asks_and_second_ends(number):
         assert not stop.requested
         signal.raise_signal(number)
         assert stop.requested
-        # Another one than a plain Ctrl-C, after which a run gives what it has.
+        # Unlike a plain Ctrl-C, after which a run returns its partial result.
         with pytest.raises(RunDropped):
             signal.raise_signal(signal.SIGINT)
-        # The others end the process even within a program that takes long.
+        # The other signals end the process even within a long-running program.
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     assert signal.getsignal(number) is before
 

@@ -1,4 +1,4 @@
-"""Judging objects whose numbers are known: the truth itself, one with two faces, one that is not there."""
+"""Evaluation of objects with known metrics: the ground truth itself, one with two faces, a missing one."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def ball():
 
 
 def changed(views, order):
-    """The same views in another order."""
+    """The same views in a different order."""
     fields = {name: getattr(views, name)[order] for name in ("pictures", "alphas", "depths")}
     return replace(views, **fields)
 
@@ -59,7 +59,7 @@ def test_the_truth_itself(gallery, truths, ball):
         "multi_faced": 0.0,
         "failed": 0.0,
     }
-    # Files hold no infinity.
+    # PSNR is capped, because files cannot store infinity.
     assert found["psnr"] == 99.0 and found["ssim"] == pytest.approx(1.0)
     assert found["overlap"] == found["sharpness"] == 1.0 and found["chamfer"] == found["depth"] == 0.0
     assert found["saturation"] == found["contrast"] == 1.0 and found["seconds"] == 12.5
@@ -108,11 +108,11 @@ def test_an_object_that_is_not_there_has_failed_and_is_a_size_away(gallery, trut
     found = judge_object(Judged(DUCK, 0, ball, nothing, duck), gallery)
     assert found["failed"] == found["chamfer"] == found["depth"] == 1.0 and found["overlap"] == 0.0
     assert found["saturation"] is None and found["contrast"] is None
-    # One that is there is no farther away.
+    # A missing object counts as at least as far away as any visible one.
     far = replace(duck, depths=duck.depths + 9.0, points=duck.points + 9.0)
     found = judge_object(Judged(DUCK, 0, ball, far, duck), gallery, metrics=["chamfer", "depth"])
     assert found == {"chamfer": 1.0, "depth": 1.0}
-    # Nor is one whose pictures are right but of which no pixel is covered by half.
+    # An object with correct pictures also counts as missing if no pixel is covered by more than half.
     faint = replace(duck, alphas=np.minimum(duck.alphas, 0.5))
     assert judge_object(Judged(DUCK, 0, ball, faint, duck), gallery, metrics=["failed"]) == {"failed": 1.0}
 
@@ -120,14 +120,14 @@ def test_an_object_that_is_not_there_has_failed_and_is_a_size_away(gallery, trut
 def test_ratios_are_those_of_the_object_to_the_truth(gallery, truths, ball):
     duck = truths[DUCK]
     inside = duck.alphas[..., None]
-    # Half way to a grey, and covered as before.
+    # Halfway to gray, with the same coverage.
     dull = replace(duck, pictures=0.5 * duck.pictures + 0.5 * (0.4 * inside + 1.0 - inside))
     found = judge_object(Judged(DUCK, 0, ball, dull, duck), gallery)
     assert found["saturation"] == pytest.approx(0.5, abs=0.01)
     assert found["contrast"] == pytest.approx(0.5, abs=0.01)
-    # Its outline against the white is nearly as sharp.
+    # Its outline against white is nearly as sharp.
     assert found["sharpness"] < 0.97
-    # Without color it is as bright as before.
+    # Without color, its brightness is unchanged.
     gray = replace(duck, pictures=np.repeat(duck.pictures @ [[0.2126], [0.7152], [0.0722]], 3, axis=-1))
     found = judge_object(Judged(DUCK, 0, ball, gray, duck), gallery, metrics=["saturation", "contrast"])
     assert found == {"saturation": pytest.approx(0.0, abs=1e-5), "contrast": pytest.approx(1.0, abs=0.01)}
@@ -169,7 +169,7 @@ def test_diversity_is_within_prompts(truths, ball):
         made(MUSHROOM, 1, mushroom),
     ]
     found = judge_group(objects)
-    # The ducks differ in color alone, the mushrooms not at all.
+    # The ducks differ only in color, and the mushrooms not at all.
     assert found["shape_diversity"] == 0.0 and 0.05 < found["texture_diversity"] < 0.5
     ducks = judge_group([objects[0], objects[2]])
     assert found["texture_diversity"] == pytest.approx(ducks["texture_diversity"] / 2)
@@ -181,7 +181,7 @@ def test_diversity_is_within_prompts(truths, ball):
 def test_sets_that_are_the_truth_have_no_distance_from_it(truths, ball):
     right = [Judged(prompt, 0, ball, views, views) for prompt, views in truths.items()]
     found = judge_group(right)
-    # Pictures are rounded as in files.
+    # Pictures are rounded to eight bits, as in files.
     assert found["shrunken_fid"] == pytest.approx(0.0, abs=1e-3) and found["shrunken_kid"] < 0.0
     assert found["shrunken_fid_error"] is None
     wrong = [replace(one, views=truths[MUSHROOM]) for one in right]
@@ -189,7 +189,7 @@ def test_sets_that_are_the_truth_have_no_distance_from_it(truths, ball):
     assert (
         far["shrunken_fid"] > 10 * abs(found["shrunken_fid"]) and far["shrunken_kid"] > found["shrunken_kid"]
     )
-    # Four prompts have an error, also where some of them are alike.
+    # Four prompts give a standard error, even if some of them are alike.
     more = [*wrong, replace(wrong[0], prompt="a white duck")]
     assert judge_group(more)["shrunken_fid_error"] > 0
 
@@ -205,11 +205,11 @@ def test_an_object_is_seen_as_the_evaluation_sees_it(ball, tmp_path, monkeypatch
     np.testing.assert_allclose(255 * judged.pictures, np.round(255 * judged.pictures), atol=1e-4)
     likeness = compare_views(judged.views, truth, ball, parse(MUSHROOM))
     assert judge_object(judged, None, metrics=list(likeness)) == likeness
-    # The truth has the evaluation's cameras, here the one behind.
+    # The ground truth is seen from the evaluation's cameras, here the one behind.
     camera = jax.tree.map(lambda each: each[4], likeness_cameras())
     expected = render_sentence(parse(MUSHROOM), camera, background=np.ones(3))
     np.testing.assert_allclose(truth.pictures[4], expected, atol=1e-6)
-    # Both colors have one file, and what it holds needs no tracing.
+    # Both colors share one file, whose views are not traced again.
     assert len(list((tmp_path / "ge3d_jax").iterdir())) == 1 and (blue.pictures != truth.pictures).any()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     again = see(MUSHROOM, 3, ball)

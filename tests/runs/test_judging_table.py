@@ -1,4 +1,4 @@
-"""Tables of means and errors from rows made by hand."""
+"""Tables of means and standard errors from handmade rows."""
 
 import numpy as np
 import pytest

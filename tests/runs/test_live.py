@@ -1,4 +1,4 @@
-"""The live view: what it shows when, what it lets the person do, and what it costs."""
+"""The live view: what it shows and when, its controls, and its cost."""
 
 import signal
 import sys
@@ -17,7 +17,7 @@ from tests.runs.toy_run import run_toy
 
 
 class Page:
-    """Notes what it is told, and does as the test says."""
+    """Records the calls it receives, and behaves as the test requires."""
 
     def __init__(self):
         self.address = "http://somewhere:1"
@@ -52,7 +52,7 @@ class Page:
 
 
 class Clock:
-    """Each iteration takes so many seconds, and each look at the clock some more."""
+    """A clock on which each iteration takes a fixed time, and each reading a little more."""
 
     def __init__(self, iteration=0.3, look=0.0):
         self.now, self.iteration, self.look = 50.0, iteration, look
@@ -63,7 +63,7 @@ class Clock:
 
 
 class After(Observer):
-    """Lets time pass in an iteration, and does something at its end; it comes before the live view."""
+    """Lets time pass in each iteration, and calls a function at its end; it runs before the live view."""
 
     def __init__(self, clock, do=lambda done: None):
         self.clock, self.do = clock, do
@@ -85,7 +85,7 @@ def run(folder, page, clock=None, do=lambda done: None, *, wait=None, edit=None,
 
 
 def iterations_shown(page):
-    """The number of the iteration in each line that tells one."""
+    """The iteration numbers in the lines that contain one."""
     return [int(text.split()[1]) for text in page.told if text.startswith("iteration")]
 
 
@@ -133,7 +133,7 @@ def test_renewing_takes_a_fiftieth_of_the_time_at_most(tmp_path):
 
     page.show_splats = costly
     run(tmp_path, page, clock, iterations=14)
-    # 25 seconds lie between a renewal's end and the next one, which comes with the iteration after.
+    # 25 seconds pass between the end of a refresh and the next one, which comes with the following iteration.
     assert iterations_shown(page) == [1, 8]
 
 
@@ -160,7 +160,7 @@ def test_it_pauses_until_it_may_go_on(tmp_path):
 
     outcome = run(tmp_path, page, None, do, wait=wait)
     assert len(waits) == 3 and len(outcome.history) == 6 and not outcome.result.interrupted
-    # The state at which it stands is shown, though it was not yet time to.
+    # The state at the pause is shown, although no refresh was due yet.
     assert [text for text in page.told if text.endswith("paused")][0].startswith("iteration 2 of 6")
     assert 2 in iterations_shown(page)
 

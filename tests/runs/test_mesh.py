@@ -1,4 +1,4 @@
-"""A splat file becomes a mesh file that another program opens, and that looks like the splats."""
+"""Conversion of splat files to mesh files that other programs open and that look like the splats."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ CENTER, RADII = np.array([3.0, -2.0, 1.0]), np.array([0.5, 0.35, 0.7])
 
 
 def egg(count=600, opacity=0.95):
-    """Splats on an ellipsoid: red at the front (+x), green at its left (+y), blue on top (+z)."""
+    """Splats on an ellipsoid: red at the front (+x), green on its left (+y), blue on top (+z)."""
     heights = 1 - (2 * np.arange(count) + 1) / count
     angles = np.arange(count) * np.pi * (3 - np.sqrt(5))
     across = np.sqrt(1 - heights**2)
@@ -49,7 +49,7 @@ def egg(count=600, opacity=0.95):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The splats' file, and the meshes of it, both suffixes."""
+    """The splat file, and its mesh in both formats."""
     folder = tmp_path_factory.mktemp("mesh")
     save_splats(folder / "egg.ply", egg())
     made = export_mesh(folder / "egg.ply", settings=SMALL, progress=False)
@@ -64,7 +64,7 @@ def test_another_program_opens_the_mesh(files, name):
     opened = open_mesh(folder / name)
     assert opened.closed.is_watertight and opened.closed.volume > 0
     assert len(opened.triangles) == len(mesh.surface.triangles) <= 2000
-    # On the ellipsoid, but for the splats' own thickness: two standard deviations where they overlap.
+    # On the ellipsoid, up to the splats' own thickness: two standard deviations where they overlap.
     scaled = np.linalg.norm((opened.vertices - CENTER) / RADII, axis=1)
     assert 1.05 < np.median(scaled) < 1.2 and scaled.min() > 0.95 and scaled.max() < 1.3
     np.testing.assert_allclose(opened.closed.bounds.mean(axis=0), CENTER, atol=0.03)
@@ -86,7 +86,7 @@ def test_its_pictures_are_those_of_the_splats(files, name):
 def test_files_have_y_up_the_front_at_z_and_no_light(files):
     folder, _ = files
     mesh = trimesh.load(folder / "egg-mesh.glb", force="mesh")
-    # x is the left, y the top, z the front.
+    # x points left, y up, z to the front.
     np.testing.assert_allclose(mesh.bounds.mean(axis=0), CENTER[[1, 2, 0]], atol=0.03)
     np.testing.assert_allclose(np.ptp(mesh.bounds, axis=0), 2 * RADII[[1, 2, 0]], atol=0.2)
     normals = np.asarray(mesh.vertex_normals)
@@ -95,7 +95,7 @@ def test_files_have_y_up_the_front_at_z_and_no_light(files):
     assert b"KHR_materials_unlit" in (folder / "egg-mesh.glb").read_bytes()
     assert {path.name for path in (folder / "new").iterdir()} == {"egg.obj", "egg.mtl", "egg.png"}
     assert "map_Kd egg.png" in (folder / "new" / "egg.mtl").read_text()
-    # Places in the texture have indices of their own, so that the surface is not cut.
+    # Texture coordinates have separate indices, so that the surface is not cut.
     lines = (folder / "new" / "egg.obj").read_text().splitlines()
     vertices, places = (sum(line.startswith(f"{name} ") for line in lines) for name in ("v", "vt"))
     assert vertices == files[1][1].surface.vertices.shape[0] < places
@@ -107,7 +107,7 @@ def test_up_turns_the_mesh(files, tmp_path):
         folder / "egg.ply", tmp_path / "a.glb", settings=SMALL, up="-y", progress=False
     )
     assert path == tmp_path / "a.glb"
-    # What was at -y is at the top now, and what was on top at the left.
+    # The side at -y is now on top, and the former top is on the left.
     x, y, z = mesh.surface.vertices.T
     np.testing.assert_allclose(turned.surface.vertices, np.stack([x, z, -y], axis=-1), atol=1e-6)
 

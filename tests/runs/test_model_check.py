@@ -1,4 +1,4 @@
-"""The check passes the bundled model and detects damaged copies of it."""
+"""The check passes the bundled model and detects damaged copies."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def _failed(model, probe):
 
 
 def _turned(tree, path):
-    """The tree with the axes of one weight reversed."""
+    """The tree with one weight's axes reversed."""
     if not path:
         return tree.T
     return {**tree, path[0]: _turned(tree[path[0]], path[1:])}
@@ -114,6 +114,6 @@ def test_drawings_differ_and_fill_their_range():
     assert probe.pictures.min() >= 0 and probe.pictures.max() <= 1
     means = probe.pictures.mean(axis=(1, 2))
     assert np.abs(means[:, None] - means[None]).max(axis=-1)[~np.eye(3, dtype=bool)].min() > 0.05
-    # The first is a red circle on white.
+    # The first picture is a red circle on white.
     np.testing.assert_allclose(probe.pictures[0, 16, 16], [1, 0, 0], atol=0.02)
     np.testing.assert_allclose(probe.pictures[0, 0, 0], [1, 1, 1], atol=0.02)

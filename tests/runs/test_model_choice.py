@@ -1,4 +1,4 @@
-"""A model as it is asked for: checked early, described, and asked for again by its description."""
+"""Choice of a model: early checks, its description, and the same choice from that description."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Objects edited from what they show: the source is kept over resumes, and what cannot be is refused."""
+"""Edits of existing objects: the source is kept when resuming, and invalid requests are rejected."""
 
 import json
 
@@ -19,7 +19,7 @@ SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "nodes.count": 2
 
 
 class DiesAt(Observer):
-    """Breaks a run off after an iteration."""
+    """Aborts a run after an iteration."""
 
     def __init__(self, number):
         self.number = number
@@ -70,7 +70,7 @@ def test_an_edit_compares_with_the_source_unless_told_otherwise(model, start, ed
 
 def test_an_edit_to_what_is_there_leaves_it(model, start, edited, tmp_path):
     same = make(model, tmp_path, SOURCE, start=start, edit_from=SOURCE)
-    # Adam makes steps of roundings, so that the first iteration alone is sure.
+    # Adam turns rounding errors into steps, so only the first iteration is predictable.
     assert same.metrics[0]["gradient_norm"] < 1e-4 < 1e-3 < edited.metrics[0]["gradient_norm"]
 
 
@@ -113,7 +113,7 @@ def test_the_source_is_what_the_run_begins_with(model, start, tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(source, begun)
-        # The state's own arrays are given away at each step.
+        # The state's own arrays are donated at each step.
         assert source.unsafe_buffer_pointer() != begun.unsafe_buffer_pointer()
 
 

@@ -1,4 +1,4 @@
-"""When a state is saved, and what happens where it cannot be."""
+"""When a state is saved, and what happens if saving fails."""
 
 import pytest
 
@@ -10,7 +10,7 @@ ITERATIONS = 100
 
 
 class Clock:
-    """Stands still but for what it is told, and for what a save is said to take."""
+    """A clock that moves only when told to, and by the given duration of a save."""
 
     def __init__(self, cost=0.0):
         self.now, self.cost = 1000.0, cost
@@ -27,7 +27,7 @@ def state():
 
 @pytest.fixture
 def saves(state, tmp_path):
-    """(observer, clock, seconds of an iteration, iterations) → after which of them the state was saved."""
+    """(observer, clock, seconds per iteration, iterations) → iterations after which the state was saved."""
 
     def saves(checkpoints, clock, seconds, iterations):
         saved = []
@@ -55,7 +55,7 @@ def test_a_state_is_saved_every_half_minute(saves, tmp_path):
 
 
 def test_saving_takes_a_fiftieth_of_the_time_at_most(saves, tmp_path):
-    # A look at the clock takes two seconds, and so does a save: the next one waits for fifty times that.
+    # Reading the clock takes two seconds, and so does a save: the next save waits for fifty times that.
     clock = Clock(cost=2.0)
     assert saves(begun(tmp_path, clock), clock, 8.0, 16) == [3, 13]
 

@@ -1,4 +1,4 @@
-"""The loss of one's own that the README shows: it runs as the README says."""
+"""The README's example of a custom loss runs as described."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def registered():
 
 
 def test_the_readme_shows_it():
-    # What it imports is not counted.
+    # Imports are not counted.
     assert FILE.read_text() in (ROOT / "README.md").read_text()
     loss = FILE.read_text().split("\n\n\n", 1)[1]
     assert len([line for line in loss.splitlines() if line]) <= 20

@@ -1,4 +1,4 @@
-"""Clouds of sentences in a folder, and runs that begin with them."""
+"""Point clouds for sentences, and runs that start from them."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_a_sentence_becomes_a_cloud_with_pictures(model, tmp_path):
     assert "<html" in (folder / "viewer.html").read_text()
     told = json.loads((folder / "config.json").read_text())
     assert told["prompt"] == PROMPT and told["start"]["model"] == str(model)
-    # The file begins runs as it is.
+    # Runs start from the file unchanged.
     start = asked_by_preset("toybox", guidance=None, density=None, start=folder / "cloud.ply", overrides=None)
     splats = start.settings.scene.from_file()
     np.testing.assert_allclose(splats.positions, cloud.positions, atol=1e-6)
@@ -82,7 +82,7 @@ def test_a_saved_run_tells_its_start(model, tmp_path):
     assert again.settings == request.settings and again.start == "point_e"
     ball = asked_by_file(file, start="ball", overrides=None).settings.scene.start
     assert ball == PRESETS["toybox"].scene.start and ball.count == 6000
-    # Runs of before had their file beside the settings, whose start was the ball.
+    # Older runs stored the file separately from the settings, whose start was the ball.
     cloud, folder = point_cloud(PROMPT, model=model, out=tmp_path / "cloud")
     old = json.loads(file.read_text()) | {"start": str(folder / "cloud.ply")}
     old["settings"]["scene"]["start"] = {

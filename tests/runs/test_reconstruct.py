@@ -1,4 +1,4 @@
-"""A run with the reconstructive stage: what is written, and how it is stopped and gone on with."""
+"""A run with the reconstruction stage: output files, stopping and resuming."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ SMALL = {
 
 
 class InterruptedBar(Bar):
-    """Ctrl-C after the second step."""
+    """Simulates Ctrl-C after the second step."""
 
     def on_iteration(self, done, numbers, state):
         if done == 2:
@@ -67,7 +67,7 @@ def test_the_stage_writes_what_it_measured(result):
     assert len(said["held_out_views"]) == 2
     held_out = [view["after"] for view in said["held_out_views"]]
     np.testing.assert_allclose(said["psnr"]["held_out"]["after"], np.mean(held_out))
-    # Towards the edits.
+    # The fit moves towards the edited views.
     assert said["psnr"]["fitted"]["after"] > said["psnr"]["fitted"]["before"]
     with Image.open(result.folder / "reconstruction.png") as sheet:
         assert sheet.width > 2 * 190 and sheet.height > 3 * 190

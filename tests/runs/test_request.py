@@ -1,4 +1,4 @@
-"""What a model is asked for must be in its words."""
+"""Prompts must be in a model's vocabulary."""
 
 import json
 

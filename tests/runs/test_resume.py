@@ -1,4 +1,4 @@
-"""Which differences stand in the way of going on with a run."""
+"""Differences that prevent resuming a run."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_a_run_that_saved_nothing_begins_whatever_it_was_asked_for(folder):
     told = []
     assert not resume.check_same_run(folder, STARTED | {"prompt": "a dog"}, say=told.append)
     assert told == [f"Nothing was saved in {folder}: the run starts over."]
-    # An object is not thrown away for that.
+    # An existing object is not discarded.
     (folder / "object.ply").write_text("")
     with pytest.raises(UserError, match="holds an object, but no state to resume from; start without resume"):
         check_same_run(folder, STARTED)

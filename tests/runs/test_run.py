@@ -1,4 +1,4 @@
-"""How a run ends whose gradients are not finite: what is kept, what is said, and with which exit status."""
+"""Runs that end with non-finite gradients: the kept results, the messages, and the exit status."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ from tests.runs.toy_run import toy_part
 
 @dataclasses.dataclass(frozen=True)
 class Failing(Photometric):
-    """A fit whose loss is not a number from an iteration on."""
+    """A fit whose loss is NaN from some iteration on."""
 
     good: int = 0
 
@@ -74,7 +74,7 @@ def views(tmp_path_factory):
     return views_of(read_posed_images(folder)[0], 1.0)
 
 
-# One run is ended early, the other at its last iteration, where it could pass for a finished one.
+# One run ends early, the other at its last iteration, where it could be mistaken for a finished run.
 @pytest.mark.parametrize("left", [10, 0])
 def test_a_diverged_run_keeps_its_last_good_object_and_its_state(views, tmp_path, left):
     ended = 3 + MOST_SKIPPED
@@ -105,7 +105,7 @@ def test_a_distillation_that_diverged_is_told_its_settings():
 
 @pytest.fixture
 def _as_a_script(monkeypatch):
-    """Without flags; JAX runs already, and the machine may have another number of cores than it was told."""
+    """Run as a script without flags; JAX is already running, so the number of cores is left alone."""
     monkeypatch.setattr(sys, "argv", ["script.py"])
     monkeypatch.setattr(devices, "use_processor_cores", lambda: None)
 

@@ -1,4 +1,4 @@
-"""Text to pictures with a tiny random model: the pipeline's numbers, the files, invalid inputs."""
+"""Text-to-image sampling with a tiny random model: the pipeline's numbers, output files, invalid inputs."""
 
 import json
 

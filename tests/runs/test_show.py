@@ -1,4 +1,4 @@
-"""Showing splat files: the turntable's cameras, files of any size and up direction, the files written."""
+"""Rendering splat files: turntable cameras, files of any size and up direction, and output files."""
 
 import json
 import math
@@ -27,12 +27,12 @@ OPTIONS = {"progress": False, "size": (SIZE, SIZE), "background": (0.0, 0.0, 0.0
 
 
 def signposts() -> Gaussians:
-    """Red at the front (+x), green at the left (+y), blue on top (+z)."""
+    """Splats in red at the front (+x), green on the left (+y), and blue on top (+z)."""
     return make_gaussians(np.eye(3), np.eye(3), np.full(3, 0.12), np.full(3, 0.95), capacity=3)
 
 
 def where(image, channel):
-    """Column and row of a color's center, from -1 at the left and top to 1."""
+    """Column and row of a color's center, from -1 at the left and top to 1 at the right and bottom."""
     weights = np.maximum(image[..., channel].astype(float) - image.max(axis=(0, 1)).min() * 0.2, 0)
     others = np.delete(image, channel, axis=-1).max(axis=-1)
     weights = np.where(image[..., channel] > others, weights, 0)
@@ -41,9 +41,9 @@ def where(image, channel):
 
 
 def transformed(gaussians, *, turn=None, scale=1.0, shift=0.0):
-    """The splats of a world with other axes and units."""
+    """The splats in a world with different axes and units."""
     turn = np.eye(3) if turn is None else turn
-    # Isotropic splats, whose own rotation does not matter.
+    # The splats are isotropic, so their own rotation does not matter.
     positions = scale * np.asarray(gaussians.positions) @ turn.T + shift
     return gaussians.replace(
         positions=positions.astype(np.float32), log_scales=np.asarray(gaussians.log_scales) + math.log(scale)
@@ -56,11 +56,11 @@ def test_turntable_sees_front_left_and_top_where_they_are(tmp_path):
     assert written == [tmp_path / "a.png"]
     image = np.asarray(Image.open(tmp_path / "a.png"))
     assert image.shape == (SIZE, SIZE, 3)
-    # From the front: its left side is on the viewer's right, and the top is up.
+    # From the front, the object's left side is on the viewer's right, and the top is up.
     assert where(image, 1)[0] > 0.2 and abs(where(image, 0)[0] - where(image, 2)[0]) < 0.3
     assert where(image, 2)[1] < -0.2 < where(image, 0)[1]
     render_splats(tmp_path / "a.ply", out=tmp_path / "b.png", azimuth_degrees=90.0, **OPTIONS)
-    # From its left, the front is on the viewer's left.
+    # From the object's left, the front is on the viewer's left.
     assert where(np.asarray(Image.open(tmp_path / "b.png")), 0)[0] < -0.2
 
 
@@ -79,7 +79,7 @@ def test_cameras_are_those_of_the_turntable_of_a_run():
 
 
 def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):
-    # Scales that are not logarithms: each splat covers every tile.
+    # Linear scales in place of logarithms, so that each splat covers every tile.
     gaussians = splat_files.random_gaussians(5000, degree=0)
     save_splats(tmp_path / "a.ply", gaussians.replace(log_scales=np.full((5000, 3), 0.01, np.float32)))
     monkeypatch.setattr(rasterize, "memory_limit", lambda _: 2**22)
@@ -91,7 +91,7 @@ def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):
 
 
 def test_antialiasing_is_passed_to_the_renderer(tmp_path):
-    # Splats a tenth of a pixel wide, which widening to a pixel would otherwise make far too strong.
+    # Splats a tenth of a pixel wide, which would become far too strong when widened to a pixel.
     thin = signposts().replace(log_scales=jnp.full((3, 3), math.log(0.01)))
     save_splats(tmp_path / "a.ply", thin)
     light = {}
@@ -131,7 +131,7 @@ def test_frames_are_not_kept(tmp_path, monkeypatch):
     save_splats(tmp_path / "a.ply", signposts())
     render_splats(tmp_path / "a.ply", out=tmp_path / "a.mp4", frames=60, **OPTIONS)
     assert most <= 4
-    # The views of the sheet, and before them the frames from which the colors of the .gif are chosen.
+    # The frames for choosing the .gif's palette, then the views of the sheet.
     render_splats(tmp_path / "a.ply", out=tmp_path / "all", frames=60, views=5, **OPTIONS)
     assert most <= 12
     with pytest.raises(UserError, match="too large for memory"):
@@ -171,7 +171,7 @@ def test_frame_contains_the_splats_except_for_outliers_and_faint_ones():
     frame = find_frame(gaussians)
     np.testing.assert_allclose(frame.center, 5, atol=0.3)
     assert 1.7 < frame.radius < 2.3
-    # All of a sphere is visible, in tall and in wide images.
+    # The whole sphere is visible, in tall and in wide images.
     for size in ((100, 100), (50, 100), (100, 50)):
         distance = fitting_distance(0.5, size)
         narrow = min(0.25, math.atan(math.tan(0.25) * size[0] / size[1]))
@@ -179,7 +179,7 @@ def test_frame_contains_the_splats_except_for_outliers_and_faint_ones():
 
 
 def write_path(path, cameras, **content):
-    """Write cameras (world to camera, OpenCV) to a file of OpenGL matrices."""
+    """Write cameras (world to camera, OpenCV) to a file with OpenGL matrices."""
     flip = np.diag([1.0, -1.0, -1.0, 1.0])
     frames = [{"transform_matrix": (np.linalg.inv(np.asarray(each)) @ flip).tolist()} for each in cameras]
     path.write_text(json.dumps({"frames": frames} | content))
@@ -195,7 +195,7 @@ def test_camera_path_sees_what_its_cameras_see(tmp_path):
     focal = float(cameras[0].intrinsics[0])
     matrices = [camera.world_to_camera for camera in cameras]
     write_path(tmp_path / "angle.json", matrices, camera_angle_x=0.8)
-    # As nerfstudio writes it, for images twice as large, and off-center.
+    # In nerfstudio's format, for images twice as large, with an off-center principal point.
     write_path(tmp_path / "focal.json", matrices, fl_x=2 * focal, w=2 * SIZE, h=2 * SIZE, cx=SIZE + 4.0)
     moved = read_camera_path(tmp_path / "focal.json", size=(SIZE, SIZE))
     np.testing.assert_allclose(moved.intrinsics[2], [focal, focal, SIZE / 2 + 2, SIZE / 2], rtol=1e-5)

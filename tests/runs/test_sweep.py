@@ -1,4 +1,4 @@
-"""Sweeps on a tiny random model: what is written, what is refused, and going on."""
+"""Sweeps on a tiny random model: output files, rejected inputs, and resuming."""
 
 import csv
 import dataclasses
@@ -115,7 +115,7 @@ def test_finished_objects_are_left_alone_and_more_may_be_asked_for(made, sweep, 
 
 
 def test_a_failed_object_is_recorded_and_does_not_stop_the_others(made, sweep, tmp_path):
-    # The splats of one seed cannot be written: the name they are first written to is a folder's.
+    # One seed's splats cannot be written, because a folder has the name of their temporary file.
     taken = tmp_path / NAMES[0] / f".object.{os.getpid()}.part.ply"
     taken.mkdir(parents=True)
     result = sweep(tmp_path)
@@ -124,7 +124,7 @@ def test_a_failed_object_is_recorded_and_does_not_stop_the_others(made, sweep, t
     assert "Is a directory" in failed.reason and not result.is_complete
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 2 and failed.reason.split(":")[0] in page
-    # What failed is tried again.
+    # Failed objects are retried.
     taken.rmdir()
     assert sweep(tmp_path, resume=True).is_complete
     one, other = (load_ply(folder / NAMES[0] / "object.ply") for folder in (tmp_path, made.folder))
@@ -144,7 +144,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(made, sweep, tmp_path, monkeypatch
         stopped = sweep(tmp_path)
     assert stopped.interrupted and {one.status for one in stopped.outcomes} == {"pending"}
     assert all((tmp_path / name / "state").is_dir() for name in NAMES)
-    # A kill may come between the states of two seeds: one of them has come less far.
+    # A kill between saving the states of two seeds leaves one of them behind.
     shutil.rmtree(tmp_path / NAMES[1] / "state")
     result = sweep(tmp_path, resume=True)
     assert result.is_complete

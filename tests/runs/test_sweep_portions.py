@@ -1,4 +1,4 @@
-"""How many seeds go at a time where the memory does not hold all."""
+"""The number of seeds computed together if memory does not suffice for all."""
 
 import pytest
 
@@ -12,7 +12,7 @@ OUT_OF_MEMORY = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 b
 
 @pytest.fixture
 def make():
-    """(most, error of a portion) → (portions tried, what came of each, what was said)."""
+    """(most, error of a portion) → (portions tried, result of each, messages)."""
 
     def make(most, error_of):
         tried, said = [], []
@@ -30,7 +30,7 @@ def make():
 
 
 def does_not_fit(portion):
-    """Each item takes 100 bytes beside what is held, of 650."""
+    """Each item takes 100 bytes in addition to those held, out of 650."""
     needed = HELD + 100 * len(portion)
     return DoesNotFit("too large", needed=needed, limit=650) if needed > 650 else None
 
@@ -73,6 +73,6 @@ def test_another_error_is_of_its_portion_alone(make):
     error = ValueError("by chance")
     _, ended, _ = make(2, lambda portion: error if 2 in portion else None)
     assert ended == [([0, 1], None), ([2, 3], error), ([4, 5], None)]
-    # One that runs out of memory by itself is not tried again.
+    # A single item that runs out of memory is not retried.
     _, ended, said = make(1, lambda portion: OUT_OF_MEMORY)
     assert [failure for _, failure in ended] == [OUT_OF_MEMORY] * 6 and not said

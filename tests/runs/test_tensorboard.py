@@ -1,4 +1,4 @@
-"""The numbers of a run for TensorBoard: the same as in metrics.jsonl."""
+"""A run's metrics for TensorBoard: the same as in metrics.jsonl."""
 
 import json
 import struct
@@ -15,13 +15,13 @@ pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
 
 
 def read(folder):
-    """(iteration → name → value, wall times) of the one file of events in a run's folder."""
+    """(iteration → name → value, wall times) from the single event file in a run's folder."""
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = (folder / "tensorboard").glob("events.out.tfevents.*")
     content, at, numbers, times = file.read_bytes(), 0, {}, []
     while at < len(content):
-        # A record is its length, a sum of that, itself, and a sum of it.
+        # A record consists of its length, the length's checksum, the data, and the data's checksum.
         (length,) = struct.unpack_from("<Q", content, at)
         event = Event.FromString(content[at + 12 : at + 12 + length])
         at += 12 + length + 4
@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_has_its_earlier_iterations_once(tmp_path):
     numbers, times = read(tmp_path)
     assert list(numbers) == [1, 2, 3, 4, 5, 6]
     assert numbers[2]["loss"] == pytest.approx(earlier[1]["loss"])
-    # Its time is that of its iterations, of which the last was a moment ago.
+    # Events have the times of their iterations, of which the last was a moment ago.
     first, fifth = times[0], times[-1]
     assert times == sorted(times) and 30.0 < fifth - first < 40.0
 

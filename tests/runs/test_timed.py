@@ -1,4 +1,4 @@
-"""Objects by the clock: what they are, what their seconds leave out, and how many iterations fit a time."""
+"""Timed objects: their results, excluded times, and the number of iterations that fit a budget."""
 
 import time
 
@@ -73,7 +73,7 @@ def test_moments_are_the_object_on_the_way(timed, studio):
     assert [one.iteration for one in made.moments] == [2, 5]
     first, second = made.moments
     assert 0 < first.seconds < second.seconds < made.seconds
-    # What they show is left as it was then.
+    # Recorded moments are not affected by later iterations.
     assert not np.allclose(first.gaussians.positions, second.gaussians.positions)
     assert not np.allclose(second.gaussians.positions, made.gaussians.positions)
     plain = studio.make(PROMPT, 3, SETTINGS)
@@ -81,7 +81,7 @@ def test_moments_are_the_object_on_the_way(timed, studio):
 
 
 class StopsAfter(list):
-    """Moments that end the run at the only one, as Ctrl-C does."""
+    """Moments that end the run at the only moment, like Ctrl-C."""
 
     def __contains__(self, done):
         if done in tuple(self):
@@ -99,7 +99,7 @@ def test_as_many_iterations_as_fit_the_time(studio):
     assert pace.iterations == int(1000.0 / pace.seconds_per_iteration) > 1
     rehearsed = studio.make(PROMPT, 0, lasting(SETTINGS, REHEARSED))
     assert rehearsed.iterations == 20
-    # A machine at other work is slower by times, not by orders of magnitude.
+    # A busy machine may be several times slower, but not by orders of magnitude.
     assert 0.1 < pace.seconds_per_iteration / (rehearsed.seconds / 20) < 10
     with pytest.raises(UserError, match=r"budget of 1e-06 seconds is too short: one iteration takes \d"):
         studio.pace(PROMPT, SETTINGS, 1e-6)
@@ -111,7 +111,7 @@ def test_a_stage_whose_time_cannot_be_told_apart_is_refused(studio):
 
 
 def test_what_is_compiled_on_the_way_is_left_out_too(studio):
-    # Splats become more than there was room for at first.
+    # The splats outgrow their initial buffer.
     growing = {"scene.density.kind": "clone_split", "gradient_threshold": 0.0, "first": 2, "every": 2}
     grown = with_overrides(SETTINGS, growing | {"density.last": 4, "scene.capacity": 800})
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Trials of losses: their lines in a file, and their folders."""
+"""Trials of losses: parsing and folder names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Metrics by weights: with a tiny CLIP and a made-up regression, and what is told where there are none."""
+"""Metrics that need weights: a tiny CLIP and a made-up regression, and the messages for missing weights."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -45,7 +45,7 @@ def weights(folder):
 
 
 def noise(seed):
-    """Two views of noise."""
+    """Two views that show noise."""
     pictures = np.random.default_rng(seed).random((2, 24, 24, 3))
     return Views(pictures, np.ones((2, 24, 24)), np.ones((2, 24, 24)), np.zeros((1, 3)))
 
@@ -72,7 +72,7 @@ def test_brisque_is_the_mean_over_the_views(objects):
     assert scores[0] != scores[1]
     weights = Weights(brisque=model)
     assert weigh_object(objects[0], weights) == {"brisque": pytest.approx(np.mean(scores))}
-    # A view that shows nothing has none, and an object of which none shows anything neither.
+    # An empty view has no score, and neither has an object with only empty views.
     one = np.stack([objects[0].pictures[0], np.ones((24, 24, 3))])
     assert weigh_object(replace(objects[0], pictures=one), weights)["brisque"] == pytest.approx(scores[0])
     assert weigh_object(replace(objects[0], pictures=np.ones((2, 24, 24, 3))), weights) == {}
@@ -94,7 +94,7 @@ def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, obj
     pixels = [weights.inception(to_uint8(np.concatenate([one.pictures for one in objects])))]
     pixels.append(weights.inception(to_uint8(np.concatenate([one.true_pictures for one in objects[:4]]))))
     assert found["fid"] == pytest.approx(frechet_distance(*pixels))
-    # Among one sentence there is nothing to choose.
+    # With a single sentence there is no choice.
     assert list(weigh_group(objects[:1], weights))[0] == "cmmd"
 
 

@@ -1,4 +1,4 @@
-"""A whole run of the toy task, to try without a renderer what watches a run."""
+"""A complete run of the toy task, for testing observers without a renderer."""
 
 import jax.numpy as jnp
 
@@ -8,7 +8,7 @@ from tests.training.toy_task import ToyTask, begin_toy
 
 
 def toy_part(folder, observers, *, iterations=6, history=(), state=None, attempts=None):
-    """A run that is new unless it has a state to go on from."""
+    """A run that is new unless it has a state to resume from."""
     task = ToyTask(iterations=iterations)
     begun = begin_toy(task, [0.5, 0.0, 0.0], 0)
     run = Run(
@@ -31,5 +31,5 @@ def toy_part(folder, observers, *, iterations=6, history=(), state=None, attempt
 
 
 def run_toy(folder, observers, **options):
-    """What came of such a run."""
+    """Run the toy task and return its outcome."""
     return toy_part(folder, observers, **options).perform(doing="toying", progress=False, save_seconds=None)

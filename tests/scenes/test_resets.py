@@ -1,4 +1,4 @@
-"""Opacity resets: none that an object could not come back from, and none that is seen."""
+"""Opacity resets: objects always have time to recover, and resets stay invisible."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from ge3d_jax.training.presets import PRESETS
 from ge3d_jax.training.state import initial_state
 
 CAPACITY = 20
-# Resets after 10 and 20, back after 14 and 24; splats become two after 12 and 22.
+# Resets after 10 and 20, recovery after 14 and 24; splats are split or cloned after 12 and 22.
 DENSITY = CloneAndSplit(
     first=12,
     last=25,
@@ -47,7 +47,7 @@ def begin(density=DENSITY):
 
 
 def after(state, done, iterations=30, density=DENSITY):
-    """What the schedule makes of the state once `done` iterations are through."""
+    """The state after applying the schedule at `done` completed iterations."""
     scene = splats(density)
     changed, moments, _ = scene.on_schedule(
         jax.random.key(done), state.scene, state.moments, done, iterations
@@ -61,7 +61,7 @@ def with_logits(state, logits):
 
 
 def wanting(state, indices):
-    """The state with large gradients at some splats."""
+    """The state with large gradients for the given splats."""
     statistics = state.scene.statistics
     sums = jnp.zeros_like(statistics.gradient_sum).at[jnp.asarray(indices)].set(2.0)
     seen = statistics.replace(gradient_sum=sums, view_count=jnp.ones_like(sums))
@@ -102,7 +102,7 @@ def test_opacities_are_back_once_and_not_while_another_reset_is_younger():
     backs = [k for k in range(31) if DENSITY.recovers_at(k, 30)]
     assert backs == [14, 24]
     hasty = dataclasses.replace(DENSITY, recovery=15)
-    # Resets after 10 and, if there is time, 20: the first is not over when the second comes.
+    # Resets after 10 and, if there is time, after 20: the first is still active when the second starts.
     assert [k for k in range(61) if hasty.recovers_at(k, 60)] == [35]
     assert [k for k in range(61) if dataclasses.replace(DENSITY, recovery=0).recovers_at(k, 60)] == [10, 20]
 
@@ -119,7 +119,7 @@ def test_after_a_reset_the_object_is_shown_as_before_until_it_is_back():
     state = after(state, 10)
     np.testing.assert_allclose(state.scene.gaussians.opacity_logits, logit(0.01), rtol=1e-5)
     np.testing.assert_array_equal(shown(state), before)
-    # One came back to more than it was, the others are on their way.
+    # One splat recovered to more than its earlier opacity, the others are still recovering.
     risen = np.full_like(before, -3.0)
     risen[5] = 4.0
     state = with_logits(state, risen)
@@ -145,7 +145,7 @@ def test_new_splats_are_shown_as_those_they_come_from_and_pruned_ones_are_gone()
     before = shown(state)
     logits = np.array(state.scene.gaussians.opacity_logits)
     logits[2] = logit(0.001)
-    # Splat 7 is large and becomes two halves, splat 4 is cloned, splat 2 has become too faint.
+    # Splat 7 is large and is split, splat 4 is cloned, and splat 2 has become too transparent.
     scales = state.scene.gaussians.log_scales.at[7].set(jnp.log(0.2))
     tags = jnp.arange(16, dtype=jnp.float32)[:, None, None] * jnp.ones((1, 1, 3))
     gaussians = state.scene.gaussians.replace(log_scales=scales, sh=tags)
@@ -167,7 +167,7 @@ def test_the_memory_of_a_reset_grows_with_the_buffer():
     state = after(wanting(state, range(12)), 11, density=density)
     assert state.scene.gaussians.capacity == CAPACITY and int(state.scene.gaussians.mask.sum()) == CAPACITY
     np.testing.assert_array_equal(shown(state)[:12], before[:12])
-    # Eight of the twelve found room; ties are ordered by place.
+    # There is room for eight of the twelve; ties are broken by index.
     np.testing.assert_array_equal(np.sort(shown(state)[12:]), before[:8])
 
 

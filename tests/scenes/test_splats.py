@@ -1,4 +1,4 @@
-"""The scene of splats: color that learns degree by degree, and what it says at the end of a run."""
+"""The splat scene: degree-by-degree learning of color, and its advice at the end of a run."""
 
 import dataclasses
 import itertools

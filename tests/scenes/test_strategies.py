@@ -1,4 +1,4 @@
-"""Density control of a whole state: fifty rounds against a loop, a growing buffer, saved and restored."""
+"""Density control of a full state: fifty rounds compared with a loop, buffer growth, saving and restoring."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ MCMC = MarkovChain(first=1, last=50, every=1)
 
 
 def tagged(state: TrainState, random: np.random.Generator) -> TrainState:
-    """The state with random sizes and opacities, and every entry's number in its colour and its moments."""
+    """The state with random sizes and opacities; each splat's color and moments encode its index."""
     splats = state.scene.gaussians
     count = splats.capacity
     tags = jnp.arange(count, dtype=jnp.float32) + 1
@@ -64,7 +64,7 @@ def tagged(state: TrainState, random: np.random.Generator) -> TrainState:
 
 
 def expected_copies(before: TrainState, done: int, capacity: int) -> tuple[dict[int, int], set[int]]:
-    """By a loop over the splats: how many of each remain, and which were split."""
+    """Loop over the splats to find how many copies of each remain, and which were split."""
     gaussians, statistics = before.scene.gaussians, before.scene.statistics
     largest = np.exp(np.asarray(gaussians.log_scales)).max(axis=1)
     opacities = np.asarray(jax.nn.sigmoid(gaussians.opacity_logits))
@@ -111,7 +111,7 @@ def test_fifty_rounds_of_clone_and_split_equal_a_loop():
         state = tagged(state, random)
         before = jax.tree.map(np.array, state.replace(key=None))
         state = follow_schedule(state, done, SPLIT)
-        # By NumPy: thousands of small questions are asked below.
+        # NumPy arrays, because the checks below access thousands of small values.
         after = jax.tree.map(np.array, state.replace(key=None))
         capacity = after.scene.gaussians.capacity
         lengths.add(capacity)
@@ -129,7 +129,7 @@ def test_fifty_rounds_of_clone_and_split_equal_a_loop():
                 assert same != is_moved
             for moments in (after.optimizer_state.mu, after.optimizer_state.nu):
                 kept = moments["positions"][where, 0]
-                # A clone and both halves start from zero, the one cloned keeps what it had.
+                # Clones and both halves of a split start from zero; the cloned splat keeps its moments.
                 assert sorted(kept) == sorted(
                     [0.0] * len(where) if i in halves else [0.0, i + 1][2 - len(where) :]
                 )
@@ -168,7 +168,7 @@ def test_fifty_rounds_of_a_markov_chain_fill_the_budget_in_few_lengths():
 def test_relocation_goes_by_rank_and_keeps_the_number():
     strategy = Relocate(first=2, last=6, every=2, share=0.25, split_scale=0.0)
     state = tagged(begin(strategy), np.random.default_rng(6))
-    # All of them small gradients: what counts is which is greater.
+    # All gradients are small, because only their order matters.
     asked = np.random.default_rng(7).permutation(16) * 1e-6 + 1e-6
     seen = state.scene.statistics.replace(gradient_sum=jnp.asarray(asked, jnp.float32))
     state = state.with_scene(state.scene.replace(statistics=seen), state.moments)
@@ -196,7 +196,7 @@ def test_relocation_goes_by_rank_and_keeps_the_number():
     halves = after.scene.gaussians.positions[mask & np.isin(source, ranked[-3:])]
     assert len(np.unique(halves, axis=0)) == 6
     assert not after.scene.statistics.gradient_sum.any() and not after.scene.statistics.view_count.any()
-    # Where only two are large enough, those become two, whatever others are asked for, and two leave.
+    # If only two splats are large enough, these two are split and two others are removed.
     large = np.argsort(before.scene.gaussians.log_scales[used, 0])[-2:]
     limit = np.exp(np.sort(before.scene.gaussians.log_scales[used, 0])[-3])
     small = dataclasses.replace(strategy, split_scale=float(limit))
@@ -267,7 +267,7 @@ def test_only_a_markov_chain_penalizes_and_explores():
 def test_statistics_count_the_views_that_see_a_splat():
     for strategy in (SPLIT, Relocate()):
         seen = updated(strategy, begin(strategy).scene).statistics
-        # Half of the picture's sides times the pixel gradient; the second view sees nothing.
+        # Half the picture's width and height times the pixel gradient; the second view sees no splat.
         np.testing.assert_allclose(seen.gradient_sum, np.hypot(0.5 * 10, 0.5 * 5), rtol=1e-6)
         np.testing.assert_array_equal(seen.view_count, 1)
 

@@ -1,8 +1,8 @@
-"""Splat files held against another program's, @playcanvas/splat-transform: `make test-formats`.
+"""Splat files compared with another program, @playcanvas/splat-transform: `make test-formats`.
 
-It converts a .ply of ours to each of its formats, which are read here, and it reads each of ours. Values are
-compared one by one: closely with what the program itself reads from the same file, and within what the format
-rounds with the splats that both began with.
+The program converts one of our .ply files to each of its formats, which are read here, and it reads each of
+ours. Values are compared one by one: tightly with the program's own reading of the same file, and within the
+format's rounding with the original splats.
 """
 
 import json
@@ -29,7 +29,7 @@ COUNT = 700
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far values may be from those that were written: half a step of each format, and a little more.
+    """Tolerances for values read back: slightly more than half a step of each format.
 
     Attributes:
         position: world units.
@@ -37,7 +37,7 @@ class Tolerance:
         rotation: distance between unit quaternions.
         opacity: of [0, 1].
         color: of the base color, of [0, 1].
-        sh: of coefficients of higher degree; None where they are not compared.
+        sh: of coefficients of higher degree; None if they are not compared.
     """
 
     position: float = 2e-6
@@ -58,7 +58,7 @@ OUR_SPZ = Tolerance(8e-6, 0.032, 4e-3, 2.1e-3, 4e-3, 0.5 / 128 + 1e-6)
 # 16 bits of the logarithms, a codebook of 256, 8 bits for each of three components; the program rounds down.
 SOG = Tolerance(3e-4, 0.25, 1.5e-2, 4.1e-3, 0.05, None)
 OUR_SOG = Tolerance(1.6e-4, 0.035, 8e-3, 2.1e-3, 8e-3, 0.03)
-# The program reads a byte as 255 of a range of 2, the files have 256.
+# The program reads a byte as one of 255 steps over a range of 2, while the files have 256.
 SPLAT = Tolerance(0.0, 2e-6, 1.5e-2, 2.1e-3, 2.1e-3, None)
 
 
@@ -73,7 +73,7 @@ def program(*arguments) -> None:
 
 
 def splats(degree: int):
-    """Splats that every format can hold without clipping, with every rotation and scale."""
+    """Splats that every format can store without clipping, with all rotations and scales."""
     gaussians = random_gaussians(COUNT, degree, seed=degree)
     return gaussians.replace(
         positions=np.clip(gaussians.positions, -3.9, 3.9),
@@ -88,7 +88,7 @@ def read(path: Path) -> SplatArrays:
 
 
 def in_order(arrays: SplatArrays, of: SplatArrays) -> SplatArrays:
-    """The splats in the order of others, each of which is nearest to one of them."""
+    """The splats reordered to match those of `of`, by nearest neighbor."""
     distances, nearest = cKDTree(arrays.positions).query(of.positions)
     assert len(set(nearest.tolist())) == len(of.positions) == len(arrays.positions)
     assert distances.max() < 0.05
@@ -103,7 +103,7 @@ def assert_near(found: SplatArrays, wanted: SplatArrays, tolerance: Tolerance) -
         values / np.linalg.norm(values, axis=1, keepdims=True)
         for values in (found.quaternions.astype(np.float64), wanted.quaternions.astype(np.float64))
     )
-    # A half turn of a splat about its own axes gives the same splat.
+    # Rotating a splat by half a turn about one of its own axes gives the same splat.
     same = [sign * product(second, half) for half in np.eye(4) for sign in (1.0, -1.0)]
     apart = np.min([np.linalg.norm(first - other, axis=1) for other in same], axis=0)
     worst = {
@@ -139,7 +139,7 @@ def test_we_read_what_it_writes(tmp_path, ending, tolerance, degree):
     program(tmp_path / "a.ply", tmp_path / f"b{ending}")
     program(tmp_path / f"b{ending}", tmp_path / "c.ply")
     ours, theirs, first = (read(tmp_path / name) for name in (f"b{ending}", "c.ply", "a.ply"))
-    # Logits near 0 and 1 are clipped by both, at the same opacity.
+    # Both clip opacities near 0 and 1 at the same value.
     assert_near(ours, theirs, Tolerance(opacity=3e-6))
     assert_near(in_order(ours, first), first, tolerance)
 
@@ -179,7 +179,7 @@ def test_both_read_the_same_from_a_ksplat(tmp_path, level):
 
 
 def glb_parts(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """The description of a .glb file and the numbers of its attributes, read as plainly as possible."""
+    """The JSON description of a .glb file and the values of its attributes, read as simply as possible."""
     data = path.read_bytes()
     (size,) = struct.unpack_from("<I", data, 12)
     content, numbers = json.loads(data[20 : 20 + size]), data[28 + size :]
@@ -197,7 +197,7 @@ def glb_parts(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("degree", [0, 1, 3])
 def test_glb_files_say_the_same(tmp_path, degree):
-    """The program only writes .glb; both files have the same description and numbers."""
+    """The program only writes .glb; both files have the same description and values."""
     save_splats(tmp_path / "a.ply", splats(degree))
     program(tmp_path / "a.ply", tmp_path / "theirs.glb")
     save_splats(tmp_path / "ours.glb", splats(degree))

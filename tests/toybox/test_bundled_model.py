@@ -1,4 +1,4 @@
-"""The whole step on the weights that come with the package."""
+"""Complete training steps with the bundled weights."""
 
 from functools import partial
 
@@ -25,12 +25,12 @@ def test_thirty_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(
     drawn = jax.jit(task.draw)(state, context)
     learn = jax.jit(partial(train_step, task=task))
     losses = []
-    # In some draws the loss rises for the first ten.
+    # For some draws, the loss rises during the first ten steps.
     for _ in range(30):
         state, numbers = learn(state, context, drawn)
         assert numbers["overflow"] == 0
         losses.append(float(numbers["loss"]))
-        # The balance of the nodes moves with the iteration: held fixed like the rest.
+        # The node weights depend on the iteration, which is held fixed like everything else.
         state = state.replace(iteration=jnp.int32(0))
     chex.assert_tree_all_finite(state.scene)
     assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0], losses

@@ -1,4 +1,4 @@
-"""A diffusion model of a few thousand random weights, and settings to go with it."""
+"""A diffusion model with a few thousand random weights, and matching settings."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ PROMPT = "a red ball"
 
 
 def _random_parameters(module: nn.Module, seed: int) -> Any:
-    """Weights that keep the size of what passes through; by NumPy, since compiling draws takes longer."""
+    """Random weights that preserve the scale of activations; NumPy's, as compiling JAX's takes longer."""
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> np.ndarray:

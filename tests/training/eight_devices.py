@@ -1,6 +1,6 @@
-"""Four runs of two views on eight devices and on one; prints by how much they differ, as JSON.
+"""Compare four runs of two views on eight devices and on one; prints the differences as JSON.
 
-A program of its own, since JAX fixes the number of devices when it is first used.
+A separate program, because JAX fixes the number of devices when it is first used.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.training.toy_task import ToyTask, begin_toy
 
 
 def main() -> None:
-    """Step twice on each mesh."""
+    """Take two steps on each mesh."""
     task = ToyTask()
     all_devices = batch_mesh(task.views, seeds=4)
     one_device = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), (SEEDS_AXIS, BATCH_AXIS))

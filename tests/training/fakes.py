@@ -1,4 +1,4 @@
-"""A network in a few lines, in place of one that takes long to compile."""
+"""A minimal network, in place of one that takes long to compile."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def predict(model: Any, x: jax.Array, t: jax.Array, text: jax.Array, adapter: Any = None) -> jax.Array:
-    """A smooth function of all that a network sees: each factor of an adapter counts, too."""
+    """A smooth function of all network inputs, including each factor of an adapter."""
     times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
     words = jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
     offset = 0.0

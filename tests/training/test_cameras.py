@@ -1,4 +1,4 @@
-"""Cameras, backgrounds and what else chance decides in an iteration."""
+"""Cameras, backgrounds and other random draws of an iteration."""
 
 import dataclasses
 from functools import partial
@@ -51,21 +51,21 @@ def test_cameras_stand_where_the_settings_say():
     np.testing.assert_allclose(np.arctan2(y, x), azimuth, atol=1e-4)
     degrees = np.rad2deg(azimuth)
     assert np.abs(degrees).max() <= 80.001 and degrees.min() < -60 and degrees.max() > 60
-    # u^1.5: half of the cameras lie within 0.5^1.5 of the half-range.
+    # With u^1.5, half of the cameras lie within 0.5^1.5 of the half-range.
     assert np.mean(np.abs(degrees) < 80 * 0.5**1.5) == pytest.approx(0.5, abs=0.08)
-    # One field of view for all.
+    # All cameras share one field of view.
     assert np.ptp(np.asarray(cameras.intrinsics[:, 0])) == 0.0
 
 
 def _farthest(values, quantiles):
-    """Kolmogorov's distance of a sample to a distribution, by the latter's 0 … 100 % quantiles."""
+    """Kolmogorov distance of a sample from a distribution given by its 0 … 100 % quantiles."""
     shares = np.mean(np.ravel(values)[:, None] <= quantiles, axis=0)
     return np.abs(shares - np.linspace(0, 1, len(quantiles)))[1:-1].max()
 
 
 @jax.jit
 def _batches(seed, iteration):
-    """500 batches of ten cameras, each with one field of view, without jitter and with that of the center."""
+    """500 batches of ten cameras, each with one field of view, without jitter and with center jitter."""
     draw = partial(inputs.sample_cameras, iteration=iteration, views=10, size=512)
     jittered = dataclasses.replace(STILL, jitter_center=PAPER.jitter_center)
     keys = jax.random.split(jax.random.key(seed), 500)
@@ -74,12 +74,12 @@ def _batches(seed, iteration):
 
 @pytest.mark.parametrize("iteration", [1, 200, 1500])
 def test_cameras_are_spread_as_the_authors_are(iteration):
-    # Their centers without the jitter.
+    # The camera centers without the jitter.
     (cameras, azimuth), (moved, _) = _batches(iteration, iteration)
     centers, jitter = (_positions(each).reshape(-1, 3) for each in (cameras, moved))
     radius = np.linalg.norm(centers, axis=1)
     quantiles = golden.load_tables("cameras")[f"ge3d/k{iteration}/quantiles"]
-    # In the order in which the file has them.
+    # In file order.
     found = {
         0: np.rad2deg(azimuth),
         1: np.rad2deg(np.arccos(centers[:, 2] / radius)),

@@ -1,4 +1,4 @@
-"""States on the disk: one whole one at any moment, and nothing else for long."""
+"""Stored states: one complete state at any moment, and no lasting leftovers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def test_the_last_saved_tree_counts_and_the_others_go(tmp_path):
     assert not has_tree(folder)
     save_tree(folder, TREE)
     assert has_tree(folder) and names(folder) == ["1"]
-    # What a killed process left, and an earlier tree that it had no time to remove.
+    # Leftovers of a killed process, and an earlier tree that it had no time to remove.
     (folder / ".2.1.part").mkdir()
     (folder / "0").mkdir()
     save_tree(folder, OTHER)
@@ -33,7 +33,7 @@ def test_until_a_tree_has_its_number_the_earlier_one_counts(tmp_path):
     save_tree(tmp_path, TREE)
     (tmp_path / ".2.1.part" / "half").mkdir(parents=True)
     np.testing.assert_array_equal(restore_tree(tmp_path, OTHER)["a"], np.arange(3.0))
-    # Two whole ones: killed before the earlier one was removed. Ten comes after nine.
+    # Two complete states: the process was killed before removing the earlier one. Ten comes after nine.
     for number in ("9", "10"):
         save_tree(tmp_path / number, OTHER if number == "10" else TREE)
         (tmp_path / number / "1").rename(tmp_path / f"whole-{number}")

@@ -1,4 +1,4 @@
-"""What a person is told of an iteration before it runs, and when it is refused."""
+"""The memory estimate of an iteration before it runs, and its rejection."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def test_the_plan_is_the_compiler_s_and_donated_memory_counts_once():
     function = jax.jit(lambda x, y: (x + y, jnp.outer(x, y).sum()), donate_argnums=0)
     plan = compilation_of(function.lower(numbers, numbers).compile(), 1.5, 2)
     assert (plan.seconds, plan.devices, plan.arguments) == (1.5, 2, 8000)
-    # The sum takes the first argument's place; the scalar, and perhaps a table of the two, come on top.
+    # The sum reuses the first argument's buffer; the scalar, and possibly a tuple table, come on top.
     assert 4 <= plan.outputs < 100
     assert plan.total == plan.arguments + plan.outputs + plan.temporaries
 
@@ -53,7 +53,7 @@ def test_what_fits_passes_and_what_does_not_names_the_settings():
     check_memory(NEEDS_TEN, _gpu(10), remedies)
     with pytest.raises(UserError, match=r"10\.0 GB .* has 9\.0 GB .* vae_remat.* and views_per_batch=1"):
         check_memory(NEEDS_TEN, _gpu(9), remedies)
-    # What lies on the device beside the arguments counts too.
+    # Other data on the device counts too.
     with pytest.raises(UserError, match=r"12\.0 GB"):
         check_memory(NEEDS_TEN, _gpu(11, in_use=5), remedies)
 
@@ -62,7 +62,7 @@ def test_settings_that_are_low_already_are_not_named():
     assert Distillation(Config()).remedies(devices=1) == ["views_per_batch=1"]
     # One view at a time on each device.
     assert Distillation(Config()).remedies(devices=2) == ["views_per_batch=2"]
-    # One view at a time, or one on each device: nothing is left to divide.
+    # One view at a time, or one on each device, cannot be divided further.
     assert Distillation(Config(views_per_batch=1)).remedies(devices=1) == []
     assert Distillation(Config()).remedies(devices=4) == []
     with pytest.raises(UserError, match="lower views or the size of the pictures"):
@@ -75,6 +75,6 @@ def test_the_parts_of_a_processor_share_one_memory(monkeypatch):
     check_memory(NEEDS_TEN, processor, [])
     with pytest.raises(UserError, match=r"20\.0 GB"):
         check_memory(dataclasses.replace(NEEDS_TEN, devices=2), processor, [])
-    # Where nobody knows how much there is, nothing is refused.
+    # If the available memory is unknown, nothing is rejected.
     monkeypatch.setattr(module, "memory_limit", lambda device: None)
     check_memory(NEEDS_TEN, processor, [])

@@ -1,4 +1,4 @@
-"""Settings of a run: their names, mistakes that are named, each of them used."""
+"""Settings of a run: their names, errors for mistakes, and the use of each setting."""
 
 import dataclasses
 import re
@@ -78,7 +78,7 @@ def test_a_mistake_is_named(name, value, message):
 
 @dataclasses.dataclass(frozen=True)
 class _InPairs(Loss):
-    """A loss that looks at two views together, which must not be mirrored."""
+    """A loss that compares pairs of views, which must not be mirrored."""
 
     views_together = 2
     may_mirror = False
@@ -91,7 +91,7 @@ def test_only_a_loss_that_says_what_it_wants_draws_pictures():
     assert GE3D(strength=0.0).steps_to_target is None
     for name in LOSSES:
         chosen = configured("toybox", guidance=name)
-        # λ times the difference to the end of the way is all of x0's residual.
+        # The residual of x0 is just λ times the difference to the end of the path.
         says = {"ge3d": 10.0, "x0": 10.0}.get(name)
         assert chosen.guidance.steps_to_target == says and (chosen.picture_weight > 0) == (says is not None)
     with pytest.raises(UserError, match="picture_weight is 0.1"):
@@ -120,7 +120,7 @@ def test_every_setting_is_read_somewhere():
     for name in {name for config in configs for name in setting_names(config)}:
         leaf = name.rsplit(".", 1)[-1]
         if re.search(r"\.(learning_)?rates\.", name) and leaf != "higher_bands":
-            # Read by name, through the table of fields.
+            # These are read by name, through the table of fields.
             assert f'"{leaf}"' in source, name
         elif leaf != "kind":
             assert re.search(rf"(config|self|density|cameras|nodes|\w)\.{leaf}\b", source), name

@@ -1,4 +1,4 @@
-"""Whose chance a run goes by: its own, or at first that of another seed."""
+"""Random draws of a run: from its own seed, or at first from another seed."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ FIELDS = ("positions", "log_scales", "opacity_logits", "sh")
 
 
 def task_of(config, **changes):
-    # Splats come after the second iteration; chance decides where.
+    # Splats are added after the second iteration, at random positions.
     return Distillation(with_overrides(config, {"shared_nodes": True, **changes}), predict)
 
 
 @pytest.fixture(scope="module")
 def parting(tiny_config):
-    """The first three of four iterations are of the first seed."""
+    """A task whose first three of four iterations use the first seed."""
     return task_of(tiny_config, first_seed=FIRST, first_seed_share=0.75)
 
 
@@ -56,7 +56,7 @@ def test_the_first_seed_decides_the_start_and_as_many_iterations_as_asked(tiny_c
 
 def test_the_share_of_the_first_seed_is_rounded(tiny_config, prompted):
     state = first_state(task_of(tiny_config), prompted, OTHER)
-    # Of four iterations; a half where nothing is said.
+    # Out of four iterations; the default is one half.
     for given, expected in (
         ({"first_seed_share": 0.0}, 0),
         ({}, 2),
@@ -71,7 +71,7 @@ def test_the_share_of_the_first_seed_is_rounded(tiny_config, prompted):
 
 @pytest.mark.parametrize(("iteration", "seed"), [(2, FIRST), (3, OTHER)])
 def test_what_is_drawn_is_of_that_seed(tiny_config, prompted, iteration, seed):
-    # This loss has noise that stays the same all through a run.
+    # This loss has noise that stays the same throughout a run.
     settings = {"guidance.kind": "sctd", "picture_weight": 0.0}
     plain = task_of(tiny_config, **settings)
     parting = task_of(tiny_config, **settings, first_seed=FIRST, first_seed_share=0.75)

@@ -1,4 +1,4 @@
-"""What every loss must keep to, whatever it computes: devices, seeds, and views in turn change nothing."""
+"""Invariances of every loss: devices, joint seeds, and the number of views at a time do not matter."""
 
 import dataclasses
 from functools import partial
@@ -22,15 +22,15 @@ from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.presets import configured
 from tests.training.fakes import predict
 
-# Two groups of as many views as any loss looks at together.
+# Two groups, each with the largest number of views that any loss processes together.
 VIEWS = 8
 SHAPE = (VIEWS, 4, 4, 4)
-# Guidance of 50 to 100 magnifies the rounding of differences between close predictions.
+# Guidance scales of 50 to 100 magnify rounding errors of differences between nearby predictions.
 TOLERANCES = {"cds": 3e-4, "sdi": 3e-4}
 
 
 def assert_close(case, got, expected):
-    """Equal but for rounding, measured by the largest entry of each array: losses subtract close numbers."""
+    """Assert equality up to rounding of each array's largest entry, because losses subtract close numbers."""
     chex.assert_trees_all_equal_shapes(got, expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert float(jnp.abs(one - other).max()) <= case.tolerance * float(jnp.abs(other).max())
@@ -38,7 +38,7 @@ def assert_close(case, got, expected):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A loss with all that it is called with, but for the latents."""
+    """A loss with all of its inputs except the latents."""
 
     loss: object
     learned: object
@@ -53,7 +53,7 @@ class Case:
         return self.loss.draw(keys, self.progress, SHAPE)
 
     def gradients(self, z, drawn, text, cameras, *, at_a_time=None, axis=None):
-        """What the loss hands to the latents and to what it learns, and its numbers."""
+        """The gradients of the latents and of the learned parameters, and the loss's metrics."""
         denoiser = Denoiser(self.model, self.model.schedule, at_a_time or z.shape[0], predict)
 
         def scalar(z, learned):
@@ -96,7 +96,7 @@ def latents():
 
 @pytest.fixture(scope="module")
 def alone(case, latents):
-    """Computed by one device, all views at once, for two seeds."""
+    """Results on one device with all views at once, for two seeds."""
     look = jax.jit(partial(case.gradients, text=case.text, cameras=case.cameras))
     return [look(latents, case.draw(seed)) for seed in (0, 1)]
 
@@ -143,12 +143,12 @@ def test_views_in_turn_are_as_all_at_once(case, latents, alone):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_a_saved_run_goes_on_with_is_what_it_would_have_had(name, tiny_config, prompted, tmp_path):
-    # A loss is a function of its draws, the iteration, what it learned and what it sees.
+    # A loss is a function of its draws, the iteration, its learned parameters and its inputs.
     together = LOSSES[name].views_together
     settings = {"guidance.kind": name, "views": max(2, together), "flip_probability": 0.0}
     task = Distillation(with_overrides(tiny_config, settings))
     state, template = (begin(task.config, prompted.model, jax.random.key(seed)) for seed in (0, 1))
-    # Bound to its device, as a restored state is: the draws are compiled once for both.
+    # Committed to its device like a restored state, so that the draws are compiled once for both.
     state = jax.device_put(state.replace(iteration=jnp.int32(2)), jax.devices()[0])
     save_state(tmp_path / "state", state)
     restored = restore_state(tmp_path / "state", template, task.scene)

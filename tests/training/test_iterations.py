@@ -1,4 +1,4 @@
-"""Runs from end to end in miniature: growing buffers, density control, interruption, resuming."""
+"""Complete runs at a tiny scale: buffer growth, density control, interruption, resuming."""
 
 import itertools
 
@@ -50,7 +50,7 @@ def test_a_run_tells_once_what_it_compiled(tiny_config, tiny_model):
 def test_a_run_that_cannot_fit_is_refused_before_its_first_iteration(tiny_config, tiny_model, monkeypatch):
     monkeypatch.setattr(compilation_module, "memory_limit", lambda device: 1000)
     seen = []
-    # Two devices have one view each; one of them could take its two in turn.
+    # Each of two devices has one view; a single device could process its two views in turn.
     with pytest.raises(UserError, match="lower views or the size of the pictures"):
         _run(tiny_config, tiny_model, on_iteration=lambda done, *_: seen.append(done))
     assert not seen
@@ -125,7 +125,7 @@ def test_the_given_start_is_padded_used_and_left_intact(tiny_config, tiny_model)
 
 def test_density_control_follows_its_schedule(whole):
     _, seen = whole
-    # More splats after iteration 2 and no more room afterwards; opacities cut after iteration 3.
+    # Splats are added after iteration 2, which fills the buffer; opacities are reset after iteration 3.
     assert [splats for _, _, splats, _ in seen] == [40, 48, 48, 48]
     opacities = [opacity for _, _, _, opacity in seen]
     assert opacities[1] > 0.2 and opacities[2] <= 0.0101 and opacities[3] < 0.02
@@ -150,7 +150,7 @@ def test_buffers_grow_to_powers_of_two(needed, capacity):
 
 
 def test_steps_without_a_finite_gradient_are_left_out_and_many_in_a_row_end_a_run(tiny_config, tiny_model):
-    # The iterations in which the network fails: a few, then one less than end a run, then enough.
+    # The iterations in which the network fails: a few, then one fewer than ends a run, then enough.
     ends = 28 + MOST_SKIPPED - 1
     fails = {2, 4, 5, *range(7, 7 + MOST_SKIPPED - 1), *range(28, ends + 1)}
     at, seen = 1, []

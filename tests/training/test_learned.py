@@ -1,6 +1,6 @@
-"""What a loss learns by itself, as VSD does: it moves with the scene, on two devices, too, and is saved.
+"""Learned parameters of a loss such as VSD: they train with the scene, also on two devices, and are saved.
 
-In place of the network stands a small function: what VSD learns through a network is in tests/guidance.
+A small function replaces the network; tests/guidance covers VSD's learning through a network.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def config(tiny_config):
 @pytest.fixture(scope="module")
 def first(config, tiny_model):
     state = jax.jit(lambda seed: begin(config, tiny_model, jax.random.key(seed)))(0)
-    # Bound to its device, as a restored state is: the step is compiled once for both.
+    # Committed to its device like a restored state, so that the step is compiled once for both.
     return jax.device_put(state, jax.devices()[0])
 
 
@@ -46,7 +46,7 @@ def step(config):
 
 @pytest.fixture(scope="module")
 def two_steps(step, first, prompted, drawn):
-    """The states after one step and after two with the same draws, and the numbers of each."""
+    """The states after one step and after two with the same draws, and the metrics of each."""
     states, numbers = [first], []
     for _ in range(2):
         state, measured = step(states[-1], prompted, drawn)
@@ -70,7 +70,7 @@ def test_a_step_moves_what_is_learned_beside_the_scene(first, two_steps):
     assert not np.array_equal(once.scene.gaussians.positions, first.scene.gaussians.positions)
     assert not _of_lora(first, "up").any() and np.abs(_of_lora(once, "up")).max() > 0.9e-4
     assert not np.array_equal(_row(once.learned["camera"]), _row(first.learned["camera"]))
-    # While the upper factors are zero, the gradient in the lower ones is, too: they only decay.
+    # While the upper factors are zero, so is the gradient of the lower ones, which only decay.
     np.testing.assert_allclose(_of_lora(once, "down"), (1 - 1e-6) * _of_lora(first, "down"), rtol=1e-6)
     assert np.abs(_of_lora(twice, "down") - _of_lora(once, "down")).max() > 0.5e-4
 
@@ -98,7 +98,7 @@ def test_views_in_turn_on_two_devices_learn_the_same(config, first, prompted, dr
     got, numbers = jax.jit(partial(train_step, task=task, mesh=mesh))(*placed)
     for name in ("loss", "loss_lora", "gradient_norm"):
         assert float(numbers[name]) == pytest.approx(float(expected_numbers[name]), rel=1e-5)
-    # The moments: Adam's first step is the gradient's sign, deaf to its size.
+    # Compare moments, because Adam's first step is the gradient's sign, regardless of its size.
     moments = [_row(state.learned_optimizer_state[0].mu) for state in (got, expected)]
     assert np.linalg.norm(moments[1]) > 0 and relative_error(*moments) < 1e-4
 

@@ -1,4 +1,4 @@
-"""Runs of another length: what is tied to an iteration keeps its share of the run."""
+"""Runs of a different length: everything tied to an iteration keeps its relative position in the run."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_nothing_else_changes_and_what_is_off_stays_off():
     config = with_overrides(configured("toybox64", guidance="sds"), {"guidance.times.late_from": "null"})
     short = lasting(config, 2)
     assert short.guidance.times.late_from is None and short.scene.density.every == 0
-    # What happens at all happens at most once an iteration.
+    # Recurring events happen at most once per iteration.
     assert short.cameras.widen_every == 1
     names = {"iterations", "cameras.widen_from", "cameras.widen_every", "scene.sh_every"}
     names |= {"scene.density.first", "scene.density.last"}

@@ -1,4 +1,4 @@
-"""Presets: the published settings, what the public configurations change, losses and strategies by name."""
+"""Presets: the published settings, changes by the public configurations, losses and strategies by name."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.training.presets import PRESETS, PUBLISHED, configured, preset, prompt_of, seed_of
 
 WIDOW = "Black Widow in Marvel, head, photorealistic, 8K, HDR."
-# By name: the prompt, and all settings that differ from those of the base.
+# By preset name: the prompt, and all settings that differ from the base preset.
 EXPECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "paper/lantern": (
         "A decorative lantern, red, warm lighting, 8K, HDR",
@@ -86,7 +86,7 @@ def _get(config, name):
 
 
 def _settings(config):
-    """Full name → value; kinds are the same in all presets."""
+    """Settings by full name; kinds are the same in all presets."""
     names = [name for name in setting_names(config) if not name.endswith(".kind")]
     return {name: _get(config, name) for name in names}
 
@@ -147,7 +147,7 @@ def test_every_loss_has_settings_for_every_preset(name, guidance):
 
 @dataclasses.dataclass(frozen=True)
 class _Other(GE3D):
-    """A loss with settings of its own for the published runs."""
+    """A loss with its own settings for the published runs."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"guidance.scale": 100, "views": 8}}
 

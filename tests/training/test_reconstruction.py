@@ -1,4 +1,4 @@
-"""The reconstructive stage: where its cameras are, what its pictures are, and that fitting them works."""
+"""The reconstruction stage: its cameras, its pictures, and the fit to them."""
 
 import dataclasses
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
     config, state, prompted, tiny_model
 ):
     config = dataclasses.replace(config, guidance=SDS())
-    # Five views, two at a time, in a buffer that is too small at first.
+    # Five views, two at a time, with a buffer that is initially too small.
     small = with_overrides(config, {"scene.buffer_capacity": 3})
     polar, azimuth = ring_angles(config.reconstruction)
     cameras = cameras_at(config, (polar, azimuth))
@@ -105,7 +105,7 @@ def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
 
 
 def test_the_live_view_edits_the_same_way(config, state, prompted):
-    """Here, as it has the programs that are compiled above."""
+    """Tested here because it reuses the programs compiled above."""
     task = Distillation(with_overrides(config, {"guidance.kind": "sds", "scene.buffer_capacity": 3}), predict)
     run = Run(Path("unused"), {}, task, prompted, parts=1, history=[], is_new=True)
     azimuth = np.array([0.5, 2.0])
@@ -133,7 +133,7 @@ def test_a_fit_to_fixed_pictures_lowers_their_error(config, state):
     )
     assert result.iterations == config.reconstruction.steps == 20
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
-    # 100·mean squared error.
+    # 100 · mean squared error.
     assert losses[0] > 1
 
 
@@ -146,7 +146,7 @@ def test_the_stage_changes_only_how_the_scene_learns(config):
         density.resets_at(done, 1440) for done in range(1, 1441)
     )
     assert stage.scene.capacity == PRESETS["paper"].scene.capacity
-    # Density control of the run's kind.
+    # The stage uses the run's kind of density control.
     other = dataclasses.replace(config, scene=dataclasses.replace(config.scene, density=MarkovChain()))
     assert isinstance(stage_config(other).scene.density, MarkovChain)
 

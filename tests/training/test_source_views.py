@@ -1,4 +1,4 @@
-"""Edits that compare with the source: its views come from the same cameras by the same chance."""
+"""Edits that compare with the source: its views use the same cameras and random draws."""
 
 import dataclasses
 from functools import partial
@@ -36,7 +36,7 @@ def state(task, tiny_model):
 
 @pytest.fixture(scope="module")
 def context(task, tiny_model, state):
-    """The source is what the run begins with, and the prompt is what it shows."""
+    """A context whose source is the run's start, and whose prompt describes it."""
     embeddings = prompt_embeddings(task.config, tiny_model, PROMPT, PROMPT)
     return Prompted(tiny_model, embeddings, jax.tree.map(jnp.copy, state.scene))
 
@@ -48,7 +48,7 @@ def step(task):
 
 @pytest.fixture(scope="module")
 def look(task):
-    """What is said of the views of a scene: the scalar, its numbers and what the buffer needs."""
+    """The results for a scene's views: the scalar, its metrics and the required buffer size."""
 
     @jax.jit
     def look(scene, context, drawn):
@@ -75,14 +75,14 @@ def test_a_source_that_is_to_stay_what_it_is_stays(task, state, context, step, s
     after, numbers = step(state, context, drawn)
     assert float(numbers["gradient_norm"]) < 1e-5 and float(numbers["loss"]) < 1e-8
     assert int(after.iteration) == 1
-    # Neither the latents nor the pictures move what is seen, of a scene that nothing else moves.
+    # Neither the latents nor the pictures move the scene, and nothing else does.
     other = dataclasses.replace(context, source=moved(state.scene, 0.2))
     changed, _ = step(state, other, drawn)
     assert first_moments(after) < 1e-3 * first_moments(changed)
 
 
 def test_what_has_been_changed_is_led_back(task, state, context, step):
-    """The source stays the source, whatever the run has come to."""
+    """The source stays the same, regardless of the run's current state."""
     changed = state.replace(scene=moved(state.scene, 0.2))
     drawn = task.draw(changed, context)
     _, numbers = step(changed, context, drawn)
@@ -93,7 +93,7 @@ def test_what_has_been_changed_is_led_back(task, state, context, step):
 
 
 def test_the_source_is_seen_as_the_scene_would_be(task, state, context):
-    """Cameras, backgrounds, mirroring, noise on the scales and of the encoder."""
+    """With the same cameras, backgrounds, mirroring, scale noise and encoder noise."""
     for seed in range(4):
         drawn = task.draw(state.replace(key=jax.random.key(seed)), context)
         seen = task.see(state.scene, task.scene.perturbations(state.scene, 2), context, drawn, PROGRESS)

@@ -1,6 +1,6 @@
-"""The whole iteration: learns, counts overflow, and means the same under vmap as in a loop.
+"""The complete iteration: learning, counting of overflow, and equal results under vmap and in a loop.
 
-Compiling is nearly all of the time, so the tests share one compiled iteration wherever they can.
+Compilation takes nearly all of the time, so the tests share one compiled iteration wherever possible.
 """
 
 import dataclasses
@@ -31,19 +31,19 @@ from ge3d_jax.training.pictures import total_variation, with_pictures
 from ge3d_jax.training.step import train_step
 from tests.errors import relative_error
 
-# An image of 16 pixels; room for 44 splats that cover it all.
+# An image of 16 pixels, and room for 44 splats that cover all of it.
 TILES = (16 // TILE_SIZE) ** 2
 BUFFER = 44 * TILES
 FIELDS = ("positions", "log_scales", "quaternions", "opacity_logits", "sh")
 
 
 def moments(state):
-    """Adam's first moments of all fields, as one row."""
+    """Adam's first moments of all fields, as one vector."""
     return np.concatenate([np.ravel(state.optimizer_state.mu[field]) for field in FIELDS])
 
 
 def task_of(config, **changes):
-    """The task with a buffer that overflows where the tests want it to, and all terms beside the loss."""
+    """The task with a buffer that overflows when the tests want it to, and with all additional loss terms."""
     usual = {"scene.buffer_capacity": BUFFER, "scene.scale_penalty": 2.0, "picture_weight": 0.3}
     return Distillation(with_overrides(config, {**usual, **changes}))
 
@@ -53,12 +53,12 @@ def first_state(task, model, seed=0):
 
 
 def with_loss_inputs(drawn, **changes):
-    """The same draws with other values in what the loss drew for all views."""
+    """The draws, with some of the loss's values shared by all views replaced."""
     return dataclasses.replace(drawn, shared={**drawn.shared, "loss": {**drawn.shared["loss"], **changes}})
 
 
 def residual_of(task, prompted, drawn, z):
-    """What the loss hands to latents z, and its numbers."""
+    """The loss's residual at latents z, and its metrics."""
     text = view_texts(
         prompted.embeddings,
         drawn.per_view["azimuth"],
@@ -91,7 +91,7 @@ def compiled_step(task):
 
 
 def knows_one_picture(model, x, t, text):
-    """A network that knows one picture, by its latent: ε is 0 without text and exact for it with the text."""
+    """A network that knows the latent of one picture: ε is exact for it with the text, and 0 without text."""
     wanted = np.random.default_rng(5).normal(size=(8, 8, 4)).astype(np.float32)
     alpha = model.schedule.alphas_cumprod[t]
     epsilon = (x - jnp.sqrt(alpha) * wanted) / jnp.sqrt(1 - alpha)
@@ -100,10 +100,10 @@ def knows_one_picture(model, x, t, text):
 
 @pytest.fixture(scope="module")
 def one_picture(tiny_config, tiny_model):
-    """A task with this network, what it needs, and its iteration, compiled."""
+    """A task with this network, its context, and its compiled iteration."""
     with_text, without = jnp.ones((12, 8)), jnp.zeros((12, 8))
     context = Prompted(tiny_model, PromptEmbeddings(*[with_text] * 4, without, without))
-    # What this network knows, the decoder does not.
+    # The network's picture is unknown to the decoder.
     settings = {"guidance.scale": 1.0, "picture_weight": 0.0}
     task = Distillation(task_of(tiny_config, **settings).config, predict=knows_one_picture)
     return task, context, jax.jit(partial(train_step, task=task))
@@ -118,7 +118,7 @@ def test_ten_iterations_with_chance_held_fixed_are_finite_and_lower_the_loss(one
         state, numbers = learn(state, context, drawn)
         assert int(state.iteration) == 1 and int(state.optimizer_state.count) == done
         losses.append(float(numbers["loss"]))
-        # The balance of the nodes moves with the iteration: held fixed like the rest.
+        # The node weights depend on the iteration, which is held fixed like everything else.
         state = state.replace(iteration=jnp.int32(0))
     chex.assert_tree_all_finite(state.scene.gaussians)
     assert np.all(np.isfinite(losses)) and np.all(np.diff(losses) < 0), losses
@@ -138,14 +138,14 @@ def test_vmap_over_seeds_equals_a_loop(one_picture, tiny_model, draw):
     expected_state, expected_numbers = jax.tree.map(stack, *apart)
     np.testing.assert_allclose(numbers["loss"], expected_numbers["loss"], rtol=1e-5)
     assert not np.allclose(numbers["loss"][0], numbers["loss"][1])
-    # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
+    # Compare moments, not splats: Adam's first step is the gradient's sign, regardless of its size.
     assert relative_error(moments(state), moments(expected_state)) < 1e-5
 
 
 def test_a_buffer_too_small_changes_nothing_and_says_so(task, tiny_model, prompted, draw, compiled_step):
     state = first_state(task, tiny_model)
     gaussians = state.scene.gaussians
-    # All 48 splats, each over the whole image.
+    # All 48 splats, each covering the whole image.
     full_splats = gaussians.replace(
         mask=jnp.ones_like(gaussians.mask),
         opacity_logits=jnp.zeros_like(gaussians.opacity_logits),
@@ -164,7 +164,7 @@ def test_a_single_view_without_a_finite_residual_leaves_the_step_out(
 ):
     state = first_state(task, tiny_model)
     drawn = draw(state)
-    # One splat behind the camera of the view that fails: its gradient is the other view's alone.
+    # One splat is behind the failing view's camera, so that only the other view contributes to its gradient.
     world_to_camera = np.asarray(drawn.per_view["cameras"].world_to_camera[1])
     behind = np.linalg.inv(world_to_camera) @ np.array([0.0, 0.0, -1.0, 1.0])
     gaussians = state.scene.gaussians
@@ -221,16 +221,16 @@ def test_the_gradient_is_the_residual_and_the_pictures_error_carried_through_ren
         splats = state.scene.gaussians
         (x, z), carry_back = jax.vjp(pictures_and_latents, splats.sh, splats.log_scales)
         residual, numbers = residual_of(task, prompted, drawn, z)
-        # GE3D's residual is a tenth of the way.
+        # GE3D's residual is a tenth of the distance.
         error = x - decode_latents(tiny_model, z - 10 * residual)
         return numbers["loss"], *carry_back((0.3 * error, residual))
 
     losses, of_sh, of_scales = map(np.array, expected_by_hand(state, drawn))
-    # The penalty: d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
+    # The penalty's gradient: d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
     of_scales[:40] += 2 * 0.15 / 120
     after, numbers = compiled_step(state, prompted, drawn)
     for name, expected in (("sh", of_sh), ("log_scales", of_scales)):
-        # Adam's first moment after one step is (1 − 0.9) of the gradient.
+        # Adam's first moment after one step is (1 − 0.9) times the gradient.
         assert relative_error(10 * np.asarray(after.optimizer_state.mu[name]), expected) < 1e-3, name
     assert float(numbers["loss"]) == pytest.approx(float(losses.mean()), rel=1e-4)
 
@@ -259,14 +259,14 @@ def test_the_network_is_asked_only_for_what_the_loss_uses(tiny_config, tiny_mode
         return x
 
     task = Distillation(tiny_config, predict=counting)
-    # Two jumps of three were made: the top node's time repeats.
+    # Two of three jumps were made, so the top node's time repeats.
     drawn = with_loss_inputs(
         draw(first_state(task, tiny_model)), node_times=jnp.array([0, 70, 150, 150]), active=jnp.int32(2)
     )
     residual = jax.jit(partial(residual_of, task))(prompted, drawn, jnp.zeros((2, 8, 8, 4)))[0]
     residual.block_until_ready()
     jax.effects_barrier()
-    # Up without the text, one sample a view, never at the top; down with it, two a view, never at 0.
+    # Up without text, one sample per view, never at the top; down with text, two per view, never at 0.
     assert asked == [(0, 2), (70, 2), (150, 4), (70, 4)]
 
 
@@ -290,7 +290,7 @@ def test_views_in_turn_take_the_same_ways(tiny_config, tiny_model, prompted, dra
 def test_two_devices_that_keep_little_do_what_one_does(
     tiny_config, tiny_model, prompted, draw, compiled_step
 ):
-    # One of the two views on each device; test_learned.py has devices with views in turn.
+    # One of two views on each device; test_learned.py covers several views per device.
     task = task_of(tiny_config, vae_rematerialize=True, attention_chunk=24)
     state = first_state(task, tiny_model)
     drawn = draw(state)
@@ -302,7 +302,7 @@ def test_two_devices_that_keep_little_do_what_one_does(
     for name in ("loss", "gradient_norm"):
         assert float(numbers[name]) == pytest.approx(float(expected_numbers[name]), rel=1e-5)
     assert int(numbers["intersections"]) == int(expected_numbers["intersections"])
-    # The moments and not the splats: Adam's first step is the gradient's sign, deaf to its size.
+    # Compare moments, not splats: Adam's first step is the gradient's sign, regardless of its size.
     assert relative_error(moments(got), moments(expected)) < 1e-4
     chex.assert_trees_all_close(got.scene.statistics, expected.scene.statistics, rtol=1e-3, atol=1e-7)
 
@@ -322,9 +322,9 @@ def test_views_encoded_in_turn_keep_little_for_the_gradient(tiny_config, tiny_mo
 
 def test_regularizers_are_what_they_say(task, tiny_config, tiny_model):
     image = jnp.zeros((1, 3, 3, 3)).at[0, 1, 1].set(1.0)
-    # Two unit edges across and two along, each shared over 6 neighbor pairs.
+    # Two unit edges in each direction, averaged over 6 neighbor pairs.
     assert float(total_variation(image)) == pytest.approx(2 * (2 / 6 + 2 / 6))
-    # All but 40 of the 48 splats are unused and do not count.
+    # Only 40 of the 48 splats are in use; the others do not count.
     state = first_state(task, tiny_model).scene
     assert float(mean_scale(state.gaussians)) == pytest.approx(0.15)
     penalized = with_overrides(tiny_config, {"scene.scale_penalty": 3.0}).scene

@@ -1,4 +1,4 @@
-"""Runs that step together: each is what it would be by itself, whatever the others do."""
+"""Runs that step together: each gives the same result as on its own, regardless of the others."""
 
 import dataclasses
 import json
@@ -63,11 +63,11 @@ def assert_same(got, expected):
 
 def test_seeds_of_ge3d_together_are_what_each_is_alone(tiny_config, prompted):
     def predict(model, x, t, text):
-        """A smooth function of all that a network sees, sooner compiled than a network."""
+        """A smooth function of all network inputs, which compiles faster than a network."""
         times = jnp.broadcast_to(t, x.shape[:1])[:, None, None, None] / 1000.0
         return jnp.tanh(x) * (0.5 + times) + jnp.tanh(text[:, :1, :4])[:, None] * jnp.cos(3.0 * x)
 
-    # Splats come after the second iteration, and opacities are lowered after the third.
+    # Splats are added after the second iteration, and opacities are reset after the third.
     task = Distillation(with_overrides(tiny_config, {"shared_nodes": True}), predict)
     states = [begin(task.config, prompted.model, jax.random.key(seed)) for seed in (0, 1, 2)]
     together, programs = perform(states, task=task, context=prompted), {}
@@ -79,7 +79,7 @@ def test_seeds_of_ge3d_together_are_what_each_is_alone(tiny_config, prompted):
         for field in ("positions", "log_scales", "opacity_logits", "sh"):
             one, other = (np.asarray(getattr(each.object, field))[used] for each in (got, expected))
             assert relative_error(one, other) < 1e-4, field
-    # One program served all of them.
+    # All runs used the same program.
     assert len(programs) == 1
     assert relative_error(together[0].object.sh, together[1].object.sh) > 0.01
 
@@ -139,7 +139,7 @@ def test_where_one_overflows_all_repeat_with_a_longer_buffer(toys, toy):
 
 
 def test_nothing_waits_for_the_buffer_of_one_that_has_stopped(toys, toy):
-    # It moves out of its buffer in the second iteration; by then it has stopped.
+    # It would outgrow its buffer in the second iteration, but has stopped by then.
     leaving = begin_toy(toy, [-3.95, 0.1, 0.2], 1)
     context = jnp.float32(-9.0)
     leaves = perform([leaving], task=toy, context=context, stop_at=2)[0]
@@ -164,7 +164,7 @@ def test_what_is_learned_is_each_ones_own_or_of_all_that_count(broken, toys, toy
     counted = [own[0], own[2]] if broken else own
     for result in shared:
         assert float(result.state.learned["w"]) == pytest.approx(np.mean(counted), rel=1e-5)
-    # A second step goes on from what they share.
+    # A second step continues from the shared values.
     twice = perform(states, task=dataclasses.replace(toy, shares_learned=True), stop_at=2)
     assert len({float(result.state.learned["w"]) for result in twice}) == 1
 
@@ -179,7 +179,7 @@ def test_vsd_shares_its_network_where_it_is_told(tiny_config):
 def test_a_state_of_one_of_several_processes_is_its_own(toys, toy, tmp_path, monkeypatch):
     (stopped,) = perform([toys[0]], task=toy, stop_at=3)
     with monkeypatch.context() as patch:
-        # Orbax would write what lies on the devices of all of them.
+        # Orbax would write the data on the devices of all processes.
         patch.setattr(jax, "process_count", lambda: 2)
         save_state(tmp_path / "state", stopped.state)
     template = begin_toy(toy, [0.0, 0.0, 0.0], 9)
@@ -210,12 +210,12 @@ def test_a_splats_noise_does_not_depend_on_how_many_others_there_is_room_for(tin
 
 
 def _digamma(model, x, t, text, adapter=None):
-    """A network that a program shows by its one special function."""
+    """A network that is identifiable in a program by its special function."""
     return jax.lax.digamma(jnp.abs(x) + 1.0)
 
 
 def _network_calls(jaxpr, is_conditional=False):
-    """Whether each call of the network lies under a condition; conditions are scalars."""
+    """Whether each network call is inside a conditional; conditions are scalars."""
     calls = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "digamma":
@@ -247,7 +247,7 @@ def test_no_seed_asks_the_network_for_idle_nodes(name, tiny_config, tiny_model, 
     states = [begin(config, tiny_model, jax.random.key(seed)) for seed in (0, 1)]
     alone = _calls_alone(config, states[0], prompted)
     assert alone
-    # Without conditions there are no idle nodes.
+    # Without conditionals, there are no idle nodes.
     if any(alone):
         assert _calls_together(config, states, prompted) == alone
     assert all(alone) or name != "ge3d"

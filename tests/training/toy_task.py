@@ -1,4 +1,4 @@
-"""A task of a few numbers, compiled in an instant, to try without a renderer what steps together."""
+"""A task with a few numbers that compiles instantly, for testing joint steps without a renderer."""
 
 import dataclasses
 from typing import Any
@@ -11,13 +11,13 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.scenes.base import Renders
 from ge3d_jax.training.state import initial_state
 
-# The number of entries that a scene begins with, and that it has room for in the end.
+# The scene's initial number of entries, and its final capacity.
 SHORT, LONG = 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyScene:
-    """Points on a line. A view needs a buffer as long as the farthest is away; far ones get company."""
+    """Points on a line. Views need a buffer as long as the farthest distance; far points get company."""
 
     buffer: int = 4
 
@@ -41,7 +41,7 @@ class ToyScene:
         return state
 
     def on_schedule(self, key, state, moments, done, iterations):
-        """After two iterations a scene whose first point is to the right gets two more points."""
+        """After two iterations, add two points to a scene whose first point is on the right."""
         if done != 2 or float(state["x"][0]) < 0 or state["x"].shape[0] == LONG:
             return state, moments, {}
         state, moments = self.resized(state, moments, {"x": (LONG,)})
@@ -69,7 +69,7 @@ class ToyScene:
 
 @dataclasses.dataclass(frozen=True)
 class ToyTask:
-    """Points move towards places that are drawn anew for each view; something is learned of them."""
+    """Points move towards targets that are drawn anew for each view, and a parameter is learned from them."""
 
     scene: Any = ToyScene()
     iterations: int = 24
@@ -94,7 +94,7 @@ class ToyTask:
         places = drawn.per_view + context
         points = jnp.where(scene["mask"], scene["x"], 0.0) + perturbations
         squares = jnp.sum((points - places[:, None]) ** 2, axis=1)
-        # Of what is learned only its gradient matters here: the mean place, with another sign.
+        # Only the learned parameter's gradient matters here: the mean position, with opposite sign.
         scalar = jnp.sum(squares + learned["w"] * jnp.sum(points, axis=1)) / self.views
         needed = jnp.full(places.shape, jnp.ceil(jnp.max(jnp.abs(scene["x"]))).astype(jnp.int32))
         renders = Renders(points, (), needed, jnp.maximum(needed - self.scene.buffer, 0))
@@ -111,7 +111,7 @@ class ToyTask:
 
 
 def begin_toy(task, start, seed):
-    """The state of a run whose points begin at `start`."""
+    """The state of a run whose points start at `start`."""
     scene = task.scene.begin(None, jnp.asarray(start, jnp.float32))
     return initial_state(
         scene,

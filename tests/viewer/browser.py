@@ -1,4 +1,4 @@
-"""A real browser without a window, which opens a page, acts on it, and tells what it saw."""
+"""A real headless browser that opens a page, acts on it, and reports what it saw."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import pytest
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
-# Written by the browser into the page, from where the process reads it.
+# The browser writes its report into the page, from where this process reads it.
 _TELL = """
 <script>
 {
@@ -26,9 +26,9 @@ _TELL = """
 
 
 def visit(page, actions, *, options=()):
-    """The lines that the script `actions` tells, by `tell([...])`, at the end of a page's file.
+    """Run the script `actions` at the end of a page, and return the lines it reports with `tell([...])`.
 
-    The browser writes the page after its "load" event.
+    The browser writes out the page after its "load" event.
     """
     acted = page.with_name(f"acted-{page.name}")
     script = _TELL.replace("ACTIONS", actions)

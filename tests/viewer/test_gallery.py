@@ -1,4 +1,4 @@
-"""The page of many objects, in text and in a real browser."""
+"""The gallery page of many objects, as text and in a real browser."""
 
 import re
 
@@ -8,7 +8,7 @@ from ge3d_jax.formats.video import save_gif
 from ge3d_jax.viewer.gallery import save_gallery
 from tests.viewer.browser import needs_browser, visit
 
-# What a person does, and then a note of what there is to see; the pictures are waited for.
+# User actions, each followed by a record of what is visible, after waiting for the pictures.
 ACTIONS = """
   const names = () => [...document.querySelectorAll("figure:not([hidden]) b")].map(b => b.textContent);
   const shown = () => names().join(",");
@@ -62,7 +62,7 @@ def test_a_prompt_is_text_and_nothing_is_fetched(tmp_path):
     assert not re.search(r"https?://|\bfetch\(|\bimport\b|@import|<link", page)
     pictures = re.findall(r'\bsrc="([^"]*)"', page)
     assert {"a-red-pig/turntable.gif", "a-blue-cat/turntable.gif"} <= set(pictures)
-    # What failed has no picture, and its reason.
+    # A failed object has no picture, but a reason.
     assert "a-duck/turntable.gif" not in pictures and "failed: No space left on device" in page
 
 
@@ -76,16 +76,16 @@ def test_it_is_sorted_by_a_click_and_its_pictures_load(tmp_path):
     pig, cat, duck = "a red pig", "a blue cat", "a duck"
     assert visit(tmp_path / "index.html", ACTIONS) == [
         ",".join((pig, cat, duck)),
-        # By time, as numbers, up and down; the failed one took none.
+        # Sorted by time, numerically, ascending and descending; the failed object took no time.
         ",".join((duck, cat, pig)),
         ",".join((pig, cat, duck)),
-        # What has no loss comes last.
+        # Objects without a loss come last.
         ",".join((pig, cat, duck)),
         ",".join((cat, duck, pig)),
         pig,
         duck,
         cat,
         ",".join((cat, duck, pig)),
-        # Small turntables are written enlarged.
+        # Small turntables are enlarged.
         "256,256",
     ]

@@ -1,4 +1,4 @@
-"""The page that viser serves, seen by a client without a browser."""
+"""The page served by viser, seen by a client without a browser."""
 
 import socket
 import time
@@ -23,7 +23,7 @@ def page(capsys):
     page = ViserPage("a red mushroom", port=0, can_edit=True)
     yield page
     page.close()
-    # Not a word of viser's own.
+    # viser itself prints nothing.
     assert capsys.readouterr() == ("", "")
 
 
@@ -46,7 +46,7 @@ def wait_for(condition):
 
 
 class Client:
-    """Connects as a browser does, and sends what one sends."""
+    """Connects and sends messages like a browser."""
 
     def __init__(self, address):
         from websockets.sync.client import connect
@@ -58,7 +58,7 @@ class Client:
         self.socket.send(msgspec.msgpack.encode(message.as_serializable_dict()))
 
     def look(self):
-        """Tell where it looks from, whereupon it counts as a browser."""
+        """Send the camera position, whereupon the client counts as a browser."""
         self.send(
             messages.ViewerCameraMessage(
                 wxyz=(1.0, 0.0, 0.0, 0.0),
@@ -74,7 +74,7 @@ class Client:
         )
 
     def set(self, handle, value):
-        """Use a box or a button."""
+        """Use a checkbox or a button."""
         self.send(messages.GuiUpdateMessage(handle._impl.uuid, {"value": value}))
 
 
@@ -82,7 +82,7 @@ def test_it_is_served_and_knows_whether_it_is_watched(page):
     with urllib.request.urlopen(page.address) as answer:
         assert b"<html" in answer.read()
     assert not page.is_watched
-    # A connection that a browser opens ahead and drops is no news.
+    # Speculative connections that a browser opens and drops are ignored.
     host, port = page.address.removeprefix("http://").split(":")
     socket.create_connection((host, int(port))).close()
     client = Client(page.address)
@@ -114,7 +114,7 @@ def test_it_holds_the_splats_that_were_last_shown(page):
         np.testing.assert_allclose(shown.centers, splats(count).positions[:count], atol=1e-6)
         np.testing.assert_allclose(shown.covariances, np.tile(0.04 * np.eye(3), (count, 1, 1)), atol=1e-4)
         assert (shown.rgbs == 191).all() and (abs(shown.opacities.astype(int) - 102) <= 1).all()
-    # The camera was placed for the first ones: in front of them, far enough for all.
+    # The camera was placed for the first splats: in front of them, far enough to see all.
     camera, frame = page._server.initial_camera, find_frame(splats(3))
     np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)
     away = camera.position - frame.center

@@ -20,12 +20,12 @@ def two_splats():
         jnp.array([0.25, 0.75]),
         capacity=3,
     )
-    # A quarter turn about z, not of unit length: the first splat's x and y axes are swapped.
+    # A quarter turn about z, with a non-unit quaternion: the first splat's x and y axes are swapped.
     return gaussians.replace(quaternions=gaussians.quaternions.at[0].set(jnp.array([3.0, 0.0, 0.0, 3.0])))
 
 
 def splats_of_degree(degree, count):
-    """Splats of equal size and color, of which each shows more than the one before it."""
+    """Splats of equal size and color, each more visible than the one before."""
     gaussians = make_gaussians(
         jnp.zeros((count, 3)),
         jnp.full((count, 3), 0.5),
@@ -93,7 +93,7 @@ def test_it_tells_the_prompt_and_the_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("share", "degree", "count"),
     [
-        # A splat of degree 3 has 36 + 2·(4 + 45) bytes, one of degree 2 92, of degree 1 62, and 44 without.
+        # A splat takes 36 + 2·(4 + 45) bytes at degree 3, 92 at degree 2, 62 at degree 1, and 44 at degree 0.
         (1.0, 3, 100),
         (0.999, 2, 100),
         (0.6, 1, 100),
@@ -114,7 +114,7 @@ def test_color_goes_first_and_then_what_shows_least(share, degree, count):
 
 def test_what_shows_is_area_as_well_as_opacity():
     gaussians = splats_of_degree(0, 4)
-    # Wide ones, a needle, which has no area, and a disk, whose thickness does not count.
+    # Balls, a needle, which has no area, and a disk, whose thickness does not count.
     widths = jnp.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [9.0, 1e-4, 1e-4], [0.3, 1e-4, 0.3]])
     data = page_data(gaussians.replace(log_scales=jnp.log(widths), opacity_logits=jnp.zeros(4)))
     for count, kept in ((1, [3]), (2, [1, 3]), (3, [0, 1, 3])):

@@ -1,4 +1,4 @@
-"""Tables of pictures: where each is, and how large."""
+"""Tables of pictures: positions and sizes."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def test_pictures_stand_in_their_row_and_group():
     beside, under = greens[: bottom + 1], greens[bottom + 1 :]
     assert np.nonzero(beside)[1].min() > right
     assert np.nonzero(under)[1].min() > np.nonzero(beside)[1].max()
-    # Headings and names are in dark ink on white.
+    # Headings and names are dark on white.
     assert (table[:top] < 100).any() and (table[:, :left] < 100).any()
 
 

@@ -1,4 +1,4 @@
-"""Images and turntables: sizes, values, endless loops, and the same bytes for the same frames."""
+"""Images and turntables: sizes, values, endless loops, and reproducible bytes."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -43,7 +43,7 @@ def test_grid_places_images_and_labels():
     assert sheet.dtype == np.uint8
     for value in (10, 120, 200):
         assert (sheet == value).all(axis=-1).sum() >= 64 * 64
-    # Two rows of two cells, the last of them empty.
+    # Two rows of two cells, with the last cell empty.
     assert sheet.shape[0] > 2 * 64 and 2 * 64 < sheet.shape[1] < 3 * 64
     assert (sheet[-60:, -60:] == 255).all()
     labeled = image_grid(images, ["", "", ""], columns=2)

@@ -1,4 +1,4 @@
-"""Plots: what is drawn where, in which color, and what is said without matplotlib."""
+"""Plots: positions and colors of lines, and the error without matplotlib."""
 
 import sys
 
@@ -9,12 +9,12 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
-# Rows of pixels that it takes, above the panels.
+# Height of the legend above the panels, pixels.
 LEGEND = 42
 
 
 def pixels(image, color):
-    """Rows and columns of the pixels of nearly that color: edges are softened."""
+    """Rows and columns of pixels close to a color, because edges are antialiased."""
     return np.nonzero(np.all(np.abs(image.astype(int) - color) < 60, axis=-1))
 
 
@@ -29,9 +29,9 @@ def test_a_label_has_one_color_in_all_panels():
     assert len(columns) and columns.max() < middle
     orange_rows, orange_columns = pixels(image[below], ORANGE)
     assert orange_columns.min() < middle < orange_columns.max()
-    # Greater numbers are higher up.
+    # Larger values are higher up.
     assert orange_rows[orange_columns < middle].max() < rows.min()
-    # The legend, above, says both.
+    # The legend above shows both.
     legend = image[:LEGEND]
     assert len(pixels(legend, BLUE)[0]) and len(pixels(legend, ORANGE)[0])
     np.testing.assert_array_equal(
@@ -57,7 +57,7 @@ def test_panels_stand_in_rows_and_may_have_a_level():
         draw_plot([Panel("", "", "", [line])] * 3, columns=2),
     )
     assert below.shape[0] > 1.7 * beside.shape[0] and below.shape[1] < 0.7 * beside.shape[1]
-    # Where no panel is there is nothing, and beside it one is.
+    # The empty cell is blank, and there is a panel next to it.
     height, width = (int(0.6 * edge) for edge in below.shape[:2])
     assert (below[height:, width:] == 255).all() and (below[height:, :-width] < 255).any()
     plain, marked = (draw_plot([Panel("", "", "", [line], level)]) for level in (None, 1.5))
@@ -74,14 +74,14 @@ def test_more_than_ten_labels_have_colors_from_a_longer_list():
             [Panel("", "", "", [Line(str(index), [0, 1], [index, index]) for index in range(count)])]
         )
 
-    # The tenth of the short list, which the long one has later.
+    # The tenth color of the short palette appears later in the long one.
     assert len(pixels(drawn(10), cyan)[0]) and not len(pixels(drawn(11), cyan)[0])
 
 
 def test_a_legend_of_many_long_labels_stands_within_the_picture():
     lines = [Line(f"a rather long label, number {index}", [0, 1], [index, index]) for index in range(8)]
     image = draw_plot([Panel("a", "x", "y", lines), Panel("b", "x", "y", lines)])
-    # Left and right of its frame there is nothing.
+    # There is nothing to the left and right of the legend's frame.
     assert (image[:LEGEND, :3] == 255).all() and (image[:LEGEND, -3:] == 255).all()
 
 

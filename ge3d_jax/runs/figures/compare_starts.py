@@ -1,7 +1,7 @@
-"""What a better beginning is worth: GE3D from a gray ball, and from the points that Point-E makes.
+"""The value of a better initialization: GE3D from a gray ball and from a Point-E cloud.
 
-The paper begins every object with Point-E. Here both have the same time, and each object is judged on the
-way, so that one sees what the beginning saves, and whether the end is another one.
+The paper initializes every object with Point-E. Here both starts get the same time, and objects are evaluated
+along the way, which shows how much time the better start saves and whether the final result differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ _METRICS = (
     "saturation",
 )
 _DRAWN = ("views_right", "psnr", "chamfer")
-# The first of them is that of one iteration, after which a run is still nearly where it began.
+# The first share gives one iteration, after which a run is still close to its start.
 _SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
-# The evaluation's first prompts, each of another kind.
+# Number of evaluation prompts shown, each of a different kind.
 _SHOWN = 8
 SIZES: Mapping[str, Settings] = {
     "small": Settings(
@@ -74,7 +74,7 @@ SIZES: Mapping[str, Settings] = {
         seeds=(0,),
         budget=1800.0,
         processes=1,
-        # No truth is known there.
+        # There is no ground truth for these prompts.
         metrics=("failed", "seconds"),
         shares=_SHARES,
     ),
@@ -82,7 +82,7 @@ SIZES: Mapping[str, Settings] = {
 
 
 def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
-    """A line for each object at each moment."""
+    """One row for each object at each moment."""
     return [
         {_BY: done.series.trial.start, "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
         for done in all_done
@@ -92,16 +92,16 @@ def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
 
 
 def ends_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The lines of the objects' last moments."""
+    """The rows of the objects' last moments."""
     last = {(row[_BY], row["prompt"], row["seed"]): row for row in rows}
     return list(last.values())
 
 
 def first_recognized(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """After how many iterations all views of an object are first recognized, of those where they ever are.
+    """Iterations until all views of an object are first recognized, for the objects where they ever are.
 
     Args:
-        rows: of one start, the moments of each object in their order.
+        rows: rows of one start, with the moments of each object in order.
     """
     first: dict[tuple[str, int], int] = {}
     for row in rows:
@@ -111,7 +111,7 @@ def first_recognized(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def recognition_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How soon objects are recognized from all sides, a line for each start; Markdown."""
+    """Tabulate how soon objects are recognized from all sides, one line per start; Markdown."""
     lines = []
     for start in dict.fromkeys(row[_BY] for row in rows):
         own = [row for row in rows if row[_BY] == start]
@@ -142,7 +142,7 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """A panel for each of some metrics, over the iterations."""
+    """Draw one panel for each of the selected metrics, over iterations."""
     panels = [
         Panel("", "iterations", METRICS[name].label, lines)
         for name in _DRAWN
@@ -152,7 +152,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
-    """Fronts on the way: a row for each prompt, a group of columns for each start."""
+    """Show intermediate fronts: one row per prompt, one group of columns per start."""
     prompts = list(dict.fromkeys(one.prompt for done in all_done for one in done.objects))[:_SHOWN]
     rows = [
         [next(list(one.sides[:, 0]) for one in done.objects if one.prompt == prompt) for done in all_done]
@@ -166,15 +166,16 @@ def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
 
 
 def make(work: Work, *, settings: Settings | None = None, judges: Judges | None = None) -> Made:
-    """Make the objects, and tell how good they are and how soon.
+    """Make the objects, and report their quality over time.
 
     Args:
-        work: see `Figure`.
-        settings: others than those of the size.
-        judges: what objects are judged by; None for those of the Toybox world.
+        work: inputs of the figure.
+        settings: settings to use instead of the size's own.
+        judges: references for evaluation; None uses those of the Toybox world.
 
     Raises:
-        UserError: Point-E's weights are not there, before anything runs; see `made_or_read` for others.
+        UserError: Point-E's weights are missing (checked before anything runs), or for the reasons of
+            `made_or_read`.
     """
     settings = settings or SIZES[work.size]
     check_plotting()

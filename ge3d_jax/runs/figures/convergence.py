@@ -1,4 +1,4 @@
-"""Figures 5, 6 and 7: how objects get better with time and with iterations, GE3D with and without DBC."""
+"""Figures 5, 6 and 7: object quality over time and iterations, for GE3D with and without DBC."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.picture_table import picture_table
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 
-# The paper's ablation: every node counts 1 throughout.
+# The paper's ablation: every node has weight 1 throughout.
 _WITHOUT_DBC = Trial("ge3d", {"guidance.dbc": "false"})
 _METRICS = ("psnr", "views_right", "chamfer", "overlap")
 _PROMPTS = ("a green robot", "a blue duck", "an orange television")
@@ -60,19 +60,19 @@ SIZES: Mapping[str, Settings] = {
         shares=_SHARES,
     ),
 }
-# What the table is of: every object of the Toybox world has it.
+# The metric of the table, available for every object of the Toybox world.
 _LEADING = "psnr"
 _LABELS = {_WITHOUT_DBC.label: "ge3d without DBC"}
 
 
 def label_of(done: Done) -> str:
-    """What a loss is called here."""
+    """The name of a loss in this figure."""
     label = done.series.trial.label
     return _LABELS.get(label, label)
 
 
 def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
-    """A line for each object at each moment."""
+    """One row for each object at each moment."""
     return [
         {"loss": label_of(done), "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
         for done in all_done
@@ -82,15 +82,15 @@ def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
 
 
 def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str, by: str = "loss") -> list[Line]:
-    """The mean of a metric over prompts, over the mean of "seconds" or "iterations", a line for each loss.
+    """Plot lines of a metric's mean over prompts against the mean of `x`, one line per loss.
 
-    Two lines have their standard errors; of more, only GE3D's.
+    Up to two lines have standard error bands; with more lines, only those of GE3D do.
 
     Args:
-        rows: of `rows_of`.
-        metric: in METRICS.
-        x: a number of the rows.
-        by: what tells lines apart.
+        rows: result of `rows_of`.
+        metric: a key of METRICS.
+        x: column of the horizontal axis, "seconds" or "iterations".
+        by: column that distinguishes the lines.
     """
     drawn = []
     names = dict.fromkeys(row[by] for row in rows)
@@ -104,7 +104,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str, x: str, by: str = "lo
             points.append((float(np.mean([row[x] for row in at])), mean, error or 0.0))
         if points:
             across, means, errors = zip(*points, strict=True)
-            # More than two bands hide each other.
+            # More than two bands obscure each other.
             has_band = any(errors) and (len(names) <= 2 or name.startswith("ge3d"))
             band = errors if has_band else ()
             drawn.append(Line(name, across, means, band, dashed=name in _LABELS.values()))
@@ -119,7 +119,7 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list
 
 
 def first_reached(line: Line, level: float) -> float | None:
-    """Where a curve first comes to a level, straight from point to point; None if it never does."""
+    """The x at which a curve first reaches a level, by linear interpolation; None if it never does."""
     for index, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
         if y >= level:
             if index == 0:
@@ -133,7 +133,7 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
     by_time, by_iteration = curves(rows, _LEADING, "seconds"), curves(rows, _LEADING, "iterations")
     if not by_time:
         return _how(settings, all_done)
-    # What all of them come to in the end.
+    # The level that all of them reach by the end.
     level = min(line.y[-1] for line in by_time)
     lines = [
         {
@@ -159,7 +159,7 @@ def _how(settings: Settings, all_done: Sequence[Done]) -> str:
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> np.ndarray:
-    """Two rows of panels, a column for each metric: over seconds, and over iterations."""
+    """Draw a column of panels per metric: over seconds in the first row, over iterations in the second."""
     panels = [
         Panel("", x, METRICS[metric].label, curves(rows, metric, x))
         for x in ("seconds", "iterations")
@@ -169,7 +169,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> np
 
 
 def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
-    """The front of each loss's first object, a row each, at all moments."""
+    """Show the front of each loss's first object at all moments, one row per loss."""
     rows, names = [], []
     for done in all_done:
         first = done.objects[0]
@@ -178,7 +178,7 @@ def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
     longest = max(len(row) for row in rows)
     shares = [*all_done[0].series.shares, 1.0]
     headings = [f"{share:.0%}" for share in shares[-longest:]]
-    # Short runs come to several shares at once.
+    # Short runs reach several shares in the same iteration.
     padded = [[[None]] * (longest - len(row)) + row for row in rows]
     return picture_table(padded, names, headings)
 
@@ -193,19 +193,19 @@ def make(
     """Make the curves.
 
     Args:
-        work: see `Figure`.
-        settings: others than those of the size.
-        only_done: make no object, but curves of those that are there.
-        judges: what objects are judged by; None for those of the Toybox world.
+        work: inputs of the figure.
+        settings: settings to use instead of the size's own.
+        only_done: draw curves of the existing objects without making any.
+        judges: references for evaluation; None uses those of the Toybox world.
 
     Raises:
-        UserError: metrics that give no curves, or see `made_or_read`.
+        UserError: a metric has no curve, or for the reasons of `made_or_read`.
     """
     settings = settings or SIZES[work.size]
     for name in settings.metrics:
         if METRICS[name].of_object is None:
             raise UserError(
-                f"The metric {name!r} gives no curve: it is of many objects or needs weights; leave it out."
+                f"The metric {name!r} gives no curve: it takes many objects or needs weights; leave it out."
             )
     check_plotting()
     parts, _ = made_or_read(settings, work, only_done=only_done, judges=judges)

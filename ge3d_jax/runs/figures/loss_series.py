@@ -1,7 +1,8 @@
-"""Objects of one loss by the clock, for the figures that compare losses: made, judged, and remembered.
+"""Timed objects of one loss, for the figures that compare losses: generation, evaluation, and records.
 
-Where the time is given, as many iterations are made as fit it, compiling not counted: a run in short, whose
-schedules have all come to their end, tells how long one takes. All schedules are then stretched to that end.
+With a time budget, a run does as many iterations as fit it, excluding compilation. A shortened run, in which
+all schedules reach their end, measures the time per iteration; all schedules are then stretched to the
+resulting number of iterations.
 """
 
 import hashlib
@@ -36,24 +37,24 @@ from ge3d_jax.training.length import lasting
 from ge3d_jax.viewer.sheet import to_uint8
 
 _FIELDS = ("positions", "log_scales", "quaternions", "opacity_logits", "sh", "mask")
-# Of an object's eight views, those that its pictures show: front, left, back, right.
+# The views shown in pictures, of the eight around an object: front, left, back, right.
 SIDES = slice(None, None, 2)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Objects of one loss, with one number of iterations.
+    """Objects of one loss, all with the same number of iterations.
 
     Attributes:
         trial: the loss and its settings.
-        preset: what they begin with.
-        budget: seconds that the iterations of an object may take; None for the preset's own number.
-        prompts, seeds: an object of each with each.
-        processes: how many work at a time, which decides how fast each is.
-        folder: for the records of these objects.
-        model: another model than the preset's.
+        preset: base settings.
+        budget: seconds for the iterations of an object; None uses the preset's number of iterations.
+        prompts, seeds: one object is made for each combination.
+        processes: number of parallel processes, which affects the speed of each.
+        folder: folder for the records of these objects.
+        model: model to use instead of the preset's.
         weights: fingerprint of the model's weights.
-        shares: of the run, after which the object is judged, too.
+        shares: fractions of the run after which the object is evaluated, in addition to its end.
     """
 
     trial: Trial
@@ -69,19 +70,19 @@ class Series:
 
     @property
     def objects(self) -> list[tuple[str, int]]:
-        """Prompt and seed of each."""
+        """Prompt and seed of each object."""
         return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
 
     @cached_property
     def asked(self) -> Asked:
-        """What their runs are asked for, but for prompt, seed and the number of iterations."""
+        """The request of each run, except for prompt, seed and number of iterations."""
         return self.trial.asked(self.preset).but(model=self.model)
 
     def check(self) -> None:
-        """Check all that can be checked without the model.
+        """Check everything that can be checked without loading the model.
 
         Raises:
-            UserError: settings, a prompt or a seed that cannot be.
+            UserError: settings, a prompt or a seed are invalid.
         """
         if self.budget is not None and not self.budget > 0:
             raise UserError(
@@ -92,21 +93,21 @@ class Series:
             ObjectRequest.checked(self.asked.but(prompt=prompt, seed=seed), place, out=self.folder)
 
     def path(self, prompt: str, seed: int) -> Path:
-        """Of the record of an object's splats, without a suffix."""
+        """Path of the record of an object's splats, without suffix."""
         return self.folder / f"{slug(prompt)}-{seed}"
 
     def judged_path(self, prompt: str, seed: int) -> Path:
-        """Of the record of its numbers and pictures, likewise."""
+        """Path of the record of an object's metrics and pictures, without suffix."""
         return self.folder / f"{slug(prompt)}-{seed}-judged"
 
 
 @dataclass(frozen=True)
 class Judges:
-    """What objects are judged by.
+    """References for evaluating objects.
 
     Attributes:
-        gallery: the recognizer's; None where no truth is known.
-        truths: the true views of each prompt whose truth is known.
+        gallery: the recognizer's reference pictures; None if no prompt has a ground truth.
+        truths: ground-truth views by prompt, for prompts with a ground truth.
     """
 
     gallery: Gallery | None
@@ -114,19 +115,19 @@ class Judges:
 
     @classmethod
     def of(cls, prompts: Sequence[str], report: Callable[[str], None]) -> "Judges":
-        """Those of the Toybox world; kinds that were never judged before are traced, some seconds each."""
+        """References from the Toybox world; kinds not traced before are traced, a few seconds each."""
         known = [prompt for prompt in prompts if _is_of_world(prompt)]
         return cls(load_judges(report) if known else None, see_truths(known))
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """What came of an object of a series.
+    """Evaluation of an object of a series.
 
     Attributes:
-        prompt, seed: what it is.
-        moments: numbers of each moment, the last one of the whole run: iterations, seconds, and those of
-            `judge_object`.
+        prompt, seed: the object's prompt and seed.
+        moments: iterations, seconds and the metrics of `judge_object` at each moment; the last moment is the
+            end of the run.
         sides: uint8 (moments, 4, H, W, 3), its front, left, back and right.
     """
 
@@ -138,12 +139,12 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Done:
-    """What there is of a series.
+    """The finished part of a series.
 
     Attributes:
-        series: which.
-        objects: those that are made and judged, in the order of the series.
-        together: the numbers of `judge_group`, of these objects.
+        series: the series.
+        objects: the evaluated objects, in the order of the series.
+        together: the metrics of `judge_group` for these objects.
     """
 
     series: Series
@@ -152,19 +153,19 @@ class Done:
 
 
 def make_all(all_series: Sequence[Series], judges: Judges, report: Callable[[str], None]) -> None:
-    """Make and judge the objects of several series that are not there yet, a series by a process at a time.
+    """Make and evaluate the missing objects of several series, each series in one process.
 
-    With several processes each keeps one processor core, so that all losses run alike.
+    If there are several processes, each is pinned to one core, so that all losses run under equal conditions.
 
     Args:
-        all_series: in their order, with the same number of processes.
-        judges: what objects are judged by.
-        report: told of each object that is new.
+        all_series: the series in order, all with the same number of processes.
+        judges: references for evaluation.
+        report: called with a line for each new object.
 
     Raises:
-        UserError: more processes than cores; records that were asked for otherwise; a budget too short for
-            one iteration.
-        KeyboardInterrupt: the user stopped it; what is done is kept.
+        UserError: there are more processes than cores, records belong to a different request, or a budget is
+            too short for one iteration.
+        KeyboardInterrupt: the user stopped it; finished objects are kept.
     """
     processes = all_series[0].processes
     missing = [series for series in all_series if not _is_complete(series)]
@@ -174,14 +175,14 @@ def make_all(all_series: Sequence[Series], judges: Judges, report: Callable[[str
         cores = len(usable_cores())
         if cores < processes:
             raise UserError(
-                f"The times are those of {processes} processes with a core each, but there are {cores} "
+                f"The timing needs {processes} processes with a core each, but there are only {cores} "
                 "cores; give fewer with --processes."
             )
     do_pinned(partial(make_series, judges=judges), missing, processes=processes, report=report)
 
 
 def make_series(series: Series, report: Callable[[str], None], *, judges: Judges) -> None:
-    """Make and judge the objects of a series that are not there yet; see `make_all`."""
+    """Make and evaluate the missing objects of a series; see `make_all`."""
     workshop = _Workshop(series, judges, report)
     settings = _settings(series, _pace(series, workshop.pace))
     objects = series.objects
@@ -206,14 +207,14 @@ def make_series(series: Series, report: Callable[[str], None], *, judges: Judges
 
 
 def read_series(series: Series, judges: Judges) -> Done | None:
-    """What there is of a series; None where it has no object yet.
+    """Read the finished part of a series; None if it has no objects yet.
 
     Args:
-        series: which.
-        judges: what objects are judged by that were not judged together yet.
+        series: the series.
+        judges: references for the group metrics, if those were not computed yet.
 
     Raises:
-        UserError: records that were asked for otherwise, or that cannot be read.
+        UserError: records belong to a different request, or cannot be read.
     """
     done = [one for one in series.objects if _is_judged(series, *one)]
     if not done:
@@ -233,14 +234,14 @@ def read_series(series: Series, judges: Judges) -> Done | None:
 
 
 def splats_of(series: Series, prompt: str, seed: int) -> Gaussians:
-    """An object that was made, at its end. Raises UserError where its record cannot be read."""
+    """The final splats of an object already made. Raises UserError if its record cannot be read."""
     settings = _settings(series, _pace(series, _never))
     record = remember(series.path(prompt, seed), _asked(series, settings, prompt, seed), _never)
     return _splats(record, -1)
 
 
 def _file(path: Path) -> Path:
-    """The file that says that a record is done."""
+    """The file that marks a record as complete."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -249,7 +250,7 @@ def _is_judged(series: Series, prompt: str, seed: int) -> bool:
 
 
 def _is_complete(series: Series) -> bool:
-    """Whether there is nothing to do. What is there may still have been asked for otherwise."""
+    """Whether all records exist; they may still belong to a different request."""
     return (
         all(_is_judged(series, *one) for one in series.objects)
         and _file(group_path(series, series.objects)).is_file()
@@ -257,17 +258,17 @@ def _is_complete(series: Series) -> bool:
 
 
 def _never() -> NoReturn:
-    raise RuntimeError("A record that was there is not there any more.")
+    raise RuntimeError("A record disappeared while it was in use.")
 
 
 def _settings(series: Series, pace: Pace | None) -> Config:
-    """The settings of the runs, over as many iterations as fit."""
+    """The settings of the runs, with as many iterations as fit the budget."""
     settings = series.asked.settings
     return settings if pace is None else lasting(settings, pace.iterations)
 
 
 def _pace(series: Series, measure: Callable[[], Pace]) -> Pace | None:
-    """The pace of a series whose time is given, measured now or earlier."""
+    """The pace of a series with a time budget, measured now or read from its record."""
     if series.budget is None:
         return None
     asked = {
@@ -281,7 +282,7 @@ def _pace(series: Series, measure: Callable[[], Pace]) -> Pace | None:
 
 
 def _asked(series: Series, settings: Config, prompt: str, seed: int) -> dict[str, Any]:
-    """All that an object depends on."""
+    """Everything an object depends on."""
     return {
         "prompt": prompt,
         "seed": seed,
@@ -302,13 +303,13 @@ def _group_asked(series: Series, settings: Config, objects: Sequence[tuple[str, 
 
 
 def group_path(series: Series, objects: Sequence[tuple[str, int]]) -> Path:
-    """Of the record of what is judged together; other objects have another one."""
+    """Path of the record of the group metrics; each set of objects has its own."""
     digest = hashlib.sha256(json.dumps(objects).encode()).hexdigest()[:8]
     return series.folder / f"together-{digest}"
 
 
 def _is_of_world(prompt: str) -> bool:
-    """Whether the truth is known."""
+    """Whether the prompt has a ground truth."""
     try:
         parse(prompt)
     except UserError:
@@ -317,10 +318,10 @@ def _is_of_world(prompt: str) -> bool:
 
 
 class _Workshop:
-    """What makes and judges the objects of a series, opened when it is first needed."""
+    """Makes and evaluates the objects of a series; loads the model when it is first needed."""
 
     def __init__(self, series: Series, judges: Judges, report: Callable[[str], None]) -> None:
-        """Nothing is opened yet."""
+        """Initialize without loading anything."""
         self._series = series
         self._judges = judges
         self._report = report
@@ -345,7 +346,7 @@ class _Workshop:
         return pace
 
     def make(self, prompt: str, seed: int, settings: Config) -> Record:
-        """Make an object; keep its splats at each moment."""
+        """Make an object, and record its splats at each moment."""
         last = settings.iterations
         wanted = {max(1, round(share * last)) for share in self._series.shares}
         timed = self._studio.make(prompt, seed, settings, moments=wanted - {last})
@@ -361,7 +362,7 @@ class _Workshop:
         )
 
     def judge(self, prompt: str, seed: int, made: Record) -> Record:
-        """Judge an object at each of its moments."""
+        """Evaluate an object at each of its moments."""
         moments, sides = [], []
         for index, told in enumerate(made.numbers["moments"]):
             if self._judges.gallery is None or prompt not in self._judges.truths:
@@ -376,7 +377,7 @@ class _Workshop:
         return Record({"moments": moments}, {"sides": np.stack(sides)})
 
     def judge_together(self, settings: Config, objects: Sequence[tuple[str, int]]) -> Record:
-        """Judge objects that are there together, each at its end."""
+        """Compute the group metrics of existing objects, each in its final state."""
         series, seen = self._series, []
         for prompt, seed in objects:
             if prompt in self._judges.truths:
@@ -390,5 +391,5 @@ class _Workshop:
 
 
 def _splats(made: Record, index: int) -> Gaussians:
-    """An object at one of its moments."""
+    """The splats of an object at one of its moments."""
     return Gaussians(**{name: jnp.asarray(made.arrays[name][index]) for name in _FIELDS})

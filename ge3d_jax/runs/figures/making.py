@@ -1,4 +1,4 @@
-"""Making one of the paper's figures from its name: time told, lock held, files written."""
+"""Making one of the paper's figures by name: the time estimate, the folder lock, and the result files."""
 
 import contextlib
 import shlex
@@ -14,7 +14,7 @@ from ge3d_jax.runs.folder import prepare_folder
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it, rounded to what an estimate can promise."""
+    """Format a duration for people, rounded to the precision of an estimate."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     if seconds < 90 * 60:
@@ -23,18 +23,18 @@ def duration(seconds: float) -> str:
 
 
 def told_time(figure: Figure, size: str) -> str:
-    """About how long a figure takes, or that nobody knows."""
+    """Describe the estimated time of a figure, or that it was never timed."""
     seconds = figure.seconds.get(size)
     return "never timed" if seconds is None else f"about {duration(seconds)} on two CPU cores"
 
 
 def model_of(size: str, model: str | None) -> str | None:
-    """The model of a size, where no other one is asked for; None for the bundled one."""
+    """The requested model, or the default model of a size; None for the bundled one."""
     return PAPER_MODEL if model is None and size == "paper" else model
 
 
 def command_of(name: str, size: str, model: str | None, own: Sequence[str] = ()) -> str:
-    """The command that makes a figure; `own` are flags of its script."""
+    """The command that makes a figure; `own` holds flags specific to its script."""
     command = f"python experiments/figures/{name}.py --size={size}"
     flags = [*([] if model is None else [f"--model={model}"]), *own]
     return " ".join([command, *map(_quoted, flags)])
@@ -47,12 +47,12 @@ def _quoted(flag: str) -> str:
 
 @dataclass(frozen=True)
 class Changed:
-    """A figure as flags of its own change it.
+    """A figure modified by its own command-line flags.
 
     Attributes:
-        make: makes it.
-        flags: these flags, as they are typed.
-        only_reads: whether it writes no records, so that another process may.
+        make: makes the modified figure.
+        flags: the flags, as typed on the command line.
+        only_reads: whether it writes no records, so that another process may write them.
     """
 
     make: Callable[[Work], Made]
@@ -70,28 +70,28 @@ def make_figure(
     report: Callable[[str], None],
     changed: Changed | None = None,
 ) -> None:
-    """Make a figure, and write its table, numbers and pictures.
+    """Make a figure, and write its tables, numbers and pictures.
 
     Args:
-        name: in FIGURES.
+        name: a key of FIGURES.
         size: one of SIZES.
-        out: folder of the results.
-        work: folder of objects and records; the figure has one of its own in it, for each size, beside the
-            objects that figures have in common.
-        model: another model than the size's own.
-        report: told of the progress.
-        changed: how it is made, if not as the size says.
+        out: the results folder.
+        work: folder of objects and records. It holds a subfolder per figure and size, and the objects shared
+            between figures.
+        model: model to use instead of the size's own.
+        report: called with progress messages.
+        changed: modifications by the figure's own flags; None makes the figure as its size defines it.
 
     Raises:
-        UserError: a folder that cannot be written to, that another process uses, or whose records are of
-            other settings; a model that cannot be read.
-        KeyboardInterrupt: the user stopped it; what is done is kept.
+        UserError: a folder cannot be written to, is in use by another process, or holds records of other
+            settings; or the model cannot be read.
+        KeyboardInterrupt: the user stopped it; finished steps are kept.
     """
     keep_compiled_code()
     figure = FIGURES[name]
     changed = changed or Changed(figure.make, ())
     out, folder = prepare_folder(out), prepare_folder(work / name / size)
-    report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; what is done is not done again.")
+    report(f"{name} ({figure.source}), {size}: {told_time(figure, size)}; finished steps are reused.")
     with contextlib.nullcontext() if changed.only_reads else locked(folder):
         made = changed.make(Work(size, folder, model_of(size, model), report, common=work / "objects"))
     write_made(made, name=name, command=command_of(name, size, model, changed.flags), out=out)

@@ -1,4 +1,4 @@
-"""All figures together: how long they take, making those that are missing, and the page that shows them."""
+"""All figures together: time estimates, generation of missing figures, and the results page."""
 
 import os
 import traceback
@@ -18,18 +18,18 @@ from ge3d_jax.runs.figures.base import Figure
 from ge3d_jax.runs.figures.making import command_of, duration, told_time
 from ge3d_jax.runs.folder import prepare_folder
 
-# Folder beside the results with what was written by hand.
+# Folder in the results with the handwritten commentary on each figure.
 READINGS = "readings"
 _COMMITTED_SIZE = "full"
-# What a process that makes a figure may need, most of it for compiling.
+# Memory that a process may need to make a figure, most of it for compilation.
 _BYTES_OF_FIGURE = 4 * 2**30
 
 
 def choose(figures: Mapping[str, Figure], names: Sequence[str] | None) -> dict[str, Figure]:
-    """The figures of these names, in the order of `figures`; None for all.
+    """Select figures by name, keeping the order of `figures`; None selects all.
 
     Raises:
-        UserError: there is no such figure.
+        UserError: a name is unknown, or the list is empty.
     """
     if names is None:
         return dict(figures)
@@ -43,11 +43,11 @@ def choose(figures: Mapping[str, Figure], names: Sequence[str] | None) -> dict[s
 
 @dataclass(frozen=True)
 class Results:
-    """What is in the files of a figure that was made.
+    """Contents of a figure's result files.
 
     Attributes:
-        command: that made it.
-        pictures, videos: names of files beside them.
+        command: the command that made the figure.
+        pictures, videos: names of the picture and video files in the same folder.
         text: the tables, Markdown.
     """
 
@@ -58,7 +58,7 @@ class Results:
 
 
 def read_results(name: str, out: Path) -> Results | None:
-    """What was made of a figure, from the folder of results; None where there is nothing.
+    """Read a figure's results from the results folder; None if there are none.
 
     Raises:
         UserError: a file cannot be read.
@@ -72,24 +72,27 @@ def read_results(name: str, out: Path) -> Results | None:
         return Results(command, pictures, videos, text.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"The results {file} and {text.name} cannot be read ({reason(error)}); remove {file}, and the "
-            "figure is made again."
+            f"The results {file} and {text.name} cannot be read ({reason(error)}); remove {file} to make the "
+            "figure again."
         ) from error
 
 
 def is_made(name: str, command: str, out: Path) -> bool:
-    """Whether the results of a figure are there and were made by this command."""
+    """Whether a figure's results exist and were made by this command."""
     results = read_results(name, out)
     return results is not None and results.command == command
 
 
 def told_times(figures: Mapping[str, Figure], missing: Mapping[str, Figure], size: str) -> list[str]:
-    """Lines on how long each figure takes, and how long all that are missing take together.
+    """Describe the estimated time of each figure and the total for all missing ones.
 
     Args:
-        figures: all to be told of.
-        missing: those that will be made.
+        figures: figures to list.
+        missing: figures that will be made.
         size: one of SIZES.
+
+    Returns:
+        One line per figure, then a line with the total.
     """
     lines = [
         f"{name}: {told_time(figure, size) if name in missing else 'made already'}"
@@ -110,27 +113,27 @@ def told_times(figures: Mapping[str, Figure], missing: Mapping[str, Figure], siz
 
 
 class Make(Protocol):
-    """Makes a figure of a name; a function of a module or a partial one, to be sent to another process."""
+    """Makes a figure by name; must be picklable: a module-level function, or a partial of one."""
 
     def __call__(self, name: str, *, report: Callable[[str], None]) -> None:
-        """Make it, reporting lines on the way."""
+        """Make the figure, reporting progress line by line."""
 
 
 def make_each(
     figures: Mapping[str, Figure], make: Make, *, report: Callable[[str], None], processes: int = 1
 ) -> list[str]:
-    """Make figures; one that fails does not stop the others.
+    """Make figures; a failure of one does not stop the others.
 
     Args:
-        figures: by name.
-        make: makes one.
-        report: told of the progress, and of what fails, with a traceback where it is nothing that a user can
-            mend.
-        processes: how many figures are made at a time, each by a process on a processor core; those that
-            compare times are made alone, at the end.
+        figures: figures by name.
+        make: makes one figure.
+        report: called with progress messages and failures; a failure other than a UserError comes with its
+            traceback.
+        processes: number of figures to make in parallel, each by a process pinned to one core. Figures that
+            compare times are made one at a time, at the end.
 
     Returns:
-        A sentence for each that failed.
+        A sentence for each failed figure.
 
     Raises:
         KeyboardInterrupt: the user stopped it.
@@ -145,7 +148,7 @@ def make_each(
 
 
 def _attempt(name: str, report: Callable[[str], None], *, make: Make, is_named: bool = False) -> str | None:
-    """Make a figure; a sentence if that fails. Lines have its name before them where `is_named`."""
+    """Make a figure, and return a sentence if it fails; `is_named` prefixes each line with its name."""
 
     def tell(line: str) -> None:
         report(f"{name} | {line}" if is_named else line)
@@ -164,15 +167,17 @@ def _attempt(name: str, report: Callable[[str], None], *, make: Make, is_named: 
 
 
 def at_a_time(processes: int | None) -> int:
-    """How many figures to make at a time: `processes`, or what this machine has room for.
+    """Return the number of figures to make in parallel: `processes`, or as many as this machine can hold.
 
     Raises:
-        UserError: more than there are processor cores.
+        UserError: `processes` exceeds the number of processor cores.
     """
     cores = len(usable_cores())
     if processes is not None:
         if processes > cores:
-            raise UserError(f"--at_a_time is {processes}, but there are {cores} cores; give at most as many.")
+            raise UserError(
+                f"--at_a_time is {processes}, but there are {cores} cores; use at most that many."
+            )
         return processes
     device = jax.devices()[0]
     if device.platform != "cpu":
@@ -183,24 +188,24 @@ def at_a_time(processes: int | None) -> int:
 
 
 def page_path(size: str, out: Path) -> Path:
-    """Where the page is: of the full size beside the folder of results, else in it."""
+    """Path of the results page: beside the results folder for the full size, inside it for the others."""
     return out.with_name(f"{out.name}.md") if size == _COMMITTED_SIZE else out / "README.md"
 
 
 def write_page(figures: Mapping[str, Figure], *, size: str, model: str | None, out: Path) -> Path:
-    """Write the page of all figures whose results are there.
+    """Write the results page with all figures made so far.
 
     Args:
-        figures: by name, in the order of the page.
+        figures: figures by name, in page order.
         size: one of SIZES.
-        model: another model than the size's own, for the commands of those that are missing.
-        out: folder of the results.
+        model: model to use instead of the size's own, shown in the commands for missing figures.
+        out: the results folder.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        UserError: results that cannot be read, or a folder that cannot be written to.
+        UserError: results cannot be read, or a folder cannot be written to.
     """
     page = page_path(size, prepare_folder(out).absolute())
     prepare_folder(page.parent)
@@ -214,11 +219,11 @@ def write_page(figures: Mapping[str, Figure], *, size: str, model: str | None, o
 def results_page(
     figures: Mapping[str, Figure], *, size: str, model: str | None, out: Path, folder: str
 ) -> str:
-    """The page, Markdown: every figure's tables, pictures and reading from its files.
+    """Compose the page, Markdown: each figure's tables, pictures and commentary, from its files.
 
     Args:
-        figures, size, model, out: as for `write_page`.
-        folder: of the results, as the page's links name it.
+        figures, size, model, out: see `write_page`.
+        folder: path of the results folder as used in the page's links.
     """
     found = {name: read_results(name, out) for name in figures}
     made = {name: results for name, results in found.items() if results is not None}
@@ -244,7 +249,7 @@ def results_page(
 
 
 def _anchor(title: str) -> str:
-    """How a heading is linked to."""
+    """The link anchor of a heading."""
     kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
     return kept.replace(" ", "-")
 

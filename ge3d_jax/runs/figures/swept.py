@@ -1,7 +1,6 @@
-"""Objects that a figure compares: those of each arm by one sweep, judged, and kept with their pictures.
+"""Objects for figures that compare arms: one sweep per arm, with the evaluations and pictures on record.
 
-Objects of the same settings and the same model are in one folder for all figures, so that none makes again
-what another one has.
+Objects with the same settings and model share one folder across all figures, so that each is made only once.
 """
 
 import hashlib
@@ -36,18 +35,18 @@ from ge3d_jax.training.config import Config
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
 
 _Row = dict[str, Any]
-# A sweep's seconds are those of the seeds that were computed together, and not the same a second time.
+# The seconds of a sweep cover all seeds computed together, and are not reproducible.
 _NOT_OF_A_SWEEP = "seconds"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the ways to make objects that a figure compares.
+    """One of the configurations that a figure compares.
 
     Attributes:
-        name: of its folder, and in tables.
-        overrides: settings, by dotted name, in which it differs from the others.
-        guidance: a loss by name, with its settings for the preset; None for the preset's.
+        name: name for its folder and in tables.
+        overrides: settings specific to this arm, by dotted name.
+        guidance: name of a loss, used with its settings for the preset; None uses the preset's loss.
     """
 
     name: str
@@ -57,13 +56,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all arms of a figure have in common.
+    """The settings shared by all arms of a figure.
 
     Attributes:
-        preset: what the settings begin with.
-        prompts, seeds: an object of each prompt with each seed.
+        preset: base settings.
+        prompts, seeds: one object is made for each combination.
         overrides: settings to change, by dotted name.
-        is_known: whether the prompts are sentences of the Toybox world, so that their truth is known.
+        is_known: whether the prompts are sentences of the Toybox world, whose ground truth is known.
     """
 
     preset: str
@@ -75,12 +74,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Swept:
-    """What came of an arm.
+    """Results of an arm.
 
     Attributes:
-        rows: the numbers of each object, with "prompt" and "seed"; of each prompt's objects together, with
-            "prompt"; and of all of them.
-        pictures: uint8 (P, S, 8, H, W, 3): each object on white, once around, the front first.
+        rows: metrics of each object, with "prompt" and "seed"; of all objects of each prompt, with "prompt";
+            and of all objects together.
+        pictures: uint8 (P, S, 8, H, W, 3): eight views around each object on white, starting at the front.
     """
 
     rows: list[_Row]
@@ -90,21 +89,21 @@ class Swept:
 def sweep_arms(
     arms: Sequence[Arm], plan: Plan, work: Work, gallery: Gallery | None = None
 ) -> dict[str, Swept]:
-    """Make the objects of all arms, or take those that were made.
+    """Make the objects of all arms, reusing existing ones.
 
     Args:
-        arms: with different names.
-        plan: what they have in common.
-        work: where objects and records are kept.
-        gallery: to recognize objects with; None for that of `load_judges`, as soon as it is needed.
+        arms: the arms, with distinct names.
+        plan: the settings shared by all arms.
+        work: stores objects and records.
+        gallery: reference pictures for recognition; None loads those of `load_judges` when needed.
 
     Returns:
-        By name of the arm.
+        The results by arm name.
 
     Raises:
-        UserError: settings, a prompt or a seed that cannot be, before anything is made; or an object that
+        UserError: settings, a prompt or a seed are invalid (checked before anything is made), or an object
             could not be made.
-        KeyboardInterrupt: the user stopped it; what is done is kept.
+        KeyboardInterrupt: the user stopped it; finished objects are kept.
     """
     wanted = {arm.name: _asked(arm, plan, work) for arm in arms}
     swept = {}
@@ -128,7 +127,7 @@ def _all_overrides(arm: Arm, plan: Plan) -> dict[str, Any]:
 
 
 def _asked(arm: Arm, plan: Plan, work: Work) -> dict[str, Any]:
-    """All that the objects of an arm depend on. Raises UserError for what cannot be."""
+    """Everything the objects of an arm depend on. Raises UserError for invalid settings, prompts or seeds."""
     asked: Asked = asked_by_preset(
         plan.preset, guidance=arm.guidance, density=None, overrides=_all_overrides(arm, plan)
     ).but(model=work.model)
@@ -148,8 +147,8 @@ def _asked(arm: Arm, plan: Plan, work: Work) -> dict[str, Any]:
 
 
 def _make_objects(arm: Arm, plan: Plan, work: Work, folder: Path) -> dict[tuple[str, int], Gaussians]:
-    """The objects of an arm by prompt and seed; those that are in the folder are not made again."""
-    # Another figure may be making the same ones.
+    """Make the objects of an arm, by prompt and seed, reusing those in the folder."""
+    # Another figure may be making the same objects.
     with in_turn(folder):
         result = sweep(
             plan.prompts,
@@ -161,7 +160,7 @@ def _make_objects(arm: Arm, plan: Plan, work: Work, folder: Path) -> dict[tuple[
             overrides=_all_overrides(arm, plan),
             preview_every=0,
             resume=True,
-            # Bars of several processes would overwrite each other.
+            # Progress bars of several processes would overwrite each other.
             progress=multiprocessing.parent_process() is None,
         )
     _check(result)
@@ -172,31 +171,31 @@ def _make_objects(arm: Arm, plan: Plan, work: Work, folder: Path) -> dict[tuple[
 
 
 def load_objects(arm: Arm, plan: Plan, work: Work, seed: int) -> dict[str, Gaussians]:
-    """The objects that `sweep_arms` made with this seed, by prompt. Raises UserError for a damaged file."""
+    """Load the objects of this seed from `sweep_arms`, by prompt. Raises UserError for a damaged file."""
     folder = _folder_of(_asked(arm, plan, work), plan, work)
     return {prompt: load_ply(folder / f"{slug(prompt)}-{seed}" / "object.ply") for prompt in plan.prompts}
 
 
 def _folder_of(asked: Mapping[str, Any], plan: Plan, work: Work) -> Path:
-    """The folder of the sweep with these settings and this model."""
+    """Folder of the sweep with these settings and this model."""
     told = json.dumps({name: asked[name] for name in ("settings", "model")}, sort_keys=True)
     return work.objects / f"{slug(plan.preset)}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def _check(result: SweepResult) -> None:
-    """Raises KeyboardInterrupt or UserError where there are not all objects; diverged ones are there."""
+    """Raise KeyboardInterrupt or UserError unless the sweep has all objects, including diverged ones."""
     if result.interrupted:
         raise KeyboardInterrupt
     for outcome in result.outcomes:
         if outcome.status not in ("finished", "diverged"):
             raise UserError(
                 f'No object for "{outcome.prompt}" with seed {outcome.seed}: '
-                f"{outcome.reason or 'it was not made'} The same command tries it again."
+                f"{outcome.reason or 'it was not made'} Run the same command to retry it."
             )
 
 
 def _record(rows: list[_Row], views: Mapping[tuple[str, int], Views]) -> Record:
-    """Rows of objects with those of each prompt's objects together; and all pictures."""
+    """Record the rows of the objects, the diversity of each prompt's objects, and all pictures."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in views))
     by_prompt = {prompt: [views[key] for key in views if key[0] == prompt] for prompt in prompts}
     of_prompts = [
@@ -212,7 +211,7 @@ def _record(rows: list[_Row], views: Mapping[tuple[str, int], Views]) -> Record:
 
 
 def _judged(objects: Mapping[tuple[str, int], Gaussians], gallery: Gallery) -> Record:
-    """The objects against the truth."""
+    """Evaluate the objects against the ground truth."""
     truths = see_truths([prompt for prompt, _ in objects])
     seen = [
         see(prompt, seed, gaussians, truth=truths[prompt]) for (prompt, seed), gaussians in objects.items()
@@ -228,7 +227,7 @@ def _judged(objects: Mapping[tuple[str, int], Gaussians], gallery: Gallery) -> R
 
 
 def _seen(objects: Mapping[tuple[str, int], Gaussians]) -> Record:
-    """The objects by what needs no truth."""
+    """Evaluate the objects by metrics that need no ground truth."""
     cameras = likeness_cameras()
     views = {key: object_views(gaussians, cameras) for key, gaussians in objects.items()}
     rows: list[_Row] = [{"prompt": prompt, "seed": seed} for prompt, seed in objects]
@@ -236,19 +235,19 @@ def _seen(objects: Mapping[tuple[str, int], Gaussians]) -> Record:
 
 
 def ge3d_of(config: Config) -> GE3D:
-    """The loss of settings, which is GE3D. Raises TypeError where it is another."""
+    """The GE3D loss of the settings. Raises TypeError if they use another loss."""
     if not isinstance(config.guidance, GE3D):
         raise TypeError(f"The loss is {type(config.guidance).__name__}, but these figures vary GE3D.")
     return config.guidance
 
 
 def told_rows(swept: Mapping[str, Swept], by: str, told: Mapping[str, _Row] | None = None) -> list[_Row]:
-    """The rows of all arms.
+    """Combine the rows of all arms.
 
     Args:
-        swept: from `sweep_arms`.
-        by: the column with the arm's name.
-        told: more columns of an arm, by its name.
+        swept: result of `sweep_arms`.
+        by: name of the column that holds the arm's name.
+        told: additional columns of each arm, by arm name.
     """
     return [
         {by: name, **(told or {}).get(name, {}), **row} for name, one in swept.items() for row in one.rows
@@ -258,13 +257,13 @@ def told_rows(swept: Mapping[str, Swept], by: str, told: Mapping[str, _Row] | No
 def view_grid(
     plan: Plan, swept: Mapping[str, Swept], views: Sequence[int], label: Callable[[str, str, int], str]
 ) -> np.ndarray:
-    """Views of the objects with the first seed: a row for each prompt, the views of each arm side by side.
+    """Tile views of the first seed's objects: one row per prompt, with the arms' views side by side.
 
     Args:
-        plan: of the arms.
-        swept: from `sweep_arms`.
-        views: of the eight once around, from the front.
-        label: what stands under a picture, from the prompt, the arm's name and the view.
+        plan: the plan of the arms.
+        swept: result of `sweep_arms`.
+        views: indices of the views to show, of the eight around the object, starting at the front.
+        label: makes the label below a picture from the prompt, the arm's name and the view.
 
     Returns:
         uint8 (H, W, 3).

@@ -1,12 +1,12 @@
-"""Beginning with another model: a latent space like its own, and a vocabulary with its words.
+"""Initialization from another model: aligning the latent space and transferring the vocabulary.
 
-Two autoencoders of the same latent size have latents that are nearly linear functions of each other: both
-keep colors and edges. A change of basis costs nothing, because it goes into the 1×1 convolutions after the
-encoder and before the decoder; decoded pictures stay the same.
+The latents of two autoencoders with the same latent size are nearly linear functions of each other, because
+both preserve colors and edges. A change of basis costs nothing: it is folded into the 1×1 convolutions after
+the encoder and before the decoder, and decoded pictures stay the same.
 
 | name | meaning | shape |
 |---|---|---|
-| A, b | z′ = z A + b, the least-squares fit of the other model's latents | (C, C), (C,) |
+| A, b | z′ = z A + b, the least-squares fit to the other model's latents | (C, C), (C,) |
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
 
 
 def fit_latents(latents: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The affine map of latents that is nearest to others of the same pictures.
+    """Fit the affine map from latents to the target latents of the same pictures, by least squares.
 
     Args:
-        latents: (N, h, w, C).
-        wanted: (N, h, w, C).
+        latents: (N, h, w, C) latents to map.
+        wanted: (N, h, w, C) target latents.
 
     Returns:
-        A (C, C) and b (C,), with `latents @ A + b` near `wanted`.
+        A (C, C) and b (C,), with `latents @ A + b` close to `wanted`.
     """
     flat = np.asarray(latents, np.float64).reshape(-1, latents.shape[-1])
     rows = np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
@@ -33,16 +33,16 @@ def fit_latents(latents: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np
 
 
 def change_latents(params: Any, matrix: np.ndarray, offset: np.ndarray, log_variance: np.ndarray) -> Any:
-    """Parameters of an autoencoder whose latents are z A + b, and whose decoded pictures are as before.
+    """Change an autoencoder's latents to z A + b, leaving its decoded pictures unchanged.
 
-    A map of independent latents makes dependent ones, of which the encoder can tell the variances alone. They
-    become constants: what the map makes of the mean variances.
+    The map makes independent latents correlated, but the encoder represents only variances. The variances
+    become constants: the mean variances after the map.
 
     Args:
         params: parameters with `quant_conv` and `post_quant_conv`.
         matrix: A (C, C), invertible.
         offset: b (C,).
-        log_variance: (C,) mean log variances of the encoder's posterior now.
+        log_variance: (C,) mean log variances of the encoder's current posterior.
 
     Returns:
         The changed parameters.
@@ -54,7 +54,7 @@ def change_latents(params: Any, matrix: np.ndarray, offset: np.ndarray, log_vari
     moments_kernel = np.concatenate([kernel[..., :channels] @ matrix, 0.0 * kernel[..., channels:]], axis=-1)
     moments_bias = np.concatenate([bias[:channels] @ matrix + offset, np.log(variance)])
     inverse = np.linalg.inv(matrix)
-    # A 1×1 convolution of (z′ − b) A⁻¹.
+    # The 1×1 convolution applied to (z′ − b) A⁻¹.
     back_kernel = inverse @ np.asarray(before["kernel"], np.float64)
     back_bias = np.asarray(before["bias"], np.float64) - offset @ back_kernel[0, 0]
     return {
@@ -65,15 +65,17 @@ def change_latents(params: Any, matrix: np.ndarray, offset: np.ndarray, log_vari
 
 
 def with_vocabulary(params: Any, before: CLIPTokenizer, after: CLIPTokenizer) -> Any:
-    """A text encoder's parameters for another tokenizer.
+    """Adapt a text encoder's parameters to another tokenizer.
+
+    Tokens that both tokenizers have keep their embeddings; new ones start at the mean embedding.
 
     Args:
-        params: of the text encoder that goes with `before`.
-        before: its tokenizer.
-        after: the other one. Tokens that both have keep their embedding; others begin with the mean.
+        params: parameters of the text encoder for `before`.
+        before: the current tokenizer.
+        after: the new tokenizer.
 
     Returns:
-        The parameters that go with `after`.
+        The parameters for `after`.
     """
     known, wanted = before.get_vocab(), after.get_vocab()
     table = np.asarray(params["embeddings"]["token_embedding"]["embedding"])

@@ -1,12 +1,12 @@
 """Training data: pictures and captions of the Toybox world.
 
-Views are traced once without paint; each picture is then a view, two colors and a background. Half of the
-pictures have a white background, as finished objects are shown; the others black or any color, because
-guidance shows the model a splat scene over a random background.
+Views are traced once without paint; each picture then combines a view, two colors and a background. Half of
+the pictures have a white background, as in pictures of finished objects. The others are black or a random
+color, because guidance shows the model a splat scene over a random background.
 
-If a caption names the view, it does so in the same way as guidance later: by three sentences, for the views
-on either side of the camera and for the one from above, whose embeddings are mixed by its azimuth and its
-height. The model thus learns where between them the camera is, instead of only its quadrant.
+Captions that name the view do so in the same way as guidance: with three sentences, for the two views next to
+the camera and for the view from above, whose embeddings are mixed according to the camera's azimuth and
+height. The model thus learns the camera's position between the views, not just its quadrant.
 """
 
 import os
@@ -30,7 +30,7 @@ _KIND_NAMES = tuple(KINDS)
 SECOND_COLOR_SHARE = 0.5  # sentences that name the color of the part
 VIEW_PHRASE_SHARE = 0.6  # captions that name the view
 EMPTY_SHARE = 0.12  # empty captions, for classifier-free guidance
-WHITE_SHARE, BLACK_SHARE = 0.5, 0.1  # backgrounds; the rest has a random color
+WHITE_SHARE, BLACK_SHARE = 0.5, 0.1  # backgrounds; the rest have a random color
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def trace_views(
     size: int = IMAGE_SIZE,
     report: Callable[[str], None] | None = None,
 ) -> Views:
-    """Trace views of every kind from random cameras; about 0.2 s per view of 128 pixels on two cores.
+    """Trace views of every kind from random cameras; takes about 0.2 s per view of 128 pixels on two cores.
 
     Args:
         key: PRNG key for the cameras.
         views_per_kind: number of views of each kind.
         size: edge of the pictures, pixels.
-        report: called with the name of a kind when it is finished.
+        report: called with the name of each kind when it is finished.
 
     Returns:
         The views, ordered by kind.
@@ -79,7 +79,7 @@ def trace_views(
             report(kind)
         return np.stack(layers), np.asarray(angles, np.float32)
 
-    # Side by side, since every kind is a program of its own that is compiled for seconds.
+    # In parallel, because each kind is a separate program that takes seconds to compile.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(views_of, range(len(KINDS)), KINDS))
     kinds = np.repeat(np.arange(len(KINDS)), views_per_kind)
@@ -88,13 +88,13 @@ def trace_views(
 
 
 def view_angles(camera: Camera) -> tuple[float, float]:
-    """Azimuth and polar angle, radians, of a camera that looks at the origin."""
+    """Return the azimuth and polar angle, radians, of a camera that looks at the origin."""
     x, y, z = -np.asarray(camera.world_to_camera[2, :3])
     return float(np.arctan2(y, x)), float(np.arctan2(np.hypot(x, y), z))
 
 
 def with_mirrored(views: Views) -> Views:
-    """The views and their mirror images: the world is symmetric in y, so these are views as well."""
+    """Add the views' mirror images, which are valid views because the world is symmetric in y."""
     return Views(
         np.concatenate([views.layers, views.layers[:, :, ::-1]]),
         np.concatenate([views.kinds, views.kinds]),
@@ -104,22 +104,22 @@ def with_mirrored(views: Views) -> Views:
 
 
 def layer_bytes(layers: Layers) -> np.ndarray:
-    """Layers of one view as uint8 (H, W, 6), in the order of `Views.layers`."""
+    """Convert the layers of one view to uint8 (H, W, 6), in the order of `Views.layers`."""
     planes = [layers.primary[..., None], layers.secondary[..., None], layers.fixed, layers.alpha[..., None]]
     return np.asarray(jnp.round(255.0 * jnp.concatenate(planes, axis=-1)).astype(jnp.uint8))
 
 
 @dataclass(frozen=True)
 class PicturePlan:
-    """What `count` pictures consist of, and their captions.
+    """The components of `count` pictures, and their captions.
 
     Attributes:
         views: int (count,), rows of `Views`.
         primary: float32 (count, 3), RGB of the primary paint in [0, 1].
         secondary: float32 (count, 3), RGB of the secondary paint.
         background: float32 (count, 3), RGB of the background.
-        captions: `count` times three sentences; all are equal if no view is named.
-        shares: float32 (count, 3), of each of them in the text embedding; of sum 1.
+        captions: three sentences per picture; all three are equal if no view is named.
+        shares: float32 (count, 3), weights of the three sentences in the text embedding; they sum to 1.
     """
 
     views: np.ndarray
@@ -131,9 +131,9 @@ class PicturePlan:
 
 
 def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> PicturePlan:
-    """Draw pictures at random: kinds and colors uniformly, backgrounds and captions by the shares above."""
+    """Draw random pictures: kinds and colors uniformly, backgrounds and captions by the shares above."""
     palette = np.asarray(list(COLORS.values()), np.float32)
-    # Every view is equally frequent, and even a few pictures show views of all kinds.
+    # Views are equally frequent, and even a small number of pictures covers all kinds.
     chosen = rng.permutation(rng.permutation(len(views.kinds))[np.arange(count) % len(views.kinds)])
     first = rng.integers(len(_COLOR_NAMES), size=count)
     named = rng.random(count) < SECOND_COLOR_SHARE
@@ -181,7 +181,7 @@ def plan_pictures(rng: np.random.Generator, views: Views, count: int) -> Picture
 def paint_bytes(
     layers: jax.Array, primary: jax.Array, secondary: jax.Array, background: jax.Array
 ) -> jax.Array:
-    """Paint views as they are stored.
+    """Paint views in their stored form.
 
     Args:
         layers: uint8 (B, H, W, 6), as in `Views.layers`.
@@ -198,6 +198,6 @@ def paint_bytes(
 
 
 def paint_pictures(views: Views, plan: PicturePlan, rows: np.ndarray) -> jax.Array:
-    """Paint the pictures of some rows of a plan: (len(rows), H, W, 3) in [0, 1]."""
+    """Paint the pictures in the given rows of a plan: (len(rows), H, W, 3) in [0, 1]."""
     layers = views.layers[plan.views[rows]]
     return paint_bytes(layers, plan.primary[rows], plan.secondary[rows], plan.background[rows])

@@ -1,18 +1,19 @@
-"""Training of the small Point-E: its sizes, its data, and one jitted step for each network.
+"""Training of the small Point-E: its sizes, its data, and a jitted step for each network.
 
-Both networks see clouds x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε at times drawn evenly, as Point-E's do (arXiv
-2212.08751), but learn the velocity v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 instead of the noise ε: an error of ε counts
-least where there is most noise, which is where the sentence decides the shape. In 1250 steps by ε, a small
-network did not learn to heed the sentence at all.
+Both networks see clouds x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε at uniformly drawn times, as in Point-E (arXiv
+2212.08751), but predict the velocity v = √ᾱ_t·ε − √(1 − ᾱ_t)·x0 instead of the noise ε. An error in ε has the
+least weight at the highest noise, where the sentence determines the shape: in 1250 steps of ε prediction, a
+small network did not learn to follow the sentence at all.
 
-The text encoder is trained along with the base network. That of the bundled model is made for attention to
-all words; its end token, which Point-E reads, is nearly the same for all sentences (cosines above 0.96).
+The text encoder is trained together with the base network. The bundled model's text encoder is made for
+attention to all words; its end token, which Point-E reads, is nearly the same for all sentences (cosines
+above 0.96).
 
-A cloud is some of the points of an object in two colors, drawn anew in each step, so that none comes twice.
-Its sentence is dropped now and then, for guidance.
+A cloud is a random subset of an object's points in two colors, drawn anew in each step, so that no cloud
+repeats. Its sentence is sometimes dropped, for guidance.
 
-Clouds have Point-E's axes and size: facing -y, and half as large as in the world, within the [-1, 1] that the
-sampler keeps to.
+Clouds have Point-E's axes and size: they face -y and are half as large as in the world, within the sampler's
+range of [-1, 1].
 """
 
 import dataclasses
@@ -47,22 +48,22 @@ BASE = BaseConfig(width=96, layers=4, heads=4, points=256, text_features=TEXT_WI
 UPSAMPLER = UpsamplerConfig(
     width=64, layers=3, heads=2, points=768, given_points=256, grid_tokens=1, grid_channels=8
 )
-# The published stages, with fewer steps and less guidance: at 3, the clouds' shapes are exaggerated.
+# The published sampling stages, with fewer steps and less guidance: at 3, the clouds' shapes are exaggerated.
 BASE_STAGE = Stage(steps=32, guidance=1.5, prediction=VELOCITY)
 UPSAMPLER_STAGE = dataclasses.replace(UPSAMPLING, steps=16, prediction=VELOCITY)
 _DROPPED_SHARE = 0.1
 _NAMED_SHARE = 0.5  # sentences that name the color of the part
-# The upsampler is given what the base network makes, which is near the surface rather than on it.
+# The base network's points, which are the upsampler's input, lie near the surface rather than on it.
 _GIVEN_NOISE = 0.01
 
 
 @struct.dataclass
 class Tokens:
-    """Sentences as a text encoder reads them.
+    """Tokenized sentences.
 
     Attributes:
-        ids: (..., L) int32.
-        ends: (...) int32, the place of the end token.
+        ids: (..., L) int32, token ids.
+        ends: (...) int32, index of the end token.
     """
 
     ids: jax.Array
@@ -71,13 +72,13 @@ class Tokens:
 
 @struct.dataclass
 class CloudData:
-    """All that clouds are drawn from; K kinds, P points of each, C colors.
+    """The data that clouds are drawn from: K kinds, P points of each, C colors.
 
     Attributes:
-        surfaces: of all kinds, in Point-E's axes and size.
+        surfaces: surfaces of all kinds, in Point-E's axes and size.
         palette: (C, 3) RGB.
-        part_colors: (K,) which color the part has where the sentence does not say.
-        sentences: (K, C, C + 1, L) and (K, C, C + 1); the last of C + 1 names no second color.
+        part_colors: (K,) default color index of the part, if the sentence does not name one.
+        sentences: (K, C, C + 1, L) and (K, C, C + 1); the last of the C + 1 names no second color.
     """
 
     surfaces: Surface
@@ -87,20 +88,20 @@ class CloudData:
 
 
 def to_point_e_axes(positions: np.ndarray) -> np.ndarray:
-    """World positions (..., 3) in Point-E's axes and size; see `scenes.start.point_e.start`."""
+    """Convert world positions (..., 3) to Point-E's axes and size; see `scenes.start.point_e.start`."""
     x, y, z = np.moveaxis(positions, -1, 0)
     return np.stack([y, -x, z], axis=-1) / BUNDLED_SIZE
 
 
 def make_surfaces(key: jax.Array, points: int) -> Surface:
-    """Points of all kinds in Point-E's axes and size."""
+    """Sample surface points of all kinds, in Point-E's axes and size."""
     each = [sample_surface(jax.random.fold_in(key, index), kind, points) for index, kind in enumerate(KINDS)]
     stacked: Surface = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     return stacked.replace(positions=to_point_e_axes(np.asarray(stacked.positions)))  # type: ignore[attr-defined]
 
 
 def make_data(surfaces: Surface, tower: TextTower) -> CloudData:
-    """The data of surfaces, with all sentences as a text encoder reads them."""
+    """Combine the surfaces with all tokenized sentences."""
     names = list(COLORS)
     sentences = [
         caption(Sentence(kind, color, second))
@@ -119,16 +120,16 @@ def make_data(surfaces: Surface, tower: TextTower) -> CloudData:
 
 
 def draw_clouds(key: jax.Array, data: CloudData, clouds: int, points: int) -> tuple[jax.Array, Tokens]:
-    """Clouds at random.
+    """Draw random clouds.
 
     Args:
         key: PRNG key.
-        data: what they are drawn from.
-        clouds: B.
-        points: N of each.
+        data: the data to draw from.
+        clouds: B, number of clouds.
+        points: N, points per cloud.
 
     Returns:
-        (B, N, 6) in metres and colors of 0 … 255, and their sentences, (B, L) and (B,).
+        (B, N, 6) in meters and colors of 0 … 255, and their sentences, (B, L) and (B,).
     """
     kinds_key, first_key, second_key, named_key, points_key = jax.random.split(key, 5)
     colors = len(data.palette)
@@ -147,10 +148,10 @@ def draw_clouds(key: jax.Array, data: CloudData, clouds: int, points: int) -> tu
 def _velocity_loss(
     predict: Callable[[jax.Array, jax.Array], jax.Array], signal: jax.Array, key: jax.Array, clean: jax.Array
 ) -> jax.Array:
-    """Mean squared error of the velocity that is predicted for clouds (B, N, 6) in the diffusion's scale."""
+    """Mean squared error of the predicted velocity for clouds (B, N, 6) in the diffusion's scale."""
     time_key, noise_key = jax.random.split(key)
     batch, steps = len(clean), len(signal)
-    # One time from each of B equal intervals: the same mean with less noise from step to step.
+    # Stratified times, one from each of B equal intervals: the same mean, with less noise between steps.
     times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * steps
     times = jnp.clip(times.astype(jnp.int32), 0, steps - 1)
     noise = jax.random.normal(noise_key, clean.shape)
@@ -173,17 +174,17 @@ def cloud_loss(
     clouds: int,
     points: int,
 ) -> jax.Array:
-    """The loss of either network on clouds drawn at random.
+    """The loss of either network on random clouds.
 
     Args:
-        parameters: "network", and for the base network "text".
-        config: size of the network, which tells which one it is.
-        text: the text encoder, which only the base network uses.
+        parameters: "network", and for the base network also "text".
+        config: size of the network; its type selects the network.
+        text: the text encoder, used only with the base network.
         key: PRNG key.
-        data: what clouds are drawn from.
-        clouds: how many.
-        points: of each, to be denoised; fewer than the network is made for take less time, and since every
-            point sees the sentence or the given points, it learns as much from each.
+        data: the data that clouds are drawn from.
+        clouds: number of clouds.
+        points: points to denoise per cloud. Fewer points than the network's own number take less time, and
+            the network learns as much from each, because every point sees the sentence or the given points.
 
     Returns:
         () loss.
@@ -225,7 +226,7 @@ def cloud_step(
     points: int,
     optimizer: Any,
 ) -> tuple[TrainingState, jax.Array]:
-    """One optimizer step of either network; see `cloud_loss`.
+    """Take one optimizer step of either network; see `cloud_loss`.
 
     Returns:
         The new state and the () loss.

@@ -1,8 +1,8 @@
 """Training the small Point-E from scratch, in stages that survive an interruption.
 
-Stages, each stored in the run's folder: points of all objects (surfaces.npz), the base network (base/), the
-upsampler (upsampler/), the finished model (model/), and a sheet of clouds with what they were recognized as.
-Batches depend only on the step, so that an interrupted stage goes on with the same numbers.
+Each stage is stored in the run's folder: surface points of all objects (surfaces.npz), the base network
+(base/), the upsampler (upsampler/), the finished model (model/), and a sheet of clouds with their recognized
+kinds. Batches depend only on the step, so that an interrupted stage resumes with identical numbers.
 """
 
 import json
@@ -48,21 +48,21 @@ _SHOWN_FROM = 0.6  # radians from the front
 # From farther away than the world's own pictures, since points may stray.
 _SHOWN_FROM_AFAR = Viewpoint(radius=4.2, size=96)
 _SHOWN_SCALE, _SHOWN_OPACITY = 0.024, 0.95
-# True clouds that a cloud is compared with.
+# Number of points of the ground-truth clouds used for comparison.
 _COMPARED_POINTS = 1024
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of a training run.
+    """The hyperparameters of a training run.
 
     Attributes:
-        seed: of points, initial parameters and batches.
-        points: of each kind that clouds are drawn from.
+        seed: random seed of points, initial parameters and batches.
+        points: number of surface points of each kind, from which clouds are drawn.
         base_steps, upsampler_steps: optimizer steps.
-        base_clouds, upsampler_clouds: clouds in each.
-        base_points, upsampler_points: points of each cloud that are denoised; see `point_e.cloud_loss`.
-        learning_rate: the peak of both.
+        base_clouds, upsampler_clouds: clouds per step.
+        base_points, upsampler_points: points to denoise per cloud; see `point_e.cloud_loss`.
+        learning_rate: peak learning rate of both networks.
         save_every: number of steps between saved states.
         base, upsampler: sizes of the networks.
     """
@@ -82,19 +82,19 @@ class Recipe:
 
 
 def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress | None = None) -> Path:
-    """Run all stages that `out` does not hold yet.
+    """Run all stages that `out` does not contain yet.
 
     Args:
-        recipe: the numbers. Stages that `out` already holds keep the numbers they were made with.
+        recipe: the hyperparameters. Stages already in `out` keep those they were made with.
         out: the run's folder.
         install: a second folder to write the finished model to.
-        bar: is told of every step; None for one on the terminal.
+        bar: progress bar to update; None shows one on the terminal.
 
     Returns:
         The model's folder.
 
     Raises:
-        UserError: the folder holds states of networks of another size.
+        UserError: the folder holds states of networks of a different size.
     """
     with bar or progress_bar() as bar:
         surfaces = _surfaces(recipe, out / "surfaces.npz")
@@ -122,7 +122,7 @@ def train(recipe: Recipe, out: Path, install: Path | None = None, bar: Progress 
         upsampler_stage=point_e.UPSAMPLER_STAGE,
     )
     for folder in filter(None, (out / "model", install)):
-        # Half of the digits are enough, and of the bytes.
+        # Half precision is enough, and halves the file size.
         save_point_e(
             folder,
             model,
@@ -179,7 +179,7 @@ def _train_network(
         )
 
     def rows_of(index: int) -> np.ndarray:
-        return np.zeros(0, np.int32)  # clouds are drawn within the step
+        return np.zeros(0, np.int32)  # the step draws its own clouds
 
     try:
         state = run_steps(
@@ -195,22 +195,24 @@ def _train_network(
             most=most_together(),
         )
     except ValueError as error:
-        raise UserError(f"{out / name} holds a network of another size; remove it, or give --out.") from error
+        raise UserError(
+            f"{out / name} holds a network of a different size; remove it, or choose another --out."
+        ) from error
     return jax.device_get(state.average)
 
 
 def true_cloud(surfaces: Surface, kind: int, count: int = _COMPARED_POINTS) -> np.ndarray:
-    """Points (count, 3) of a kind by number, in Point-E's axes and size."""
+    """The ground-truth points (count, 3) of a kind given by index, in Point-E's axes and size."""
     return np.asarray(surfaces.positions)[kind, :count]
 
 
 def chamfer(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean distance of each point of both clouds (N, 3), (M, 3) to the nearest of the other one, added up."""
+    """Chamfer distance of clouds (N, 3), (M, 3): the sum of both directions' mean nearest-point distances."""
     return 2.0 * mean_chamfer(first, second)
 
 
 def recognized_kind(cloud: PointCloud, surfaces: Surface) -> str:
-    """The kind whose true cloud is nearest to a cloud in Point-E's axes and size."""
+    """The kind whose ground-truth cloud is nearest to a cloud in Point-E's axes and size."""
     distances = [chamfer(cloud.positions, true_cloud(surfaces, kind)) for kind in range(len(KINDS))]
     return list(KINDS)[int(np.argmin(distances))]
 
@@ -239,13 +241,13 @@ def recognized_color(cloud: PointCloud, surfaces: Surface, kind: str) -> str:
 
 
 def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> dict[str, Any]:
-    """Clouds of all kinds in four colors: what share is recognized, and a sheet to look at.
+    """Evaluate a model on clouds in four colors: measure how many are recognized, and write a sheet of them.
 
     Args:
-        model: the folder of the model.
+        model: the model's folder.
         out: the run's folder, with surfaces.npz; clouds.png and clouds.json are written to it.
-        kinds: which.
-        seed: of the clouds.
+        kinds: kinds to sample.
+        seed: random seed of the clouds.
 
     Returns:
         The content of clouds.json: the shares of clouds with the right kind and the right color, the mean
@@ -283,7 +285,7 @@ def evaluate(model: Path, out: Path, *, kinds: Sequence[str] = tuple(KINDS), see
 
 
 def _picture(cloud: PointCloud) -> np.ndarray:
-    """A picture of a cloud in Point-E's axes and size, a bit from the left of its front."""
+    """Render a cloud in Point-E's axes and size, seen slightly from the left of its front."""
     world = in_world_axes(cloud, mirrored=False, lift=0.0, size=BUNDLED_SIZE)
     look = CloudStart(growth=AsItIs(), colored=True, scale=_SHOWN_SCALE, opacity=_SHOWN_OPACITY)
     splats = look.splats(world, "a cloud", np.random.default_rng(0))

@@ -1,8 +1,8 @@
 """Training the bundled model from scratch, in stages that survive an interruption.
 
-Stages, each stored in the run's folder: traced views (views.npz), autoencoder (vae/), latents and captions
-(latents.npz), UNet and text encoder (diffusion/), the finished model (model/) and a sheet of samples. A stage
-that exists is not repeated; the two training stages continue from their last saved state with the same
+Each stage is stored in the run's folder: traced views (views.npz), autoencoder (vae/), latents and captions
+(latents.npz), UNet and text encoder (diffusion/), the finished model (model/) and a sheet of samples.
+Existing stages are not repeated. The two training stages resume from their last saved state with the same
 numbers as an uninterrupted run, because batches and keys depend only on the step.
 """
 
@@ -51,19 +51,19 @@ _ENCODING_BATCH = 64
 _SHOWN_SIZE = 128
 SAMPLING_STEPS = 25
 SAMPLING_GUIDANCE = 2.5
-# Steps in one program at most; their mean loss is displayed.
+# Maximum number of steps per program; their mean loss is displayed.
 _MOST_TOGETHER = 50
-# Pictures from which the change of latents is fitted: a quarter of a million latents.
+# Number of pictures used to fit the change of latents: a quarter of a million latents.
 _ALIGNED_PICTURES = 1024
 _VIEW_ARRAYS = ("layers", "kinds", "azimuths", "polars")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of a training run.
+    """The hyperparameters of a training run.
 
     Attributes:
-        seed: of cameras, pictures, initial parameters and batches.
+        seed: random seed of cameras, pictures, initial parameters and batches.
         image_size: edge of the pictures, pixels; one of those in training.VAE_CHANNELS.
         views_per_kind: traced views of each kind.
         pictures: pictures encoded for the UNet.
@@ -73,8 +73,8 @@ class Recipe:
         unet_steps: optimizer steps of the UNet and the text encoder.
         unet_batch: pictures per step of the UNet.
         unet_learning_rate: peak learning rate of the UNet and the text encoder.
-        start_from: the bundled model whose UNet and text encoder training begins with, and whose latents
-            the autoencoder's are aligned with; None begins with random parameters.
+        start_from: bundled model that initializes the UNet and text encoder, and whose latents the
+            autoencoder's latents are aligned with; None starts from random parameters.
         save_every: number of steps between saved states.
     """
 
@@ -93,16 +93,16 @@ class Recipe:
 
 
 def progress_bar() -> Progress:
-    """Shows steps done and to do, and the loss, of each stage."""
+    """A progress bar that shows each stage's finished and total steps, remaining time, and loss."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, TextColumn("{task.fields[loss]}"))
 
 
 def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
-    """Run all stages that `out` does not hold yet.
+    """Run all stages that `out` does not contain yet.
 
     Args:
-        recipe: the numbers. Stages that `out` already holds keep the numbers they were made with.
+        recipe: the hyperparameters. Stages already in `out` keep those they were made with.
         out: the run's folder.
         install: a second folder to write the finished model to.
 
@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: Path, install: Path | None = None) -> Path:
         model = _train_diffusion(recipe, out, vae_params, data, bar)
     for folder in filter(None, (out / "model", install)):
         save_model(folder, model)
-        # Tells the package that prompts are sentences of the Toybox world, and which views it was told of.
+        # Marks the model's prompts as sentences of the Toybox world, and lists the views it was trained with.
         with atomic_path(folder / "toybox.json") as path:
             path.write_text(json.dumps({"language": "toybox", "views": VIEWS}) + "\n")
     save_samples(out / "samples.png", load_model(out / "model"), recipe.seed)
@@ -147,10 +147,10 @@ Step = Callable[[TrainingState, Any, jax.Array, jax.Array], tuple[TrainingState,
 
 
 def most_together() -> int:
-    """How many steps are one program at most.
+    """Return the maximum number of steps per program.
 
-    On a GPU many: handing over a state of a thousand arrays takes as long as a step. On a CPU one: within a
-    loop XLA's convolutions there take 17 times as long.
+    Many on a GPU, where passing a state of a thousand arrays takes as long as a step. One on a CPU, where
+    XLA's convolutions take 17 times as long inside a loop.
     """
     return 1 if jax.default_backend() == "cpu" else _MOST_TOGETHER
 
@@ -170,7 +170,8 @@ def run_steps(
 ) -> TrainingState:
     """Take steps from the last saved state (or `state`) up to `steps`, saving along the way.
 
-    At most `most` steps are one program, as many that both the saved states and the end lie between two.
+    A program runs up to `most` steps, a number that divides both `save_every` and `steps`, so that states are
+    saved between programs.
     """
     if has_tree(folder):
         state = restore_tree(folder, state)
@@ -233,7 +234,7 @@ def _train_vae(recipe: Recipe, folder: Path, views: Views, bar: Progress) -> Any
 
 
 def _align(recipe: Recipe, views: Views, vae_params: Any) -> Any:
-    """The autoencoder with latents like those of the model to start from; see `alignment`."""
+    """Align the autoencoder's latents with those of the initial model; see `alignment`."""
     if not recipe.start_from:
         return vae_params
     model = load_model(model_folder(recipe.start_from))
@@ -291,7 +292,7 @@ def _latents(recipe: Recipe, out: Path, views: Views, vae_params: Any, bar: Prog
         moments = []
         starts = range(0, recipe.pictures, _ENCODING_BATCH)
         for start in bar.track(starts, task_id=bar.add_task("latents", total=len(starts), loss="")):
-            # The last batch wraps around so that all have one shape; the surplus is cut off below.
+            # The last batch wraps around so that all have the same shape; the surplus is cut off below.
             rows = np.arange(start, start + _ENCODING_BATCH) % recipe.pictures
             images = jax.device_put(paint_pictures(views, plan, rows), sharded(mesh))
             mean, log_variance = encode(images)
@@ -338,13 +339,13 @@ def _train_diffusion(
     count = len(data.ids)
     mesh = batch_mesh(recipe.unet_batch)
 
-    # A batch lies in one or two passes over the pictures.
+    # A batch spans at most two passes over the pictures.
     @lru_cache(maxsize=2)
     def order(turn: int) -> np.ndarray:
         return np.random.default_rng((recipe.seed, turn)).permutation(count)
 
     def rows_of(index: int) -> np.ndarray:
-        """Rows of the batch; each pass over the pictures has a different order."""
+        """Rows of a batch; each pass over the pictures has a different order."""
         places = range(index * recipe.unet_batch, (index + 1) * recipe.unet_batch)
         return np.asarray([order(place // count)[place % count] for place in places])
 
@@ -392,7 +393,7 @@ def _train_diffusion(
 
 
 def sample_pictures(model: StableDiffusion, prompts: Sequence[str], key: jax.Array) -> np.ndarray:
-    """Pictures (B, H, W, 3) of `prompts`, with the steps and guidance used for the reported numbers."""
+    """Sample pictures (B, H, W, 3) of `prompts`, with the steps and guidance of the reported results."""
     latents = sample(
         model,
         key,

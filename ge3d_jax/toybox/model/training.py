@@ -1,8 +1,9 @@
 """Training of the bundled model: its configuration, the losses, and one step for each network.
 
-Two stages, as in latent diffusion (arXiv 2112.10752): the autoencoder on pictures, then UNet and text encoder
-together on its latents. Symbols: z latents, ᾱ_t `alphas_cumprod`, SNR = ᾱ/(1−ᾱ), v the velocity
-√ᾱ·ε − √(1−ᾱ)·z, which the network predicts because a small network learns it faster than ε.
+There are two stages, as in latent diffusion (arXiv 2112.10752): the autoencoder is trained on pictures, then
+the UNet and the text encoder together on its latents. Symbols: z latents, ᾱ_t `alphas_cumprod`,
+SNR = ᾱ/(1−ᾱ), v the velocity √ᾱ·ε − √(1−ᾱ)·z, which the UNet predicts because a small network learns it
+faster than ε.
 """
 
 from typing import Any
@@ -19,9 +20,9 @@ from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
 from ge3d_jax.diffusion.schedule import NoiseSchedule, add_noise, velocity
 
 LATENT_SIZE = 16
-# Channels of the autoencoder's levels, by the size of the pictures: the last level has that of the latents.
+# Channels of the autoencoder's levels, by picture size; the last level has the size of the latents.
 VAE_CHANNELS = {64: (24, 48, 64), 128: (16, 32, 48, 64)}
-# Not fewer in a normalization group: those of one or two would lose the level of a flat background.
+# Channels per normalization group; groups of one or two would lose the level of a flat background.
 _GROUP_CHANNELS = {64: 3, 128: 4}
 TEXT_LENGTH = 24
 TEXT_WIDTH = 64
@@ -34,11 +35,11 @@ SCHEDULER_CONFIG = {
     "prediction_type": "v_prediction",
 }
 
-# For means over pixels and over latents. The weight leaves the posterior some width, so that small errors in
-# a latent decode to the same picture.
+# Weights of losses averaged over latents and over pixels. The KL weight leaves the posterior some width, so
+# that small errors in a latent decode to the same picture.
 _KL_WEIGHT = 3e-4
 _EDGE_WEIGHT = 1.0
-# A tenth of the pictures are cross-faded with another one: unfinished splats are translucent.
+# A tenth of the pictures are cross-faded with another one, because unfinished splats are translucent.
 _FADED_SHARE = 0.1
 # Min-SNR weighting (arXiv 2303.09556), γ = 5.
 _MAXIMUM_SNR = 5.0
@@ -50,7 +51,7 @@ _MUON_RMS = 0.2
 
 
 def vae_config(image_size: int, scaling_factor: float = 1.0) -> VAEConfig:
-    """Autoencoder of the bundled model, to 16×16×4 latents, for pictures of a size in VAE_CHANNELS."""
+    """Autoencoder of the bundled model, with 16×16×4 latents, for pictures of a size in VAE_CHANNELS."""
     channels = VAE_CHANNELS[image_size]
     return VAEConfig(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -97,9 +98,9 @@ class TrainingState:
 
     Attributes:
         params: the parameters.
-        average: their running average.
+        average: running average of the parameters.
         optimizer_state: the optimizer's state.
-        step: () int32, number of steps done.
+        step: () int32, number of completed steps.
     """
 
     params: Any
@@ -109,7 +110,7 @@ class TrainingState:
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Kernels count as matrices from all their inputs to their outputs; the rest (None) is left to Adam."""
+    """Treat kernels as matrices from all their inputs to their outputs; the rest (None) is left to Adam."""
 
     def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         if path[-1].key != "kernel":
@@ -127,7 +128,7 @@ def _learning_rate(peak: float, steps: int) -> optax.Schedule:
 def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
     """Muon for kernels and Adam for the rest, with gradient clipping, warm-up and cosine decay to zero.
 
-    Compared with Adam alone the autoencoder gains 3.5 dB after 120 steps.
+    Compared with Adam alone, the autoencoder gains 3.5 dB after 120 steps.
     """
     clip = optax.clip_by_global_norm(_MAXIMUM_GRADIENT_NORM)
     muon = contrib.muon(
@@ -137,14 +138,14 @@ def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
 
 
 def start_training(params: Any, optimizer: optax.GradientTransformation) -> TrainingState:
-    """State before the first step."""
+    """Return the state before the first step."""
     return TrainingState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
 
 
 def apply_gradients(
     state: TrainingState, gradients: Any, optimizer: optax.GradientTransformation
 ) -> TrainingState:
-    """The state after an optimizer step with these gradients of its parameters."""
+    """Apply the gradients in an optimizer step, and return the new state."""
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The average decays faster at first, so that it soon forgets the random initialization.
@@ -158,7 +159,7 @@ def _edges(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def vae_loss(params: Any, vae: AutoencoderKL, key: jax.Array, images: jax.Array) -> jax.Array:
-    """L1 loss of pixels and of their differences, and a small KL divergence of the posterior from N(0, 1).
+    """L1 loss of pixels and their differences, plus a weighted KL divergence of the posterior from N(0, 1).
 
     Args:
         params: parameters of the autoencoder.
@@ -205,14 +206,14 @@ def diffusion_loss(
         key: PRNG key for times and noise.
         latents: (B, h, w, C), scaled.
         ids: (B, S, L) tokens of the captions.
-        shares: (B, S), of each caption in the text embedding.
+        shares: (B, S), weight of each caption in the text embedding.
 
     Returns:
         () loss.
     """
     time_key, noise_key = jax.random.split(key)
     batch = latents.shape[0]
-    # One time from each of B equal intervals: the same mean with less noise from step to step.
+    # Stratified times, one from each of B equal intervals: the same mean, with less noise between steps.
     times = (jax.random.uniform(time_key, (batch,)) + jnp.arange(batch)) / batch * schedule.steps
     times = jnp.clip(times.astype(jnp.int32), 0, schedule.steps - 1)
     noise = jax.random.normal(noise_key, latents.shape)
@@ -231,7 +232,7 @@ def diffusion_loss(
 def vae_step(
     state: TrainingState, key: jax.Array, images: jax.Array, *, vae: AutoencoderKL, optimizer: Any
 ) -> tuple[TrainingState, jax.Array]:
-    """One optimizer step of the autoencoder; see `vae_loss`.
+    """Take one optimizer step of the autoencoder; see `vae_loss`.
 
     Returns:
         The new state and the () loss.
@@ -253,12 +254,12 @@ def diffusion_step(
     text_encoder: CLIPTextModel,
     optimizer: Any,
 ) -> tuple[TrainingState, jax.Array]:
-    """One optimizer step of the UNet and the text encoder; see `diffusion_loss`.
+    """Take one optimizer step of the UNet and the text encoder; see `diffusion_loss`.
 
     Args:
-        state: parameters {"unet": …, "text_encoder": …} and what belongs to them.
+        state: training state with parameters {"unet": …, "text_encoder": …}.
         key: PRNG key for latents, times and noise.
-        moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; a sample is drawn.
+        moments: mean and log variance (B, h, w, C) of the pictures' latents, unscaled; the step samples them.
         ids: (B, S, L) tokens of the captions.
         shares: (B, S), see `diffusion_loss`.
         schedule: the noise schedule.

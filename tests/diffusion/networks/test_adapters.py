@@ -1,4 +1,4 @@
-"""LoRA and the camera beside the frozen UNet: against ProlificDreamer's published code, and their limits."""
+"""LoRA and camera inputs of the frozen UNet, compared with ProlificDreamer's published code; limits."""
 
 import dataclasses
 import hashlib
@@ -29,9 +29,9 @@ from tests.errors import relative_error
 GOLDEN_FILE = Path(__file__).parents[2] / "golden" / "losses" / "vsd.npz"
 CASES = ("a", "b")
 RANK = 4
-# Of float32, largest difference to largest value.
+# For float32: the largest difference relative to the largest value.
 TOLERANCE = 5e-5
-# 2⁻⁹ is one rounding of bfloat16; a few dozen layers add theirs like a random walk.
+# 2⁻⁹ is one bfloat16 rounding; those of a few dozen layers accumulate like a random walk.
 HALF_TOLERANCE = 0.03
 
 predict_epsilon = jax.jit(pipeline.predict_epsilon)
@@ -50,7 +50,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def golden(stored):
-    """The stored arrays, once it is sure that what passed through the network passed through this one."""
+    """The stored arrays, after checking that they were computed with this network."""
     weights = model_folder("toybox64") / "unet" / "diffusion_pytorch_model.safetensors"
     found, expected = hashlib.sha256(weights.read_bytes()).hexdigest(), str(stored["sha256_unet"])
     if found != expected:
@@ -65,7 +65,7 @@ def golden(stored):
 
 @pytest.fixture(scope="module")
 def samples(stored):
-    """All samples of both cases, one after the other, so that the networks are compiled for one shape."""
+    """All samples of both cases, concatenated so that the networks are compiled for a single shape."""
     settings = [json.loads(str(stored[f"{case}/settings"])) for case in CASES]
     counts = [len(each["t"]) for each in settings]
 
@@ -83,14 +83,14 @@ def samples(stored):
         t_lora=jnp.concatenate([jnp.array(each["t_lora"]) for each in settings]),
         cameras=cameras,
         cameras_lora=jnp.where(zeroed[:, None], 0.0, cameras),
-        # A case's loss is the mean over its own samples.
+        # Each case's loss is the mean over its own samples.
         weights=jnp.array([np.repeat(np.eye(2)[i], counts) / counts[i] for i in range(2)]),
         losses=[each["loss_lora"] for each in settings],
     )
 
 
 def _path(name):
-    """Where the parameter of a PyTorch name stands in {"lora": …, "camera": …}."""
+    """Path of the parameter with this PyTorch name in {"lora": …, "camera": …}."""
     modules = re.sub(r"\.(\d+)", r"_\1", name).replace("to_out_lora", "to_out_0_lora")
     *path, leaf = re.split(r"[/.]", modules.replace("_lora.", ".").removesuffix(".weight"))
     return (*path, leaf, "kernel") if leaf.startswith("linear") else (*path, leaf)
@@ -98,7 +98,7 @@ def _path(name):
 
 @pytest.fixture(scope="module")
 def parameters(stored):
-    """The parameters of both cases, {"lora": …, "camera": …}, and the paths in the order of the file."""
+    """The parameters of both cases, {"lora": …, "camera": …}, and their paths in file order."""
     flat, rest = {}, stored["parameters_times_256"].astype(np.float32) / 256
     for name, (rows, columns) in zip(stored["parameter_names"], stored["parameter_shapes"], strict=True):
         value, rest = np.split(rest, [rows * max(columns, 1)])
@@ -113,7 +113,7 @@ def _adapter(learned, cameras):
 
 @pytest.fixture(scope="module")
 def trained(model, samples, parameters):
-    """Of both cases: the LoRA network's velocities, the loss, and its gradient in all parameters."""
+    """For both cases: the LoRA network's velocities, the loss, and its gradient in all parameters."""
 
     def loss(learned, weights):
         x = add_noise(model.schedule, samples.latents, samples.noise_lora, samples.t_lora)
@@ -166,7 +166,7 @@ def test_the_loss_s_gradients_are_prolific_dreamer_s(golden, trained, parameters
         rest = golden["a/parameter_gradients"]
         for path in order:
             gradient = np.asarray(flat[path]).T
-            # Of the largest one the file has the first rows only.
+            # The file has only the first rows of the largest gradient.
             gradient = gradient[:8] if path == ("camera", "linear_2", "kernel") else gradient
             wanted, rest = np.split(rest, [gradient.size])
             assert _largest_error(gradient.ravel(), wanted) < TOLERANCE, path
@@ -175,7 +175,7 @@ def test_the_loss_s_gradients_are_prolific_dreamer_s(golden, trained, parameters
 
 def test_a_fresh_lora_changes_nothing_at_all(model, samples):
     x = samples.latents
-    # With an offset of zeros it is what is compiled for the comparison above, too.
+    # An offset of zeros reuses the program compiled for the comparison above.
     offset = jnp.zeros((len(x), model.unet.config.time_width))
     adapter = Adapter(init_lora(jax.random.key(0), model.unet_params, RANK), offset)
     got = predict_epsilon(model, x, samples.t, samples.text, adapter)

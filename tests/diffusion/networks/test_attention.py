@@ -1,4 +1,4 @@
-"""Attention against a plain NumPy version, whole and chunked, values and gradients; the choice of kernel."""
+"""Attention compared with plain NumPy, whole and chunked, values and gradients; the choice of kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tests.reference_models import random_array
 
 
 def _slow_attention(query, key, value, causal):
-    """One query of one head at a time, in float64."""
+    """Compute one query of one head at a time, in float64."""
     query, key, value = (array.astype(np.float64) for array in (query, key, value))
     output = np.zeros_like(query)
     for sample, position, head in np.ndindex(query.shape[:3]):
@@ -31,7 +31,7 @@ def _inputs(queries, keys):
     ids=["all heads at once", "two heads at a time", "one head at a time"],
 )
 def few_keys(request, monkeypatch):
-    """Simulate large inputs: few keys fit at a time."""
+    """Simulate large inputs by allowing only a few keys at a time."""
     keys, shortest, heads = request.param
     monkeypatch.setattr(module, "_KEYS_AT_A_TIME", keys)
     monkeypatch.setattr(module, "_SHORTEST_PART", shortest)
@@ -52,7 +52,7 @@ def test_half_precision_is_only_in_the_products(chunk):
     output = module.attention(*arrays, chunk=chunk)
     assert output.dtype == jnp.bfloat16
     expected = _slow_attention(*(np.asarray(array, np.float32) for array in arrays), False)
-    # One rounding of the scaled query, one of the weights, one of the result, each of 2⁻⁹.
+    # Roundings of the scaled query, the weights and the result, 2⁻⁹ each.
     np.testing.assert_allclose(np.asarray(output, np.float32), expected, atol=4 * 2**-9)
 
 
@@ -72,7 +72,7 @@ def test_memory_grows_linearly_with_the_queries():
         return jax.jit(module.attention).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
     few, many = 2 * module.QUERIES_AT_A_TIME, 8 * module.QUERIES_AT_A_TIME
-    # Four times the tokens: a whole matrix of logits would take sixteen times the memory.
+    # With four times the tokens, a full matrix of logits would take sixteen times the memory.
     assert temporary_bytes(many) <= 6 * temporary_bytes(few)
     assert temporary_bytes(many) < many * many * 4
 

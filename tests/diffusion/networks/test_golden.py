@@ -1,4 +1,4 @@
-"""UNet, VAE, text encoder and their parts against stored results of diffusers and transformers."""
+"""UNet, VAE, text encoder and their parts, compared with stored results of diffusers and transformers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Group normalization against Flax's own, values and gradients."""
+"""Group normalization compared with Flax's own, values and gradients."""
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ def _both(groups, channels, dtype=jnp.float32):
 def test_values_and_gradients_are_those_of_flax(shape, groups, target):
     ours, theirs, parameters = _both(groups, shape[-1])
     rng = np.random.default_rng(0)
-    # A mean far from 0: sums of squares would lose 1e-3 of the variance, and deviations 1e-5 of themselves.
+    # With a mean far from 0, sums of squares would lose 1e-3 of the variance, and deviations only 1e-5.
     x = jnp.asarray(100.0 + rng.normal(size=shape), jnp.float32)
     seen_by = jnp.asarray(rng.normal(size=shape), jnp.float32)
 
@@ -62,7 +62,7 @@ def test_half_precision_computes_statistics_in_full_precision(target, level):
         got = ours.apply({"params": parameters}, x)
     expected = theirs.apply({"params": parameters}, x)
     assert got.dtype == expected.dtype == jnp.bfloat16
-    # One step of bfloat16 at most: 2⁻⁸ of the value.
+    # At most one bfloat16 step: 2⁻⁸ of the value.
     np.testing.assert_allclose(
         np.asarray(got, np.float32), np.asarray(expected, np.float32), rtol=2**-7, atol=2**-8
     )

@@ -1,4 +1,4 @@
-"""The networks in bfloat16: close to float32, and float32 where rounding would hurt."""
+"""The networks in bfloat16: results close to float32, and float32 in places sensitive to rounding."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ import pytest
 from ge3d_jax.diffusion import pipeline
 from tests.reference_models import channels_last, tiny_model
 
-# 2⁻⁹ is one rounding; those of a few dozen layers add up like a random walk.
+# 2⁻⁹ is one rounding; those of a few dozen layers accumulate like a random walk.
 TOLERANCE = 0.03
 PROMPTS = ["a red robot", "a blue mushroom"]
 
 
 def _in_half(model):
-    """The same model stored and computed in bfloat16."""
+    """The same model, stored and computed in bfloat16."""
     parameters = ("unet_params", "vae_params", "text_params")
     networks = ("unet", "vae", "text_encoder")
     stored = {

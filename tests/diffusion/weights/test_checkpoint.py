@@ -1,4 +1,4 @@
-"""Model folders: round trip, old and new tensor names, and errors that name what is wrong."""
+"""Model folders: round trips, old and new tensor names, and specific error messages."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ PARAMETERS = ("unet_params", "vae_params", "text_params")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A random model and the folder it is saved in; tests that change the folder copy it."""
+    """A random model and its folder; tests that modify the folder copy it."""
     folder = tmp_path_factory.mktemp("saved")
     model = tiny_model(folder / "words", "v_prediction")
     save_model(folder / "model", model)
@@ -125,7 +125,7 @@ def test_everything_has_the_requested_dtype(folder, saved):
 
 @pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16, np.float32])
 def test_half_precision_variants(folder, saved, stored):
-    """Used for bfloat16, or if there are no others; the tensors' own dtype does not matter."""
+    """Half-precision files are used for bfloat16, or if no others exist; their dtype does not matter."""
     kernel = np.asarray(saved[0].unet_params["conv_in"]["kernel"])
     for file in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
         half = folder / file.replace(".safetensors", ".fp16.safetensors")
@@ -179,7 +179,7 @@ def test_reads_the_old_names_of_the_vae_attention(folder, saved):
             for new, old in old_names.items():
                 if f"attentions.0.{new}." in name:
                     name = name.replace(new, old)
-                    # In old files they were 1×1 convolutions, here in the encoder.
+                    # Old files have 1×1 convolutions instead, here in the encoder.
                     value = value[:, :, None, None] if value.ndim == 2 and "encoder" in name else value
             aged[name] = value
         return aged
@@ -385,7 +385,7 @@ def test_spacing_and_zero_snr_are_read_and_written(folder, tmp_path):
 
 
 def _flax_tree(parameters, lists):
-    """A tree as Flax's libraries wrote it; `lists`: whether its layers are in a tree of their own."""
+    """A tree as written by Flax-based libraries; `lists`: whether its layers are in a separate subtree."""
     tree = {}
     for path, value in flatten_dict(parameters).items():
         names = [
@@ -414,7 +414,7 @@ def test_flax_weights_are_read(folder, saved, sharded):
         if not sharded:
             (folder / f"{name}.msgpack").write_bytes(msgpack_serialize(tree))
             continue
-        # As transformers divided them: flat, with slashes.
+        # transformers' sharded format: flat names with slashes.
         flat = {"/".join(path): value for path, value in flatten_dict(tree).items()}
         names = sorted(flat)
         parts = {f"{Path(name).name}-{part}.msgpack": names[part::2] for part in range(2)}

@@ -1,4 +1,4 @@
-"""CLIP's towers: features as transformers gives them, full sizes, and folders that are none."""
+"""CLIP's towers: the features of transformers, full sizes, and folders without a CLIP model."""
 
 import json
 

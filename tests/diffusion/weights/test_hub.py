@@ -1,4 +1,4 @@
-"""Models on the hub, with a small local hub that counts its requests."""
+"""Models from the hub, tested with a small local hub that counts requests."""
 
 import hashlib
 import http.server
@@ -32,7 +32,7 @@ GATED = "someone/gated"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The four endpoints of the hub that a download needs."""
+    """The four hub endpoints that a download needs."""
 
     def _send(self, status, content=b"", **headers):
         self.send_response(status)
@@ -105,7 +105,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A random model and its folder, with half-precision weights and other files that are not needed."""
+    """A random model and its folder, with half-precision weights and other unnecessary files."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = tiny_model(folder.parent / "words")
     save_model(folder, model)

@@ -1,4 +1,4 @@
-"""LoRA files with all naming schemes, merged by the definition: W + strength · alpha / rank · up · down."""
+"""LoRA files in all naming schemes, merged by definition: W + strength · alpha / rank · up · down."""
 
 import json
 
@@ -15,7 +15,7 @@ from ge3d_jax.diffusion.weights.parameters import tensor_name
 from tests.reference_models import random_array, tiny_model
 
 RANK = 3
-# Linear layers and convolutions of both networks, by diffusers' names, and the weights' shapes (out, in, …).
+# Linear layers and convolutions of both networks by their diffusers names, with weight shapes (out, in, …).
 UNET = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (16, 16),
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (16, 12),
@@ -47,19 +47,19 @@ ORIGINAL = dict(
 
 
 def _factors(module, shape):
-    """down (rank, in, …) and up (out, rank, …), as trainers write them for a layer of this shape."""
+    """down (rank, in, …) and up (out, rank, …), in the trainers' format for a layer of this shape."""
     down = random_array(f"down {module}", (RANK, *shape[1:]))
     up = random_array(f"up {module}", (shape[0], RANK, *(1 for _ in shape[2:])))
     return down, up
 
 
 def _old(module):
-    """Names of changes of attention before PEFT: in the processor, with the output not in a list."""
+    """Names of attention changes before PEFT: in the processor, with the output not in a list."""
     head, last = module.removesuffix(".0").rsplit(".", 1)
     return f"unet.{head}.processor.{last}_lora"
 
 
-# How each kind of file names a module of the UNet, one of the text encoder, and the two factors.
+# For each file format: the names of a UNet module, a text encoder module, and the two factors.
 STYLES = {
     "peft": ("unet.{}", "text_encoder.text_model.{}", ".lora_A.weight", ".lora_B.weight"),
     "peft without prefix": ("unet.{}", "text_encoder.{}", ".lora_A.weight", ".lora_B.weight"),
@@ -90,7 +90,7 @@ def _tensors(style, alpha=None):
 
 
 def _expected(parameters, modules, scale):
-    """The parameters with the changes added number by number, in this project's axes."""
+    """The parameters with the changes added element by element, in this project's axis order."""
     result = {}
     for path, value in flatten_dict(parameters).items():
         value = np.array(value, np.float64)
@@ -266,13 +266,13 @@ def test_the_text_encoder_of_newer_trainers(saved, tmp_path):
 
 
 def _difference(loaded, model, path):
-    """The change of a parameter, with the file's axes."""
+    """The change of a parameter, in the file's axis order."""
     change = np.asarray(loaded, np.float64) - np.asarray(model, np.float64)
     return change.transpose(3, 2, 0, 1) if change.ndim == 4 else change.T
 
 
 def test_a_factor_between_the_two(saved, tmp_path):
-    """Of a convolution: W += Σ_n Σ_m up[o, n] · mid[n, m, h, w] · down[m, i], number by number."""
+    """For convolutions: W += Σ_n Σ_m up[o, n] · mid[n, m, h, w] · down[m, i], element by element."""
     model, folder = saved
     up, down = random_array("up", (16, 2, 1, 1)), random_array("down", (3, 16, 1, 1))
     mid = random_array("mid", (2, 3, 3, 3))

@@ -1,4 +1,4 @@
-"""Checkpoints in one file, with the names of Stable Diffusion's original publication."""
+"""Single-file checkpoints, with the tensor names of Stable Diffusion's original release."""
 
 import json
 
@@ -44,7 +44,7 @@ SD_VAE = VAEConfig(
         ("mid_block.attentions.0.norm.bias", "middle_block.1.norm.bias"),
         ("mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
         ("up_blocks.0.resnets.2.conv1.weight", "output_blocks.2.0.in_layers.2.weight"),
-        # Without attention before it, the convolution is the second module.
+        # Without a preceding attention module, the convolution is the second one.
         ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
         ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
         (
@@ -84,7 +84,7 @@ def test_vae_names(name, original):
 
 @pytest.fixture(scope="module", params=[FIRST, SECOND], ids=["1.x", "2.x"])
 def loaded(request, tmp_path_factory):
-    """The family, the model that was written to a file, and the model read from it."""
+    """The model family, the model written to a file, and the model read back."""
     folder = tmp_path_factory.mktemp(request.param.name)
     model = write_single_file(folder / "any_512.safetensors", request.param)
     return request.param, model, load_model(folder / "any_512.safetensors")
@@ -128,7 +128,7 @@ def test_the_file_name_decides_what_a_2_x_model_predicts(tmp_path):
 
 @pytest.fixture
 def tensors(tmp_path):
-    """The tensors of a 2.x file, to be damaged; its folder has a tokenizer."""
+    """The tensors of a 2.x file, for tests that damage them; its folder has a tokenizer."""
     write_single_file(tmp_path / "first_512.safetensors", SECOND)
     return original_tensors(SECOND)
 

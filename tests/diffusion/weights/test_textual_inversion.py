@@ -1,4 +1,4 @@
-"""Words learned by textual inversion: their tokens, their vectors, and what does not change."""
+"""Words learned by textual inversion: their tokens, their vectors, and everything that stays unchanged."""
 
 import json
 import shlex
@@ -33,7 +33,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A file of diffusers with one vector, one of the web UI with three."""
+    """A diffusers file with one vector, and a web UI file with three."""
     folder = tmp_path_factory.mktemp("embeddings")
     save_file({"<cat-toy>": ONE}, folder / "learned_embeds.safetensors")
     save_file({"emb_params": THREE}, folder / "GrumpyHat.safetensors")
@@ -42,12 +42,12 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(saved, files):
-    """The model with both words."""
+    """The model with both words added."""
     return load_model(saved[1], textual_inversions=files)
 
 
 def _vectors(model, prompt):
-    """The embeddings of a prompt's tokens, without the start and the end."""
+    """The embeddings of a prompt's tokens, without the start and end tokens."""
     ids = model.tokenizer(prompt)["input_ids"][1:-1]
     return np.asarray(model.text_params["embeddings"]["token_embedding"]["embedding"])[ids]
 
@@ -83,7 +83,7 @@ def test_a_word_that_contains_another_takes_precedence(saved, tmp_path):
 
 
 def test_spare_rows_of_the_table_are_used_first(saved, tmp_path, files):
-    """Published tables may have more rows than the tokenizer has tokens."""
+    """Published embedding tables may have more rows than the tokenizer has tokens."""
     folder = tmp_path / "model"
     shutil.copytree(saved[1], folder)
     config = json.loads((folder / "text_encoder/config.json").read_text())
@@ -139,7 +139,7 @@ def test_a_file_without_a_word_is_named_after_its_file(saved, tmp_path, name):
 
 
 def test_the_printed_command_converts_what_the_web_ui_nests(tmp_path, monkeypatch):
-    """Its Python runs, with a stand-in for torch's two modules."""
+    """The printed Python code runs, with stand-ins for torch's two modules."""
     tensor = type("Tensor", (), {name: lambda self: self for name in ("detach", "clone", "contiguous")})
     content = {"string_to_token": {"*": 265}, "string_to_param": {"*": tensor()}, "name": "x", "step": 3}
     torch = types.ModuleType("torch")

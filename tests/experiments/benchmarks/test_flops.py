@@ -1,4 +1,4 @@
-"""The count of useful operations: against formulas, against XLA, and for Stable Diffusion."""
+"""The count of useful operations, compared with formulas and with XLA, and for Stable Diffusion."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_convolutions_count_their_kernel_at_each_output():
     halved = count_flop(lambda x, k: _convolve(x, k, window_strides=(2, 2)), x, kernel)
     assert halved == whole / 4
 
-    # Backward through a stride: as much work as forward, not counting the zeros that dilate the input.
+    # Backward through a stride takes as much work as forward, not counting the zeros that dilate the input.
     def back(x, k):
         return jax.grad(lambda x: jnp.sum(_convolve(x, k, window_strides=(2, 2)) ** 2))(x)
 
@@ -57,7 +57,7 @@ def test_agrees_with_xla_where_xla_counts_all():
 
     shapes = (_shape(2, 16, 16, 8), _shape(1, 1, 8, 16), _shape(16 * 16 * 16, 32))
     ours = count_flop(work, *shapes)
-    # XLA also counts one for each addition, and lists those of tanh separately.
+    # XLA also counts each addition, and lists the operations of tanh separately.
     assert ours == pytest.approx(xla_flop(jax.jit(work).lower(*shapes).compile()), rel=0.05)
 
 

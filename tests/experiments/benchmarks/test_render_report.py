@@ -1,4 +1,4 @@
-"""The page of the rasterizer's times."""
+"""The page with the rasterizer's times."""
 
 import datetime
 import json

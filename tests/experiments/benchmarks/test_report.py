@@ -1,4 +1,4 @@
-"""Measuring tiny functions, and the resulting table, JSON and page."""
+"""Measurement of tiny functions, and the resulting table, JSON and page."""
 
 import json
 import sys
@@ -84,7 +84,7 @@ def test_ratios_and_shares(content):
     assert ours["share_of_matmul_rate"] == 0.125
     assert eager["ours_over_theirs"] == 0.5
     assert compiled["median_seconds"] is None and compiled["ours_over_theirs"] is None
-    # There is no row of ours to compare with.
+    # There is no row of our own to compare with.
     assert other["ours_over_theirs"] is None
 
 

@@ -1,4 +1,4 @@
-"""Cards, what a plan says of a program on one, its page, and inputs that cannot be."""
+"""Cards, the plan of a program for a card, its page, and invalid inputs."""
 
 import dataclasses
 import json
@@ -118,7 +118,7 @@ def test_a_plan_sums_up_parts_and_scenes():
     unet = first["UNet, 2 samples"]
     products = 2 * 16 * 320 * 64 + 2 * (2 * 4 * 4 * 16) * (3 * 3 * 8) + 2 * (2 * (2 * 4) * 6 * 8)
     assert unet["operations"] == 6 * products and second["UNet, 2 samples"] == unet
-    # What is no product, convolution or attention: the fusion after them.
+    # Everything other than products, convolutions and attention: the fusion after them.
     assert unet["other_bytes"] == 6 * 2 * (16 * 64 + 16 * 32)
     assert unet["bytes"] > unet["other_bytes"]
     assert content["scenes"][0]["questions"] == 6 + 51
@@ -139,7 +139,7 @@ def test_the_page_tells_of_every_file_and_of_what_lowers_the_memory(tmp_path, ca
     assert json.loads(path.read_text())["memory"]["needed"] == 73_000_000_000
     page = (tmp_path / "README.md").read_text()
     assert "| NVIDIA H100 80GB HBM3 | bfloat16 | 100,000 | 73.0 GB | if JAX may take 95 % of it |" in page
-    # 24 of the network, 101 or 51 of the renderer, 3 others.
+    # 24 launches of the network, 101 or 51 of the renderer, and 3 others.
     assert "| 128 / 78 | 104 / 54 |" not in page and "| 128 / 78 |" in page
     assert "| sds | 7.0 GB | yes |" in page and "## NVIDIA GeForce RTX 3060: ge3d" in page
     assert "| NVIDIA H100 80GB HBM3 | forward | 57 | 1024 | 0 |" in page
@@ -178,7 +178,7 @@ def test_the_buffer_holds_the_fullest_view():
     config = SMALL.config
     fitting = with_buffer(config, (0.5, 0.3))
     assert config.scene.buffer_capacity == 16 < fitting.scene.buffer_capacity
-    # A tile's splats are in one list: there are more entries than splats.
+    # Every tile lists its splats, so there are more entries than splats.
     assert fitting.scene.buffer_capacity >= 60
     assert with_buffer(fitting, (0.5, 0.3)) == fitting
 

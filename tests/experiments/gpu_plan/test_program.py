@@ -1,4 +1,4 @@
-"""Launches, bytes and operations of a small program, and of what XLA compiles for this processor."""
+"""Launches, bytes and operations of a small program, and of XLA's compiled code for this processor."""
 
 from pathlib import Path
 
@@ -45,9 +45,9 @@ def test_products_convolutions_and_attention_count_their_multiplications(program
     assert product.moved == 2 * (16 * 320 + 320 * 64 + 16 * 64)
     convolution = cost_of(program, "conv")
     assert convolution.operations == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 8)
-    # Without the library's room to work in.
+    # Excluding the library's workspace.
     assert convolution.moved == 2 * (2 * 4 * 4 * 8 + 16 * 3 * 3 * 8 + 2 * 4 * 4 * 16)
-    # Queries with keys, and weights with values.
+    # Queries times keys, and weights times values.
     assert cost_of(program, "attention").operations == 2 * (2 * (2 * 4) * 6 * 8)
 
 
@@ -60,9 +60,9 @@ def test_launches_count_as_often_as_their_loops_turn(program):
     walked = walk(program, lambda loop: {CHUNKS: 50}[loop.key])
     launches = {part: sum(launch.times for launch in each) for part, each in by_part(walked).items()}
     assert launches == {
-        # Six nodes of a product, a convolution, an attention and what follows them.
+        # Six nodes, each with a product, a convolution, an attention and the fusion that follows.
         "UNet, 2 samples": 24,
-        # The turns, and the question before each and after the last.
+        # The loop iterations, and the condition before each and after the last.
         "compositing, forward": 50 + 51,
         TILES: 1,
         VAE_BACK: 1,

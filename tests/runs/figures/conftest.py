@@ -1,4 +1,4 @@
-"""What the tests of figures share: the tiny model, as a folder, and a gallery of one kind."""
+"""Shared fixtures of the figure tests: the tiny model's folder, and a gallery of one kind."""
 
 import pytest
 
@@ -15,5 +15,5 @@ def tiny_place(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def tiny_gallery():
-    """Mushrooms from few sides."""
+    """Mushrooms from a few sides."""
     return build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))

@@ -1,4 +1,4 @@
-"""A run so small that figures can look at it in tests."""
+"""A run small enough for figures to observe in tests."""
 
 from tests.tiny_model import IMAGE_SIZE
 
@@ -20,11 +20,11 @@ SMALL = {
 
 
 class Stopped(Exception):
-    """What ends a figure in the middle."""
+    """Raised to stop a figure in the middle."""
 
 
 def stopping(after):
-    """A `report` that ends the figure at a line."""
+    """A `report` that stops the figure at a given line."""
     lines = []
 
     def report(line):
@@ -36,5 +36,5 @@ def stopping(after):
 
 
 def files_of(folder):
-    """All files of a folder by name."""
+    """The contents of all files in a folder, by name."""
     return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""How figures are made in test_page.py: other processes import it by its name."""
+"""The function that makes figures in test_page.py, in a module that other processes can import."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from ge3d_jax.core.errors import UserError
 
 
 def note_process(name, *, report, folder):
-    """Write down by which process a figure is made, once another one is under way."""
+    """Record which process makes a figure, and wait until both figures are under way."""
     if name == "third":
         raise UserError("The folder is full; make room.")
     (folder / name).write_text(f"{os.getpid()} {len(os.sched_getaffinity(0))}")

@@ -1,4 +1,4 @@
-"""Figure 9: the nodes of each cell of the grid, its tables and its picture."""
+"""Figure 9: the nodes of each grid cell, the tables and the picture."""
 
 import pytest
 
@@ -26,7 +26,7 @@ GRID = Settings(tiny_plan(), (300, 600), (60, 120, 240))
     [
         (600, 120, Nodes(7, (120, 60), (90, 40), (600, 300))),
         (300, 60, Nodes(7, (60, 30), (45, 20), (300, 150))),
-        # At the start there is room for 3, at the end for one more.
+        # There is room for 3 at the start of the run, and for one more at the end.
         (500, 150, Nodes(4, (150, 75), (112, 50), (500, 250))),
         (300, 240, Nodes(1, (240, 120), (180, 80), (300, 150))),
     ],
@@ -39,7 +39,7 @@ def test_there_are_as_many_nodes_as_lie_below_the_bound():
     usual = Nodes(3, (60, 60), (50, 50), (200, 200))
     assert scaled_nodes(usual, 200, 60).count == 3
     assert scaled_nodes(usual, 201, 60).count == 4
-    # The end of the run may have room for more than its start.
+    # There may be room for more nodes at the end of the run than at its start.
     assert scaled_nodes(Nodes(3, (60, 30), (50, 10), (200, 200)), 200, 60).count == 19
 
 

@@ -1,4 +1,4 @@
-"""Records of steps that are done, and the files that a figure leaves behind."""
+"""Records of finished steps, and a figure's result files."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ ASKED = {"prompt": "a red mushroom", "seeds": (0, 1)}
 
 
 class Step:
-    """A step that counts how often it is done."""
+    """A step that counts its executions."""
 
     def __init__(self, record):
         self.record, self.done = record, 0
@@ -36,7 +36,7 @@ def test_a_step_is_done_once(tmp_path):
     np.testing.assert_array_equal(again.arrays["pictures"], np.arange(6))
     assert again.arrays["pictures"].dtype == np.uint8
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"a.b.json", "a.b.npz"}
-    # Another step beside it, whose name begins the same, is another one; one without arrays has no such file.
+    # A step with the same name prefix is a separate one; a step without arrays has no .npz file.
     plain = Step(Record({"loss": 1}))
     assert remember(tmp_path / "deep" / "a", ASKED, plain) == remember(tmp_path / "deep" / "a", ASKED, plain)
     assert plain.done == 1 and not (tmp_path / "deep" / "a.npz").exists()
@@ -65,7 +65,7 @@ def test_a_step_that_was_stopped_is_done_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         remember(tmp_path / "a", ASKED, stopped)
     assert not list(tmp_path.iterdir())
-    # Killed between its two files.
+    # The process was killed between writing the two files.
     np.savez(tmp_path / "a.npz", pictures=np.zeros(1))
     assert remember(tmp_path / "a", ASKED, step()).arrays["pictures"].size == 6
 
@@ -114,7 +114,7 @@ def test_a_picture_whose_file_would_be_too_large_is_made_smaller(tmp_path):
     with Image.open(tmp_path / "look.png") as written:
         width, height = written.size
     assert width / height == pytest.approx(600 / 800, rel=0.01)
-    # As large as fits, but for some.
+    # Nearly as large as the limit allows.
     assert 0.6 * MOST_BYTES < (tmp_path / "look.png").stat().st_size <= MOST_BYTES == 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""Table 1 on a tiny model: what is made and told, and a run that was stopped."""
+"""Table 1 on a tiny model: results, messages, and a stopped run."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def make(tiny_place, judges):
 
 @pytest.fixture(scope="module")
 def stopped(make, tmp_path_factory):
-    """The folder of a run that was stopped after three objects, and what was told by then."""
+    """The folder of a run stopped after three objects, and its messages so far."""
     folder, lines = tmp_path_factory.mktemp("stopped"), []
 
     def report(line):
@@ -67,7 +67,7 @@ def stopped(make, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gone_on(make, stopped, tmp_path_factory):
-    """The folder after the run went on, what came of it, and what was told then."""
+    """The folder after the run was resumed, the results, and the new messages."""
     folder, lines = tmp_path_factory.mktemp("gone_on") / "work", []
     shutil.copytree(stopped[0], folder)
     return folder, make(folder, report=lines.append), lines
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_with_the_next_object(stopped, gone_on):
         {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*.*"))}
         for folder in (stopped[0], gone_on[0])
     )
-    # The splats and the judgment of three objects, and how fast the loss is.
+    # The splats and evaluations of three objects, and the pace of the loss.
     assert len([file for file in before if file.suffix == ".npz"]) == 6
     assert {file: after[file] for file in before} == before
     assert [line.partition(": ")[0].rpartition(" ")[2] for line in gone_on[2]] == ["4/4", "1/1"]
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_with_the_next_object(stopped, gone_on):
 
 def test_it_ends_in_the_same_files(make, stopped, gone_on, tmp_path):
     folder, made, _ = gone_on
-    # As fast as the other one.
+    # Use the same pace as the other run.
     paced = tmp_path / "work" / "equal_times" / SDS.folder_name
     paced.mkdir(parents=True)
     shutil.copy(folder / "equal_times" / SDS.folder_name / "pace.json", paced)
@@ -96,7 +96,7 @@ def test_it_ends_in_the_same_files(make, stopped, gone_on, tmp_path):
     assert timeless == [{name: row[name] for name in row if name != "seconds"} for row in made.rows]
     for suffix in ("", "own_lengths"):
         np.testing.assert_array_equal(whole.pictures[suffix], made.pictures[suffix])
-    # And where everything is there, in the same ones to the byte.
+    # If everything exists already, the files are identical to the byte.
     lines = []
     for out in (tmp_path / "one", tmp_path / "two"):
         again = make(folder, report=lines.append) if out.name == "two" else made
@@ -119,7 +119,7 @@ def test_what_is_done_so_far_is_shown_without_making_more(make, stopped):
         (PROMPTS[0], 1),
         (PROMPTS[1], 0),
     ]
-    # That of the only prompt with two seeds.
+    # The diversity of the only prompt with two seeds.
     (together,) = [row for row in made.rows if "prompt" not in row]
     assert together["shape_diversity"] is not None and together["shape_diversity_error"] is None
 
@@ -161,7 +161,7 @@ def test_the_picture_has_the_truth_above_the_losses(gone_on, judges):
     truth = to_uint8(judges.truths[PROMPTS[1]].pictures[[0, 4]])
     for side in truth:
         assert _is_in(side, picture[:170])
-    # One prompt has the front and the back of one object.
+    # For a single prompt, the picture shows the front and back of one object.
     assert made.pictures["own_lengths"].shape[1] < picture.shape[1]
 
 
@@ -178,7 +178,7 @@ def test_rows_and_pictures_are_those_of_the_end_of_a_run():
     ]
     truth = {"a red pig": np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None, None], (4, 8, 8, 3))}
     grays = dark_grays(compare_losses.draw([first, second], truth))
-    # Fronts and backs: of each prompt's first object, and of the truth.
+    # Fronts and backs of each prompt's first object, and of the ground truth.
     assert set(grays) == {10, 12, 30, 32, 0, 2}
     assert grays[10][1] < grays[12][1] < grays[30][1] < grays[32][1]
     assert grays[0][1] == grays[30][1] and grays[2][1] == grays[32][1]
@@ -186,7 +186,7 @@ def test_rows_and_pictures_are_those_of_the_end_of_a_run():
 
 
 def _is_in(part, whole):
-    """Whether the middle line of a picture is part of a line of another one."""
+    """Whether the middle row of a picture is contained in a row of another one."""
     middle = part[len(part) // 2].tobytes()
     return any(middle in line.tobytes() for line in whole)
 
@@ -215,7 +215,7 @@ def test_a_clip_adds_its_columns(make, gone_on, judges, tmp_path):
     assert lines == [made.text.splitlines()[-1]] and lines[0].startswith(
         "FID is left out: FID needs Inception"
     )
-    # Another one takes the records of the objects, but none of the first one's.
+    # A different CLIP model reuses the records of the objects, but no scores of the first model.
     other = make(folder, replace(settings, clip=str(tiny_clip.save(tmp_path / "other", "gelu"))))
     assert other.rows[3]["clip_similarity"] != rows[3]["clip_similarity"]
     assert other.rows[3]["psnr"] == rows[3]["psnr"]
@@ -224,7 +224,7 @@ def test_a_clip_adds_its_columns(make, gone_on, judges, tmp_path):
 
 
 def splats_of(folder, prompt, seed):
-    """The splats of an object, straight from its record."""
+    """The splats of an object, read directly from its record."""
     with np.load(folder / "equal_times" / SDS.folder_name / f"{slug(prompt)}-{seed}.npz") as record:
         return Gaussians(**{name: record[name][-1] for name in record})
 

@@ -1,4 +1,4 @@
-"""Objects from two starts, on a tiny model: what they begin with, and how soon they are recognized."""
+"""Objects from two starts on a tiny model: their initial state, and how soon they are recognized."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHARES = (0.0, 0.5)
 
 @pytest.fixture(scope="module")
 def made(tiny_place, tmp_path_factory):
-    # A box stands for Point-E's points: another start that needs no weights.
+    # A box replaces Point-E, as another start that needs no weights.
     trials = tuple(Trial("sds", TINY, start=start) for start in ("ball", "box"))
     settings = tiny_settings(
         trials=trials, prompts=PROMPTS[:1], seeds=(0,), shares=SHARES, budget=0.5, metrics=("psnr",)

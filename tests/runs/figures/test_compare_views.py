@@ -1,4 +1,4 @@
-"""Figures 4 and 14: the truth's frames, the picture and the video, and a figure made in two goes."""
+"""Figures 4 and 14: frames of the ground truth, the picture and the video, and a resumed figure."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ SETTINGS = Settings(Plan("toybox", (PROMPT,), (0,), FEW), frames=4, shown=2)
 
 def test_the_truth_goes_once_around():
     frames = compare_views.true_frames("a blue duck", 4)
-    # Of eight views, every second.
+    # Every second one of eight views.
     np.testing.assert_allclose(frames / 255.0, true_pictures("a blue duck")[::2], atol=0.003)
 
 
@@ -35,7 +35,7 @@ def test_the_picture_has_evenly_chosen_frames_and_the_video_all():
         for index in range(4)
     }
     picture = compare_views.picture(collected, 2)
-    # The first three prompts, two rows each.
+    # The first three prompts, with two rows each.
     height, middles = 40 + 18 + 6, (20, 66)
     assert picture.shape[:2] == (6 * height + 6, 2 * 46 + 6)
     found = [[int(picture[26 + row * height, left, 0]) for left in middles] for row in range(6)]

@@ -1,4 +1,4 @@
-"""Quality over time and iterations, on a tiny model: moments, curves, and what is told of them."""
+"""Quality over time and iterations on a tiny model: moments, curves, and the text."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_curves_are_means_over_prompts_at_each_moment():
     ]
     ge3d, without, sds = curves(rows, "psnr", "seconds")
     assert (ge3d.x, ge3d.y) == ((3.0, 6.0), (12.5, 20.0)) and not ge3d.dashed
-    # Of the means 10 and 15 of both prompts; of one prompt there is none.
+    # The standard error of both prompts' means, 10 and 15; a single prompt has none.
     assert ge3d.error[0] == pytest.approx(2.5, rel=0.1) and ge3d.error[1] == 0
     assert without.dashed and without.error == () and (sds.y, sds.error) == ((11.5,), ())
     assert curves(rows, "psnr", "moment")[0].x == (0.0, 1.0)
@@ -104,7 +104,7 @@ def test_losses_are_compared_at_what_all_of_them_come_to():
     text = convergence._text(settings, both, convergence.rows_of(both))
     header, _, ge3d, sds = text.strip().splitlines()[-4:]
     assert header.startswith("| loss | iterations | seconds to 16.0 dB | iterations to 16.0 dB |")
-    # From 10 to 20 dB in 10 seconds, straight.
+    # Linear interpolation from 10 to 20 dB in 10 seconds.
     assert ge3d == "| ge3d | 400 | 16 | 160 | 20.0 | 24.0 |"
     assert sds == "| sds | 100 | 40 | 100 | 8.0 | 16.0 |"
     assert text.startswith("2 objects, made")

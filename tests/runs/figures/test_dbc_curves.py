@@ -1,4 +1,4 @@
-"""Section 8.1: shares of the nodes, and a run that is looked at, stopped and gone on with."""
+"""Section 8.1: shares of the nodes, and a run that is observed, stopped and resumed."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, tmp_path):
         write_made(made, name="dbc_curves", command="", out=folder / "out")
         return files_of(folder / "out")
 
-    # Lines: the prompt, then each look.
+    # One line for the prompt, then one for each observation.
     with pytest.raises(Stopped):
         make(tmp_path / "stopped", stopping(3))
     kept = sorted((tmp_path / "stopped" / "a-red-mushroom").glob("iteration-*.json"))
@@ -91,17 +91,17 @@ def test_a_stopped_figure_goes_on_to_the_same_files(tiny_place, tmp_path):
 
     rows = json.loads(whole["dbc_curves.json"])["rows"]
     assert [row["iteration"] for row in rows] == [1, 1, 2, 2, 4, 4]
-    # The bound falls below two jumps at the end of the run: one node is left, with all of the gradient.
+    # The bound falls below two jumps at the end of the run, so that one node carries the entire gradient.
     first, last = rows[:2], rows[-2:]
     assert [row["time"] for row in first] == [0, 89]
     assert first[0]["share"] + first[1]["share"] == pytest.approx(1.0, abs=1e-4)
     assert first[0]["weight"] < first[1]["weight"]
     assert last[0]["share"] == last[0]["weight"] == 1.0 and last[1]["share"] is None
-    # Both shares come from the same differences.
+    # Both kinds of shares come from the same differences.
     ratio = first[0]["share"] / first[1]["share"] / (first[0]["weight"] / first[1]["weight"])
     assert ratio == pytest.approx(first[0]["plain_share"] / first[1]["plain_share"], rel=0.02)
 
-    # What is there is taken, and a missing look lets the run begin anew.
+    # Existing records are reused; a missing observation makes the run start over.
     missing = tmp_path / "whole" / "a-red-mushroom" / "iteration-00002.json"
     before = json.loads(missing.read_text())
     missing.unlink()

@@ -1,4 +1,4 @@
-"""Figure 8: its arms, its picture, and that it ends the same wherever it was stopped."""
+"""Figure 8: its arms, its picture, and the same result no matter where it was stopped."""
 
 import shutil
 from dataclasses import replace
@@ -22,7 +22,7 @@ from ge3d_jax.training.presets import configured
 from tests.runs.figures.observed import Stopped, files_of
 from tests.runs.figures.tiny_sweep import grays_of, numbered, tiny_plan, work_in
 
-# A loss that is soon compiled.
+# A loss that compiles quickly.
 SETTINGS = Settings(tiny_plan(**{"guidance.kind": "sds"}), (1.0,))
 
 
@@ -33,7 +33,7 @@ def write(made, folder):
 
 @pytest.fixture(scope="module")
 def whole(tiny_place, tiny_gallery, tmp_path_factory):
-    """Made without a stop: what it is, and its files."""
+    """An uninterrupted figure: its results and its files."""
     made = compare_seeds(SETTINGS, work_in(tmp_path_factory.mktemp("work"), tiny_place), tiny_gallery)
     return made, write(made, tmp_path_factory.mktemp("out"))
 
@@ -60,7 +60,7 @@ def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, tiny_place, 
     (objects,) = (path for path in (tmp_path / "work" / "objects").iterdir() if path.is_dir())
     before = {path: path.stat().st_mtime_ns for path in objects.glob("*/object.ply")}
     assert len(before) == 2
-    # Stopped once more, after the objects were made and before they were judged.
+    # As if stopped again, after making the objects and before evaluating them.
     for record in (tmp_path / "work" / "arms").glob("*"):
         record.unlink()
     told = []
@@ -68,11 +68,11 @@ def test_a_stopped_figure_goes_on_and_ends_in_the_same_files(whole, tiny_place, 
     assert write(made, tmp_path / "out") == files
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert told == [f"{THROUGHOUT} (1 of 2): 2 objects", "one seed for 100 % (2 of 2): 2 objects"]
-    # With other settings it does not go on.
+    # It does not resume with different settings.
     others = replace(SETTINGS, plan=tiny_plan(**{"guidance.kind": "sds", "views": 2}))
     with pytest.raises(UserError, match="was made with another settings"):
         compare_seeds(others, work_in(tmp_path / "work", tiny_place), tiny_gallery)
-    # Nor with another model.
+    # Nor with a different model.
     shutil.copytree(tiny_place, tmp_path / "model")
     weights = next((tmp_path / "model").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
@@ -112,7 +112,7 @@ def test_differences_are_from_the_first_seed_and_four_times_as_dark():
         name: numbered(first, prompts=2, seeds=3)
         for name, first in ((THROUGHOUT, 100), (share_name(0.5), 60))
     }
-    # Seeds differ by 3 from each other.
+    # Consecutive seeds differ by 3.
     assert grays_of(draw_differences(plan, swept), 4) == [[255 - 12, 255 - 24] * 2] * 2
     dark = swept[THROUGHOUT].pictures.copy()
     dark[1, 1] = 255

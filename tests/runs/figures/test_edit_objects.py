@@ -1,4 +1,4 @@
-"""The figure of edited objects on a tiny random model: its rows, its files, and going on."""
+"""The figure of edited objects on a tiny random model: rows, files, and resuming."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def work_in(folder, model, stop_at=None):
 
 @pytest.fixture(scope="module")
 def made(model, tiny_gallery, tmp_path_factory):
-    """The figure, stopped after two objects and made again; what was told both times, and the folder."""
+    """The figure, stopped after two objects and resumed; the messages of both runs, and the folder."""
     folder = tmp_path_factory.mktemp("work")
     work, first = work_in(folder, model, stop_at=2)
     with pytest.raises(Stopped):
@@ -60,7 +60,7 @@ def made(model, tiny_gallery, tmp_path_factory):
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("object.ply")}
     work, second = work_in(folder, model)
     rows = edit_objects.edited_rows(TINY, work, lambda: tiny_gallery)
-    # What was made before is not made again.
+    # Existing objects are not made again.
     assert len(before) == 2 and before == {file: file.stat().st_mtime_ns for file in before}
     return rows, first, second, folder
 
@@ -131,7 +131,7 @@ def test_a_stopped_figure_goes_on_and_ends_the_same(made, model, tiny_gallery, t
     for one, other in zip(through, rows, strict=True):
         np.testing.assert_array_equal(one.pictures, other.pictures)
 
-    # What is done is not looked at again, and other settings are refused.
+    # Finished objects are not evaluated again, and different settings are rejected.
     def never():
         raise Stopped
 
@@ -152,7 +152,7 @@ def test_tables_and_pictures(made):
     json.dumps(told)
     sheets = edit_objects.pictures(rows)
     assert list(sheets) == ["color", "kind"]
-    # Eight sides, four lines.
+    # Eight views in four rows.
     height, width = sheets["color"].shape[:2]
     assert width == 8 * (128 + 6) + 6 and 4 * 128 < height < 5 * 150
     np.testing.assert_array_equal(sheets["color"][6:134, 6:134], rows[0].pictures[0])
@@ -160,7 +160,7 @@ def test_tables_and_pictures(made):
 
 def test_without_a_truth_only_what_stays_is_measured(made, model, tmp_path):
     *_, folder = made
-    # Its objects are there, and its record is not.
+    # Its objects exist, but its record does not.
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("color.*"))
     for file in tmp_path.glob("*/*/*/*/config.json"):
         file.write_text(file.read_text().replace(str(folder), str(tmp_path)))

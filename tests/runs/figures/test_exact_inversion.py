@@ -1,4 +1,4 @@
-"""The figure of inversions: its arms, its table, and what each inversion costs and means."""
+"""The figure of inversions: its arms, its table, and the cost and definition of each inversion."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_the_arms_of_each_size_can_be(size):
 
 
 def trajectories(inversion, **changes):
-    """Both trajectories of one view on a smooth model, and the passes of the view at each of two nodes."""
+    """Both trajectories of one view on a smooth model, and the network evaluations at each of two nodes."""
     known, passes = fakes.smooth_denoiser(1), []
 
     def counted(model, x, t, text, **options):
@@ -93,7 +93,7 @@ def test_the_picture_has_two_sides_of_the_first_object_of_each_inversion():
     grays = np.add.outer([0, 100], 10 * np.arange(1, 9)).astype(np.uint8)[None, :, :, None, None, None]
     objects = Swept([], np.broadcast_to(grays, (1, 2, 8, 16, 16, 3)))
     drawn = exact_inversion.draw(tiny_plan(), {"plain DDIM": objects, "NPI, empty way up": objects})
-    # The front, and the side of the back.
+    # The front, and a view towards the back.
     assert grays_of(drawn, 4) == [[10, 40, 10, 40]]
 
 
@@ -113,7 +113,7 @@ def test_the_figure_of_a_tiny_model(tiny_place, tiny_gallery, tmp_path):
     assert made.text.endswith("each node: plain DDIM 3, NPI 3, direct inversion 5.\n")
     assert made.pictures[""].shape[1] == 4 * (128 + 6) + 6
     json.dumps([dict(row) for row in made.rows])
-    # What is done is not done again.
+    # Finished steps are not repeated.
     again = exact_inversion.compare_inversions(settings, work, None)
     assert again.text == made.text and list(again.rows) == list(made.rows)
     np.testing.assert_array_equal(again.pictures[""], made.pictures[""])

@@ -1,4 +1,4 @@
-"""Losses that begin with the truth, on a tiny model: what is fitted, made and told, and a stopped run."""
+"""Losses that start from the ground truth, on a tiny model: fits, objects, messages, and a stopped run."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_every_object_begins_with_the_fit_of_its_truth(made):
     assert [row["share"] for row in whole.rows] == pytest.approx([0.0, 1 / 3, 1.0])
     assert {(row["loss"], row["prompt"], row["seed"]) for row in whole.rows} == {("sds", PROMPTS[0], 0)}
     assert first["seconds"] == 0.0 < middle["seconds"] < last["seconds"]
-    # After one iteration it is still nearly where it began, and it goes on from there.
+    # After one iteration the object is still close to its start, and then moves away.
     moved = [abs(row["psnr"] - first["psnr"]) for row in (middle, last)]
     assert 0.0 < moved[0] < moved[1] < 3.0
     with np.load(next((folder / "runs").rglob("a-red-mushroom-0.npz"))) as record:
@@ -110,7 +110,7 @@ def test_fronts_stand_in_their_columns():
 def test_pictures_are_the_curves_and_the_objects(made):
     _, whole = made
     assert set(whole.pictures) == {"", "objects"}
-    # The beginning, a moment and the end.
+    # The start, an intermediate moment, and the end.
     assert 3 * 128 < whole.pictures["objects"].shape[1] < 5 * 128 + 40
 
 

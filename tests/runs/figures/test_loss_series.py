@@ -1,4 +1,4 @@
-"""Objects of a series: what is told of those whose truth nobody knows, and of several moments of one."""
+"""Objects of a series: results for prompts without a ground truth, and for several moments of an object."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def ball(color):
 
 
 def made(*colors, diverged=False):
-    """An object that was a ball of one color after another."""
+    """An object that was a ball of a different color at each moment."""
     balls = [ball(color) for color in colors]
     moments = [{"iterations": 5 * (index + 1), "seconds": 1.5 * (index + 1)} for index in range(len(colors))]
     arrays = {name: np.stack([getattr(one, name) for one in balls]) for name in _FIELDS}
@@ -45,12 +45,12 @@ def series(tmp_path):
 
 @pytest.fixture(scope="module")
 def truth():
-    """A red ball, as if mushrooms were such."""
+    """A red ball, standing in for the true mushroom."""
     return object_views(ball(RED), likeness_cameras())
 
 
 def middles(sides):
-    """Which channel is brightest in the middle of each side of each moment."""
+    """The brightest channel at the center of each side at each moment."""
     return np.argmax(sides[:, :, 64, 64], axis=-1).tolist()
 
 
@@ -96,5 +96,5 @@ def test_objects_are_judged_together_at_their_ends(series, truth):
     ]
     assert done.together["texture_diversity"] > 0.3 and done.together["shape_diversity"] == 0.0
     assert done.together["shrunken_fid"] > 0
-    # Where the truth is not known there is nothing to tell.
+    # Without a ground truth there are no group metrics.
     assert read_series(series, Judges(None, {})).together == {}

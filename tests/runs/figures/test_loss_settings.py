@@ -1,4 +1,4 @@
-"""What flags change of the figures that compare losses, and what they are refused for."""
+"""The effects of flags on the figures that compare losses, and the reasons to reject them."""
 
 import pytest
 

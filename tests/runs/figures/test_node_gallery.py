@@ -1,4 +1,4 @@
-"""Figure 15: what the network takes states for, one camera for all looks, and the gallery's rows."""
+"""Figure 15: the network's clean predictions, one camera for all observations, and the gallery's rows."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_neighboring_states_tell_what_the_network_said():
         states.append(ddim_step(schedule, states[-1], noises[index], now, then))
     found = clean_predictions(schedule, np.asarray(states, np.float64), times)
     np.testing.assert_allclose(found, said, rtol=1e-3, atol=1e-3)
-    # The way down: what was said at the upper state of each step.
+    # Denoising: the prediction at the upper state of each step.
     states, said = [noises[3]], []
     for index in range(3):
         now, then = times[3 - index], times[2 - index]
@@ -80,10 +80,10 @@ def test_a_look_keeps_the_render_and_as_many_pictures_as_there_are_nodes(made):
     first, last = (dict(np.load(made / f"iteration-0000{done}.npz")) for done in (1, 4))
     edge = (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert first["noising"].shape == (2, *edge) and first["denoising"].shape == (3, *edge)
-    # One jump is left at the end.
+    # One jump remains at the end.
     assert last["noising"].shape == (1, *edge) and last["denoising"].shape == (2, *edge)
     assert first["render"].shape == last["render"].shape == edge
-    # On white, whatever the run's backgrounds are.
+    # On a white background, regardless of the run's backgrounds.
     assert (first["render"][0, 0] > 240).all() and (last["render"][0, 0] > 240).all()
 
 
@@ -108,7 +108,7 @@ def test_a_look_decodes_what_the_network_takes_the_states_for(tiny_place):
         for states in (found.noised, found.denoised)
     )
     for name, wanted in (("noising", up), ("denoising", np.concatenate([found.denoised[0], down]))):
-        # Programs of other sizes round otherwise.
+        # Programs of different sizes round differently.
         assert np.abs(record.arrays[name] - decoded(wanted)).max() <= 1
     np.testing.assert_array_equal(record.arrays["render"], to_uint8(found.images[0]))
     np.testing.assert_allclose(found.differences[0], found.latents - found.denoised[0])
@@ -125,7 +125,7 @@ def test_rows_tell_how_near_to_the_truth_everything_is():
         {"render": half, "noising": half[None], "denoising": np.stack([truth, half])},
     )
     render, lower, top = node_gallery.rows_of({7: record}, truth)
-    # A fifth of the range.
+    # The error is a fifth of the range.
     assert render["render_psnr"] == lower["noising_psnr"] == top["denoising_psnr"] == pytest.approx(13.98)
     assert (
         lower["denoising_psnr"] == 99.0
@@ -146,14 +146,14 @@ def test_the_gallery_has_a_row_for_each_node_of_each_way():
 
     records = {1: record(3, 10), 2: record(2, 20)}
     without = node_gallery.picture(records, None)
-    # The render, three nodes up, four down; two looks.
+    # The rendering, three nodes up, four down; two observations.
     rows, columns = 1 + 3 + 4, 2
     assert without.shape[1] == columns * 102 + 6 and without.shape[0] % rows == 6
     height = without.shape[0] // rows
     lefts, tops = 54 + 102 * np.arange(columns), height // 2 - 10 + height * np.arange(rows)
     shades = without[np.ix_(tops, lefts)][..., 0]
     assert (shades[:, 0] == 10).all()
-    # The second run's third node up and top down are not there.
+    # The second record has no third node up and no top node down.
     assert shades[:, 1].tolist() == [20, 20, 20, 255, 255, 20, 20, 20]
     beside = node_gallery.picture(records, np.full((96, 96, 3), 77, np.uint8))
     np.testing.assert_array_equal(beside[:, : 2 * 102], without[:, : 2 * 102])

@@ -1,4 +1,4 @@
-"""Figure 11: the arms differ in nothing but the loss, and the picture has two views of each object."""
+"""Figure 11: the arms differ only in the loss, and the picture has two views of each object."""
 
 import dataclasses
 

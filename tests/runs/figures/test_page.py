@@ -1,4 +1,4 @@
-"""All figures together: times told, those that are missing made, and the page that shows them."""
+"""All figures together: time estimates, generation of missing figures, and the results page."""
 
 import os
 from dataclasses import replace
@@ -109,7 +109,7 @@ def test_one_that_fails_does_not_stop_the_others():
         "first was not made: The folder is full; make room.",
         "second was not made: ZeroDivisionError: by zero",
     ]
-    # Only what nobody can mend has its place in the code told.
+    # Only errors that the user cannot fix come with a traceback.
     assert said[0] == failed[0] and said[1].startswith("Traceback") and said[2:] == [failed[1], "a line"]
 
     def stop(name, *, report):

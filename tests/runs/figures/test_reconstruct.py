@@ -1,4 +1,4 @@
-"""Section 7.2: the stage in the middle of a run is that at the end of a shorter one; going on; the rows."""
+"""Section 7.2: the stage in mid-run equals that at the end of a shorter run; resuming; the rows."""
 
 import dataclasses
 import json

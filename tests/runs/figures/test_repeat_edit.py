@@ -1,4 +1,4 @@
-"""Figure 2: what an edit is, what is measured of it, and a figure that was stopped and made on."""
+"""Figure 2: the edits, their metrics, and a figure that was stopped and resumed."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def model(tiny_place):
 
 @pytest.fixture(scope="module")
 def gallery(tiny_gallery):
-    """Of pictures as small as the tiny model's."""
+    """A gallery of pictures as small as the tiny model's."""
     whole = tiny_gallery
     kinds, views, edge, _, layers = whole.layers.shape
     tiles = whole.layers.reshape(kinds, views, IMAGE_SIZE, edge // IMAGE_SIZE, IMAGE_SIZE, -1, layers)
@@ -50,7 +50,7 @@ def pictures(model):
 
 @pytest.fixture(scope="module")
 def edited(model, pictures):
-    """The latents, and those after each edit, by the way's name."""
+    """The latents before and after each edit, by the name of the method."""
     latents = jax.random.normal(jax.random.key(5), (2, IMAGE_SIZE // 4, IMAGE_SIZE // 4, 4))
     return latents, {
         way.name: repeated_edits.edited_latents(model, latents, pictures.text, way, seed=3, edits=3)
@@ -112,7 +112,7 @@ def test_each_target_is_told_as_its_camera_sees_it(model):
     ]
     np.testing.assert_allclose(text.positive, encode_text(model, said), atol=1e-5)
     np.testing.assert_allclose(text.negative, encode_text(model, ["a grey gift"])[0], atol=1e-5)
-    # The camera is 20° above the horizon, where a sixth of the text says so.
+    # The camera is 20° above the horizon, where a sixth of the text embedding names the overhead view.
     above = repeated_edits.target_texts(model, tasks[:1], negative_prompt="", use_overhead=True).positive
     overhead = encode_text(model, ["The overhead view of a blue mushroom"])
     np.testing.assert_allclose(above, text.positive[:1] * 5 / 6 + overhead / 6, atol=1e-5)
@@ -169,7 +169,7 @@ def test_means_are_over_pictures_and_seeds():
     ]
     before, after = repeat_edit.mean_rows("a way", records, TASKS)
     assert (before["edits"], before["psnr"], after["edits"], after["psnr"]) == (0, 16.0, 1, 40.0)
-    # Two pictures: the error of their mean is half their distance.
+    # For two pictures, the standard error of the mean is half their difference.
     assert after["psnr_error"] == pytest.approx(10.0, rel=0.05)
     text = repeat_edit.table([before, after], (1,))
     assert "| the picture as it was | 16.0 ± " in text and "| a way, after 1 edit | 40.0 ± " in text
@@ -228,7 +228,7 @@ def test_without_a_world_the_model_draws_the_sources(model):
     way = repeated_edits.ways(settings)[0]
     record = repeated_edits.edit_and_measure(model, drawn, way, settings, seed=0, gallery=None)
     assert set(record.numbers) == {"saturation", "contrast"} and record.numbers["saturation"][0] == [1.0]
-    # The pictures are those after the numbers of edits that are shown.
+    # The pictures are those after the displayed numbers of edits.
     told = record.numbers["saturation"]
     ratios = [
         saturation(shown[0] / 255.0) / saturation(drawn.sources[0]) for shown in record.arrays["pictures"]
@@ -236,6 +236,6 @@ def test_without_a_world_the_model_draws_the_sources(model):
     assert ratios == pytest.approx([told[1][0], told[3][0]], rel=3e-3)
     assert len({round(ratio[0], 2) for ratio in told}) == 4
     sheet = repeat_edit.sheet(drawn, {way.name: record}, settings)
-    # The source and two numbers of edits, without a truth.
+    # The source and two numbers of edits, without a ground truth.
     assert 3 * 128 < sheet.shape[1] < 4 * 128
     assert repeat_edit.curves(repeat_edit.mean_rows(way.name, [record], settings.tasks)).shape[2] == 3

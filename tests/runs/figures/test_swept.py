@@ -1,4 +1,4 @@
-"""Objects of a figure's arms: judged in order, told by prompt and by arm, and what is refused."""
+"""Objects of a figure's arms: evaluated in order, reported by prompt and by arm, and rejected inputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ OTHER = "a blue mushroom"
 
 
 def blob(color, scale=0.2):
-    """A round splat at the origin."""
+    """A spherical splat at the origin."""
     return make_gaussians(
         np.zeros((1, 3)), np.asarray([color]), np.full((1, 3), scale), np.full(1, 0.99), capacity=4
     )
@@ -41,7 +41,7 @@ def judged(objects, tiny_gallery):
 def assert_pictures_are_in_order(pictures):
     assert pictures.shape == (2, 2, 8, 128, 128, 3) and pictures.dtype == np.uint8
     middle = pictures[:, :, :, 64, 64].astype(int)
-    # The channel that is brightest, of red, green and blue.
+    # The brightest of the channels red, green and blue.
     assert (np.argmax(middle, axis=-1) == np.asarray([[0, 1], [2, 2]])[..., None]).all()
     covered = (pictures < 128).any(axis=-1).sum(axis=(-1, -2))
     assert (covered[1, 0] > 2 * covered[1, 1]).all()
@@ -61,7 +61,7 @@ def test_objects_are_judged_each_by_prompt_and_all_together(judged):
     one_shape, one_texture = of_prompts
     assert one_shape["shape_diversity"] == pytest.approx(0.0, abs=0.02)
     assert one_texture["shape_diversity"] > 0.5 and one_shape["texture_diversity"] > 0.4
-    # A smaller one is of other colors only where it ends.
+    # A smaller splat has different colors only at its boundary.
     assert one_texture["texture_diversity"] < 0.5 * one_shape["texture_diversity"]
     assert of_all["shrunken_fid"] > 0 and "prompt" not in of_all
     assert_pictures_are_in_order(judged.arrays["pictures"])
@@ -110,7 +110,7 @@ def test_figures_have_objects_in_common(tiny_place, tiny_gallery, tmp_path):
     first = make("one", tiny_plan(), Arm("plain"))
     assert {path.parent.name for path in first} == {"a-red-mushroom-0", "a-red-mushroom-1"}
     assert len({path.parents[1] for path in first}) == 1
-    # By another name, with one of the seeds, and the settings said in another way.
+    # With a different name, one of the seeds, and equivalent settings.
     again = make("two", tiny_plan(seeds=(1,)), Arm("as it is", {"views": 1}))
     assert again == first
     others = make("three", tiny_plan(seeds=(0,)), Arm("plain", {"flip_probability": 0.25}))
@@ -126,7 +126,9 @@ def test_objects_that_are_not_there_end_the_figure():
     diverged = SweepOutcome(PROMPT, 1, "", "b", status="diverged", reason="Gradients were not finite.")
     _check(result_of(finished, diverged))
     failed = SweepOutcome(PROMPT, 2, "", "c", status="failed", reason="The disk is full.")
-    with pytest.raises(UserError, match='"a red mushroom" with seed 2: The disk is full. The same command'):
+    with pytest.raises(
+        UserError, match='"a red mushroom" with seed 2: The disk is full. Run the same command'
+    ):
         _check(result_of(finished, failed))
     with pytest.raises(UserError, match="with seed 3: it was not made"):
         _check(result_of(SweepOutcome(PROMPT, 3, "", "d")))

@@ -1,4 +1,4 @@
-"""What the tests of the figures that compare losses share: settings that are made in seconds."""
+"""Shared parts of the tests of figures that compare losses: settings that take only seconds."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ BALLS = {PROMPTS[0]: (0.8, 0.2, 0.1), PROMPTS[1]: (0.1, 0.2, 0.8), "a green lamp
 
 
 def tiny_settings(**changes):
-    """Two prompts with two seeds by SDS."""
+    """Settings for two prompts with two seeds by SDS."""
     given = {
         "preset": "toybox64",
         "trials": (SDS,),
@@ -40,23 +40,23 @@ def tiny_settings(**changes):
 
 
 def tiny_judges():
-    """Two kinds from few sides; and balls for the truth, which are drawn in an instant."""
+    """References with two kinds from a few sides, and balls as the ground truth, which render instantly."""
     gallery = build_gallery(("duck", "mushroom"), azimuths=8, polar_degrees=(70.0,))
     return Judges(gallery, {prompt: _ball(color) for prompt, color in BALLS.items()})
 
 
 def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), together=None, start=None):
-    """What there is of a loss whose objects have pictures of one gray each.
+    """The results of a loss whose objects have uniformly gray pictures.
 
     Args:
-        label: the loss's name.
-        shades: gray of the front of each moment's picture; the left, the back and the right are 1, 2 and 3
-            lighter, and those of each further object 40.
-        numbers: of each moment.
-        prompts: of an object each.
-        shares: of the series.
-        together: what is judged of the objects together.
-        start: what the objects begin with.
+        label: name of the loss.
+        shades: gray of the front at each moment; the left, back and right are lighter by 1, 2 and 3, and each
+            further object by 40.
+        numbers: metrics of each moment.
+        prompts: prompts with one object each.
+        shares: shares of the series.
+        together: group metrics of the objects.
+        start: start of the objects.
     """
     series = Series(
         trial=Trial(label, start=start),
@@ -79,7 +79,7 @@ def done_by_hand(label, shades, numbers, *, prompts=PROMPTS[:1], shares=(), toge
 
 
 def dark_grays(picture):
-    """The grays of a picture that are darker than the ink of its words, each with its leftmost place."""
+    """The grays of a picture that are darker than its text, each with its leftmost position."""
     found = {}
     for row, column in np.argwhere((picture < 60).all(axis=-1)):
         shade = int(picture[row, column, 0])

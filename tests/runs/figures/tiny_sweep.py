@@ -1,4 +1,4 @@
-"""What the tests of swept figures share: a plan of tiny objects, and pictures that tell their place."""
+"""Shared parts of the swept figures' tests: a plan of tiny objects, and pictures that encode their place."""
 
 import numpy as np
 
@@ -25,14 +25,14 @@ def work_in(folder, model, report=lambda line: None):
 
 
 def numbered(first, *, prompts, seeds):
-    """An arm whose pictures are of one gray each: first + 10 for a prompt, 3 for a seed, 1 for a view."""
+    """An arm with uniformly gray pictures: first + 10 per prompt + 3 per seed + 1 per view."""
     places = np.add.outer(np.add.outer(10 * np.arange(prompts), 3 * np.arange(seeds)), np.arange(8) % 3)
     grays = (first + places).astype(np.uint8)
     return Swept([], np.broadcast_to(grays[..., None, None, None], (*grays.shape, 16, 16, 3)))
 
 
 def grays_of(sheet, columns):
-    """The grays of a grid of such pictures, in its order."""
+    """The grays of a grid of such pictures, in grid order."""
     cell_height, cell_width = 16 + 10 + 8 + 6, 16 + 6
     rows = (sheet.shape[0] - 6) // cell_height
     return [

@@ -1,4 +1,4 @@
-"""The ball of splats."""
+"""The start from a ball of splats."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_a_ball_is_filled_evenly_with_what_was_asked_for():
     assert splats.capacity == 4100 and int(splats.mask.sum()) == 4000 and splats.sh_degree == 1
     distances = np.linalg.norm(splats.positions[:4000], axis=1)
     assert distances.max() <= 0.5
-    # Half of the volume lies within 0.5^(1/3) of the radius.
+    # A uniform ball has half of its volume within 0.5^(1/3) of the radius.
     assert np.mean(distances < 0.5 * 0.5 ** (1 / 3)) == pytest.approx(0.5, abs=0.03)
     assert np.abs(splats.positions[:4000].mean(axis=0)).max() < 0.02
     np.testing.assert_allclose(jnp.exp(splats.log_scales[:4000]), 0.06, rtol=1e-5)

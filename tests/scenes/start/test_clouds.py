@@ -1,4 +1,4 @@
-"""Starts from points: how they grow, how large they are, and which files they come from."""
+"""Starts from point clouds: growth, splat sizes, and file formats."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def test_the_paper_clones_each_point_at_the_same_offsets():
     lengths = np.linalg.norm(offsets[0], axis=1)
     assert lengths.max() <= 0.05 + 1e-6 and len(np.unique(offsets[0].round(6), axis=0)) == 20
     assert np.array_equal(grown.colors.reshape(30, 20, 3)[:, 7], points.colors)
-    # Lengths are even, not the volume: half of them lie within half of the reach.
+    # Offsets are uniform in length, not in volume: half of them lie within half of the reach.
     many = Clones(number=4000, reach=1.0).grown(cloud(1), np.random.default_rng(0)).positions
     many = many - cloud(1).positions
     assert np.mean(np.linalg.norm(many, axis=1) < 0.5) == pytest.approx(0.5, abs=0.03)
@@ -78,7 +78,7 @@ def test_gaussian_dreamer_fills_the_box_near_the_points():
     assert distances.min(axis=1).max() <= 0.1 + 1e-6 and len(new) > 100
     low, high = points.positions.min(axis=0), points.positions.max(axis=0)
     assert np.all(new >= low - 1e-6) and np.all(new <= high + 1e-6)
-    # Every place within the distance and the box is as likely: 20 000 × the share of the box.
+    # Points are uniform over the part of the box within the distance: 20 000 × its share of the box.
     drawn = np.random.default_rng(9).uniform(low, high, (20_000, 3))
     share = np.mean(np.linalg.norm(drawn[:, None] - points.positions[None], axis=-1).min(axis=1) < 0.1)
     assert len(new) == pytest.approx(20_000 * share, rel=0.1)
@@ -159,7 +159,7 @@ def test_a_header_that_claims_too_many_points_is_refused(tmp_path):
 
 
 def _square(texture=None, colors=None):
-    """A square of edge 2 in y-z at x = 0.25, whose upper half is red in the texture."""
+    """A square of edge length 2 in the y-z plane at x = 0.25; the upper half of its texture is red."""
     corners = np.array([[0.25, -1, -1], [0.25, 1, -1], [0.25, 1, 1], [0.25, -1, 1]])
     visual = None
     if texture is not None:
@@ -255,14 +255,14 @@ def test_a_box_is_filled_evenly():
 
 
 def test_point_e_s_axes():
-    # Point-E's clouds face -y with z up: the front, then what is on the left of who looks out of it.
+    # Point-E's clouds face -y with z up. The points are the front and the object's own left side.
     front, left = [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]
     both = PointCloud(np.array([front, left], np.float32), np.zeros((2, 3), np.float32))
     seen = in_world_axes(both, mirrored=False, lift=0.15).positions
     np.testing.assert_allclose(seen, [[1, 0, 0.15], [0, 1, 0.15]], atol=1e-6)
     mirrored = in_world_axes(both, mirrored=True, lift=0.15).positions
     np.testing.assert_allclose(mirrored, [[1, 0, 0.15], [0, -1, 0.15]], atol=1e-6)
-    # (x, y, z) → (−y, −x, z + 0.15), as in the paper's public code turned to +x.
+    # (x, y, z) → (−y, −x, z + 0.15), the transform of the paper's public code, turned to face +x.
     x, y, z = np.random.default_rng(0).normal(size=3)
     any_point = PointCloud(np.array([[x, y, z]], np.float32), np.zeros((1, 3), np.float32))
     moved = in_world_axes(any_point, mirrored=True, lift=0.15).positions[0]
@@ -277,7 +277,7 @@ def test_point_e_starts_with_its_cloud(tmp_path):
     assert splats.capacity == 2 * 32
     cloud_key = jax.random.split(KEY)[0]
     first = start.cloud(cloud_key)
-    # A run that is resumed begins with the same bytes, also in another process.
+    # A resumed run starts from identical bytes, even in another process.
     start_module._sampled.cache_clear()
     again = start.gaussians(KEY)
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (splats, again)), strict=True))
@@ -306,7 +306,7 @@ def test_starts_are_chosen_by_name():
     assert configured("toybox", start="ball") == configured("toybox")
     dreamed = configured("paper", growth="gaussian_dreamer").scene.start
     assert dreamed.growth == GaussianDreamer() and dreamed.colored
-    # The degree that a loss asks for stays.
+    # The spherical harmonics degree requested by a loss is kept.
     assert configured("paper", guidance="fps", start="ball").scene.start.sh_degree == 3
     for given, message in (
         ({"start": "sphere"}, "no file sphere to start from; give ball, box, point_e"),

@@ -1,4 +1,4 @@
-"""Another model's latent space: the fit, and an autoencoder that decodes its changed latents as before."""
+"""Alignment with another model's latents: the fit, and the autoencoder's unchanged decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_changed_latents_are_the_map_of_the_old_ones_and_decode_to_the_same_pict
     new_mean, new_log_variance = encode(changed)
     np.testing.assert_allclose(new_mean, np.asarray(mean) @ MATRIX + OFFSET, atol=1e-5)
     np.testing.assert_allclose(decode(changed, new_mean), decode(params, mean), atol=1e-4)
-    # Independent latents of these variances, mapped: drawn, and their variances counted.
+    # Estimate the variances after the map from samples of independent latents.
     draws = np.random.default_rng(2).normal(size=(200_000, 4)) * np.exp(0.5 * typical)
     drawn = jnp.broadcast_to(jnp.log(jnp.var(draws @ MATRIX, axis=0)), new_log_variance.shape)
     np.testing.assert_allclose(new_log_variance, drawn, atol=0.02)

@@ -53,12 +53,12 @@ def test_captions_tell_the_truth(views, plan):
             assert other == above == text
             continue
         assert parse(above) == replace(sentence, view="overhead")
-        # The angle from the front that the mixture of the two views represents.
+        # The angle from the front represented by the mixture of the two views.
         angles = {"front": 0.0, "side": 90.0, "back": 180.0}
         nearer, farther, overhead = plan.shares[index]
         told = (nearer * angles[sentence.view] + farther * angles[parse(other).view]) / (nearer + farther)
         assert abs(told - abs(np.rad2deg(views.azimuths[view]))) < 1e-3
-        # A half of the text from 30° from the vertical, nothing at the horizon.
+        # The overhead view has a share of one half at 30° from the vertical, and none at the horizon.
         assert abs(90 - 120 * overhead - np.rad2deg(views.polars[view])) < 1e-3
 
 
@@ -76,7 +76,7 @@ def test_shares_are_those_of_the_recipe(views, plan):
     for found, wanted in shares.items():
         assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / COUNT)
     assert 0.10 <= dataset.EMPTY_SHARE <= 0.15
-    # Every view is equally frequent.
+    # Views are equally frequent.
     used = np.bincount(plan.views, minlength=len(views.kinds))
     assert used.max() - used.min() <= 1
     others = plan.background[~white & ~black]

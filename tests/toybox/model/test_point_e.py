@@ -1,4 +1,4 @@
-"""Training of the small Point-E: what is drawn, what is learned, and that it goes on where it stopped."""
+"""Training of the small Point-E: drawn clouds, losses, and resuming."""
 
 import json
 from functools import partial
@@ -36,7 +36,7 @@ UPSAMPLER = UpsamplerConfig(
 
 @pytest.fixture(scope="module")
 def surfaces():
-    """Points of all kinds that take no time: in the middle of each kind's own place."""
+    """Trivial points of all kinds, each kind around its own center, which take no time to compute."""
     rng = np.random.default_rng(0)
     count = len(KINDS)
     positions = rng.normal(size=(count, 64, 3)).astype(np.float32) * 0.02
@@ -77,7 +77,7 @@ def test_clouds_go_with_their_sentences(data, surfaces, tower):
 def test_the_duck_s_beak_points_to_x_again():
     beak = np.array([[0.73, 0.0, 0.17], [0.1, 0.3, -0.2]], np.float32)
     there = point_e.to_point_e_axes(beak)
-    # Point-E's clouds face -y and lie within half a metre.
+    # Point-E's clouds face -y and lie within half a meter.
     np.testing.assert_allclose(there[0], [0.0, -0.365, 0.085], atol=1e-6)
     cloud = PointCloud(there, np.zeros((2, 3), np.float32))
     back = in_world_axes(cloud, mirrored=False, lift=0.0, size=BUNDLED_SIZE)
@@ -97,9 +97,9 @@ def test_the_loss_is_that_of_the_velocity():
         return jnp.concatenate([jnp.sqrt(kept) * noise - jnp.sqrt(1 - kept) * clean, seen], axis=-1)
 
     assert float(point_e._velocity_loss(predict, signal, jax.random.key(1), clean)) < 1e-4
-    # One time from each sixth of all.
+    # One time from each sixth of the range.
     assert np.array_equal(np.floor(times[0] / 1024 * 6), np.arange(6))
-    # Noise and clouds have a variance of 1 here, and so has what mixes them.
+    # Noise and clouds have unit variance here, and so does their mixture.
     nothing = point_e._velocity_loss(lambda seen, at: jnp.zeros_like(seen), signal, jax.random.key(1), clean)
     assert float(nothing) == pytest.approx(1.0, abs=0.1)
 
@@ -156,7 +156,7 @@ def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces
         pass
 
     class StoppingBar(Progress):
-        """Ends the training as it tells of the base network's fourth step, before that is saved."""
+        """Ends the training when the base network's fourth step is reported, before it is saved."""
 
         steps = 0
 
@@ -170,7 +170,7 @@ def test_training_writes_a_model_and_goes_on_where_it_stopped(tmp_path, surfaces
         train(small, tmp_path / "parts", bar=StoppingBar(disable=True))
     again = train(small, tmp_path / "parts")
     steps = [int(line.split()[0]) for line in (tmp_path / "parts/base.loss.txt").read_text().splitlines()]
-    # The step that the bar was told of when it ended the training is not written down.
+    # The step whose report ended the training is not in the log.
     assert steps == [1, 2, 3, 3, 4]
     text = "text_encoder/model.safetensors"
     assert (model / text).read_bytes() != (model_folder() / text).read_bytes()
@@ -190,6 +190,6 @@ def test_the_small_point_e_is_small():
     names = ("base", "upsampler")
     sizes = [getattr(Recipe(), name) for name in names]
     count = sum(leaf.size for size in sizes for leaf in jax.tree.leaves(parameter_shapes(size)))
-    # In float16; beside them there are the text encoder and its tokenizer, 0.6 MB.
+    # Stored as float16, next to the text encoder and its tokenizer, 0.6 MB.
     assert 2 * count < 2.4e6
     assert sizes[1].given_points == sizes[0].points

@@ -1,4 +1,4 @@
-"""Training: losses against closed forms, the running average, and runs that survive an interruption."""
+"""Training: losses compared with closed forms, the running average, and runs that survive interruptions."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def loss_of(unet, latents):
 
 
 def test_diffusion_loss_vanishes_for_the_true_velocity():
-    """For latents of zeros the noisy latent is √(1−ᾱ)·ε, and v = √ᾱ·ε."""
+    """For zero latents, the noisy latent is √(1−ᾱ)·ε, and v = √ᾱ·ε."""
     signal = SCHEDULE.alphas_cumprod
 
     def unet(noisy, times, text):
@@ -61,7 +61,7 @@ def test_the_text_embedding_mixes_the_captions_by_their_shares():
 
 
 def test_diffusion_loss_of_a_network_that_returns_zero_is_the_weighted_mean_of_v():
-    """With unit latents and unit noise E[v²] = 1, so the loss is the mean weight over the times."""
+    """With unit-variance latents and noise, E[v²] = 1, so the loss is the mean weight over the times."""
     latents = jax.random.normal(jax.random.key(1), (1000, 4, 4, 4))
     signal = np.asarray(SCHEDULE.alphas_cumprod, np.float64)
     snr = signal / (1 - signal)
@@ -121,7 +121,7 @@ class Interrupted(Exception):
 
 
 def run_steps(folder, *, stop_at=None, most=1):
-    """Twelve steps, saved after every fourth one."""
+    """Run twelve steps, saving after every fourth."""
 
     def step(state, data, index, rows):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (3,)) + data[rows].sum()
@@ -146,7 +146,7 @@ def test_an_interrupted_stage_continues_with_the_same_numbers(most, tmp_path):
     resumed = run_steps(tmp_path / "parts", most=most)
     assert int(resumed.step) == 12
     np.testing.assert_allclose(whole.params["a"], resumed.params["a"], rtol=1e-6)
-    # As many steps are one program as lie between two saved states, and the loss is told once for each.
+    # A program runs all steps between two saved states, and reports the loss once.
     losses = (tmp_path / "fake.loss.txt").read_text().splitlines()
     assert [int(line.split()[0]) for line in losses[-2:]] == ([11, 12] if most == 1 else [8, 12])
     # A finished stage is not repeated.

@@ -1,4 +1,4 @@
-"""The slow, obvious renderer: walk along each ray in small equal steps to the first point in an object."""
+"""A slow reference renderer: march along each ray in small equal steps to the first point in an object."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ _DIFFERENCE = 1e-3
 
 
 def camera_frame(azimuth, polar):
-    """Position of a camera that looks at the origin, and its right, down and forward axes."""
+    """The position of a camera that looks at the origin, and its right, down and forward axes."""
     position = RADIUS * np.asarray(
         (np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar))
     )
@@ -27,7 +27,7 @@ def distances(kind, points):
 
 
 def textures(kind, places):
-    """Factor on the light at surface points (N, 3), that of the solid there."""
+    """Light factor of the solid's texture at surface points (N, 3)."""
     solids = KINDS[kind].solids(jnp.asarray(places, jnp.float32))
     nearest = np.argmin([solid.distance for solid in solids], axis=0)
     return np.asarray(
@@ -36,9 +36,9 @@ def textures(kind, places):
 
 
 def march(kind, azimuth, polar, positions, *, step=2.5e-3):
-    """Which solid the rays through `positions` (N, 2), in units of half the picture's height, hit.
+    """Intersect the rays through `positions` (N, 2), in units of half the picture's height, with the solids.
 
-    Returns: solid's number, -1 for none (N,); where it is met (N, 3).
+    Returns: index of the solid hit (N,), -1 for none; hit points (N, 3).
     """
     origin, right, down, forward = camera_frame(azimuth, polar)
     reach = np.tan(FIELD_OF_VIEW / 2)
@@ -58,7 +58,7 @@ def march(kind, azimuth, polar, positions, *, step=2.5e-3):
 
 
 def shade(kind, places):
-    """Light reflected at surface points (N, 3), with normals by central differences and without texture."""
+    """Light reflected at surface points (N, 3), with normals from central differences and without texture."""
     offsets = _DIFFERENCE * np.eye(3)
     slopes = [
         distances(kind, places + offset).min(axis=0) - distances(kind, places - offset).min(axis=0)
@@ -70,7 +70,7 @@ def shade(kind, places):
 
 
 def paint_picture(kind, azimuth, *, size=16):
-    """Index of the paint at each pixel's center, -1 for none: (size, size)."""
+    """Paint index at each pixel's center, -1 for none: (size, size)."""
     centers = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(centers, centers)
     positions = np.stack([x.ravel(), y.ravel()], axis=-1)

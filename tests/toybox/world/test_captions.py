@@ -1,4 +1,4 @@
-"""The language: every sentence parses back to itself, and anything else is explained."""
+"""The caption language: every sentence parses back to itself, and anything else gives a helpful error."""
 
 import pytest
 from hypothesis import given

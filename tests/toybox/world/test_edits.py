@@ -1,4 +1,4 @@
-"""Edits of the Toybox world: what changes in the sentence, what changes in the picture, and what does not."""
+"""Edits in the Toybox world: changed and unchanged parts of the sentence and of the picture."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def test_sentences_are_sentences_of_the_world(edits):
         assert KINDS[edit.source.kind].has_front
 
 
-# What of the sentence each kind of edit changes.
+# The parts of the sentence that each kind of edit changes.
 CHANGED = {
     "color": {"color"},
     "part": {"second_color"},
@@ -61,7 +61,7 @@ def test_an_edit_changes_what_its_name_says(edits, name):
         assert (edit.target.second_color is None) == (name not in ("part", "both colors", "swap", "add"))
         assert edit.azimuths == ((0.0, 90.0) if name == "view" else edit.azimuths[:1] * 2)
         assert abs(edit.azimuths[0]) <= 60
-        # A part has its usual color where nothing is said: a new color must differ from that.
+        # An unnamed part color is the usual one, so a new color must differ from it.
         usual = {KINDS[sentence.kind].part_color for sentence in (edit.source, edit.target)}
         assert edit.source.color not in usual and edit.target.second_color not in usual
         assert (edit.background == (1.0, 1.0, 1.0)) == (name != "background")
@@ -72,12 +72,12 @@ def test_the_truth_differs_where_the_sentence_does(edits):
     source, truth = part.pictures(32)
     assert source.shape == truth.shape == (32, 32, 3)
     same = np.abs(source - truth).max(axis=-1) < 1e-4
-    # The background and the rest of the thing stay.
+    # The background and the rest of the object stay the same.
     assert 0.5 < same.mean() < 1.0
     np.testing.assert_allclose(source[0, 0], 1.0, atol=1e-6)
     behind = next(edit for edit in edits if edit.name == "background")
     np.testing.assert_allclose(behind.pictures(32)[1][0, 0], behind.background, atol=1e-6)
-    # Another side of the same thing is another picture.
+    # A different side of the same object gives a different picture.
     turned = replace(part, target=part.source, azimuths=(0.0, 90.0))
     first, second = turned.pictures(32)
     assert np.abs(first - second).max() > 0.3

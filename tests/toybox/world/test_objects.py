@@ -1,4 +1,4 @@
-"""The objects: their number, size, mirror symmetry and fronts, from the distance functions alone."""
+"""The objects: number, size, mirror symmetry and fronts, from their distance functions alone."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def test_objects_are_mirror_symmetric(kind):
 
 @pytest.mark.parametrize("kind", kinds_with_front())
 def test_fronts_look_different_from_backs(kind):
-    """The two sides differ in paint, not only in outline."""
+    """Front and back differ in paint, not just in outline."""
     front, back = (paint_picture(kind, azimuth) for azimuth in (0.0, np.pi))
     differing = np.mean(front != back[:, ::-1]) / np.mean(front >= 0)
     assert differing > 0.05

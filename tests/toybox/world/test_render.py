@@ -1,4 +1,4 @@
-"""Ground-truth pictures against slow marching, mirrored cameras, and the algebra of paint."""
+"""Ground-truth pictures compared with slow ray marching, mirrored cameras, and the algebra of paint."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_tracing_agrees_with_slow_marching(duck):
     assert 0.3 < share.mean() < 0.95  # the pixels show both object and background
     assert np.mean(np.abs(share - np.asarray(duck.alpha)[at]) < 1e-6) > 0.95
 
-    # Pixels on one solid, or on none: away from edges the two methods must agree.
+    # Pixels on a single solid, or on none: the two methods must agree away from edges.
     whole = (met == met[:, :1]).all(axis=1)
     light = (shade("duck", places) * textures("duck", places)).reshape(-1, 4).mean(axis=1)
     paints = [solid.paint for solid in KINDS["duck"].solids(jnp.zeros((1, 3)))]
@@ -64,7 +64,7 @@ def test_a_large_picture_has_a_fine_outline(duck):
     alpha = np.asarray(trace("duck", camera).alpha)
     coarse = alpha.reshape(64, 4, 64, 4).mean(axis=(1, 3))
     assert np.abs(coarse - np.asarray(duck.alpha)).mean() < 0.005
-    # The pixels are hit as accurately as those of the small picture.
+    # The pixels are as accurate as those of the small picture.
     rng = np.random.default_rng(2)
     rows, columns = np.nonzero((alpha > 0) & (alpha < 1))
     chosen = rng.choice(len(rows), 150, replace=False)
@@ -105,7 +105,7 @@ def test_pictures_have_the_colors_of_the_sentence():
     np.testing.assert_array_equal(plain, viewed)
     other = render_sentence(Sentence("duck", "blue", "green"), camera, background=WHITE)
     assert np.abs(np.asarray(plain - other)).max() > 0.3
-    # The breast is blue, in some shade.
+    # The breast is a shade of blue.
     ratio = np.asarray(plain[44, 32]) / np.asarray(COLORS["blue"])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
 

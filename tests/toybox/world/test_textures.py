@@ -1,4 +1,4 @@
-"""Textures: their range, period and where they are light; copies around an axis."""
+"""Textures: range, period and phase; copies around an axis."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from ge3d_jax.toybox.world.textures import around, repeated, stripes
 def test_stripes_are_as_wide_and_as_dark_as_they_are_told():
     at = jnp.asarray([0.0, 0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(stripes(at, 0.2, 0.6), [1.0, 0.6, 1.0, 0.6, 1.0], atol=1e-6)
-    # A ramp in between: half way at a quarter of the period, and a sixteenth of it wide.
+    # There is a ramp in between: halfway at a quarter of the period, and a sixteenth of it wide.
     np.testing.assert_allclose(stripes(jnp.asarray([0.05]), 0.2, 0.6), 0.8, atol=1e-5)
     fine = np.asarray(stripes(jnp.linspace(0.0, 0.1, 2001), 0.2, 0.6))
     ramp = 0.1 / 2000 * np.sum((fine > 0.6 + 1e-4) & (fine < 1.0 - 1e-4))
@@ -23,7 +23,7 @@ def test_pleats_go_around_and_are_even_in_y():
     points = jnp.asarray(np.stack([np.cos(angles), np.sin(angles), 0.0 * angles], axis=-1), jnp.float32)
     np.testing.assert_allclose(around(points, 4, 0.5), [1.0, 0.5] * 4, atol=1e-5)
     np.testing.assert_allclose(around(points * jnp.asarray([1, -1, 1]), 4, 0.5), around(points, 4, 0.5))
-    # With a twist the pleats of another height stand elsewhere.
+    # With a twist, pleats shift with height.
     high = points.at[:, 2].set(0.1)
     assert not np.allclose(around(high, 4, 0.5, twist=0.25), around(points, 4, 0.5), atol=0.1)
 
@@ -36,7 +36,7 @@ def test_a_solid_in_one_sector_stands_in_each(shifted):
     sine, cosine = np.sin(2 * np.pi / 5), np.cos(2 * np.pi / 5)
     turned = points @ jnp.asarray([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], jnp.float32)
     np.testing.assert_allclose(repeated(turned, 5, shifted=shifted), once, atol=1e-5)
-    # All of them lie in the sector around +x.
+    # All points lie in the sector around +x.
     assert np.abs(np.arctan2(once[:, 1], once[:, 0])).max() <= np.pi / 5 + 1e-5
     ahead = repeated(jnp.asarray([[1.0, 0.0, 0.5]]), 5, shifted=shifted)[0]
     expected = [np.cos(np.pi / 5), -np.sin(np.pi / 5), 0.5] if shifted else [1.0, 0.0, 0.5]

@@ -1,8 +1,8 @@
-"""The folder of a Point-E: its networks' files, and the text encoder that goes with them.
+"""Folders of Point-E models: the networks' files and the matching text encoder.
 
-The published files are put into one folder: base_40m_textvec.pt and upsample_40m.pt, or Cap3D's fine-tuned
-.pth in place of the first; .safetensors with the same names and tensors will do. A folder of ours also has
-config.json with the sizes, and the text encoder beside it, in text_encoder/ and tokenizer/.
+The published files go into one folder: base_40m_textvec.pt and upsample_40m.pt, or Cap3D's fine-tuned .pth in
+place of the first. Files in .safetensors format with the same names and tensors work as well. Folders written
+by this package also have config.json with the sizes, and the text encoder in text_encoder/ and tokenizer/.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from ge3d_jax.scenes.start.point_e.model import PointE, open_weights, read_netwo
 from ge3d_jax.scenes.start.point_e.networks import BaseConfig, UpsamplerConfig
 from ge3d_jax.scenes.start.point_e.sampler import UPSAMPLING, Stage
 
-# The first that is there counts.
+# The first existing file is used.
 BASE_FILES = (
     "base.safetensors",
     "base_40m_textvec.safetensors",
@@ -46,11 +46,11 @@ Encode = Callable[[Sequence[str]], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class PointEConfig:
-    """What config.json says; the defaults are the published sizes.
+    """Content of config.json; the defaults are the published sizes.
 
     Attributes:
         base, upsampler: sizes of the networks.
-        base_stage, upsampler_stage: how they are sampled.
+        base_stage, upsampler_stage: sampling parameters of the networks.
     """
 
     base: BaseConfig = BaseConfig()
@@ -60,22 +60,22 @@ class PointEConfig:
 
 
 def bundled_folder() -> Path:
-    """Where the small Point-E of the Toybox world is."""
+    """Folder of the small Point-E for the Toybox world."""
     return Path(__file__).parent / "weights"
 
 
 def model_place(model: str | None) -> Path:
-    """The folder that the setting `start.model` means."""
+    """Resolve the setting `start.model` to a folder."""
     if model == "bundled":
         return bundled_folder()
     return cache_folder() / "point_e" if model is None else Path(model).expanduser()
 
 
 def find_files(place: Path) -> tuple[Path, Path]:
-    """The files of both networks.
+    """Find the files of both networks.
 
     Raises:
-        UserError: one is missing; says where to get it.
+        UserError: a file is missing; the message says where to get it.
     """
     found = [
         next((place / name for name in names if (place / name).is_file()), None)
@@ -85,19 +85,19 @@ def find_files(place: Path) -> tuple[Path, Path]:
         return found[0], found[1]
     if place == bundled_folder():
         raise UserError(
-            "The small Point-E does not come with this version; train it with experiments/train_point_e.py "
-            "--install, or begin with --start=ball."
+            "The small Point-E is not included in this version; train it with experiments/train_point_e.py "
+            "--install, or start from a ball with --start=ball."
         )
     published = (BASE_FILES[2], UPSAMPLER_FILES[2])
     missing = [name for name, file in zip(published, found, strict=True) if file is None]
     raise UserError(
         f"Point-E's weights are not in {place}; put {' and '.join(missing)} there, from {_PUBLISHED_AT}, "
-        "name another folder with --set=start.model, or begin with --start=ball."
+        "give another folder with --set=start.model, or start from a ball with --start=ball."
     )
 
 
 def read_config(place: Path) -> PointEConfig:
-    """The sizes: those of config.json, or the published ones without it. Raises UserError."""
+    """Read config.json, or return the published sizes if it is missing. Raises UserError if it is invalid."""
     file = place / CONFIG_FILE
     if not file.is_file():
         return PointEConfig()
@@ -114,15 +114,15 @@ def save_point_e(
     text_parameters: Any = None,
     dtype: DTypeLike = np.float32,
 ) -> None:
-    """Write a folder that `open_point_e` opens.
+    """Write a model folder for `open_point_e`.
 
     Args:
-        folder: to write to; config.json comes last.
+        folder: the folder to write; config.json is written last.
         model: the networks.
-        text_folder: holds the text encoder, `text_encoder/` and `tokenizer/`, of which copies are written.
-        language: files on the words that it knows, name → text.
-        text_parameters: of the text encoder where they were trained further; None for those in its folder.
-        dtype: of the networks in their files, and of these parameters.
+        text_folder: folder with the text encoder, whose `text_encoder/` and `tokenizer/` are copied.
+        language: files that describe the words the model knows, name → text.
+        text_parameters: fine-tuned parameters of the text encoder; None keeps those in its folder.
+        dtype: data type of the stored networks and of `text_parameters`.
     """
     for name in TEXT_FOLDERS:
         for file in sorted((text_folder / name).iterdir()):
@@ -143,14 +143,14 @@ def _has_own_text_encoder(place: Path) -> bool:
 
 
 def check_files(place: Path, clip: str) -> None:
-    """Check, before any long work, that all is there.
+    """Check, before any long computation, that all files are available.
 
     Args:
         place: the folder.
         clip: see `open_point_e`.
 
     Raises:
-        UserError: something is missing, and cannot be had.
+        UserError: something is missing and cannot be downloaded.
     """
     find_files(place)
     read_config(place)
@@ -159,17 +159,18 @@ def check_files(place: Path, clip: str) -> None:
 
 
 def open_point_e(place: Path, clip: str) -> tuple[PointE, Encode]:
-    """Open a folder.
+    """Open a model folder.
 
     Args:
         place: the folder.
-        clip: the text encoder where the folder has none: a folder of transformers' CLIP, or a hub id.
+        clip: the text encoder to use if the folder has none: a folder with a transformers CLIP model, or a
+            hub id.
 
     Returns:
-        The networks, and what makes features (B, D) of B texts.
+        The networks, and a function that encodes B texts to features (B, D).
 
     Raises:
-        UserError: a file is missing, damaged, or not of these networks.
+        UserError: a file is missing, damaged, or does not belong to these networks.
     """
     base, upsampler = find_files(place)
     config = read_config(place)

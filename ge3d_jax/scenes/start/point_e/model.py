@@ -1,4 +1,4 @@
-"""Point-E as a whole: opening its files, and a text's feature to a cloud of colored points."""
+"""The complete Point-E model: reading its files, and sampling colored point clouds from text features."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,7 +28,7 @@ from ge3d_jax.scenes.start.point_e.networks import (
 )
 from ge3d_jax.scenes.start.point_e.sampler import UPSAMPLING, Plan, SampledWay, Stage, make_plan, sample
 
-# Buffers of the published upsampler.
+# Buffers in the published upsampler's file.
 _BUFFERS = ("channel_scales", "channel_biases")
 # The key under which Cap3D's fine-tuned files hold the network.
 _CAP3D_KEY = "model_state_dict"
@@ -38,12 +38,12 @@ _FULL_COLOR = 255.0
 
 @struct.dataclass
 class PointE:
-    """Both networks with their parameters, and how they are sampled.
+    """Both networks with their parameters, sizes and sampling parameters.
 
     Attributes:
-        base, upsampler: parameters.
-        base_config, upsampler_config: sizes.
-        base_stage, upsampler_stage: how to sample.
+        base, upsampler: parameters of the networks.
+        base_config, upsampler_config: sizes of the networks.
+        base_stage, upsampler_stage: sampling parameters of the networks.
     """
 
     base: Any
@@ -55,7 +55,7 @@ class PointE:
 
 
 def to_user_units(points: jax.Array) -> jax.Array:
-    """Points (..., 6) from the diffusion's scale to metres and colors of 0 … 255, which may stray outside."""
+    """Convert points (..., 6) from the diffusion's scale to meters and unclipped colors of 0 … 255."""
     return (points - jnp.asarray(CHANNEL_BIASES)) / jnp.asarray(CHANNEL_SCALES)
 
 
@@ -64,8 +64,8 @@ class StageNoise:
     """Standard normal noise of a stage.
 
     Attributes:
-        initial: (B, N, 6) what the sampling begins with.
-        churn: (n, B, N, 6) for each step.
+        initial: (B, N, 6) initial noise.
+        churn: (n, B, N, 6) churn noise of each step.
     """
 
     initial: jax.Array
@@ -73,7 +73,7 @@ class StageNoise:
 
 
 def draw_noise(key: jax.Array, stage: Stage, clouds: int, points: int) -> StageNoise:
-    """The noise of a stage; zeros for the churn where there is none."""
+    """Draw the noise of a stage, with zeros for the churn if the stage has none."""
     first, later = jax.random.split(key)
     shape = (clouds, points, POINT_CHANNELS)
     every = (stage.steps, *shape)
@@ -91,19 +91,19 @@ def sample_base(
     guided: bool,
     velocity: bool = False,
 ) -> SampledWay:
-    """The way to the first points of clouds.
+    """Sample the clouds' first points.
 
     Args:
-        parameters: of the base network.
+        parameters: parameters of the base network.
         text: (B, D) features of length 1.
-        plan: of the stage.
-        noise: of the stage.
+        plan: plan of the stage.
+        noise: noise of the stage.
         config: size of the network.
-        guided: whether the stage is guided.
+        guided: whether the stage uses guidance.
         velocity: whether the network predicts the velocity.
 
     Returns:
-        The way, in the diffusion's scale.
+        The sampling trajectory, in the diffusion's scale.
     """
     condition = jnp.concatenate([text, jnp.zeros_like(text)]) if guided else text
     apply = network(config).apply
@@ -125,18 +125,18 @@ def sample_upsampler(
     config: UpsamplerConfig,
     velocity: bool = False,
 ) -> SampledWay:
-    """The way to the further points of clouds, without guidance.
+    """Sample the clouds' additional points, without guidance.
 
     Args:
-        parameters: of the upsampler.
-        given: (B, M, 6) the first points, in metres and colors of 0 … 255.
-        plan: of the stage.
-        noise: of the stage.
+        parameters: parameters of the upsampler.
+        given: (B, M, 6) the first points, in meters and colors of 0 … 255.
+        plan: plan of the stage.
+        noise: noise of the stage.
         config: size of the network.
         velocity: whether the network predicts the velocity.
 
     Returns:
-        The way, in the diffusion's scale.
+        The sampling trajectory, in the diffusion's scale.
     """
     apply = network(config).apply
 
@@ -148,22 +148,22 @@ def sample_upsampler(
 
 
 def unit_features(features: jax.Array) -> jax.Array:
-    """Features (B, D) divided by their lengths."""
+    """Normalize features (B, D) to length 1."""
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def sample_points(
     model: PointE, text: jax.Array, base_noise: StageNoise, upsampler_noise: StageNoise
 ) -> np.ndarray:
-    """Points of clouds for texts.
+    """Sample the points of a cloud for each text.
 
     Args:
         model: the networks.
         text: (B, D) features of length 1.
-        base_noise, upsampler_noise: of the stages.
+        base_noise, upsampler_noise: noise of the stages.
 
     Returns:
-        (B, M + N, 6) float32 in metres and colors of 0 … 255, the base's points first; colors may stray.
+        (B, M + N, 6) float32 in meters and unclipped colors of 0 … 255, the base network's points first.
     """
     base, more = model.base_stage, model.upsampler_stage
     first = to_user_units(
@@ -189,7 +189,7 @@ def sample_points(
 
 
 def to_clouds(points: np.ndarray) -> list[PointCloud]:
-    """Clouds of points (B, N, 6); colors are clipped and rounded to whole steps of 255, as published."""
+    """Convert points (B, N, 6) to clouds, clipping and rounding colors to multiples of 1/255 as published."""
     return [
         PointCloud(
             positions=one[:, :3].astype(np.float32),
@@ -204,14 +204,14 @@ def sample_clouds(model: PointE, features: jax.Array, key: jax.Array) -> list[Po
 
     Args:
         model: the networks.
-        features: (B, D) of the texts, of any length.
+        features: (B, D) features of the texts, of any length.
         key: PRNG key.
 
     Returns:
         B clouds, in Point-E's own axes: z up, facing -y.
 
     Raises:
-        UserError: features of another width, or points that are not finite.
+        UserError: the features have the wrong width, or the sampled points are not finite.
     """
     if features.shape[-1] != model.base_config.text_features:
         raise UserError(
@@ -226,15 +226,15 @@ def sample_clouds(model: PointE, features: jax.Array, key: jax.Array) -> list[Po
         draw_noise(keys[1], model.upsampler_stage, clouds, model.upsampler_config.points),
     )
     if not np.isfinite(points).all():
-        raise UserError("Point-E gave points that are not finite; its weights are damaged, get them again.")
+        raise UserError("Point-E's points are not finite, so its weights are damaged; download them again.")
     return to_clouds(points)
 
 
 def open_weights(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a network's file: .safetensors, the published .pt, or Cap3D's .pth.
+    """Open the tensors in a network's file: .safetensors, the published .pt, or Cap3D's .pth.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     if file.suffix.lower() in _PYTORCH:
         return open_torch_tensors(file, inside=_CAP3D_KEY)
@@ -242,15 +242,15 @@ def open_weights(file: Path) -> dict[str, StoredTensor]:
 
 
 def read_network(config: TransformerConfig, tensors: Mapping[str, StoredTensor], source: Path) -> Any:
-    """The parameters of a network of this size, float32.
+    """Read the parameters of a network, float32.
 
     Args:
-        config: the size.
-        tensors: by the published names.
-        source: the file, for messages.
+        config: size of the network.
+        tensors: tensors by their published names.
+        source: the file, for error messages.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape, or the buffers have other numbers.
+        UserError: a tensor is missing, unexpected or of the wrong shape, or a buffer has unexpected values.
     """
     shapes = parameter_shapes(config)
     rest = dict(tensors)

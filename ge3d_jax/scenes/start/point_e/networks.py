@@ -1,18 +1,18 @@
-"""Point-E's two networks: both predict the noise of points, and are transformers without positions.
+"""Point-E's two networks: transformers without positional embeddings that predict the noise of points.
 
-The base network sees one token for the text, one for the time, and one for each of its points. The upsampler
-sees one for the time, the tokens of a picture's grid, one for each point that is there already, and one for
-each new point. Points are channels-last: x, y, z, red, green, blue in the diffusion's scale.
+The base network takes one token for the text, one for the time, and one for each point. The upsampler takes
+one token for the time, the tokens of an image's feature grid, one for each given point, and one for each new
+point. Points are channels-last: x, y, z, red, green, blue in the diffusion's scale.
 
 Names follow the published tensors: `backbone.resblocks.0.attn.c_qkv` is `backbone/resblocks_0/attn/c_qkv`.
 
 | symbol | meaning |
 |---|---|
-| B, N, M | clouds, noisy points of each, points that the upsampler is given |
+| B, N, M | clouds, noisy points per cloud, points given to the upsampler |
 | W, H | width of the tokens, attention heads |
-| D | numbers of a text's feature |
-| L, C | tokens of a picture's grid, channels of each |
-| t | whole time, 0 … steps − 1 |
+| D | width of a text feature |
+| L, C | tokens of an image's feature grid, channels of each |
+| t | integer time, 0 … steps − 1 |
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import attention
 from ge3d_jax.diffusion.networks.blocks import LAYER_NORM_EPSILON, layer_norm
 
-# x, y, z, red, green, blue; the networks predict the noise of each and a number on its variance.
+# x, y, z, red, green, blue; the networks predict the noise of each, and a value for its variance.
 POINT_CHANNELS = 6
 _OUTPUT_CHANNELS = 2 * POINT_CHANNELS
 _MLP_RATIO = 4
 _LONGEST_PERIOD = 10_000.0
-# The published initialization's factor.
+# Scale factor of the published initialization.
 _INIT_SCALE = 0.25
 
 Scale = tuple[float, float, float, float, float, float]
-# From metres and colors of 0 … 255 to the diffusion's numbers: factors, then offsets. The factor of colors is
+# Convert meters and colors of 0 … 255 to the diffusion's scale: factors, then offsets. The color factor is
 # the published one, 1/127.5 to twelve digits.
 CHANNEL_SCALES: Scale = (2.0, 2.0, 2.0, 0.007843137255, 0.007843137255, 0.007843137255)
 CHANNEL_BIASES: Scale = (0.0, 0.0, 0.0, -1.0, -1.0, -1.0)
@@ -49,10 +49,10 @@ class TransformerConfig:
     """Size of a network.
 
     Attributes:
-        width: W, of the tokens.
-        layers: how many blocks.
-        heads: H, of their attention.
-        points: N, that it was trained on.
+        width: W, width of the tokens.
+        layers: number of blocks.
+        heads: H, number of attention heads.
+        points: N, number of points it was trained on.
     """
 
     width: int = 512
@@ -61,7 +61,7 @@ class TransformerConfig:
     points: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuse sizes that do not fit together. Raises UserError."""
+        """Check that the sizes are consistent. Raises UserError."""
         for name in ("width", "layers", "heads", "points"):
             if getattr(self, name) < 1:
                 raise UserError(f"Point-E config: {name} is {getattr(self, name)}; give at least 1.")
@@ -76,7 +76,7 @@ class BaseConfig(TransformerConfig):
     """Size of the base network; the defaults are those of `base40M-textvec`.
 
     Attributes:
-        text_features: D, numbers of a text's feature.
+        text_features: D, width of a text feature.
     """
 
     text_features: int = 768
@@ -87,10 +87,10 @@ class UpsamplerConfig(TransformerConfig):
     """Size of the upsampler; the defaults are those of the published `upsample`.
 
     Attributes:
-        given_points: M, that it is given.
-        grid_tokens: L, of a picture's grid.
-        grid_channels: C, of each.
-        channel_scales, channel_biases: from metres and 0 … 255 to the diffusion's numbers.
+        given_points: M, number of given points.
+        grid_tokens: L, tokens of an image's feature grid.
+        grid_channels: C, channels of each grid token.
+        channel_scales, channel_biases: conversion from meters and 0 … 255 to the diffusion's scale.
     """
 
     points: int = 3072
@@ -102,27 +102,30 @@ class UpsamplerConfig(TransformerConfig):
 
 
 def _torch_linear(features: int, name: str) -> nn.Dense:
-    """A layer that begins as PyTorch's does, but for its bias, which begins at 0."""
+    """A layer with PyTorch's default initialization, except that the bias starts at 0."""
     init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
     return nn.Dense(features, kernel_init=init, name=name)
 
 
 def _scaled_linear(features: int, width: int, name: str) -> nn.Dense:
-    """A layer with Point-E's own beginning, a standard deviation of 0.25/√W."""
+    """A layer with Point-E's own initialization, a standard deviation of 0.25/√W."""
     return nn.Dense(features, kernel_init=nn.initializers.normal(_INIT_SCALE / math.sqrt(width)), name=name)
 
 
 def time_sinusoid(times: jax.Array, width: int) -> jax.Array:
-    """Cosines, then sines, of whole times (B,) at W/2 frequencies from 1 down to nearly 1/10000: (B, W)."""
+    """Embed integer times (B,) as W/2 cosines, then W/2 sines: (B, W).
+
+    The frequencies run from 1 down to nearly 1/10000.
+    """
     half = width // 2
-    # In float64, rounded once: an ulp here moves the network's output by 2e-5.
+    # Computed in float64 and rounded once: an error of one ulp here changes the network's output by 2e-5.
     frequencies = (_LONGEST_PERIOD ** (-np.arange(half) / half)).astype(np.float32)
     angles = times.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class _MLP(nn.Module):
-    """Two layers with the exact GELU between."""
+    """Two layers with the exact GELU in between."""
 
     width: int
 
@@ -133,7 +136,7 @@ class _MLP(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    """Multi-head attention whose one layer gives each head its query, key and value in a row."""
+    """Multi-head attention with one projection, in which each head's query, key and value are contiguous."""
 
     width: int
     heads: int
@@ -148,7 +151,7 @@ class _SelfAttention(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+    """Attention and MLP, each with a pre-norm and a residual connection."""
 
     width: int
     heads: int
@@ -176,7 +179,7 @@ class _Blocks(nn.Module):
 
 
 def _predict(config: TransformerConfig, conditions: jax.Array, points: jax.Array) -> jax.Array:
-    """Tokens of conditions (B, K, W) and noisy points (B, N, 6) to the prediction (B, N, 12)."""
+    """Make the prediction (B, N, 12) from condition tokens (B, K, W) and noisy points (B, N, 6)."""
     tokens = jnp.concatenate([conditions, _torch_linear(config.width, "input_proj")(points)], axis=1)
     tokens = _Blocks(config, name="backbone")(_norm("ln_pre")(tokens))
     tokens = _norm("ln_post")(tokens)[:, conditions.shape[1] :]
@@ -185,7 +188,7 @@ def _predict(config: TransformerConfig, conditions: jax.Array, points: jax.Array
 
 
 class BaseTransformer(nn.Module):
-    """Noisy points, a time and a text's feature to the points' noise."""
+    """Predicts the noise of points from noisy points, a time and a text feature."""
 
     config: BaseConfig
 
@@ -195,11 +198,11 @@ class BaseTransformer(nn.Module):
 
         Args:
             points: (B, N, 6) in the diffusion's scale.
-            times: (B,) whole.
+            times: (B,) integer times.
             text: (B, D) features of length 1; zeros for no text.
 
         Returns:
-            (B, N, 12): the noise, then the numbers on its variance.
+            (B, N, 12): the noise, then the values for its variance.
         """
         config = self.config
         time = _MLP(config.width, name="time_embed")(time_sinusoid(times, config.width))
@@ -208,7 +211,7 @@ class BaseTransformer(nn.Module):
 
 
 class UpsamplerTransformer(nn.Module):
-    """Noisy points, a time and the points that are there already to the noisy points' noise."""
+    """Predicts the noise of new points from these noisy points, a time and the given points."""
 
     config: UpsamplerConfig
 
@@ -220,13 +223,13 @@ class UpsamplerTransformer(nn.Module):
 
         Args:
             points: (B, N, 6) in the diffusion's scale.
-            times: (B,) whole.
-            given: (B, M, 6) points in metres and colors of 0 … 255, neither rounded nor clipped.
-            grid: (B, L, C) features of a picture; None for zeros, as where there is only text. The tokens are
-                there all the same.
+            times: (B,) integer times.
+            given: (B, M, 6) points in meters and colors of 0 … 255, neither rounded nor clipped.
+            grid: (B, L, C) features of an image; None uses zeros, for text without an image. The grid tokens
+                are present in either case.
 
         Returns:
-            (B, N, 12): the noise, then the numbers on its variance.
+            (B, N, 12): the noise, then the values for its variance.
         """
         config = self.config
         if grid is None:
@@ -239,7 +242,7 @@ class UpsamplerTransformer(nn.Module):
 
 
 def example_inputs(config: TransformerConfig) -> tuple[jax.Array, ...]:
-    """The least inputs that a network of this size takes, to find out its parameters."""
+    """Minimal inputs of a network of this size, for initializing its parameters."""
     points, times = jnp.zeros((1, 1, POINT_CHANNELS)), jnp.zeros(1, jnp.int32)
     if isinstance(config, UpsamplerConfig):
         return points, times, points
@@ -257,5 +260,5 @@ def network(config: TransformerConfig) -> BaseTransformer | UpsamplerTransformer
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: TransformerConfig) -> dict[str, Any]:
-    """The tree of the network's parameters as shapes, without computing them; do not modify it."""
+    """Shapes of the network's parameters as a tree, without computing them; do not modify it."""
     return jax.eval_shape(network(config).init, jax.random.key(0), *example_inputs(config))["params"]

@@ -1,15 +1,15 @@
 """Point-E's sampler: Heun's method with churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2).
 
-The networks were trained on whole times t, the sampler works with noise levels σ: x = x0 + σ·noise. A level
-becomes the last time whose noise is not more, and x0 is computed with that time's own numbers rather than
-with σ, as the published code does; both differences are visible.
+The networks were trained on integer times t, while the sampler works with noise levels σ: x = x0 + σ·noise.
+As in the published code, a level is mapped to the last time whose noise does not exceed it, and x0 is
+computed with that time's coefficients rather than with σ; both differences are visible.
 
 | symbol | meaning |
 |---|---|
-| ᾱ_t | `alphas_cumprod[t]`, what is left of the signal at time t |
-| σ_i, σ̂_i | level of step i, and after its churn: σ̂ = σ(1 + γ) |
+| ᾱ_t | `alphas_cumprod[t]`, the signal remaining at time t |
+| σ_i, σ̂_i | noise level of step i before and after its churn: σ̂ = σ(1 + γ) |
 | s | guidance scale |
-| n | steps; 2n − 1 evaluations of the network |
+| n | number of steps, with 2n − 1 evaluations of the network |
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ from ge3d_jax.core.errors import UserError
 
 STEPS = 1024
 SCHEDULES = ("cosine", "linear")
-# What a network predicts: the noise ε, as the published ones do, or the velocity v = √ᾱ·ε − √(1 − ᾱ)·x0.
+# What a network predicts: the noise ε, as in the published models, or the velocity v = √ᾱ·ε − √(1 − ᾱ)·x0.
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 _LARGEST_BETA = 0.999
 _RHO = 7.0
 _MOST_CHURN = 2.0**0.5 - 1.0
 
-# Network inputs (R, N, 6) and whole times (R,) to the noise (R, N, 6), or to the velocity.
+# Maps network inputs (R, N, 6) and integer times (R,) to the noise (R, N, 6), or to the velocity.
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def betas(schedule: str, steps: int = STEPS) -> np.ndarray:
-    """Point-E's β_t, float64 (steps,), of the schedule of that name."""
+    """Point-E's β_t, float64 (steps,), of the named schedule."""
     if schedule == "cosine":
 
         def signal(share: np.ndarray) -> np.ndarray:
@@ -45,43 +45,43 @@ def betas(schedule: str, steps: int = STEPS) -> np.ndarray:
         edges = np.arange(steps + 1) / steps
         return np.minimum(1.0 - signal(edges[1:]) / signal(edges[:-1]), _LARGEST_BETA)
     if schedule == "linear":
-        # The ends are given for 1000 steps.
+        # The endpoints are defined for 1000 steps.
         factor = 1000 / steps
         return np.linspace(1e-4 * factor, 0.02 * factor, steps)
     raise UserError(f"Point-E config: schedule is {schedule!r}; use one of {', '.join(SCHEDULES)}.")
 
 
 def alphas_cumprod(schedule: str, steps: int = STEPS) -> np.ndarray:
-    """ᾱ_t, float64 (steps,), of the schedule of that name."""
+    """ᾱ_t, float64 (steps,), of the named schedule."""
     return np.cumprod(1.0 - betas(schedule, steps))
 
 
 def time_of(sigma: np.ndarray, signal: np.ndarray) -> np.ndarray:
-    """The whole times of noise levels.
+    """Map noise levels to integer times.
 
     Args:
-        sigma: levels of any shape, float64.
-        signal: ᾱ_t (steps,), float64, falling.
+        sigma: noise levels of any shape, float64.
+        signal: ᾱ_t (steps,), float64, decreasing.
 
     Returns:
-        int32 of that shape: where ᾱ = 1/(σ² + 1) lies in the table, rounded down.
+        int32 of the same shape: the position of ᾱ = 1/(σ² + 1) in the table, rounded down.
     """
     wanted = 1.0 / (np.asarray(sigma, np.float64) ** 2 + 1.0)
-    # np.interp wants rising numbers; beyond the ends it gives the ends.
+    # np.interp needs increasing numbers, and clamps to the ends.
     places = np.interp(-wanted, -signal, np.arange(len(signal)))
     return np.floor(places).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """How one of the two networks is sampled; the defaults are the base network's.
+    """Sampling parameters of a network; the defaults are those of the base network.
 
     Attributes:
-        schedule: which ᾱ_t the network was trained with, one of SCHEDULES.
-        steps: n.
-        sigma_min, sigma_max: the least noise level and the largest, which the sampling begins with.
-        churn: how much noise is added on the way, over all steps.
-        guidance: s; 0 and 1 mean none.
+        schedule: the noise schedule the network was trained with, one of SCHEDULES.
+        steps: n, number of steps.
+        sigma_min, sigma_max: lowest and highest noise level; sampling starts at the highest.
+        churn: amount of noise added during sampling, over all steps.
+        guidance: s; 0 and 1 mean no guidance.
         prediction: what the network predicts, EPSILON or VELOCITY.
     """
 
@@ -94,18 +94,18 @@ class Stage:
     prediction: str = EPSILON
 
     def __post_init__(self) -> None:
-        """Check what types cannot say. Raises UserError."""
+        """Check the values. Raises UserError."""
         betas(self.schedule, 1)
         if self.prediction not in (EPSILON, VELOCITY):
             raise UserError(
                 f"Point-E config: prediction is {self.prediction!r}; use {EPSILON} or {VELOCITY}."
             )
         if self.steps < 2:
-            raise UserError(f"Point-E needs at least 2 steps, not {self.steps}; raise them.")
+            raise UserError(f"Point-E needs at least 2 steps, not {self.steps}; use more steps.")
         if not 0 < self.sigma_min < self.sigma_max:
             raise UserError(
-                f"Point-E's noise levels are {self.sigma_min} to {self.sigma_max}; give two rising numbers "
-                "above 0."
+                f"Point-E's noise levels are {self.sigma_min} to {self.sigma_max}; give two increasing "
+                "numbers above 0."
             )
 
     @property
@@ -115,11 +115,11 @@ class Stage:
 
     @property
     def is_guided(self) -> bool:
-        """Whether each evaluation asks the network without its condition, too."""
+        """Whether each evaluation also runs the network without its condition."""
         return self.guidance not in (0.0, 1.0)
 
     def sigmas(self) -> np.ndarray:
-        """σ_0 … σ_n, float64 (n + 1,), the last 0."""
+        """σ_0 … σ_n, float64 (n + 1,); the last is 0."""
         ends = np.array([self.sigma_max, self.sigma_min]) ** (1 / _RHO)
         share = np.arange(self.steps) / (self.steps - 1)
         return np.append((ends[0] + share * (ends[1] - ends[0])) ** _RHO, 0.0)
@@ -134,12 +134,12 @@ UPSAMPLING = Stage(schedule="linear", sigma_max=160.0, churn=0.0, guidance=0.0)
 
 @struct.dataclass
 class Level:
-    """A noise level and what its time says, each () or (n,).
+    """A noise level, with its time and that time's coefficients, each () or (n,).
 
     Attributes:
         sigma: σ.
         time: t, int32.
-        of_seen, of_noise: √(1/ᾱ_t) and √(1/ᾱ_t − 1), from float64: ᾱ_t is nearly 1 at the end.
+        of_seen, of_noise: √(1/ᾱ_t) and √(1/ᾱ_t − 1), computed in float64 because ᾱ_t is nearly 1 at the end.
     """
 
     sigma: jax.Array
@@ -150,11 +150,11 @@ class Level:
 
 @struct.dataclass
 class Plan:
-    """What a stage asks for at each step; every leaf has a leading axis of n.
+    """The coefficients of each step of a stage; every leaf has a leading axis of size n.
 
     Attributes:
-        first, second: the levels of a step's evaluations, after its churn and at its end.
-        added: √(σ̂² − σ²), how much noise the churn adds.
+        first, second: levels of a step's two evaluations, after its churn and at its end.
+        added: √(σ̂² − σ²), standard deviation of the noise that the churn adds.
         scale: (n,) s, the same in all steps.
         largest: (n,) σ_0, the same in all steps.
     """
@@ -167,7 +167,7 @@ class Plan:
 
 
 def levels(sigma: np.ndarray, signal: np.ndarray) -> Level:
-    """What a denoiser needs to know of noise levels (n,) by the table ᾱ_t, both float64."""
+    """Compute the denoiser's coefficients for noise levels (n,) from the table ᾱ_t, both float64."""
     times = time_of(sigma, signal)
     inverse = 1.0 / signal[times]
     numbers = (sigma, np.sqrt(inverse), np.sqrt(inverse - 1.0))
@@ -176,7 +176,7 @@ def levels(sigma: np.ndarray, signal: np.ndarray) -> Level:
 
 
 def make_plan(stage: Stage) -> Plan:
-    """The plan of a stage, computed in float64 on the host: a time next to a whole one must not slip."""
+    """Make the plan of a stage, in float64 on the host so that times near an integer round correctly."""
     sigmas, churned = stage.sigmas(), stage.churned()
     signal = alphas_cumprod(stage.schedule)
     return Plan(
@@ -190,11 +190,11 @@ def make_plan(stage: Stage) -> Plan:
 
 @struct.dataclass
 class SampledWay:
-    """Where the sampling came from.
+    """The trajectory of a sampling run.
 
     Attributes:
         states: (n, B, N, 6) x of each step after its churn.
-        clean: (n, B, N, 6) x0 that its first evaluation gave.
+        clean: (n, B, N, 6) x0 from the first evaluation of each step.
         last: (B, N, 6) x after the last step.
     """
 
@@ -212,14 +212,14 @@ def denoise(
     guided: bool,
     velocity: bool = False,
 ) -> jax.Array:
-    """One evaluation: what the points were without noise.
+    """Estimate the clean points, with one evaluation of the network.
 
     Args:
-        predict: the network; guided it gets twice as many rows, with its condition, then without.
-        x: (B, N, 6) points with noise of the level.
-        level: of the noise.
+        predict: the network; with guidance it gets twice as many rows, with its condition, then without.
+        x: (B, N, 6) points at the noise level.
+        level: the noise level.
         scale: s.
-        guided: whether to guide (static).
+        guided: whether to use guidance (static).
         velocity: whether the network predicts the velocity rather than the noise (static).
 
     Returns:
@@ -252,14 +252,14 @@ def sample(
 
     Args:
         predict: see `denoise`.
-        plan: of the stage.
-        initial: (B, N, 6) standard normal noise to begin with.
+        plan: plan of the stage.
+        initial: (B, N, 6) initial standard normal noise.
         churn_noise: (n, B, N, 6) standard normal noise for each step.
-        guided: whether the stage is (static).
+        guided: whether the stage uses guidance (static).
         velocity: whether the network predicts the velocity (static).
 
     Returns:
-        The way; its last `clean` is the result.
+        The trajectory; its last `clean` is the result.
     """
 
     clean_of = partial(denoise, predict, guided=guided, velocity=velocity)
@@ -281,7 +281,7 @@ def sample(
     steps = jax.tree.map(lambda leaf: leaf[:-1], (plan, churn_noise))
     last_plan, last_noise = jax.tree.map(lambda leaf: leaf[-1], (plan, churn_noise))
     x, (states, cleans) = jax.lax.scan(heun_step, plan.largest[0] * initial, steps)
-    # The last step ends without noise, where there is nothing to ask.
+    # The last step ends at zero noise and needs no second evaluation.
     x, clean, slope = begin_step(x, last_plan, last_noise)
     return SampledWay(
         states=jnp.concatenate([states, x[None]]),

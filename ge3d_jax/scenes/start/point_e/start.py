@@ -1,4 +1,4 @@
-"""The start that Point-E makes: from the prompt to splats."""
+"""Initialization with Point-E: from the prompt to splats."""
 
 import dataclasses
 import functools
@@ -18,20 +18,20 @@ from ge3d_jax.scenes.start.point_e.model import sample_clouds
 from ge3d_jax.splatting.gaussians import Gaussians
 
 BUNDLED = "bundled"
-# Its clouds are half as large as the objects of the Toybox world.
+# The bundled model's clouds are half as large as the objects of the Toybox world.
 BUNDLED_SIZE = 2.0
-# What goes with the bundled model, whose world has its objects in the middle, as they are.
+# Settings for the bundled model, whose objects are centered and not mirrored.
 _BUNDLED_SETTINGS = {"model": BUNDLED, "mirrored": False, "lift": 0.0, "size": BUNDLED_SIZE, "colored": True}
 
 
 def in_world_axes(cloud: PointCloud, *, mirrored: bool, lift: float, size: float = 1.0) -> PointCloud:
-    """A cloud of Point-E, which faces -y there, in the world's axes, facing +x.
+    """Convert a Point-E cloud, which faces -y, to the world's axes, facing +x.
 
     Args:
-        cloud: as Point-E gives it, z up.
-        mirrored: left and right exchanged, as in the paper's public code.
-        lift: added to the height, after scaling.
-        size: world units for each of its own.
+        cloud: cloud in Point-E's axes, z up.
+        mirrored: whether to swap left and right, as in the paper's public code.
+        lift: height offset, applied after scaling.
+        size: world units per unit of the cloud.
     """
     x, y, z = np.float32(size) * cloud.positions.T
     positions = np.stack([-y, -x if mirrored else x, z + np.float32(lift)], axis=-1)
@@ -40,27 +40,27 @@ def in_world_axes(cloud: PointCloud, *, mirrored: bool, lift: float, size: float
 
 @functools.lru_cache(maxsize=8)
 def _sampled(place: Path, clip: str, prompt: str, key: tuple[int, ...]) -> PointCloud:
-    """A cloud, kept for runs that are resumed or begun again."""
+    """Sample a cloud, cached for runs that are resumed or restarted."""
     model, encode = open_point_e(place, clip)
     return sample_clouds(model, encode([prompt]), jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)))[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class PointEStart(CloudStart):
-    """The points that Point-E makes of the prompt, with the paper's settings.
+    """Start from a Point-E cloud for the prompt, with the paper's settings.
 
     Attributes:
-        prompt: what to make of it; None for the run's.
-        model: a folder with the networks' files, "bundled" for the small one of the Toybox world; None is
-            the cache folder's point_e, where the published files go.
-        clip: the published networks' text encoder: a folder, or a hub id; the small one brings its own.
-        mirrored: left and right exchanged, as in the paper's public code.
-        lift: added to the height, world units, as there.
-        size: world units for each of Point-E's, whose clouds are about 1 large.
+        prompt: prompt for Point-E; None uses the run's prompt.
+        model: folder with the networks' files, or "bundled" for the small model of the Toybox world; None is
+            the folder point_e in the cache folder, where the published files go.
+        clip: text encoder of the published networks: a folder, or a hub id. The small model has its own.
+        mirrored: whether to swap left and right, as in the paper's public code.
+        lift: height offset, world units, as in the paper's public code.
+        size: world units per Point-E unit; Point-E's clouds have a size of about 1.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # 1024 points, five times over: nearly as many splats as the preset's ball has, and as large.
+        # Five splats for each of 1024 points: nearly as many splats as in the preset's ball, of equal size.
         "toybox": {
             **_BUNDLED_SETTINGS,
             "growth.kind": "clones",
@@ -80,19 +80,19 @@ class PointEStart(CloudStart):
     size: float = 1.0
 
     def check(self) -> None:
-        """Find the files. Raises UserError that says where to get them."""
+        """Check that the files exist. Raises UserError that says where to get them."""
         check_files(model_place(self.model), self.clip)
 
     def words_of(self, prompt: str) -> tuple[str, Path] | None:
-        """The start's own prompt or the run's, and the folder of the networks."""
+        """The start's own prompt, or the run's, and the folder of the networks."""
         return prompt if self.prompt is None else self.prompt, model_place(self.model)
 
     def asked_for(self, prompt: str) -> "PointEStart":
-        """The same for a prompt, where it has none of its own."""
+        """This start for the given prompt, unless it has its own."""
         return self if self.prompt is not None else dataclasses.replace(self, prompt=prompt)
 
     def cloud(self, key: jax.Array) -> PointCloud:
-        """The points, in the world's axes. Raises UserError where there is no prompt."""
+        """The points, in the world's axes. Raises UserError if there is no prompt."""
         if self.prompt is None:
             raise UserError("Point-E has no prompt; set start.prompt.")
         numbers = tuple(np.asarray(jax.random.key_data(key)).tolist())

@@ -1,4 +1,4 @@
-"""Golden data of Point-E: what its authors' own code computes (tests/golden/point_e/README.md)."""
+"""Golden data of Point-E, computed with its authors' code (tests/golden/point_e/README.md)."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ class _Arrays:
 
 
 def stored(by_name):
-    """Arrays as the tensors of a file."""
+    """Arrays in the form of stored tensors."""
     opened = _Arrays(by_name)
     return {name: StoredTensor(FOLDER, name, value.shape, opened) for name, value in by_name.items()}
 
@@ -47,5 +47,5 @@ def weights(name: str, prefix: str = "weights/") -> dict[str, np.ndarray]:
 
 
 def rows(array):
-    """(B, 6, N) as (B, N, 6)."""
+    """Transpose (B, 6, N) to (B, N, 6)."""
     return np.moveaxis(array, -2, -1)

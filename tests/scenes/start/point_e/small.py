@@ -1,4 +1,4 @@
-"""A Point-E of random weights, so small that it samples at once, with the bundled text encoder."""
+"""A Point-E with random weights, small enough to sample instantly, with the bundled text encoder."""
 
 import jax
 import numpy as np
@@ -40,5 +40,5 @@ def save(folder):
 
 
 def zeros(config):
-    """Weights of no use, for files."""
+    """Zero weights, for file tests."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(config))

@@ -1,4 +1,4 @@
-"""Folders and files of Point-E, and what is told where they cannot be used."""
+"""Folders and files of Point-E, and the errors for unusable ones."""
 
 import dataclasses
 import shutil
@@ -43,7 +43,7 @@ def test_a_folder_gives_back_what_was_saved(folder):
     assert (opened.base_stage, opened.upsampler_stage) == (model.base_stage, model.upsampler_stage)
     features = encode(["a red mushroom", "a blue mushroom"])
     assert features.shape == (2, 64) and np.abs(features[0] - features[1]).max() > 0.01
-    # A text's feature is that of its own end, whatever comes beside it.
+    # A text's feature comes from its own end token, regardless of the other texts in the batch.
     np.testing.assert_allclose(encode(["a blue mushroom"])[0], features[1], atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The networks and the sampler against arrays that the authors' own code computed."""
+"""The networks and the sampler compared with arrays computed by the authors' code."""
 
 import functools
 
@@ -60,7 +60,7 @@ def test_the_base_network_is_point_e_s(dropped):
 def test_the_time_s_sinusoid_is_point_e_s():
     stored = arrays("textvec")
     sinusoid = networks.time_sinusoid(jnp.asarray(stored["in/t"], jnp.int32), 64)
-    # PyTorch's float32 frequencies are an ulp off here and there, times 803.
+    # Some of PyTorch's float32 frequencies are off by one ulp, which is multiplied by times up to 803.
     assert largest(sinusoid, stored["mid/time_sinusoid"]) < 6e-5
 
 
@@ -106,7 +106,7 @@ def test_the_published_tables_are_point_e_s(stage, name):
     np.testing.assert_allclose(sampler.alphas_cumprod(stage.schedule), stored["alphas_cumprod"], rtol=1e-12)
     np.testing.assert_allclose(stage.sigmas(), stored["sigmas"], rtol=1e-5)
     plan = make_plan(stage)
-    # In the order of the evaluations; the last step has none at its end.
+    # In evaluation order; the last step has no evaluation at its end.
     levels = [
         np.stack([plan.first.sigma, plan.second.sigma], 1),
         np.stack([plan.first.time, plan.second.time], 1),
@@ -118,7 +118,7 @@ def test_the_published_tables_are_point_e_s(stage, name):
 
 @functools.cache
 def sampled(run):
-    """What both stages of a golden run give here."""
+    """Our results for both stages of a golden run."""
     stored, churn = arrays("sampler"), RUNS[run]
     stages = {
         "base": Stage(steps=8, churn=churn, guidance=3.0),
@@ -185,7 +185,7 @@ def test_clouds_are_point_e_s(run):
         assert largest(value[..., :3], expected[..., :3]) < TOLERANCE
         assert largest(value[..., 3:], expected[..., 3:]) < 0.06
     expected = rows(stored[f"{run}/points"])
-    # Colors next to a half may be rounded to either side.
+    # Colors close to a half may round either way.
     halves = np.abs(expected[..., 3:] % 1.0 - 0.5) < 0.06
     for cloud, coords, rgb, half in zip(
         point_e.to_clouds(points), stored[f"{run}/coords"], stored[f"{run}/rgb"], halves, strict=True

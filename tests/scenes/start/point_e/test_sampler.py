@@ -1,4 +1,4 @@
-"""The sampler with networks whose answer is known; test_golden.py has the published ones' noise."""
+"""The sampler with networks whose predictions are known; test_golden.py uses the published networks."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ CLOUD = 0.4 * jax.random.normal(jax.random.key(0), (2, 5, 6))
 
 
 def predict_noise(seen, times, clean):
-    """What the noise of `seen` is if the cloud is `clean`."""
+    """The noise in `seen`, given the clean cloud."""
     kept = SIGNAL[times][:, None, None]
     return (seen - jnp.sqrt(kept) * clean) / jnp.sqrt(1 - kept)
 
@@ -33,7 +33,7 @@ def test_a_velocity_says_what_was_without_noise(step):
     clean = sampler.denoise(
         partial(predict_velocity, clean=CLOUD), x, level, scale=1.0, guided=False, velocity=True
     )
-    # At the highest level x is a hundred times as large as what is in it.
+    # At the highest noise level, x is a hundred times as large as the cloud in it.
     np.testing.assert_allclose(clean, CLOUD, atol=2e-4 if step else 2e-2)
 
 
