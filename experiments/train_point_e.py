@@ -17,7 +17,7 @@ from ge3d_jax.cli import script
 
 _OUT = flags.DEFINE_string("out", "runs/point_e", "Folder for the stages and the finished model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of points, parameters and noise.")
-_BASE_STEPS = flags.DEFINE_integer("base_steps", 5000, "Steps of the base network.", lower_bound=1)
+_BASE_STEPS = flags.DEFINE_integer("base_steps", 7000, "Steps of the base network.", lower_bound=1)
 _BASE_CLOUDS = flags.DEFINE_integer("base_clouds", 32, "Clouds in each of them.", lower_bound=1)
 _UPSAMPLER_STEPS = flags.DEFINE_integer("upsampler_steps", 2000, "Steps of the upsampler.", lower_bound=1)
 _UPSAMPLER_CLOUDS = flags.DEFINE_integer("upsampler_clouds", 8, "Clouds in each of them.", lower_bound=1)

@@ -9,8 +9,8 @@ to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif
 metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume continues from there.
 
 Another seed makes another object. --start=object.ply begins with an existing object and restyles it. A point
-cloud or a mesh will do, too, and --start=point_e begins with points that Point-E makes of the sentence (its
-small model for the bundled world is not trained yet).
+cloud or a mesh will do, too, and --start=point_e begins with points that Point-E makes of the sentence; the
+bundled world has a small one of its own.
 
 To edit an object, say what it shows, --edit_from="a red mushroom", and what it should show instead,
 --prompt="a blue mushroom": the color changes and the rest is kept, since each iteration compares the object

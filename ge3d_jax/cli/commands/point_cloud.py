@@ -3,11 +3,10 @@
     ge3d point-cloud --prompt="a red mushroom"
     ge3d point-cloud --model=point_e --prompt="a corgi"
 
-With the small Point-E of the Toybox world this takes seconds on two CPU cores; that model is not trained yet,
-see experiments/train_point_e.py. The published one, a folder with base_40m_textvec.pt and upsample_40m.pt,
-takes many minutes there. The folder outputs/cloud-a-red-mushroom-0/ then holds the points (cloud.ply, z up
-and facing +x, which --start takes), eight views (views.png), a page to turn the cloud in a browser
-(viewer.html), and config.json.
+With the small Point-E of the Toybox world this takes seconds on two CPU cores. The published one, a folder
+with base_40m_textvec.pt and upsample_40m.pt, takes many minutes there. The folder
+outputs/cloud-a-red-mushroom-0/ then holds the points (cloud.ply, z up and facing +x, which --start takes),
+eight views (views.png), a page to turn the cloud in a browser (viewer.html), and config.json.
 """
 
 from absl import flags

@@ -69,7 +69,7 @@ class Recipe:
 
     seed: int = 0
     points: int = 16384
-    base_steps: int = 5000
+    base_steps: int = 7000
     base_clouds: int = 32
     base_points: int = 128
     upsampler_steps: int = 2000
