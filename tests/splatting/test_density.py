@@ -1,4 +1,4 @@
-"""Density control: no lost or duplicate splats, moments that follow splats, full buffers served by gradient."""
+"""Density control: no lost or duplicate splats, moments follow splats, full buffers serve by gradient."""
 
 import dataclasses
 

@@ -57,7 +57,7 @@ def smallest_distance(inverse: np.ndarray, low: np.ndarray, high: np.ndarray) ->
 
 
 def tile_sets(projected: Projected, covariances: np.ndarray) -> tuple[set, set]:
-    """(tile, splat) pairs that must be listed (covering a pixel), and that may be listed (meeting the ellipse)."""
+    """(tile, splat) pairs that must be listed (a pixel is covered) and that may be (the ellipse meets it)."""
     must, may = set(), set()
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     pixels = np.stack([x, y], -1)
