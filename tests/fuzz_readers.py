@@ -1,11 +1,12 @@
-"""Damaged inputs by the thousand, for every reader but those of splat files (`tests/formats/fuzz.py`).
+"""Fuzzing of all readers except those of splat files (`tests/formats/fuzz.py`).
 
     python -m tests.fuzz_readers --reader=model --count=10000
 
-Each input starts as a valid one; values of its JSON are replaced by ones of other types, sizes and signs, or
-left out, renamed and exchanged, bytes are flipped, cut and spliced. Reading it must succeed or end in a
-UserError of one line: no other exception, not much time, not much memory. Faulty inputs are kept and counted.
-A hundred thousand take some minutes each, ten thousand models a quarter of an hour; the tests run a few.
+Each input starts as a valid one. Its JSON values are replaced by ones of different type, size or sign, or are
+removed, renamed or swapped, and bytes are flipped, cut and spliced. Reading must succeed or give a one-line
+UserError, without other exceptions and without much time or memory. Faulty inputs are kept and counted. A
+hundred thousand inputs take some minutes per reader, ten thousand models a quarter of an hour; the tests run
+only a few.
 """
 
 import argparse
@@ -54,10 +55,10 @@ from tests.tiny_model import write_tiny_model
 
 Random = np.random.Generator
 
-# Processor time, far above what an input takes, and seconds after which a reader hangs.
+# CPU time, far more than any input takes, and seconds after which a reader counts as hanging.
 SLOWEST_SECONDS = 4.0
 HANGS_SECONDS = 30
-# Address space beyond what the process has when it begins: an input takes a few kilobytes.
+# Address space in addition to that of the starting process; an input takes a few kilobytes.
 FREE_BYTES = 2**31
 
 NASTY: tuple[Any, ...] = (
@@ -90,7 +91,7 @@ def _nested(depth: int) -> Any:
 
 
 def damage_json(rng: Random, content: Any, keys: tuple[str, ...]) -> bytes:
-    """A JSON file like `content` with one to three values changed; `keys` are names to add."""
+    """Change one to three values of the JSON `content`; `keys` are names to add."""
     content = copy.deepcopy(content)
     for _ in range(int(rng.integers(1, 4))):
         places = list(_places(content))
@@ -127,7 +128,7 @@ def damage_json(rng: Random, content: Any, keys: tuple[str, ...]) -> bytes:
 
 
 def damage_bytes(rng: Random, data: bytes, other: bytes) -> bytes:
-    """Bytes changed, cut, repeated or exchanged."""
+    """Change, cut, repeat or swap bytes."""
     ways = (flip, flip, cut, double, splice, edit_numbers)
     for _ in range(int(rng.integers(1, 3))):
         data = ways[int(rng.integers(len(ways)))](rng, data, other) or b"\0"
@@ -135,7 +136,7 @@ def damage_bytes(rng: Random, data: bytes, other: bytes) -> bytes:
 
 
 def damage_tensors(rng: Random, data: bytes, names: tuple[str, ...]) -> bytes:
-    """A safetensors file with its header's JSON changed, or its bytes."""
+    """Change the header's JSON or the bytes of a safetensors file."""
     if rng.random() < 0.4:
         return damage_bytes(rng, data, data)
     length = int.from_bytes(data[:8], "little")
@@ -151,10 +152,10 @@ class Outcome:
     """Results of a run.
 
     Attributes:
-        files: inputs tried. read: how many could be read all the same.
-        tracebacks, hangs, overallocations, messages: faults, the last ones messages of several lines or of
-            great length; the first few are described in `examples`.
-        slowest_seconds: the largest processor time of an input.
+        files: number of inputs tried. read: number of inputs that were readable nevertheless.
+        tracebacks, hangs, overallocations, messages: faults, the last kind being messages of several lines or
+            of great length; the first few are described in `examples`.
+        slowest_seconds: maximum CPU time of an input.
         grown_bytes: growth of the process' resident memory.
     """
 
@@ -170,30 +171,30 @@ class Outcome:
 
     @property
     def faults(self) -> int:
-        """All of them."""
+        """Total number of faults."""
         return self.tracebacks + self.hangs + self.overallocations + self.messages
 
 
 class Target:
-    """A reader and its inputs, in a folder of its own."""
+    """A reader and its inputs, in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.prepare()
 
     def prepare(self) -> None:
-        """Write what valid inputs need."""
+        """Write the files that valid inputs need."""
 
     def damage(self, rng: Random) -> list[Path]:
-        """Write a damaged input; the files that differ from valid ones."""
+        """Write a damaged input; returns the files that differ from valid ones."""
         raise NotImplementedError
 
     def read(self) -> None:
-        """Read it, as scripts do."""
+        """Read the input as scripts do."""
         raise NotImplementedError
 
     def restore(self) -> None:
-        """Undo the damage, if the next one does not."""
+        """Undo the damage, unless the next damage does."""
 
 
 def _cameras(count: int) -> list[list[list[float]]]:
@@ -201,7 +202,7 @@ def _cameras(count: int) -> list[list[list[float]]]:
 
 
 class Transforms(Target):
-    """transforms.json, with its pictures."""
+    """transforms.json with its pictures."""
 
     keys = (
         "fl_x",
@@ -322,7 +323,7 @@ class Pictures(Target):
 
 
 class Models(Target):
-    """The JSON files, the tokenizer and the headers of weights of a model's folder."""
+    """The JSON files, tokenizer and weight headers of a model's folder."""
 
     keys = (
         "addition_embed_type",
@@ -343,7 +344,7 @@ class Models(Target):
             if file.is_file()
         }
         small = [name for name in sorted(self.good) if name.endswith(".json") and "tokenizer" not in name]
-        # The files that decide what is made, several times; the others once.
+        # Files that define the model are used several times, the others once.
         self.order = small * 6 + sorted(self.good)
 
     def damage(self, rng: Random) -> list[Path]:
@@ -371,7 +372,7 @@ class Models(Target):
 
 
 class Tokenizers(Target):
-    """A tokenizer's folder, and a prompt."""
+    """A tokenizer's folder and a prompt."""
 
     def prepare(self) -> None:
         self.model = self.folder / "tokenizer"
@@ -509,7 +510,7 @@ class Flax(Target):
 
 
 class SingleFiles(Target):
-    """Checkpoints in one file: names, shapes and types in the header, and what lies beside."""
+    """Single-file checkpoints: names, shapes and types in the header, and the files next to it."""
 
     def prepare(self) -> None:
         build_tokenizer(("a", "red"), self.folder / "tokenizer", max_length=12)
@@ -580,7 +581,7 @@ def _on_alarm(number: int, frame: object) -> None:
 
 
 def attempt(read: Callable[[], None], outcome: Outcome, describe: Callable[[str], str]) -> None:
-    """Read one input, and count how it ends."""
+    """Read one input, and count its outcome."""
     start, fault = time.process_time(), None
     signal.alarm(HANGS_SECONDS)
     try:
@@ -612,7 +613,7 @@ def attempt(read: Callable[[], None], outcome: Outcome, describe: Callable[[str]
 
 
 def fuzz(reader: str, count: int, folder: Path, seed: int = 0, seconds: float = math.inf) -> Outcome:
-    """Read `count` damaged inputs, or what `seconds` allow, and keep faulty ones in `folder`/faults."""
+    """Read `count` damaged inputs, or as many as `seconds` allow, and keep faulty ones in `folder`/faults."""
     end = time.monotonic() + seconds
     rng, target, outcome = np.random.default_rng(seed), READERS[reader](folder), Outcome()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -641,7 +642,7 @@ def fuzz(reader: str, count: int, folder: Path, seed: int = 0, seconds: float = 
 
 
 def main() -> None:
-    """Run with little free address space, and print the results."""
+    """Run with a limited address space, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reader", choices=READERS, required=True)
     parser.add_argument("--count", type=int, default=1000)

@@ -1,8 +1,8 @@
 """Small random networks and inputs, reproducible anywhere, and the results of our code for them.
 
-Every tensor is drawn by NumPy from a seed made of its name in diffusers' files, so that the PyTorch reference
-(`reference_torch.py`) and our modules get the same numbers without a weight being stored. `CASES` names the
-comparisons; `tests/write_golden.py` stores the reference's results for them.
+Every tensor is drawn by NumPy with a seed derived from its name in diffusers' files, so that the PyTorch
+reference (`reference_torch.py`) and our modules get the same numbers without stored weights. `CASES` names
+the comparisons; `tests/write_golden.py` stores the reference's results for them.
 """
 
 import tempfile
@@ -30,11 +30,11 @@ from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 Outputs = dict[str, np.ndarray]
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "diffusion.npz"
-# The largest allowed difference, relative to the reference's largest value.
+# Maximum allowed difference, relative to the reference's largest value.
 TOLERANCE = 1e-4
 
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
-    # As Stable Diffusion 2.1: linear projections, a number of heads for each block.
+    # Like Stable Diffusion 2.1: linear projections, and a number of heads for each block.
     "sd2": {
         "sample_size": 16,
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
@@ -46,7 +46,7 @@ UNET_CONFIGS: dict[str, dict[str, Any]] = {
         "attention_head_dim": [1, 2, 4, 4],
         "use_linear_projection": True,
     },
-    # As Stable Diffusion 1.5: projections by convolution, one number of heads.
+    # Like Stable Diffusion 1.5: convolutional projections, and a single number of heads.
     "sd1": {
         "sample_size": 8,
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -57,7 +57,7 @@ UNET_CONFIGS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": 12,
         "attention_head_dim": 8,
     },
-    # The remaining settings away from their defaults, and the bundled model's order of blocks.
+    # Non-default values of the remaining settings, and the bundled model's order of blocks.
     "other": {
         "sample_size": 8,
         "in_channels": 3,
@@ -120,12 +120,12 @@ TINY_WORDS = ("a", "red", "blue", "robot", "mushroom", "with", "the", "front", "
 
 
 def random_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal float32 numbers, the same ones for the same name."""
+    """Standard normal float32 numbers, reproducible by name."""
     return np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape).astype(np.float32)
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A weight for the tensor `name` of diffusers' shape `shape`, such that activations stay near one."""
+    """A weight for the tensor `name` of diffusers' shape `shape`, scaled to keep activations near one."""
     values = random_array(name, shape)
     if len(shape) == 1:
         return 1 + 0.2 * values if name.endswith("weight") else 0.2 * values
@@ -133,12 +133,12 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """PyTorch's shape of a kernel: outputs first, then inputs, then the rest."""
+    """The PyTorch shape of a kernel: outputs first, then inputs, then the rest."""
     return (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else shape
 
 
 def random_tensors(shapes: Any) -> dict[str, np.ndarray]:
-    """Diffusers' tensors of a network whose parameters here have these shapes."""
+    """The diffusers tensors of a network whose parameters have these shapes here."""
     tensors = {}
     for path, leaf in flatten_dict(shapes).items():
         name = tensor_name(path)
@@ -148,7 +148,7 @@ def random_tensors(shapes: Any) -> dict[str, np.ndarray]:
 
 
 def random_parameters(shapes: Any) -> dict[str, Any]:
-    """The parameter tree of the same tensors, through a file and the reader under test."""
+    """The parameter tree of the same tensors, read from a file by the reader under test."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tensors.safetensors"
         save_file(random_tensors(shapes), file)
@@ -156,7 +156,7 @@ def random_parameters(shapes: Any) -> dict[str, Any]:
 
 
 def channels_last(name: str, *shape: int) -> np.ndarray:
-    """Input `name`, drawn in PyTorch's order (B, C, h, w), as (B, h, w, C)."""
+    """Input `name`, drawn in PyTorch's axis order (B, C, h, w), as (B, h, w, C)."""
     return random_array(name, shape).transpose(0, 2, 3, 1)
 
 
@@ -286,7 +286,7 @@ def relative_difference(ours: np.ndarray, reference: np.ndarray) -> float:
 
 
 def tiny_model(folder: Path, prediction_type: str = "epsilon") -> StableDiffusion:
-    """A whole random model of 16-pixel images; its tokenizer's files go to `folder`."""
+    """A complete random model for 16-pixel images; its tokenizer's files are written to `folder`."""
     tokenizer = build_tokenizer(TINY_WORDS, folder, max_length=12)
     unet_config = UNetConfig.from_dict({**UNET_CONFIGS["sd1"], "use_linear_projection": True})
     vae_config = VAEConfig.from_dict({**VAE_CONFIGS["small"], "latent_channels": 4, "scaling_factor": 0.7})

@@ -30,7 +30,7 @@ HIDDEN = (2, 8, 6, 4)
 
 
 def fill(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
-    """Give `module` its random weights; `prefix` is left out of the names that seed them."""
+    """Give `module` its random weights; `prefix` is removed from the names that seed them."""
     state = {
         name: torch.from_numpy(random_tensor(name.removeprefix(prefix), tuple(tensor.shape)))
         for name, tensor in module.state_dict().items()

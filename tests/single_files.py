@@ -1,7 +1,7 @@
-"""Tiny Stable Diffusion models of both families, and files of them with the original names.
+"""Tiny Stable Diffusion models of both families, and their single files with the original names.
 
-The writer is the inverse of the reader: it takes the original names from `single_file.py`, which is tested
-against a list of published names, and joins the text encoder's projections itself.
+The writer is the inverse of the reader: it takes the original names from `single_file.py`, which is compared
+with a list of published names, and joins the text encoder's projections itself.
 """
 
 import functools
@@ -27,7 +27,7 @@ WIDTH = 64
 
 @dataclass(frozen=True)
 class Family:
-    """What distinguishes 1.x from 2.x."""
+    """The differences between 1.x and 2.x."""
 
     name: str
     linear: bool
@@ -84,7 +84,7 @@ def family_model(family: Family) -> StableDiffusion:
 
 
 def diffusers_tensors(parameters) -> dict[str, np.ndarray]:
-    """A parameter tree as diffusers' tensors: outputs first."""
+    """Convert a parameter tree to diffusers tensors: outputs first."""
     tensors = {}
     for path, value in flatten_dict(parameters).items():
         value = np.asarray(value)
@@ -95,7 +95,7 @@ def diffusers_tensors(parameters) -> dict[str, np.ndarray]:
 
 
 def _open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenCLIP's form of a text encoder, with the last layer and the heads that are not used."""
+    """Convert a text encoder to OpenCLIP's format, including the unused last layer and heads."""
     result = {
         "positional_embedding": tensors["embeddings.position_embedding.weight"],
         "token_embedding.weight": tensors["embeddings.token_embedding.weight"],
@@ -130,7 +130,7 @@ def original_tensors(family: Family) -> dict[str, np.ndarray]:
     }
     vae = {}
     for name, value in diffusers_tensors(model.vae_params).items():
-        # The original attention was written as 1×1 convolutions.
+        # The original attention uses 1×1 convolutions.
         if ".attentions." in name and value.ndim == 2:
             value = value[:, :, None, None]
         vae[f"first_stage_model.{original_vae_name(name, model.vae.config)}"] = value

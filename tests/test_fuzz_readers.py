@@ -1,4 +1,4 @@
-"""A small sample of the damaged inputs of fuzz_readers.py, which says how to run them all."""
+"""A small sample of the damaged inputs of fuzz_readers.py; see there for complete runs."""
 
 import pytest
 
@@ -18,7 +18,7 @@ COUNTS = {
 
 
 def test_every_reader_is_tried_here_but_one():
-    """The weights of single files take ten seconds to make."""
+    """The exception is single files, whose weights take ten seconds to make."""
     assert READERS.keys() - COUNTS.keys() == {"single_file"}
 
 

@@ -1,4 +1,4 @@
-"""A CLIP of random weights in transformers' layout, small enough for every test."""
+"""A CLIP model with random weights in transformers' layout, small enough for every test."""
 
 import json
 from pathlib import Path
@@ -48,13 +48,13 @@ def _arrays(shapes):
         if path[-1] == "kernel":
             shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
         value = random_array(name, shape)
-        # Norms around 1, else activations vanish.
+        # Norm scales are around 1, because activations would vanish otherwise.
         found[name] = (1.0 + 0.2 * value if path[-1] == "scale" else 0.3 * value).astype(np.float32)
     return found
 
 
 def save(folder, activation="quick_gelu"):
-    """Write a folder; activation is both towers'."""
+    """Write a model folder; both towers use the same activation."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(WORDS, folder, 12)
     text = text_config(len(tokenizer), activation)
@@ -77,6 +77,6 @@ def save(folder, activation="quick_gelu"):
 
 
 def pictures():
-    """Three pictures, the last of which is wider than high."""
+    """Three pictures, of which the last is wider than high."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((16, 16, 3), (24, 24, 3), (20, 33, 3))]

@@ -33,7 +33,7 @@ def random_parameters(module: nn.Module, seed: int) -> Any:
 
 
 def write_tiny_model(folder: Path) -> None:
-    """Write the model, and the file that marks it as knowing only the words of the Toybox world."""
+    """Write the model, and the file that limits its vocabulary to the words of the Toybox world."""
     unet_config = UNetConfig(
         sample_size=IMAGE_SIZE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

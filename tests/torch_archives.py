@@ -1,4 +1,4 @@
-"""PyTorch files without PyTorch: the bytes that `torch.save` writes, put together by hand."""
+"""PyTorch files without PyTorch: the bytes of `torch.save`, assembled by hand."""
 
 import struct
 import zipfile
@@ -31,17 +31,17 @@ def name(module, attribute):
 
 
 def call(module, attribute, arguments):
-    """A call with the arguments, a tuple's opcodes."""
+    """The opcodes of a call with arguments, given as a tuple's opcodes."""
     return name(module, attribute) + arguments + b"R"
 
 
 def mapping(items):
-    """A dictionary of texts to opcodes."""
+    """The opcodes of a dictionary from strings to opcodes."""
     return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
 
 
 def tensor(member, dtype, count, shape, strides=None, offset=0):
-    """The opcodes of a tensor whose numbers are those of a member."""
+    """The opcodes of a tensor whose data is an archive member."""
     if strides is None:
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
     storage = b"(" + text("storage") + name("torch", _STORAGES[dtype]) + text(member) + text("cpu")
@@ -54,7 +54,7 @@ def tensor(member, dtype, count, shape, strides=None, offset=0):
 
 
 def write(file, content, members, *, compression=zipfile.ZIP_STORED, byteorder=b"little"):
-    """A file with the object of some opcodes and the members' bytes."""
+    """Write a file with the object given by opcodes and the members' bytes."""
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
         archive.writestr("archive/byteorder", byteorder)
@@ -65,7 +65,7 @@ def write(file, content, members, *, compression=zipfile.ZIP_STORED, byteorder=b
 
 
 def save_arrays(file, arrays, *, wrap=None, **others):
-    """Write arrays by name as `torch.save` writes a state dict, or one of several things under `wrap`."""
+    """Write arrays by name like `torch.save` of a state dict, which may be one of several entries, `wrap`."""
     tensors = {
         key: tensor(str(index), array.dtype.name, array.size, array.shape)
         for index, (key, array) in enumerate(arrays.items())

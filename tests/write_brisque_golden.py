@@ -1,6 +1,6 @@
-"""Write tests/golden/brisque.npz: features and scores that the package brisque 0.2.0 gives for some pictures.
+"""Write tests/golden/brisque.npz: features and scores from the package brisque 0.2.0 for some pictures.
 
-In an environment of its own, since the package fails with NumPy 2.4 and later:
+Use a separate environment, because the package fails with NumPy 2.4 and later:
 
     pip install "brisque[opencv-python-headless]==0.2.0" "numpy<2.3"
     python tests/write_brisque_golden.py
@@ -14,7 +14,7 @@ GOLDEN_FILE = Path(__file__).parent / "golden" / "brisque.npz"
 
 
 def pictures():
-    """uint8 (4, 64, 64, 3): noise, smoothed noise, a grating in noise, and noise that is mostly dark."""
+    """uint8 (4, 64, 64, 3): noise, smoothed noise, a grating in noise, and mostly dark noise."""
     random = np.random.default_rng(0)
     noise = random.random((4, 80, 64, 3))
     smooth = sum(np.roll(noise[1], shift, axis=axis) for axis in (0, 1) for shift in range(6)) / 12
@@ -24,7 +24,7 @@ def pictures():
 
 
 def main():
-    """Ask the package."""
+    """Compute the values with the package, and write the file."""
     import cv2
     import skimage.color
     from brisque import BRISQUE

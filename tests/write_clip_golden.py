@@ -1,4 +1,4 @@
-"""Write tests/golden/clip.npz: what transformers' CLIP gives for the folder of tests/tiny_clip.py.
+"""Write tests/golden/clip.npz: results of transformers' CLIP for the folder of tests/tiny_clip.py.
 
 .venv-torch/bin/python -m tests.write_clip_golden     (seconds; `make test-torch` sets up .venv-torch)
 """

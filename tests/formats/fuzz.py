@@ -1,11 +1,11 @@
-"""Damaged splat files by the thousand: each must end in a UserError, without hanging or using much memory.
+"""Fuzzing of splat file readers: each damaged file must give a UserError, without hangs or high memory use.
 
     python -m tests.formats.fuzz --count=12000
     python -m tests.formats.fuzz --count=12000 --only=.glb
 
-Every file starts as a valid one of some format and degree and is then damaged: bytes flipped, cut, repeated
-or spliced in from another file, numbers and words of the header replaced, a compressed stream decompressed,
-changed and compressed again. It takes a few minutes; the tests run a few hundred.
+Every file starts as a valid one of some format and degree and is then damaged: bytes are flipped, cut,
+repeated or spliced in from another file, numbers and words of the header are replaced, or a compressed stream
+is decompressed, changed and compressed again. It takes a few minutes; the tests run a few hundred files.
 """
 
 import argparse
@@ -36,7 +36,7 @@ else:
     from backports import zstd
 
 ENDINGS = (".ply", ".splat", ".spz", ".ksplat", ".glb", ".sog")
-# Numbers that readers trip over.
+# Numbers that readers may trip over.
 NUMBERS = (
     b"0",
     b"-1",
@@ -60,19 +60,19 @@ WORDS = (
     b"\n",
     b" ",
 )
-# Values of JSON that readers trip over.
+# JSON values that readers may trip over.
 VALUES = (b'"a"', b'"../a"', b'""', b"[]", b"{}", b"[1,2,3]", b"null", b"true", b"1.5", b"1e400", b"[" * 2000)
-# Memory that reading may take for an empty file, and per byte of a file: a stream may decompress to 32 times
-# its length (spz.py), and 20 packed bytes are a splat of 60 bytes, in float64 on the way there.
+# Memory that a reader may use for an empty file, and per byte of a file: streams may decompress to 32 times
+# their length (spz.py), and 20 packed bytes become a splat of 60 bytes, with float64 in between.
 FREE_BYTES = 2**25
 BYTES_FOR_EACH = 512
-# CPU time, far above what any file takes; a reader that trusts a false count takes minutes.
+# CPU time, far more than any file takes; a reader that trusts a false count takes minutes.
 SLOWEST_SECONDS = 2.0
 
 
 @dataclasses.dataclass
 class Outcome:
-    """Results of a run: files tried, how many were readable, the largest CPU time and memory."""
+    """Results of a run: files tried, number of readable ones, maximum CPU time and memory."""
 
     files: int = 0
     read: int = 0
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def seeds(folder: Path) -> list[tuple[str, bytes]]:
-    """Valid files to start from, as suffix and content."""
+    """Valid files to start from, as pairs of suffix and content."""
     found = []
     for degree in range(4):
         gaussians = random_gaussians(6, degree)
@@ -97,7 +97,7 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
         found.append((".ply", compressed(degree)))
         found.append((".ksplat", ksplat(gaussians, degree % 3, (degree, 0))))
     found += 3 * [(".glb", nested_glb(data)) for ending, data in found if ending == ".glb"]
-    # The pictures of an unpacked .sog lie beside its description.
+    # The pictures of an unpacked .sog are next to its description.
     with zipfile.ZipFile(io.BytesIO(next(data for ending, data in found if ending == ".sog"))) as archive:
         archive.extractall(folder)
         found += 3 * [("meta.json", archive.read("meta.json"))]
@@ -106,7 +106,7 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def other_writer(path: Path, kind: int) -> bytes:
-    """An ascii file as other programs write it: renamed, flat, filtered, with rows that cannot be drawn."""
+    """An ASCII file in other programs' style: renamed, flat, filtered, with rows that cannot be drawn."""
     head, end, body = path.read_bytes().partition(b"end_header\n")
     if kind == 0:
         head = head.replace(b"float ", b"float scalar_").replace(b"scalar_x", b"x")
@@ -140,7 +140,7 @@ def compressed(degree: int) -> bytes:
 
 
 def nested_glb(data: bytes) -> bytes:
-    """The same .glb whose mesh is moved by a node within a node."""
+    """The .glb with its mesh transformed by nested nodes."""
     (size,) = struct.unpack_from("<I", data, 12)
     nodes = b'{"matrix":[0,0,2,0,0,2,0,0,-2,0,0,0,1,2,3,1],"children":[1]},'
     nodes += b'{"rotation":[0,0.6,0,0.8],"translation":[1,0,0],"scale":[2,2,2],"mesh":0}'
@@ -151,7 +151,7 @@ def nested_glb(data: bytes) -> bytes:
 
 
 def version_4(payload: bytes) -> bytes:
-    """A decompressed file of version 3 as a file of version 4."""
+    """Convert a decompressed file of version 3 to a file of version 4."""
     count, degree, bits = *struct.unpack_from("<IB", payload, 8), payload[13]
     sizes = [9 * count, count, 3 * count, 3 * count, 4 * count, 3 * ((degree + 1) ** 2 - 1) * count]
     streams, place = [], 16
@@ -164,7 +164,7 @@ def version_4(payload: bytes) -> bytes:
 
 
 def flip(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """A few bytes changed, anywhere or near the start."""
+    """Change a few bytes, anywhere or near the start."""
     changed = bytearray(data)
     reach = len(data) if rng.random() < 0.5 else min(len(data), 64)
     for _ in range(int(rng.integers(1, 9))):
@@ -173,25 +173,25 @@ def flip(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def cut(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """The beginning or the end missing."""
+    """Remove the beginning or the end."""
     place = int(rng.integers(len(data)))
     return data[:place] if rng.random() < 0.8 else data[place:]
 
 
 def double(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """A stretch repeated, up to a thousand times."""
+    """Repeat a section up to a thousand times."""
     start, length = int(rng.integers(len(data))), int(rng.integers(1, 100))
     stretch = data[start : start + length]
     return data[:start] + stretch * int(rng.choice([2, 3, 1000])) + data[start + length :]
 
 
 def splice(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """The start of one file and the end of another."""
+    """Join the start of one file and the end of another."""
     return data[: int(rng.integers(len(data)))] + other[int(rng.integers(len(other))) :]
 
 
 def edit_words(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """Words of a text header replaced, left out or added."""
+    """Replace, remove or add words of a text header."""
     words = data.split(b" ")
     for _ in range(int(rng.integers(1, 4))):
         place = int(rng.integers(min(len(words), 80)))
@@ -202,7 +202,7 @@ def edit_words(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """A binary number replaced by one that readers may stumble on."""
+    """Replace a binary number by one that readers may trip over."""
     place = int(rng.integers(min(len(data), 160)))
     new = struct.pack("<Q", int(rng.choice([0, 1, 2**31, 2**32 - 1, 2**40, 2**63])))
     floats = struct.pack("<f", float(rng.choice([np.nan, np.inf, -1.0, 3e38, 1e-45])))
@@ -211,13 +211,13 @@ def edit_numbers(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def edit_json(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """Numbers, texts or brackets of JSON replaced."""
+    """Replace numbers, strings or brackets of JSON."""
     places = list(re.finditer(rb"-?[0-9.]+(?:e-?[0-9]+)?|\"[^\"]{0,60}\"|\[[^\[\]{}]*\]|true", data[: 2**16]))
     for _ in range(int(rng.integers(1, 3))):
         if not places:
             break
         place = places[int(rng.integers(len(places)))]
-        # Most of them leave JSON that can be parsed, so that what follows is reached.
+        # Most changes leave parseable JSON, so that later checks are reached.
         choices = (b"0", b"1", b"2", b"5", b"-0.5", b"5121", place[0] + b"0", places[0][0], places[-1][0])
         choices = choices if rng.random() < 0.6 else (*NUMBERS, *VALUES, b"-" + place[0])
         data = data[: place.start()] + choices[int(rng.integers(len(choices)))] + data[place.end() :]
@@ -225,7 +225,7 @@ def edit_json(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def edit_archive(rng: np.random.Generator, data: bytes) -> bytes:
-    """A zip archive with a damaged file in it, or without one, packed again."""
+    """Repack a zip archive with a damaged or missing file."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -237,7 +237,7 @@ def edit_archive(rng: np.random.Generator, data: bytes) -> bytes:
     elif name == "meta.json" and rng.random() < 0.8:
         files[name] = edit_json(rng, files[name], files[name])
     elif rng.random() < 0.5:
-        # The size of a picture, in the bytes after its mark.
+        # The picture size, in the bytes after the file signature.
         place = 21 + int(rng.integers(4))
         files[name] = files[name][:place] + rng.bytes(1) + files[name][place + 1 :]
     else:
@@ -254,7 +254,7 @@ MUTATIONS = (flip, cut, double, splice, edit_words, edit_numbers)
 
 
 def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str, bytes]:
-    """One damaged file: its suffix and its content."""
+    """Make a damaged file; returns its suffix and content."""
     ending, data = good[int(rng.integers(len(good)))]
     _, other = good[int(rng.integers(len(good)))]
     if ending == ".sog" and rng.random() < 0.8:
@@ -274,7 +274,7 @@ def mutate(rng: np.random.Generator, good: list[tuple[str, bytes]]) -> tuple[str
 
 
 def fuzz(count: int, folder: Path, seed: int = 0, only: str = "") -> Outcome:
-    """Read `count` damaged files; raises AssertionError at the first wrong answer, and keeps that file."""
+    """Read `count` damaged files; raises AssertionError at the first wrong result, and keeps that file."""
     rng = np.random.default_rng(seed)
     good = [(ending, data) for ending, data in seeds(folder) if ending.endswith(only)]
     outcome = Outcome()
@@ -309,7 +309,7 @@ def fuzz(count: int, folder: Path, seed: int = 0, only: str = "") -> Outcome:
 
 
 def main() -> None:
-    """Run with too little address space for files with false counts, and print the results."""
+    """Run with an address space too small for files with false counts, and print the results."""
     import resource
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,4 +1,4 @@
-"""Writes .ksplat files of every level, as plainly as possible: one splat after the other."""
+"""A writer of .ksplat files of every level, as simple as possible: one splat after the other."""
 
 import struct
 
@@ -11,9 +11,9 @@ _BOUNDS = (-2.5, 2.25)
 
 
 def ksplat(gaussians: Gaussians, level: int, degrees: tuple[int, ...], width: float = 4.0) -> bytes:
-    """A file with a section for each of `degrees`, the splats divided among them, with one empty section.
+    """A file with the splats divided into a section for each of `degrees`, plus an empty section.
 
-    Splats are in the order of their buckets; the last bucket of a section is not full.
+    Splats are in bucket order; the last bucket of a section is not full.
     """
     count = len(gaussians.positions)
     sections = np.array_split(np.arange(count), len(degrees))
@@ -28,7 +28,7 @@ def ksplat(gaussians: Gaussians, level: int, degrees: tuple[int, ...], width: fl
         buckets = [splats[first : first + _BUCKET] for first in range(0, len(splats), _BUCKET)]
         full = sum(len(bucket) == _BUCKET for bucket in buckets)
         partial = len(buckets) - full
-        # A section may have more room than splats.
+        # A section's capacity may exceed its number of splats.
         spare = number
         head = bytearray(1024)
         struct.pack_into("<IIII", head, 0, len(splats), len(splats) + spare, _BUCKET, len(buckets))

@@ -1,4 +1,4 @@
-"""Random splats for the tests of splat files."""
+"""Random splats for tests of splat files."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from ge3d_jax.splatting.gaussians import Gaussians
 
 
 def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> Gaussians:
-    """Splats of every kind, `dead` of them masked; quaternions of unit length.
+    """Splats of every kind, `dead` of them masked, with unit quaternions.
 
-    NumPy's arrays, which a test changes without a compilation for each change.
+    The arrays are NumPy's, so that tests can modify them without compilation.
     """
     rng = np.random.default_rng(seed)
     quaternions = rng.normal(size=(count, 4))
@@ -25,7 +25,7 @@ def random_gaussians(count: int, degree: int, seed: int = 0, dead: int = 0) -> G
 
 
 def with_values(gaussians: Gaussians, field: str, where: object, value: object) -> Gaussians:
-    """The same splats with some values of one field replaced."""
+    """The splats with some values of one field replaced."""
     changed = np.array(getattr(gaussians, field))
     changed[where] = value
     return gaussians.replace(**{field: changed})

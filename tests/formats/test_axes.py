@@ -1,4 +1,4 @@
-"""Turning splats: against densities and colors seen from turned directions, computed one by one."""
+"""Rotation of splats, compared with densities and colors from rotated directions, computed one by one."""
 
 import math
 
@@ -29,7 +29,7 @@ TURNS = (HALF_TURN_ABOUT_X, HALF_TURN_ABOUT_Z, parse_up("-y"), parse_up("x:-z"),
 
 
 def rotation(quaternion) -> np.ndarray:
-    """By Rodrigues' formula, from axis and angle."""
+    """Rotation from axis and angle, by Rodrigues' formula."""
     w, *axis = (float(value) for value in quaternion)
     length = math.hypot(*axis)
     angle = 2 * math.atan2(length, w)
@@ -39,7 +39,7 @@ def rotation(quaternion) -> np.ndarray:
 
 
 def harmonics(x: float, y: float, z: float) -> np.ndarray:
-    """The 16 real harmonics of 3DGS, from the associated Legendre functions in closed form."""
+    """The 16 real spherical harmonics of 3DGS, from the associated Legendre functions in closed form."""
     pi = math.pi
     return np.array(
         [
@@ -104,7 +104,7 @@ def test_half_turns_there_and_back_give_the_same_bits(turn):
 
 
 def test_a_half_turn_about_x_changes_these_signs():
-    """Those odd in y and z together: y and z, xy and xz, and of degree 3 five."""
+    """The signs of harmonics odd in y and z together: y and z, xy and xz, and five of degree 3."""
     signs = np.diag(sh_matrix(HALF_TURN_ABOUT_X, 3)).tolist()
     assert signs == [1, -1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1]
 
@@ -161,7 +161,7 @@ def test_other_boxes_are_refused(text):
         parse_box(text)
 
 
-# What is (1, 2, 3) in a .ply.
+# The coordinates in each format for (1, 2, 3) in a .ply.
 AXES = {
     ".ply": (1, 2, 3),
     ".compressed.ply": (1, 2, 3),
@@ -182,7 +182,7 @@ def test_formats_have_their_own_axes(tmp_path, ending):
     back = read_splats(file).gaussians
     np.testing.assert_allclose(back.positions[0], (1, 2, 3), atol=1e-4)
     if ending == ".glb":
-        # The turn back, not once more the same, which changes the quaternion's sign.
+        # The inverse rotation, rather than the same one again, which would flip the quaternion's sign.
         np.testing.assert_allclose(back.quaternions, gaussians.quaternions, atol=1e-6)
     save_splats(file, gaussians, keep_axes=True)
     np.testing.assert_allclose(read_splats(file, keep_axes=True).gaussians.positions[0], (1, 2, 3), atol=1e-4)

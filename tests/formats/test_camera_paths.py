@@ -1,4 +1,4 @@
-"""Camera paths of nerfstudio and of 3D Gaussian Splatting, and lenses that a path has."""
+"""Camera paths of nerfstudio and of 3D Gaussian Splatting, and their lenses."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.camera_paths import read_camera_path
 
-# A camera at (0, 0, 4) that looks down at the origin: in OpenGL axes it is not turned.
+# A camera at (0, 0, 4) that looks down at the origin, which is unrotated in OpenGL axes.
 MATRIX = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
 FLAT = [number for row in MATRIX for number in row]
 
@@ -27,7 +27,7 @@ def test_a_path_of_nerfstudio(tmp_path):
     np.testing.assert_allclose(cameras.intrinsics[1], [focal, focal, 24, 16], rtol=1e-6)
     seen = np.asarray(cameras.world_to_camera[0]) @ [1, 2, 0, 1]
     np.testing.assert_allclose(seen, [1, -2, 4, 1], atol=1e-6)
-    # Without the size of the film, the aspect says how wide it is.
+    # Without the film size, the aspect ratio determines the width.
     square = read(tmp_path, {"camera_path": steps, "default_fov": 3}, size=(30, 30))
     np.testing.assert_allclose(square.intrinsics[0, 0], 10 / np.tan(np.deg2rad(30)), rtol=1e-6)
 

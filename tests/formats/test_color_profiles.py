@@ -1,4 +1,4 @@
-"""Pictures of other color spaces, against profiles whose colors are known."""
+"""Pictures in other color spaces, with profiles of known colors."""
 
 import io
 import struct
@@ -9,13 +9,13 @@ from PIL import Image, ImageCms
 
 from ge3d_jax.formats.pictures import load_image, read_picture
 
-# Of sRGB and of Display P3: the primaries' X, Y, Z, adapted to D50 (ICC's white).
+# X, Y, Z of the primaries of sRGB and Display P3, adapted to D50 (ICC's white).
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 
 
 def profile(primaries, name, space=b"RGB "):
-    """An ICC profile of version 4 with these primaries and sRGB's curve."""
+    """A version 4 ICC profile with these primaries and sRGB's curve."""
 
     def fixed(*numbers):
         return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
@@ -49,7 +49,7 @@ def saved(tmp_path, pixels, icc, mode=None):
 
 
 def test_a_phones_colors_become_srgb(tmp_path):
-    # sRGB's red in Display P3; P3's own red and green lie outside of sRGB and become the nearest in it.
+    # sRGB's red in Display P3; P3's own red and green lie outside sRGB and are clipped to its nearest colors.
     path = saved(tmp_path, [[[234, 51, 35], [255, 0, 0], [128, 128, 128]]], profile(DISPLAY_P3, "Display P3"))
     pixels, said = read_picture(path)
     np.testing.assert_allclose(pixels[0], [[255, 0, 0, 255], [255, 0, 0, 255], [128, 128, 128, 255]], atol=1)
@@ -69,7 +69,7 @@ def test_primaries_exchanged_exchange_colors_and_leave_alpha(tmp_path):
 
 
 def test_srgb_is_left_as_it_is(tmp_path):
-    # Whatever the profile holds: it is known by its name, and nothing is rounded.
+    # sRGB is recognized by the profile's name, regardless of its content, and nothing is rounded.
     named = profile((SRGB[1], SRGB[0], SRGB[2]), "sRGB IEC61966-2.1")
     for icc in (named, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()):
         pixels, said = read_picture(saved(tmp_path, [[[10, 200, 30]]], icc))

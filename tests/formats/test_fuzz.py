@@ -1,4 +1,4 @@
-"""A small sample of the damaged files of fuzz.py, which says how to run them all."""
+"""A small sample of the damaged files of fuzz.py; see there for complete runs."""
 
 from tests.formats.fuzz import fuzz
 

@@ -1,4 +1,4 @@
-"""Splats in glTF: what is written, and files of other writers, taken apart and put together here."""
+"""Splats in glTF: the written files, and files of other writers, taken apart and reassembled here."""
 
 import json
 import struct
@@ -46,7 +46,7 @@ def read_back(tmp_path, content, numbers):
 
 def assert_same(found, wanted):
     for name, values in vars(wanted).items():
-        # The logit of an opacity near 1 that is rounded to float32 is less exact.
+        # Logits of opacities near 1 that are rounded to float32 are less accurate.
         margin = 3e-5 if name == "opacity_logits" else 2e-6
         np.testing.assert_allclose(getattr(found, name), values, atol=margin, err_msg=name)
 
@@ -98,7 +98,7 @@ def test_the_same_splats_give_the_same_bytes(tmp_path):
 
 
 def test_integers_and_strides_are_read(tmp_path):
-    """Rotations as normalized bytes and opacities as normalized 16 bits, interleaved."""
+    """Rotations as normalized bytes and opacities as normalized 16-bit integers, interleaved."""
     wanted, content, numbers = written(tmp_path)
     primitive = content["meshes"][0]["primitives"][0]
     alphas = np.rint(65535 / (1 + np.exp(-wanted.opacity_logits))).astype("<u2")
@@ -125,7 +125,7 @@ def test_nodes_move_their_splats(tmp_path):
     content["nodes"] = [
         {"translation": [1, 2, 3], "scale": [2, 2, 2], "children": [1, 2]},
         {"rotation": [0.0, 0.6, 0.0, 0.8], "mesh": 0},
-        # By columns: a quarter turn about z, twice as large, moved.
+        # Column-major: a quarter turn about z, a scale of two, and a translation.
         {"matrix": [0, 2, 0, 0, -2, 0, 0, 0, 0, 0, 2, 0, 5, 0, 0, 1], "mesh": 0},
     ]
     content["scenes"] = [{"nodes": []}, {"nodes": [0]}]

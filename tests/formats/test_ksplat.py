@@ -1,4 +1,4 @@
-"""Files of GaussianSplats3D: of every level and degree, against a writer that shares no code."""
+"""Files of GaussianSplats3D of every level and degree, from a writer that shares no code with the reader."""
 
 import struct
 
@@ -10,7 +10,7 @@ from ge3d_jax.formats.ksplat import load_ksplat
 from tests.formats.ksplat_files import ksplat
 from tests.formats.splat_files import random_gaussians
 
-# Largest errors of positions, log scales and rotations, coefficients.
+# Maximum errors of positions, of log scales and rotations, and of coefficients.
 ERRORS = {0: (1e-7, 1e-6, 1e-6), 1: (7e-5, 6e-4, 1e-3), 2: (7e-5, 6e-4, 0.01)}
 
 

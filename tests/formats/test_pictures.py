@@ -1,4 +1,4 @@
-"""Pictures of every mode and orientation, and the many ways to write where they are."""
+"""Pictures of every mode and orientation, and the many ways to specify their location."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def corners():
     return pixels
 
 
-# What a camera stores if it is held so that the picture must be turned in this way.
+# The pixels stored by a camera, for each EXIF orientation.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],

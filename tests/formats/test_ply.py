@@ -1,4 +1,4 @@
-"""Splat files in the 3DGS layout: round trips, the layout that viewers expect byte by byte, bad files.
+"""Splat files in the 3DGS layout: round trips, the byte layout that viewers expect, and invalid files.
 
 plyfile, which shares no code with the reader, writes files as other tools might.
 """

@@ -1,4 +1,4 @@
-"""Writing the compressed layout, whose reader is held against hand-made files in test_ply_writers.py."""
+"""Writing of the compressed layout; test_ply_writers.py compares its reader with handmade files."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_size_order_and_bytes(tmp_path):
     data = (tmp_path / "a.ply").read_bytes()
     assert data == (tmp_path / "b.ply").read_bytes()
     assert len(data.partition(b"end_header\n")[2]) == 3 * 18 * 4 + 600 * (16 + 9)
-    # Neighbors in the file are nearer to each other than any two.
+    # Neighbors in the file are closer to each other than arbitrary pairs.
     places = gaussians.positions[order]
     apart = np.linalg.norm(np.diff(places, axis=0), axis=1).mean()
     assert apart < 0.5 * np.linalg.norm(np.diff(gaussians.positions, axis=0), axis=1).mean()

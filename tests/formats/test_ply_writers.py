@@ -1,4 +1,4 @@
-"""Splat files as other programs write them: renamed properties, other colors and scales, packed splats.
+"""Splat files of other programs: renamed properties, other colors and scales, packed splats.
 
 plyfile, which shares no code with the reader, writes them.
 """
@@ -39,7 +39,7 @@ def write(path, records, comments=(), before=(), after=()):
 
 
 def with_columns(records, columns):
-    """The records with further columns, name -> values."""
+    """The records with additional columns, name -> values."""
     types = records.dtype.descr + [(name, np.asarray(values).dtype.str) for name, values in columns.items()]
     longer = np.zeros(len(records), types)
     for name in records.dtype.names:
@@ -169,7 +169,7 @@ def damaged_header(change, *, ascii=False):
     ],
 )
 def test_headers_of_every_encoding_are_read(tmp_path, change, ascii):
-    # Records that begin with a newline's byte, which a header with carriage returns must not swallow.
+    # Records that start with a newline byte, which a header with carriage returns must not swallow.
     first = np.frombuffer(b"\x0a\x00\x80\x3f", "<f4")[0]
     gaussians = with_values(random_gaussians(3, degree=0), "positions", (0, 0), first)
     save_ply(tmp_path / "a.ply", gaussians, ascii=ascii)
@@ -241,7 +241,7 @@ def compress(gaussians, *, colors):
 
 @pytest.mark.parametrize(("degree", "colors"), [(0, False), (0, True), (2, True)])
 def test_compressed_files_are_read(tmp_path, degree, colors):
-    # Three chunks, the last one not full.
+    # Three chunks, of which the last is not full.
     gaussians = random_gaussians(600, degree)
     gaussians = with_values(gaussians, "sh", np.s_[:, 0], np.clip(gaussians.sh[:, 0], -1.7, 1.7))
     chunks, splats, rest = compress(gaussians, colors=colors)

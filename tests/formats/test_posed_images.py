@@ -1,4 +1,4 @@
-"""Posed images: the bundled world written and read back, and incomplete files."""
+"""Posed images: the Toybox world written and read back, and incomplete files."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def copied(folder, tmp_path):
-    """A folder to damage: the training frames, and the content for a transforms.json."""
+    """A folder for damage tests: the training frames, and the content of a transforms.json."""
     (tmp_path / "train").mkdir()
     for path in (folder / "train").iterdir():
         (tmp_path / "train" / path.name).write_bytes(path.read_bytes())
@@ -73,11 +73,11 @@ def test_axes_and_pixels_by_hand(tmp_path):
     assert train.names == ("one.png",) and test.names == ("one",) and train.size == (24, 12)
     np.testing.assert_allclose(train.intrinsics, [12 / np.tan(0.45)] * 2 + [12, 6], rtol=1e-6)
     np.testing.assert_allclose(train.centers, [[4, 0, 0]], atol=1e-6)
-    # A point to the camera's left, at the world's -y, and above: OpenCV's x and y are negative.
+    # A point on the camera's left, at the world's -y, and above: OpenCV's x and y are negative.
     seen = train.world_to_camera[0] @ np.array([0, -1, 0.5, 1])
     np.testing.assert_allclose(seen, [-1, -0.5, 4, 1], atol=1e-6)
     np.testing.assert_array_equal(train.pixels[0, 3, 3], [100, 50, 25, 128])
-    # One of four pixels is transparent, whatever its color.
+    # One of four pixels is transparent, regardless of its color.
     np.testing.assert_array_equal(train.pixels[0, 0, 0], [75, 38, 19, 96])
     np.testing.assert_array_equal(train.pixels[0, 6:], 0)
 
@@ -88,7 +88,7 @@ def test_intrinsics_in_pixels_are_those_of_a_field_of_view(copied):
     expected, _ = read_posed_images(place)
     focal = float(expected.intrinsics[0])
     del content["camera_angle_x"]
-    # As instant-ngp and nerfstudio write them, for the images as they are or for larger originals.
+    # The format of instant-ngp and nerfstudio, for the images themselves or for larger originals.
     for factor in (1, 4):
         middle = factor * SIZE / 2
         pixels = {"fl_x": factor * focal, "cx": middle, "cy": middle, "k1": 0.0, "camera_model": "OPENCV"}
@@ -98,7 +98,7 @@ def test_intrinsics_in_pixels_are_those_of_a_field_of_view(copied):
         found, _ = read_posed_images(place)
         np.testing.assert_allclose(found.intrinsics, expected.intrinsics, rtol=1e-6)
         np.testing.assert_allclose(scene_radius(found), scene_radius(expected), rtol=1e-6)
-        # The same in each frame.
+        # The same intrinsics in each frame.
         write(place, content | {"frames": [frame | pixels for frame in content["frames"]]})
         np.testing.assert_array_equal(read_posed_images(place)[0].intrinsics, found.intrinsics)
 
@@ -228,7 +228,7 @@ def test_opaque_images_of_other_modes(copied):
 
 
 def seen_at(images, index, points):
-    """Where an image's camera sees points (N, 3), pixels (N, 2)."""
+    """Project points (N, 3) to the pixels (N, 2) of an image's camera."""
     camera = images.world_to_camera[index] @ np.column_stack([points, np.ones(len(points))]).T
     return (camera[:2] / camera[2] * images.intrinsics[:2, None] + images.intrinsics[2:, None]).T
 
@@ -238,7 +238,7 @@ def test_cameras_of_their_own_see_what_they_should(copied):
     own = [{"fl_x": 30.0 + index, "fl_y": 28.0, "cx": 12.0 + 0.3 * index, "cy": 11.5} for index in range(3)]
     for frame, camera in zip(content["frames"], own, strict=True):
         frame.update(camera, w=SIZE, h=SIZE)
-    # What is held out has a camera of its own, too.
+    # Held-out images have their own cameras, too.
     write(place, content | {"frames": content["frames"][:2]}, "transforms_train.json")
     write(place, content | {"frames": content["frames"][2:]}, "transforms_test.json")
     train, test = read_posed_images(place)
@@ -281,7 +281,7 @@ def test_scales_in_matrices_are_taken_out_and_said(copied):
     for frame, scales in zip(content["frames"], ((1, 1, 1), (2, 2, 2), (0.5, 3, 1)), strict=True):
         matrix = np.array(frame["transform_matrix"])
         matrix[:3, :3] *= scales
-        # 3 rows, or all 16 numbers, are matrices too.
+        # Matrices with 3 rows, or of 16 numbers, are valid, too.
         frame["transform_matrix"] = matrix[:3].tolist() if scales[0] == 2 else matrix.ravel().tolist()
     write(place, content)
     with pytest.warns(UserWarning, match="the matrices of 2 of 3 cameras have a scale"):

@@ -1,4 +1,4 @@
-"""Codebooks and palettes: exact where few values are, near the best where many are."""
+"""Codebooks and palettes: exact for few values, and close to optimal for many."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_many_values_are_near_one_of_256(draw):
     assert book.shape == (256,) and index.dtype == np.uint8
     assert (np.diff(book) >= 0).all()
     wrong = np.abs(book[index] - values)
-    # Each has the number that is nearest, by brute force.
+    # Each value has its nearest entry, by brute force.
     np.testing.assert_allclose(wrong, np.abs(values[..., None] - book).min(axis=-1), atol=1e-12)
     assert wrong.max() <= 1.01 * np.ptp(values) / 256
     if draw == "normal":
@@ -47,12 +47,12 @@ def test_many_vectors_share_the_means_of_cells():
     assert 128 < len(table) <= 256 and labels.max() == len(table) - 1
     for label in range(len(table)):
         np.testing.assert_allclose(table[label], rows[labels == label].mean(axis=0))
-    # Most cells are of one kind, so that little of what differs between vectors is left.
+    # Most cells contain one kind, so that little of the variance between vectors remains.
     assert np.square(table[labels] - rows).mean() < 0.03 * rows.var()
 
 
 def test_two_clusters_are_told_apart():
-    """Whichever way they lie; the larger one does not take half of the smaller."""
+    """Clusters are separated in any direction; the larger one does not absorb half of the smaller one."""
     rng = np.random.default_rng(1)
     rows = 0.1 * rng.normal(size=(90, 3)) + np.where(np.arange(90) < 20, 1.0, -1.0)[:, None]
     _, labels = palette(rows, 2)

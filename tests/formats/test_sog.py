@@ -1,4 +1,4 @@
-"""SOG: what is written, and archives damaged in every part."""
+"""SOG: the written files, and archives damaged in every part."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def test_splats_come_back_within_the_steps(tmp_path, degree, count):
     )
     dots = np.abs((read.quaternions * wanted["quaternions"]).sum(axis=1))
     np.testing.assert_allclose(np.linalg.norm(read.quaternions, axis=1), 1.0, atol=1e-6)
-    # Three components, each wrong by 1/255/√2 at most, and the fourth by as much as all of them.
+    # Three components have errors of at most 1/255/√2 each, and the fourth as much as all of them.
     assert 2 * np.arccos(np.minimum(dots, 1)).max() < 4 * np.sqrt(3) / 255 / np.sqrt(2)
     opacities = [1 / (1 + np.exp(-each)) for each in (read.opacity_logits, wanted["opacity_logits"])]
     np.testing.assert_allclose(*opacities, atol=0.5 / 255 + 1e-6)
@@ -123,7 +123,7 @@ def test_deflated_and_unpacked_files_are_read(tmp_path):
 
 
 def test_flat_and_single_splats_keep_their_place(tmp_path):
-    """A coordinate without extent stands at its least value."""
+    """A coordinate without extent is stored at its minimum."""
     gaussians = with_values(random_gaussians(4, 0), "positions", np.s_[:, 1], 3.5)
     order = save_sog(tmp_path / "a.sog", gaussians)
     read = read_sog(tmp_path / "a.sog").gaussians
@@ -146,7 +146,7 @@ def meta_with(**changes):
 
 
 def huge_header(files):
-    """A picture of a few bytes that claims the largest size."""
+    """A picture of a few bytes that claims the maximum size."""
     data = bytearray(files["scales.webp"])
     data[21:25] = (0x3FFF | 0x3FFF << 14 | 1 << 28).to_bytes(4, "little")
     files["scales.webp"] = bytes(data)

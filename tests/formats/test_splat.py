@@ -1,4 +1,4 @@
-"""Splat files with 32 bytes per splat: layout, order, round trips, and bad files."""
+"""Splat files with 32 bytes per splat: layout, order, round trips, and invalid files."""
 
 import base64
 import math
@@ -20,7 +20,7 @@ FROM_ELSEWHERE = base64.b64decode(
 
 
 def read_slowly(data):
-    """Records as plain numbers: position, scale, color with opacity in [0, 1], unit quaternion."""
+    """Read records as plain numbers: position, scale, color with opacity in [0, 1], unit quaternion."""
     for place in range(0, len(data), 32):
         *numbers, red, green, blue, opacity, w, x, y, z = struct.unpack_from("<6f8B", data, place)
         quaternion = [(byte - 128) / 128 for byte in (w, x, y, z)]
@@ -58,7 +58,7 @@ def test_records_are_what_viewers_expect_most_important_first(tmp_path):
 
 def test_reading_and_writing_gives_the_same_file(tmp_path):
     gaussians = random_gaussians(500, degree=0)
-    # Identity, opposite signs, and splats that tie in the order.
+    # Identity rotations, opposite signs, and splats that tie in the order.
     gaussians = with_values(gaussians, "quaternions", slice(0, 4), [*np.eye(4)[:3], -np.eye(4)[0]])
     gaussians = with_values(gaussians, "log_scales", slice(100, 200), -2.0)
     gaussians = with_values(gaussians, "opacity_logits", slice(100, 200), 1.0)

@@ -1,4 +1,4 @@
-"""Packed splat files: the format value by value, files of other writers, round trips, and bad files."""
+"""Packed splat files: the format value by value, files of other writers, round trips, and invalid files."""
 
 import base64
 import gzip
@@ -42,7 +42,7 @@ def header_of(payload):
 
 
 def read_slowly(payload):
-    """The splats of a decompressed file of version 2 or 3, one by one, as plain numbers."""
+    """Read the splats of a decompressed file of version 2 or 3 one by one, as plain numbers."""
     _, version, count, degree, bits, _, _ = header_of(payload)
     rotation = 3 if version == 2 else 4
     starts = np.cumsum([16, 9 * count, count, 3 * count, 3 * count, rotation * count])
@@ -77,7 +77,7 @@ def read_slowly(payload):
 
 
 def assert_holds(read, payload):
-    """The splats `read` are those of the decompressed file."""
+    """Assert that the splats `read` are those of the decompressed file."""
     splats = list(read_slowly(payload))
     expected = {name: np.array([splat[name] for splat in splats]) for name in splats[0]}
     assert read.capacity == len(splats) and bool(read.mask.all())
@@ -94,7 +94,7 @@ def opacities(gaussians):
 
 
 def assert_close(read, given, *, rest):
-    """The splats `read` are those of `given` that are in use, up to the rounding of the format."""
+    """Assert that the splats `read` are the used ones of `given`, up to the format's rounding."""
     read, given = jax.tree.map(np.asarray, read), jax.tree.map(lambda array: array[given.mask], given)
     np.testing.assert_allclose(read.positions, given.positions, atol=2**-13 + 1e-6)
     np.testing.assert_allclose(read.log_scales, given.log_scales, atol=1 / 32 + 1e-6)
@@ -120,7 +120,7 @@ def test_written_as_specified_and_read_back(tmp_path, degree):
 def test_reading_and_writing_gives_the_same_file(tmp_path):
     gaussians = random_gaussians(4000, degree=1)
     rng = np.random.default_rng(1)
-    # Rotations with two, three or four components that are equal or nearly so: any of them could be omitted.
+    # Rotations with two, three or four equal or nearly equal components, any of which could be omitted.
     alike = rng.choice([-1.0, 0.0, 1.0], size=(2000, 4)) + rng.normal(size=(2000, 4)) * 10.0 ** -rng.integers(
         1, 9
     )
@@ -140,7 +140,7 @@ def test_files_of_other_writers(tmp_path, data, rest):
 def test_our_packing_equals_that_of_the_original_encoder(tmp_path):
     save_spz(tmp_path / "a.spz", random_gaussians(3, 1, seed=5))
     ours, theirs = gzip.decompress((tmp_path / "a.spz").read_bytes()), gzip.decompress(FROM_NIANTIC)
-    # Opacities, colors, scales and rotations; it uses fewer bits for positions and higher degrees.
+    # Opacities, colors, scales and rotations; the original uses fewer bits for positions and higher degrees.
     assert ours[16 + 27 : 16 + 60] == theirs[16 + 27 : 16 + 60]
 
 
@@ -160,7 +160,7 @@ def test_version_1_is_read(tmp_path):
     (tmp_path / "a.spz").write_bytes(packed(head + places.tobytes() + rest))
     read = load_spz(tmp_path / "a.spz")
     np.testing.assert_array_equal(read.positions, places.astype(np.float32))
-    # The rest is as in version 2, whose positions are as far as 9 bytes can be from these.
+    # Everything except the positions is the same as in version 2, which has 9 bytes for each position.
     same = struct.pack("<4sIIBBBB", b"NGSP", 2, 5, 0, 12, 0, 0) + bytes(45) + rest
     (tmp_path / "b.spz").write_bytes(packed(same))
     second = load_spz(tmp_path / "b.spz")
@@ -220,12 +220,12 @@ def read_splats_of(folder, data):
 
 
 def packed(data):
-    """The same bytes at any time: test names contain some, and all workers must see the same names."""
+    """Compress reproducibly: test names contain these bytes, and all workers must see the same names."""
     return gzip.compress(data, mtime=0)
 
 
 def changed(place, new):
-    """A gzip file like Niantic's with other bytes at `place` of its decompressed content."""
+    """Niantic's gzip file with different bytes at `place` of its decompressed content."""
     payload = bytearray(gzip.decompress(FROM_NIANTIC))
     payload[place : place + len(new)] = new
     return packed(bytes(payload))
@@ -315,7 +315,7 @@ def test_the_largest_scale_is_kept_and_smaller_scales_are_clipped(tmp_path):
 @pytest.mark.parametrize("degree", [0, 2])
 def test_it_is_about_a_fifth_of_a_ply(tmp_path, degree):
     gaussians = random_gaussians(5000, degree)
-    # Colors depend on the view as little as those of a fitted object do.
+    # Colors are about as view-dependent as those of a fitted object.
     gaussians = with_values(gaussians, "sh", np.s_[:, 1:], 0.1 * gaussians.sh[:, 1:])
     for name in ("a.spz", "a.ply"):
         save_splats(tmp_path / name, gaussians)
@@ -337,7 +337,7 @@ def test_the_suffix_chooses_the_format(tmp_path):
 
 
 def test_the_gzip_header_holds_no_date_and_no_name(tmp_path):
-    """The same splats give the same bytes at any time."""
+    """The same splats always give the same bytes."""
     save_spz(tmp_path / "a.spz", random_gaussians(8, degree=1))
     data = (tmp_path / "a.spz").read_bytes()
     assert data[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"

@@ -1,4 +1,4 @@
-"""OpenUSD: one sentence without usd-core, and with it what it reads back."""
+"""OpenUSD: a one-sentence error without usd-core, and round trips with it."""
 
 import sys
 

@@ -19,7 +19,7 @@ def test_the_front_camera_sees_y_to_the_right_and_z_up():
     np.testing.assert_allclose(camera_center(camera), [3.0, 0.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(pixel_of(camera, [0, 0, 0]), [20.0, 10.0, 3.0], atol=1e-5)
     assert pixel_of(camera, [0, 0.1, 0])[0] > 20 and pixel_of(camera, [0, 0, 0.1])[1] < 10
-    # The top of the image is half the vertical field of view above the middle.
+    # The top of the image is half the vertical field of view above the center.
     np.testing.assert_allclose(pixel_of(camera, [0, 0, 3 * np.tan(0.25)])[1], 0.0, atol=1e-4)
 
 

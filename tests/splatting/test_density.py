@@ -1,4 +1,4 @@
-"""Density control: nothing lost or doubled, moments follow their splats, a full buffer serves by gradient."""
+"""Density control: no lost or duplicate splats, moments follow splats, full buffers serve by gradient."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ control = jax.jit(densify)
 
 
 def random_splats(random: np.random.Generator, fill: float) -> tuple[Gaussians, DensityStatistics, dict]:
-    """Splats whose color is their own number, with that number in the moments too."""
+    """Splats whose color and moments encode their index."""
     tags = np.arange(COUNT, dtype=np.float32) + 1
     gaussians = Gaussians(
         positions=random.normal(size=(COUNT, 3)),
@@ -50,7 +50,7 @@ def random_splats(random: np.random.Generator, fill: float) -> tuple[Gaussians, 
 
 
 def expected_by_loop(gaussians: Gaussians, statistics: DensityStatistics):
-    """For every splat: how many copies remain, and whether those are fresh (moments cleared)."""
+    """For every splat: the number of remaining copies, and whether they are fresh (moments cleared)."""
     gradients = np.asarray(statistics.gradient_sum) / np.maximum(np.asarray(statistics.view_count), 1)
     largest = np.exp(np.asarray(gaussians.log_scales)).max(axis=1)
     opacities = 1 / (1 + np.exp(-np.asarray(gaussians.opacity_logits)))
@@ -90,7 +90,7 @@ def test_control_equals_a_loop(seed, fill):
         prune_opacity=PRUNE_OPACITY,
         prune_scale=PRUNE_SCALE,
     )
-    # By NumPy: many small questions are asked below.
+    # NumPy arrays, because the checks below access many small values.
     gaussians, statistics, after, carried, report = jax.tree.map(
         np.asarray, (gaussians, statistics, after, carried, report)
     )

@@ -1,4 +1,4 @@
-"""The rasterizer against brute force and finite differences, on random scenes, values and gradients."""
+"""The rasterizer compared with brute force and finite differences on random scenes, values and gradients."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ def random_scene(kind: str, seed: int) -> dict:
 def scene_image(parameters: dict, limits: np.ndarray, renderer) -> tuple[jax.Array, jax.Array, jax.Array]:
     pose = orbit_camera(azimuth=parameters["azimuth"], polar=1.1, radius=2.0, fov=0.7, size=1).world_to_camera
     camera = Camera(
-        # Perturb every entry of the matrix, not only along rigid motions.
+        # Perturb every matrix entry, not just along rigid motions.
         world_to_camera=jax.lax.stop_gradient(pose) + parameters["motion"],
         intrinsics=parameters["intrinsics"],
         width=WIDTH,
@@ -112,7 +112,7 @@ def values_and_gradients(scene: dict, *, is_reference: bool, is_double: bool, ra
         gradients = np.asarray(scene.pop("image_gradients"), dtype)
         limits = np.asarray(scene.pop("limits"), dtype)
         mask = scene["gaussians"].mask
-        # The mask is not differentiable: it is passed separately, with a placeholder in its place.
+        # The mask is not differentiable, so it is passed separately, with a placeholder in its place.
         scene["gaussians"] = dataclasses.replace(scene["gaussians"], mask=np.zeros(0))
         scene = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), scene)
         (_, images), gradients = compiled(is_reference, is_double, rasterizer)(scene, mask, limits, gradients)
@@ -129,7 +129,7 @@ def assert_close(value, expected, tolerance: float) -> None:
             value,
         )
         name = jax.tree_util.keystr(path)
-        # Remainders of large terms that cancel, or of a background behind opaque splats, are less precise.
+        # Remainders of canceling large terms, or of a background behind opaque splats, are less precise.
         error = relative_error(other, leaf, floor=1.0 if "background" in name else 1e-2)
         assert error <= tolerance, (name, error)
 

@@ -1,4 +1,4 @@
-"""The kernel is taken where it has proved itself, and put aside where it is wrong, slower or does not run."""
+"""The kernel is used if it passes its check, and rejected if it is wrong, slower or fails to run."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ RIGHT = {"image": np.array([3.0, 4.0]), "gradients": np.array([0.0, 10.0])}
 
 
 def stopwatch(*readings: float):
-    """Tells these seconds, one program after the other."""
+    """A stopwatch that returns the given seconds, one program after the other."""
     told = iter(readings)
     return lambda run: next(told)
 

@@ -1,4 +1,4 @@
-"""Splats as samples of a Markov chain: the paper's sum, unchanged images, and nothing lost on the way."""
+"""Splats as samples of a Markov chain: the paper's sum, unchanged images, and no lost splats."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ move = jax.jit(relocate)
 
 
 def paper_sum(opacity: float, copies: int) -> tuple[float, float]:
-    """Equation 9 as printed, in eighty digits: o' and s'/s."""
+    """Equation 9 as printed, with eighty digits: o' and s'/s."""
     with localcontext() as context:
         context.prec = 80
         o = Decimal(opacity)
@@ -33,7 +33,7 @@ def paper_sum(opacity: float, copies: int) -> tuple[float, float]:
 
 
 def splats(seed: int, used: int = COUNT, faint: float = 0.3) -> Gaussians:
-    """Splats whose color is their own number; a fraction `faint` of them is dead."""
+    """Splats whose color is their index; a fraction `faint` of them is dead."""
     random = np.random.default_rng(seed)
     opacities = np.where(random.random(COUNT) < faint, 0.002, random.uniform(0.05, 0.95, COUNT))
     return Gaussians(
@@ -69,7 +69,7 @@ def test_the_image_stays_nearly_the_same():
     show = jax.jit(partial(render, camera=camera, background=jnp.ones(3), buffer_capacity=2048))
     after, _, report = move(jax.random.key(3), gaussians, {}, dead_opacity=DEAD, growth=0.3, limit=COUNT)
     assert int(report.relocated) > 3 and int(report.added) == 7
-    # For comparison, copies without the correction: same places, opacity and scale of their source.
+    # For comparison, uncorrected copies: the same positions, with the opacity and scale of their source.
     source = np.asarray(
         [np.flatnonzero((np.asarray(gaussians.positions) == place).all(1))[0] for place in after.positions]
     )
@@ -83,7 +83,7 @@ def test_the_image_stays_nearly_the_same():
 
 
 def test_light_along_a_line_is_unchanged():
-    # 1 − (1 − o'·G(x/s'))^N has the height and the area of o·G(x/s), summed the slow way.
+    # 1 − (1 − o'·G(x/s'))^N has the height and area of o·G(x/s), summed numerically.
     x = np.linspace(-30, 30, 200_001)
     for opacity, copies in ((0.05, 4), (0.6, 2), (0.95, 9)):
         shared, factor = (float(v[0]) for v in shared_opacity(jnp.asarray([opacity]), jnp.asarray([copies])))
@@ -112,12 +112,12 @@ def test_fifty_rounds_lose_and_duplicate_nothing():
         gaussians, carried, report = move(
             jax.random.key(round_number), before, moments, dead_opacity=DEAD, growth=0.1, limit=35
         )
-        # By NumPy: JAX would compile each question anew for each number of splats.
+        # NumPy arrays, because JAX would recompile each check for each number of splats.
         kept = jax.tree.map(np.asarray, before)
         shown, carried = jax.tree.map(np.asarray, (gaussians, carried))
         used, lives = kept.mask, kept.mask & np.asarray(jax.nn.sigmoid(logits) > DEAD)
         source, mask = shown.sh[:, 0, 0].astype(int), shown.mask
-        # Live splats stay; dead and new ones go where a live one is; the number grows up to the limit.
+        # Live splats stay; dead and new ones move to a live one; the number grows up to the limit.
         assert (source[lives] == number[lives]).all()
         assert lives[source[mask]].all()
         assert mask.sum() == min(35, used.sum() + round(0.1 * used.sum()))
@@ -133,7 +133,7 @@ def test_fifty_rounds_lose_and_duplicate_nothing():
         np.testing.assert_allclose(opacity[shared], expected[shared], rtol=1e-3)
         np.testing.assert_array_equal(shown.log_scales[alone], -2.0)
         assert (shown.log_scales[shared] < -2.0).all()
-        # Moments follow their splats and restart where those changed.
+        # Moments follow their splats, and restart for changed ones.
         np.testing.assert_array_equal(carried["mu"][mask], np.where(alone, number + 1, 0)[mask])
         np.testing.assert_array_equal(carried["nu"][mask, 2], np.where(alone, number + 1, 0)[mask])
     assert mask.sum() == 35
@@ -143,7 +143,7 @@ def test_fifty_rounds_lose_and_duplicate_nothing():
 def test_none_is_dead_right_after(dead_opacity):
     random = np.random.default_rng(7)
     for round_number in range(10):
-        # Barely live, or dead: all splats that share a place are as faint as allowed.
+        # Barely live, or dead: all splats at a shared position are as faint as allowed.
         logit = math.log(dead_opacity / (1 - dead_opacity))
         logits = logit + random.choice([-1.0, 1e-3, 0.1], COUNT)
         before = dataclasses.replace(splats(8), opacity_logits=jnp.asarray(logits, jnp.float32))

@@ -10,7 +10,7 @@ def test_a_range_is_summed_as_a_loop_sums_it():
     values = random.normal(size=(37, 3)).astype(np.float32)
     begins = random.integers(0, 38, size=200)
     ends = np.minimum(begins + random.integers(0, 14, size=200), 37)
-    # Everything, the last row, and empty ranges at either end.
+    # The full range, the last row, and empty ranges at either end.
     begins = np.append(begins, [0, 36, 0, 37]).astype(np.int32)
     ends = np.append(ends, [37, 37, 0, 37]).astype(np.int32)
     expected = np.stack([values[begin:end].sum(axis=0) for begin, end in zip(begins, ends, strict=True)])

@@ -1,4 +1,4 @@
-"""The rasterizer against closed forms and limits: overflow, sizes, vmap, reproducibility, memory, errors."""
+"""The rasterizer: closed forms and limits, overflow, sizes, vmap, reproducibility, memory, errors."""
 
 import dataclasses
 import functools
@@ -156,7 +156,7 @@ def test_overflow_is_counted_and_an_exact_fit_is_complete():
     assert 60 < needed < 1024 and int(roomy.overflow) == 0
     exact = draw(scene, camera, background=WHITE, buffer_capacity=needed)
     assert int(exact.overflow) == 0
-    # Another length is another program, which may round differently.
+    # A different length gives a different program, which may round differently.
     np.testing.assert_allclose(exact.rgb, roomy.rgb, atol=1e-6)
     short = draw(scene, camera, background=WHITE, buffer_capacity=needed - 7)
     assert int(short.overflow) == 7 and int(short.intersections) == needed
@@ -198,7 +198,7 @@ def test_vmap_over_cameras_splats_and_both_is_a_loop():
             assert relative_error(gradients[i, j], gradient) <= 1e-5
             total += gradient
         if i == 0:
-            # The gradient of a vmap, as in a training step.
+            # The gradient through a vmap, as in a training step.
             summed = jax.grad(
                 lambda p: jnp.sum(jax.vmap(loss, (None, None, 0))(p, scenes[0], many_cameras)[0])
             )
@@ -233,7 +233,7 @@ def test_a_vmap_of_the_backward_pass_is_a_loop():
 
 
 def deep_scene() -> Gaussians:
-    """Splats so dense that most of them are hidden."""
+    """A scene so dense that most splats are hidden."""
     random = np.random.default_rng(5)
     count = 500
     return make_gaussians(
@@ -259,12 +259,12 @@ def test_tiles_that_are_dark_are_finished_early(monkeypatch):
     results = {}
     for threshold in (-1.0, groups.MIN_TRANSMITTANCE, 1e-4):
         monkeypatch.setattr(groups, "MIN_TRANSMITTANCE", threshold)
-        # Newer JAX caches what it traced with the last value.
+        # Newer JAX caches the trace with the previous value.
         jax.clear_caches()
         results[threshold] = jax.jit(lambda: composite())()
     full, full_count = results.pop(-1.0)
     for threshold, (image, count) in results.items():
-        # What is left out sums to at most the remaining light, times colors of at most 1.
+        # The omitted part is at most the remaining light, times colors of at most 1.
         assert np.max(np.abs(image - full)) <= 2 * threshold + 1e-6
         assert int(count) < 0.7 * int(full_count)
 
@@ -283,7 +283,7 @@ def test_the_same_input_gives_the_same_bits():
             if one.dtype != jax.dtypes.float0:
                 np.testing.assert_array_equal(one, other)
 
-    # On a GPU, bits differ when threads add to one place in any order, so no two writes may collide.
+    # On a GPU, results vary if threads add to one location in arbitrary order, so writes must not collide.
     scatters = [
         equation
         for equation in equations(jax.make_jaxpr(step)(scene, camera).jaxpr)

@@ -1,4 +1,4 @@
-"""Every technique of compositing gives the same picture: brute force, finite differences, views, limits."""
+"""All compositing techniques give the same picture: brute force, finite differences, views, limits."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from tests.errors import relative_error
 from tests.splatting.test_exactness import KINDS, assert_close, random_scene, values_and_gradients
 from tests.splatting.test_render import camera_at, deep_scene, simple_scene
 
-# Pieces so short and so few at a time that tiles go on from step to step.
+# Pieces so short and so few at a time that tiles continue from step to step.
 TECHNIQUES = {"segments": segments(length=8, pieces=5), "kernel": kernel(interpret=True)}
 BACKGROUND = jnp.array([0.2, 0.5, 0.9])
 
@@ -44,7 +44,7 @@ def test_values_and_gradients_equal_brute_force(kind, seed):
 
 
 def one_tile(count: int, seed: int) -> tuple[Splats2D, TileLists]:
-    """Wide splats of moderate opacity in the lists of two tiles, so that no alpha is cut off or capped."""
+    """Wide splats of moderate opacity in the lists of two tiles, so that no alpha is cut off or clipped."""
     random = np.random.default_rng(seed)
     splats = Splats2D(
         means=random.uniform(0.0, 16.0, size=(count, 2)),
@@ -54,7 +54,7 @@ def one_tile(count: int, seed: int) -> tuple[Splats2D, TileLists]:
         opacities=random.uniform(0.2, 0.8, size=count),
         features=random.normal(size=(count, 2)),
     )
-    # The first tile lists all of them, the second one the last three; a splat's slots are neighbors.
+    # The first tile lists all splats, the second one the last three; a splat's slots are adjacent.
     slots = np.concatenate([np.arange(count), count - 3 + 2 * np.arange(3) + 1])
     slots[count - 3 : count] = count - 3 + 2 * np.arange(3)
     ends = np.concatenate([np.arange(1, count - 2), count - 3 + 2 * np.arange(1, 4)])
@@ -89,7 +89,7 @@ def test_joined_pieces_have_the_gradient_of_finite_differences():
 
 
 def test_a_dark_pixel_among_bright_ones_keeps_its_gradient():
-    """Its light is less than a float32 can hold, and the tile goes on for the others."""
+    """Its light is below the range of float32, while the tile continues for the other pixels."""
     count = 40
     splats = Splats2D(
         means=jnp.full((count, 2), 3.5),
@@ -121,13 +121,13 @@ def test_a_dark_pixel_among_bright_ones_keeps_its_gradient():
         assert relative_error(value, other, floor=1e-3) <= 1e-4
 
 
-# Enough for all scenes but the deep one, whose lists are composited as far as they go.
+# Enough for all scenes except the deep one, whose lists are composited as far as they go.
 CAPACITY = 220
 
 
 @functools.cache
 def compiled(technique):
-    """Loss, pictures and gradients of splat sets, each seen by the same cameras."""
+    """Loss, pictures and gradients of several splat sets, all seen by the same cameras."""
 
     def loss(scene, cameras):
         def one(camera):
@@ -143,7 +143,7 @@ def compiled(technique):
 
 
 def seen(technique, scenes: list[Gaussians]):
-    """What comes out of `compiled` for two cameras and pictures wider than high, but for the mask."""
+    """The results of `compiled` for two cameras and pictures wider than high, except for the mask."""
     cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[camera_at(a, (21, 13)) for a in (0.2, 1.9)])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *scenes)
     (_, images), gradients = compiled(technique)(stacked, cameras)
@@ -151,7 +151,7 @@ def seen(technique, scenes: list[Gaussians]):
 
 
 def turned(scene: Gaussians, seed: int) -> Gaussians:
-    """The splats as needles in all directions."""
+    """The splats stretched to needles in all directions."""
     random = np.random.default_rng(seed)
     stretch = jnp.array([1.0, -1.0, -3.0])
     return dataclasses.replace(
@@ -162,7 +162,7 @@ def turned(scene: Gaussians, seed: int) -> Gaussians:
 
 
 def scene_pair(kind: str) -> list[Gaussians]:
-    """Two sets of 64 splats for one program: one of a kind, and one beside it that is not."""
+    """Two sets of 64 splats for one program: one of the given kind, and an ordinary one."""
     beside = turned(simple_scene(60, 64, seed=1), 1)
     if kind == "empty":
         return [dataclasses.replace(beside, mask=jnp.zeros(64, bool)), beside]
@@ -199,5 +199,5 @@ def test_a_processor_keeps_its_groups_and_settings_choose():
 def test_what_is_compiled_for_a_card_elsewhere_takes_the_accelerator_s_path(rasterizer):
     assert technique_of(rasterizer) is GROUPS
     with compiling_for(Target("gpu", (9, 0))):
-        # The kernel has to prove itself on the card, which is not here.
+        # The kernel must pass its check on the card, which is not present.
         assert technique_of(rasterizer) == segments()

@@ -1,4 +1,4 @@
-"""Tile lists against the pixels and rectangles that each ellipse intersects."""
+"""Tile lists compared with the pixels and rectangles that each ellipse intersects."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ SIZE = tiles.TILE_SIZE
 
 
 def random_projection(seed: int, largest: float = 60.0) -> tuple[Projected, np.ndarray]:
-    """Ellipses of all shapes, inside and outside the image, and their covariances (N, 2, 2)."""
+    """Ellipses of all shapes inside and outside the image, and their covariances (N, 2, 2)."""
     random = np.random.default_rng(seed)
     axes = np.exp(random.uniform(np.log(1e-3), np.log(largest), (COUNT, 2)))
     turn = random.uniform(0, np.pi, COUNT)
@@ -25,7 +25,7 @@ def random_projection(seed: int, largest: float = 60.0) -> tuple[Projected, np.n
     opacities = random.uniform(0.003, 1.0, COUNT)
     reach = 2 * np.log(np.maximum(opacities / MIN_ALPHA, 1))
     depths = random.uniform(1, 2, COUNT).astype(np.float32)
-    depths[::5] = 1.5  # ties are ordered by index
+    depths[::5] = 1.5  # ties are broken by index
     xx, xy, yy = covariances[:, 0, 0], covariances[:, 0, 1], covariances[:, 1, 1]
     q = np.sqrt(xx / np.linalg.det(covariances))
     projected = Projected(
@@ -98,7 +98,7 @@ def check(projected: Projected, covariances: np.ndarray, lists: tiles.TileLists)
     depths = np.asarray(projected.depths)
     for splats in members:
         assert list(splats) == sorted(splats, key=lambda i: (depths[i], i))
-    # Every entry has its own slot, and a splat's slots are those between its bounds.
+    # Every entry has its own slot, and a splat's slots lie between its bounds.
     used = np.asarray(lists.slots[: starts[-1]])
     assert sorted(used) == list(range(len(listed)))
     owners = np.asarray(lists.splats[: starts[-1]])
@@ -116,7 +116,7 @@ def test_tiles_of_an_ellipse_are_those_it_intersects(seed, largest):
 
 
 def test_a_pair_of_keys_sorts_like_one(monkeypatch):
-    # As if the scene were too large for one integer key.
+    # Simulate a scene too large for a single integer key.
     monkeypatch.setattr(tiles, "LARGEST_KEY", 10)
     projected, covariances = random_projection(0)
     lists = jax.jit(lambda p: tiles.bin_splats(p, width=WIDTH, height=HEIGHT, buffer_capacity=CAPACITY))

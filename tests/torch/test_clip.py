@@ -1,4 +1,4 @@
-"""CLIP's towers against transformers."""
+"""CLIP's towers compared with transformers."""
 
 import numpy as np
 import pytest

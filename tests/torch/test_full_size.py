@@ -2,9 +2,9 @@
 
     python -m pytest -m slow tests/torch/test_full_size.py -s
 
-Not in the default run: it takes some minutes, 8 GB of memory and 10 GB of disk. One network at a time:
-PyTorch's is filled, written to a folder, run and dropped before ours reads the folder. -s shows the measured
-errors.
+This is not part of the default run: it takes some minutes, 8 GB of memory and 10 GB of disk. It handles one
+network at a time: PyTorch's network is initialized, written to a folder, run and released before ours reads
+the folder. -s shows the measured errors.
 """
 
 import gc
@@ -33,7 +33,7 @@ from tests.reference_models import TINY_WORDS, TOLERANCE, random_array, random_t
 pytestmark = pytest.mark.slow
 
 SIZE = SIZES["sd21"]
-# 256 pixels are 32×32 latents.
+# 256 pixels give 32×32 latents.
 PIXELS, LATENTS = 256, 32
 TEXT_CONFIG = {
     "vocab_size": 49408,
@@ -45,12 +45,12 @@ TEXT_CONFIG = {
     "hidden_act": "gelu",
 }
 IMAGE_TOLERANCE = 2 / 255
-# Flax rounds a product to bfloat16 before it adds the bias and once more after; PyTorch rounds once.
+# Flax rounds a product to bfloat16 before adding the bias and again afterwards; PyTorch rounds once.
 ROUNDING_MARGIN = 1.25
 
 
 class Answers(NamedTuple):
-    """PyTorch's: outputs in float32 and in bfloat16 by name, and the folder of the weights."""
+    """PyTorch's results: outputs in float32 and bfloat16 by name, and the folder of the weights."""
 
     exact: dict[str, np.ndarray]
     half: dict[str, np.ndarray]
@@ -58,7 +58,7 @@ class Answers(NamedTuple):
 
 
 def _filled(network):
-    """Random weights of the tests' small networks, put in place one by one."""
+    """Random weights, drawn as for the tests' small networks, filled in one by one."""
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if not name.endswith("position_ids"):
@@ -89,12 +89,12 @@ def _parameters(module, folder, dtype, file="diffusion_pytorch_model.safetensors
 
 
 def _mean_square_difference(ours, reference):
-    """‖ours − reference‖₂ / ‖reference‖₂: of rounding errors the largest one is luck, their mean is not."""
+    """‖ours − reference‖₂ / ‖reference‖₂: the largest rounding error is a matter of luck, the mean is not."""
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
 def _check(name, ours, ours_half, answers):
-    """Float32 to the tolerance; bfloat16 about as far from float32 as PyTorch's own."""
+    """Check float32 to the tolerance, and that bfloat16 is about as far from float32 as PyTorch's own."""
     failed = []
     for key, exact in answers.exact.items():
         assert np.abs(exact).max() > 1e-3 and np.isfinite(exact).all()
@@ -114,7 +114,7 @@ def _check(name, ours, ours_half, answers):
 
 
 def _both(make, run, read):
-    """Ours in float32 and in bfloat16, one after the other."""
+    """Our results in float32 and in bfloat16, one after the other."""
     outputs = []
     for dtype in (jnp.float32, jnp.bfloat16):
         module = make(dtype)
@@ -268,6 +268,6 @@ def test_three_steps_give_the_same_image(tmp_path):
     ours = np.asarray(jax.jit(decode_latents)(model, latents))
     difference = np.abs(ours - theirs).max()
     print(f"image: difference {difference:.1e}, standard deviation {theirs.std():.2f}")
-    # A flat image would agree by clipping alone.
+    # A flat image could agree by clipping alone.
     assert theirs.std() > 0.1
     assert difference <= IMAGE_TOLERANCE

@@ -1,4 +1,4 @@
-"""Original names, LoRA and textual inversion as diffusers takes them; the commands that convert old files."""
+"""Original names, LoRA and textual inversion compared with diffusers; commands that convert old files."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def _text(pipeline, prompt):
 
 
 def _noise(pipeline, text):
-    """The UNet's answer to random latents, channels last."""
+    """The UNet's output for random latents, channels last."""
     latents = torch.from_numpy(random_array("latents", (1, 4, 8, 8)))
     with torch.no_grad():
         return pipeline.unet(latents, 500, torch.from_numpy(text)).sample.permute(0, 2, 3, 1).numpy()
@@ -101,12 +101,12 @@ UNET = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0": (16, 16),
     "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v": (16, 12),
 }
-# diffusers tells a file's kind by the projection of attention's output, so there must be one.
+# diffusers recognizes a file's kind by the attention's output projection, so there must be one.
 TEXT = {"encoder.layers.1.self_attn.q_proj": (12, 12), "encoder.layers.1.self_attn.out_proj": (12, 12)}
 
 
 def _lora(unet_name, text_name, down, up, *, alpha, convolution=None):
-    """A LoRA of rank 2 for some linear layers, and one convolution that keeps 16 channels."""
+    """A rank-2 LoRA for some linear layers, and one convolution that keeps 16 channels."""
     tensors = {}
     shapes = {unet_name(name): shape for name, shape in UNET.items()}
     shapes |= {text_name(name): shape for name, shape in TEXT.items()}
@@ -190,7 +190,7 @@ def test_textual_inversion_as_in_diffusers(folder, pipeline, tmp_path):
 
 
 def _run_command_of_error(model, where):
-    """Do what the refusal of a model says."""
+    """Run the command given in a model's error message."""
     with pytest.raises(UserError) as error:
         load_model(model)
     command = str(error.value)[str(error.value).index("python -c") :]

@@ -1,4 +1,4 @@
-"""UNet, VAE, text encoder and their parts against diffusers and transformers, run here and now."""
+"""UNet, VAE, text encoder and their parts, compared with live runs of diffusers and transformers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The peer of the benchmarks does our work: the same iteration from the same numbers, and rows to compare."""
+"""The benchmarks' peer does the same work: equal iterations from equal numbers, and comparable rows."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Folders that we write, opened by diffusers: the same image from the same latents."""
+"""Folders written by us and opened by diffusers: the same image from the same latents."""
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def _both_images(folder, prompts, negative, *, steps, guidance_scale):
 
 def _assert_same_image(ours, theirs):
     assert ours.shape == theirs.shape
-    # A flat image would agree by clipping alone.
+    # A flat image could agree by clipping alone.
     assert theirs.std() > 0.05
     assert np.abs(ours - theirs).max() <= IMAGE_TOLERANCE
 

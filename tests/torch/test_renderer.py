@@ -1,4 +1,4 @@
-"""The rasterizer against PyTorch: gsplat's own projection and tiles, and the benchmark's peer."""
+"""The rasterizer compared with PyTorch: gsplat's own projection and tiles, and the benchmark's peer."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ COUNT, WIDTH, HEIGHT = 300, 61, 45
 
 
 def random_splats(seed: int) -> tuple[Gaussians, Camera]:
-    """Splats of all shapes around and behind a camera whose principal point is off the middle."""
+    """Splats of all shapes around and behind a camera with an off-center principal point."""
     random = np.random.default_rng(seed)
     scales = random.uniform(-5.0, 0.5, size=(COUNT, 3))
     scales[::4] = np.log([0.5, 1e-3, 1e-3])
@@ -117,5 +117,5 @@ def test_the_benchmarks_peer_draws_the_same():
     for name, gradient in gradients.items():
         expected = tensors[name].grad.numpy()
         error = np.linalg.norm(gradient - expected)
-        # A round splat's rotation has no effect; what is left of its gradient is rounding.
+        # A round splat's rotation has no effect, so its gradient consists of rounding errors.
         assert error <= (1e-6 if name == "quaternions" else 1e-3 * np.linalg.norm(expected)), name

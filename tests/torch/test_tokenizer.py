@@ -1,4 +1,4 @@
-"""Prompts become the same ids as in diffusers' pipelines, whatever they hold."""
+"""Prompts of any content give the same ids as in diffusers' pipelines."""
 
 import logging
 
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory):
 
 
 def _theirs(tokenizer, prompts):
-    """As StableDiffusionPipeline.encode_prompt calls the tokenizer."""
+    """Call the tokenizer like StableDiffusionPipeline.encode_prompt."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return tokenizer(
         prompts,
