@@ -1,4 +1,4 @@
-"""What a better beginning is worth: GE3D from a gray ball, and from the points that Point-E makes.
+"""Starting from Point-E's points instead of a gray ball.
 
     python experiments/figures/compare_starts.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/compare_starts.py               # 40 minutes, for docs/results.md
@@ -9,7 +9,7 @@ the pictures that objects are recognized by. Needs requirements-figures.txt.
 At full size these are the evaluation's 24 sentences with the bundled Point-E, 45 seconds each, judged seven
 times along the way, made by one process on each of two cores.
 
-Expected: objects from Point-E's points are recognized at once, and their shape is right sooner.
+Expected: objects that start from Point-E's points are recognized at once and reach the right shape sooner.
 """
 
 from ge3d_jax.cli import figure_flags

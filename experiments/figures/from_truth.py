@@ -1,12 +1,13 @@
-"""Beyond the paper: splats that are fitted to the truth, and what each loss makes of them from there.
+"""Beyond the paper: where each loss settles when it starts from splats fitted to the truth.
 
     python experiments/figures/from_truth.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/from_truth.py               # 25 minutes, for docs/results.md
 
-A stopped one goes on where it was. The first figure on a machine takes two minutes more, to trace what
-objects are recognized by. Needs requirements-figures.txt.
+An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
+the pictures that objects are recognized by. Needs requirements-figures.txt.
 
-Expected: a loss stays near the truth as far as it wants it. One that leaves it does not lack time.
+Expected: a loss whose optimum is the truth stays there. The quality that another loss gives up from there
+cannot be gained by longer runs or a better start.
 """
 
 from ge3d_jax.cli import figure_flags

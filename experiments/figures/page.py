@@ -53,7 +53,7 @@ def main() -> int:
     }
     failed: list[str] = []
     if not _PAGES_ONLY.value:
-        for line in page.told_times(chosen, missing, size):
+        for line in page.told_times(chosen, missing, size, processes):
             figure_flags.report(line)
         if _TIMES.value:
             return 0

@@ -160,7 +160,7 @@ def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
     ]
     shares = ", ".join(f"{share:.0%}" for share in (*all_done[0].series.shares[1:], 1.0))
     headings = [
-        f"{done.series.trial.start}: its beginning, then after {shares} of the run" for done in all_done
+        f"{done.series.trial.start}: at the start, then after {shares} of the run" for done in all_done
     ]
     return picture_table(rows, prompts, headings)
 
@@ -189,11 +189,11 @@ def make(work: Work, *, settings: Settings | None = None, judges: Judges | None 
 
 
 FIGURE = Figure(
-    title="What a better beginning is worth: a gray ball beside Point-E",
-    source="Beyond the paper: it begins every object with Point-E",
+    title="Starting from Point-E instead of a gray ball",
+    source="Beyond the paper, which starts every object from Point-E",
     expected=(
-        "Objects that begin with Point-E's points are recognized at once, and their shape is right sooner; "
-        "fewer of them look two ways."
+        "Objects that start from Point-E's points are recognized at once, reach the right shape sooner, and "
+        "fewer of them have two faces."
     ),
     seconds={"small": 100.0, "full": 2400.0},
     make=make,

@@ -34,7 +34,7 @@ from ge3d_jax.viewer.sheet import to_uint8
 
 _METRICS = ("psnr", "overlap", "chamfer", "sharpness", "saturation", "views_right")
 _DRAWN = ("psnr", "overlap", "sharpness")
-_FIT = "(the fit, where all begin)"
+_FIT = "(the fit that all start from)"
 _SEED = 0
 
 
@@ -247,11 +247,11 @@ def make(work: Work) -> Made:
 
 
 FIGURE = Figure(
-    title="Where each loss comes to rest that begins with the truth",
-    source="Beyond the paper: why a loss is not the best",
+    title="Where each loss settles when it starts from the truth",
+    source="Beyond the paper: what keeps a loss from the truth",
     expected=(
-        "A loss whose wish is the truth stays there. What it takes away from it, neither time nor a better "
-        "beginning can give."
+        "A loss whose optimum is the truth stays there. The quality that another loss gives up from there "
+        "cannot be gained by longer runs or a better start."
     ),
     seconds={"small": 150.0, "full": 1500.0},
     make=make,

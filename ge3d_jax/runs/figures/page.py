@@ -14,6 +14,7 @@ from ge3d_jax.core.devices import memory_limit
 from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.files import atomic_path, parse_json
 from ge3d_jax.core.pinned import do_pinned, usable_cores
+from ge3d_jax.core.tables import counted
 from ge3d_jax.runs.figures.base import Figure
 from ge3d_jax.runs.figures.making import command_of, duration, told_time
 from ge3d_jax.runs.folder import prepare_folder
@@ -83,13 +84,16 @@ def is_made(name: str, command: str, out: Path) -> bool:
     return results is not None and results.command == command
 
 
-def told_times(figures: Mapping[str, Figure], missing: Mapping[str, Figure], size: str) -> list[str]:
+def told_times(
+    figures: Mapping[str, Figure], missing: Mapping[str, Figure], size: str, processes: int = 1
+) -> list[str]:
     """Describe the estimated time of each figure and the total for all missing ones.
 
     Args:
         figures: figures to list.
         missing: figures that will be made.
         size: one of SIZES.
+        processes: number of figures made at a time.
 
     Returns:
         One line per figure, then a line with the total.
@@ -106,9 +110,11 @@ def told_times(figures: Mapping[str, Figure], missing: Mapping[str, Figure], siz
     elif untimed:
         never = f"{untimed} of them never timed"
         told = f"more than {together}, {never}" if known else never
-        lines.append(f"{len(missing)} figures to make, size {size}: {told}.")
+        lines.append(f"{counted(len(missing), 'figure')} to make, size {size}: {told}.")
     else:
-        lines.append(f"{len(missing)} figures to make, size {size}: about {together} on two CPU cores.")
+        lines.append(f"{counted(len(missing), 'figure')} to make, size {size}: about {together} on two CPU cores.")
+    if processes > 1 and len(missing) > 1:
+        lines.append(f"It takes less than that, since {processes} figures are made at a time.")
     return lines
 
 

@@ -65,7 +65,7 @@ def test_every_object_begins_with_the_fit_of_its_truth(made):
 def test_the_table_has_the_beginning_and_the_ends(made):
     _, whole = made
     lines = whole.text.replace("**", "").splitlines()
-    assert lines[2].startswith(f"| (the fit, where all begin) | {whole.rows[0]['psnr']:.1f} |")
+    assert lines[2].startswith(f"| (the fit that all start from) | {whole.rows[0]['psnr']:.1f} |")
     assert lines[3].startswith(f"| sds | {whole.rows[-1]['psnr']:.1f} |")
     assert len(lines) == 4
 
@@ -78,7 +78,7 @@ def test_a_prompt_begins_once_whatever_goes_on_from_it():
         row(loss, prompt, *at) for loss in "ab" for prompt in "xy" for at in ((0, 0.0), (1, 0.5), (2, 1.0))
     ]
     found = [(one["loss"], one["prompt"]) for one in ends_of(rows)]
-    fit = "(the fit, where all begin)"
+    fit = "(the fit that all start from)"
     assert found == [(fit, "x"), (fit, "y"), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
     assert {one["share"] for one in ends_of(rows)[2:]} == {1.0}
 

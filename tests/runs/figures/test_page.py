@@ -70,6 +70,12 @@ def test_the_time_of_all_that_is_missing_is_told():
         "third: about 2 minutes on two CPU cores",
         "2 figures to make, size small: about 2 minutes on two CPU cores.",
     ]
+    assert page.told_times(FIGURES, missing, "small", 2)[-2:] == [
+        "2 figures to make, size small: about 2 minutes on two CPU cores.",
+        "It takes less than that, since 2 figures are made at a time.",
+    ]
+    alone = {"second": FIGURES["second"]}
+    assert page.told_times(FIGURES, alone, "small", 2)[-1].startswith("1 figure to make")
     assert page.told_times(missing, missing, "full")[-1] == (
         "2 figures to make, size full: more than 60 minutes, 1 of them never timed."
     )
