@@ -104,15 +104,15 @@ def told_times(
     ]
     known = [figure.seconds[size] for figure in missing.values() if size in figure.seconds]
     untimed = len(missing) - len(known)
-    together = duration(sum(known))
+    together, count = duration(sum(known)), counted(len(missing), "figure")
     if not missing:
         lines.append(f"Nothing is left to make, size {size}.")
     elif untimed:
         never = f"{untimed} of them never timed"
         told = f"more than {together}, {never}" if known else never
-        lines.append(f"{counted(len(missing), 'figure')} to make, size {size}: {told}.")
+        lines.append(f"{count} to make, size {size}: {told}.")
     else:
-        lines.append(f"{counted(len(missing), 'figure')} to make, size {size}: about {together} on two CPU cores.")
+        lines.append(f"{count} to make, size {size}: about {together} on two CPU cores.")
     if processes > 1 and len(missing) > 1:
         lines.append(f"It takes less than that, since {processes} figures are made at a time.")
     return lines
