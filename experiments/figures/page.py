@@ -4,7 +4,7 @@ r"""Make the paper's tables and figures, and the page that shows them.
     python experiments/figures/page.py --size=full --times
 
 The first gives a first look, in outputs/figures/small, in about 20 minutes on two CPU cores. The full size,
-the default, is what docs/results.md shows; it takes about seven hours. --times only says how long each figure
+the default, is what docs/results.md shows; it takes about eight hours. --times only says how long each figure
 will take. Finished figures are left as they are, and an interrupted one continues where it stopped. A figure
 that fails does not stop the others; the exit status is then 1.
 

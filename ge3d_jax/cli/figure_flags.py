@@ -20,7 +20,7 @@ SIZE = flags.DEFINE_enum(
     "size",
     "full",
     _SIZES,
-    "A first look on two CPU cores, seven hours on them for all figures, or the paper's scale.",
+    "A first look on two CPU cores, eight hours on them for all figures, or the paper's scale.",
 )
 _OUT = flags.DEFINE_string(
     "out", None, f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if not full."
