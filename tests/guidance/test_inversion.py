@@ -144,7 +144,7 @@ def test_delta_needs_the_source():
     assert not any(GE3D(inversion=name).needs_source_views for name in ("plain", "npi", "direct"))
     drawn = world.drawn(loss, 5000)
     for text, source in ((told, None), (world.text, world.latents)):
-        with pytest.raises(UserError, match="there is none"):
+        with pytest.raises(UserError, match="but this run has none"):
             loss.trajectories(world.latents, text, drawn, world.denoiser, source)
 
 

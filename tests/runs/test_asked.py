@@ -78,9 +78,9 @@ def test_a_file_tells_everything(tmp_path, density):
 @pytest.mark.parametrize(
     ("lacks", "told"),
     [
-        ("views", "toybox' come views = 4."),
-        ("guidance.nodes.count", "come guidance.nodes.count = 3."),
-        ("scene.kind", "come scene.kind = 'splats'."),
+        ("views", "toybox' provides views = 4."),
+        ("guidance.nodes.count", "provides guidance.nodes.count = 3."),
+        ("scene.kind", "provides scene.kind = 'splats'."),
         ("background", "background.replaced = 0.5, background.random_share = 1.0."),
     ],
 )

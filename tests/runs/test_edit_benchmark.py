@@ -125,7 +125,7 @@ def test_a_short_batch_is_filled_up_and_sorts_do_not_mix(cases):
     assert seen == [(0, ["000", "002"]), (1, ["001", "001"])] and len(seconds) == 2
     np.testing.assert_array_equal(edited, [case.picture for case in mixed])
     assert warm_seconds([9.0, 2.0, 4.0], 2) == 1.5 and warm_seconds([9.0], 2) is None
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         run_editor(lambda some, number: np.full((2, SIZE, SIZE, 3), np.nan), cases, 2, lambda text: None)
 
 

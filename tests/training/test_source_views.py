@@ -160,5 +160,5 @@ def test_other_inversions_do_not_look_at_the_source(task, state, context):
             getattr(after.scene.gaussians, field), getattr(other.scene.gaussians, field)
         )
     assert relative_error(after.scene.gaussians.sh, state.scene.gaussians.sh) > 0.0
-    with pytest.raises(UserError, match="nothing is"):
+    with pytest.raises(UserError, match="this run edits none"):
         task.see_source(without, drawn, PROGRESS)
