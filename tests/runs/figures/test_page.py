@@ -94,7 +94,9 @@ def test_what_is_made_depends_on_the_command(tmp_path):
     assert not is_made(command_of("first", "full", "a model"))
     assert command_of("first", "full", "a model").endswith("first.py --size=full --model='a model'")
     (tmp_path / "first.md").unlink()
-    with pytest.raises(UserError, match=r"first\.json and first\.md cannot be read .* to make the figure again"):
+    with pytest.raises(
+        UserError, match=r"first\.json and first\.md cannot be read .* to make the figure again"
+    ):
         is_made(command_of("first", "full", None))
 
 
