@@ -81,7 +81,7 @@ def test_a_first_look_leaves_the_committed_results_alone(tmp_path):
 
 
 def test_times_are_told_and_nothing_is_made(tmp_path):
-    done = run(FOLDER / "page.py", "--size=paper", "--times", folder=tmp_path)
+    done = run(FOLDER / "page.py", "--size=paper", "--times", "--at_a_time=1", folder=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(FIGURES) + 1
     assert not (tmp_path / "docs").exists() and not (tmp_path / "outputs").exists()
 

@@ -51,7 +51,7 @@ def test_one_line_says_time_and_memory():
 def test_what_fits_passes_and_what_does_not_names_the_settings():
     remedies = Distillation(Config(vae_rematerialize=False)).remedies(devices=1)
     check_memory(NEEDS_TEN, _gpu(10), remedies)
-    with pytest.raises(UserError, match=r"10\.0 GB .* has 9\.0 GB .* vae_remat.* and views_per_batch=1"):
+    with pytest.raises(UserError, match=r"10\.0 GB .* has only 9\.0 GB .* vae_remat.* and views_per_batch=1"):
         check_memory(NEEDS_TEN, _gpu(9), remedies)
     # Other data on the device counts too.
     with pytest.raises(UserError, match=r"12\.0 GB"):
