@@ -203,7 +203,7 @@ def test_the_flag_of_antialiasing_is_read_kept_and_said(tmp_path):
         convert_splats(tmp_path / "a.spz", tmp_path / name)
         assert read_splats(tmp_path / name).antialiased
     assert gzip.decompress((tmp_path / "b.spz").read_bytes())[14] == 1
-    with pytest.warns(UserWarning, match=r"b\.splat cannot say .* antialiasing"):
+    with pytest.warns(UserWarning, match=r"b\.splat cannot record .* antialiasing"):
         convert_splats(tmp_path / "a.spz", tmp_path / "b.splat")
     with pytest.warns(UserWarning, match="not used here"):
         load_splats(tmp_path / "a.spz")
