@@ -80,16 +80,9 @@ def draw_noise(key: jax.Array, stage: Stage, clouds: int, points: int) -> StageN
     return StageNoise(normal(first, shape), normal(later, every) if stage.churn else jnp.zeros(every))
 
 
-@partial(jax.jit, static_argnames=("config", "guided", "velocity"))
+@partial(jax.jit, static_argnames=("config", "guided"))
 def sample_base(
-    parameters: Any,
-    text: jax.Array,
-    plan: Plan,
-    noise: StageNoise,
-    *,
-    config: BaseConfig,
-    guided: bool,
-    velocity: bool = False,
+    parameters: Any, text: jax.Array, plan: Plan, noise: StageNoise, *, config: BaseConfig, guided: bool
 ) -> SampledWay:
     """Sample the clouds' first points.
 
@@ -100,7 +93,6 @@ def sample_base(
         noise: noise of the stage.
         config: size of the network.
         guided: whether the stage uses guidance.
-        velocity: whether the network predicts the velocity.
 
     Returns:
         The sampling trajectory, in the diffusion's scale.
@@ -112,18 +104,12 @@ def sample_base(
         output: Any = apply({"params": parameters}, points, times, condition)
         return output[..., :POINT_CHANNELS]
 
-    return sample(predict, plan, noise.initial, noise.churn, guided=guided, velocity=velocity)
+    return sample(predict, plan, noise.initial, noise.churn, guided=guided)
 
 
-@partial(jax.jit, static_argnames=("config", "velocity"))
+@partial(jax.jit, static_argnames="config")
 def sample_upsampler(
-    parameters: Any,
-    given: jax.Array,
-    plan: Plan,
-    noise: StageNoise,
-    *,
-    config: UpsamplerConfig,
-    velocity: bool = False,
+    parameters: Any, given: jax.Array, plan: Plan, noise: StageNoise, *, config: UpsamplerConfig
 ) -> SampledWay:
     """Sample the clouds' additional points, without guidance.
 
@@ -133,7 +119,6 @@ def sample_upsampler(
         plan: plan of the stage.
         noise: noise of the stage.
         config: size of the network.
-        velocity: whether the network predicts the velocity.
 
     Returns:
         The sampling trajectory, in the diffusion's scale.
@@ -144,7 +129,7 @@ def sample_upsampler(
         output: Any = apply({"params": parameters}, points, times, given)
         return output[..., :POINT_CHANNELS]
 
-    return sample(predict, plan, noise.initial, noise.churn, guided=False, velocity=velocity)
+    return sample(predict, plan, noise.initial, noise.churn, guided=False)
 
 
 def unit_features(features: jax.Array) -> jax.Array:
@@ -174,16 +159,10 @@ def sample_points(
             base_noise,
             config=model.base_config,
             guided=base.is_guided,
-            velocity=base.is_velocity,
         ).clean[-1]
     )
     rest = sample_upsampler(
-        model.upsampler,
-        first,
-        make_plan(more),
-        upsampler_noise,
-        config=model.upsampler_config,
-        velocity=more.is_velocity,
+        model.upsampler, first, make_plan(more), upsampler_noise, config=model.upsampler_config
     ).clean[-1]
     return np.asarray(jnp.concatenate([first, to_user_units(rest)], axis=1))
 

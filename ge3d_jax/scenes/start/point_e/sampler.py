@@ -109,11 +109,6 @@ class Stage:
             )
 
     @property
-    def is_velocity(self) -> bool:
-        """Whether the network predicts the velocity."""
-        return self.prediction == VELOCITY
-
-    @property
     def is_guided(self) -> bool:
         """Whether each evaluation also runs the network without its condition."""
         return self.guidance not in (0.0, 1.0)
@@ -139,13 +134,15 @@ class Level:
     Attributes:
         sigma: σ.
         time: t, int32.
-        of_seen, of_noise: √(1/ᾱ_t) and √(1/ᾱ_t − 1), computed in float64 because ᾱ_t is nearly 1 at the end.
+        of_seen, of_predicted: x0 is of_seen times what the network sees minus of_predicted times what it
+            predicts: √(1/ᾱ_t) and √(1/ᾱ_t − 1) for the noise, √ᾱ_t and √(1 − ᾱ_t) for the velocity. They are
+            computed in float64 because ᾱ_t is nearly 1 at the end.
     """
 
     sigma: jax.Array
     time: jax.Array
     of_seen: jax.Array
-    of_noise: jax.Array
+    of_predicted: jax.Array
 
 
 @struct.dataclass
@@ -166,13 +163,16 @@ class Plan:
     largest: jax.Array
 
 
-def levels(sigma: np.ndarray, signal: np.ndarray) -> Level:
+def levels(sigma: np.ndarray, signal: np.ndarray, prediction: str = EPSILON) -> Level:
     """Compute the denoiser's coefficients for noise levels (n,) from the table ᾱ_t, both float64."""
     times = time_of(sigma, signal)
-    inverse = 1.0 / signal[times]
-    numbers = (sigma, np.sqrt(inverse), np.sqrt(inverse - 1.0))
-    at, of_seen, of_noise = (jnp.asarray(each, jnp.float32) for each in numbers)
-    return Level(at, jnp.asarray(times), of_seen, of_noise)
+    kept, inverse = signal[times], 1.0 / signal[times]
+    if prediction == VELOCITY:
+        coefficients = np.sqrt(kept), np.sqrt(1.0 - kept)
+    else:
+        coefficients = np.sqrt(inverse), np.sqrt(inverse - 1.0)
+    at, of_seen, of_predicted = (jnp.asarray(each, jnp.float32) for each in (sigma, *coefficients))
+    return Level(at, jnp.asarray(times), of_seen, of_predicted)
 
 
 def make_plan(stage: Stage) -> Plan:
@@ -180,8 +180,8 @@ def make_plan(stage: Stage) -> Plan:
     sigmas, churned = stage.sigmas(), stage.churned()
     signal = alphas_cumprod(stage.schedule)
     return Plan(
-        first=levels(churned, signal),
-        second=levels(sigmas[1:], signal),
+        first=levels(churned, signal, stage.prediction),
+        second=levels(sigmas[1:], signal, stage.prediction),
         added=jnp.asarray(np.sqrt(np.maximum(churned**2 - sigmas[:-1] ** 2, 0.0)), jnp.float32),
         scale=jnp.full(stage.steps, stage.guidance, jnp.float32),
         largest=jnp.full(stage.steps, sigmas[0], jnp.float32),
@@ -204,13 +204,7 @@ class SampledWay:
 
 
 def denoise(
-    predict: Predict,
-    x: jax.Array,
-    level: Level,
-    *,
-    scale: jax.Array | float,
-    guided: bool,
-    velocity: bool = False,
+    predict: Predict, x: jax.Array, level: Level, *, scale: jax.Array | float, guided: bool
 ) -> jax.Array:
     """Estimate the clean points, with one evaluation of the network.
 
@@ -220,7 +214,6 @@ def denoise(
         level: the noise level.
         scale: s.
         guided: whether to use guidance (static).
-        velocity: whether the network predicts the velocity rather than the noise (static).
 
     Returns:
         (B, N, 6) x0; within [-1, 1] unless guided.
@@ -228,11 +221,7 @@ def denoise(
     seen = x / jnp.sqrt(level.sigma**2 + 1.0)
     seen = jnp.concatenate([seen, seen]) if guided else seen
     predicted = predict(seen, jnp.full(seen.shape[0], level.time))
-    if velocity:
-        clean = (seen - level.of_noise * predicted) / level.of_seen
-    else:
-        clean = level.of_seen * seen - level.of_noise * predicted
-    clean = jnp.clip(clean, -1.0, 1.0)
+    clean = jnp.clip(level.of_seen * seen - level.of_predicted * predicted, -1.0, 1.0)
     if not guided:
         return clean
     asked, dropped = jnp.split(clean, 2)
@@ -240,13 +229,7 @@ def denoise(
 
 
 def sample(
-    predict: Predict,
-    plan: Plan,
-    initial: jax.Array,
-    churn_noise: jax.Array,
-    *,
-    guided: bool,
-    velocity: bool = False,
+    predict: Predict, plan: Plan, initial: jax.Array, churn_noise: jax.Array, *, guided: bool
 ) -> SampledWay:
     """Sample points; for use inside `jit`.
 
@@ -256,13 +239,12 @@ def sample(
         initial: (B, N, 6) initial standard normal noise.
         churn_noise: (n, B, N, 6) standard normal noise for each step.
         guided: whether the stage uses guidance (static).
-        velocity: whether the network predicts the velocity (static).
 
     Returns:
         The trajectory; its last `clean` is the result.
     """
 
-    clean_of = partial(denoise, predict, guided=guided, velocity=velocity)
+    clean_of = partial(denoise, predict, guided=guided)
 
     def begin_step(x: jax.Array, step: Plan, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x = x + step.added * noise
