@@ -44,7 +44,6 @@ def main() -> int:
     size, model, out = figure_flags.SIZE.value, figure_flags.MODEL.value, figure_flags.out()
     if _TIMES.value and _PAGES_ONLY.value:
         raise UserError("--times and --pages_only exclude each other; leave one of them out.")
-    processes = page.at_a_time(_AT_A_TIME.value)
     chosen = page.choose(FIGURES, _ONLY.value)
     missing = {
         name: figure
@@ -53,6 +52,7 @@ def main() -> int:
     }
     failed: list[str] = []
     if not _PAGES_ONLY.value:
+        processes = page.at_a_time(_AT_A_TIME.value)
         for line in page.told_times(chosen, missing, size, processes):
             figure_flags.report(line)
         if _TIMES.value:

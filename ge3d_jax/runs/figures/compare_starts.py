@@ -11,8 +11,8 @@ import numpy as np
 
 from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.runs.evaluation_prompts import PROMPTS
+from ge3d_jax.runs.figures import convergence
 from ge3d_jax.runs.figures.base import Figure, Made, Work
-from ge3d_jax.runs.figures.convergence import curves
 from ge3d_jax.runs.figures.loss_series import Done, Judges
 from ge3d_jax.runs.figures.loss_settings import (
     EQUAL_TIMES,
@@ -21,11 +21,10 @@ from ge3d_jax.runs.figures.loss_settings import (
     counted_objects,
     made_or_read,
 )
-from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.viewer.picture_table import picture_table
-from ge3d_jax.viewer.plot import Panel, check_plotting, draw_plot
+from ge3d_jax.viewer.plot import check_plotting
 
 STARTS = ("ball", "point_e")
 _BY = "start"
@@ -83,12 +82,7 @@ SIZES: Mapping[str, Settings] = {
 
 def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
     """One row for each object at each moment."""
-    return [
-        {_BY: done.series.trial.start, "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
-        for done in all_done
-        for one in done.objects
-        for index, numbers in enumerate(one.moments)
-    ]
+    return convergence.rows_of(all_done, _BY, lambda done: str(done.series.trial.start))
 
 
 def ends_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -141,16 +135,6 @@ def _text(settings: Settings, all_done: Sequence[Done], rows: Sequence[Mapping[s
     return "\n\n".join(parts)
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw one panel for each of the selected metrics, over iterations."""
-    panels = [
-        Panel("", "iterations", METRICS[name].label, lines)
-        for name in _DRAWN
-        if (lines := curves(rows, name, "iterations", by=_BY))
-    ]
-    return draw_plot(panels, columns=len(panels))
-
-
 def draw_objects(all_done: Sequence[Done]) -> np.ndarray:
     """Show intermediate fronts: one row per prompt, one group of columns per start."""
     prompts = list(dict.fromkeys(one.prompt for done in all_done for one in done.objects))[:_SHOWN]
@@ -184,7 +168,7 @@ def make(work: Work, *, settings: Settings | None = None, judges: Judges | None 
     rows = rows_of(all_done)
     pictures = {"objects": draw_objects(all_done)}
     if any("views_right" in row for row in rows):
-        pictures = {"": draw_curves(rows), **pictures}
+        pictures = {"": convergence.draw_curves(rows, _DRAWN, ("iterations",), _BY), **pictures}
     return Made(rows, _text(settings, all_done, rows), pictures)
 
 

@@ -1,6 +1,6 @@
 """Figures 5, 6 and 7: object quality over time and iterations, for GE3D with and without DBC."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,12 @@ def label_of(done: Done) -> str:
     return _LABELS.get(label, label)
 
 
-def rows_of(all_done: Sequence[Done]) -> list[dict[str, Any]]:
-    """One row for each object at each moment."""
+def rows_of(
+    all_done: Sequence[Done], by: str = "loss", name_of: Callable[[Done], str] = label_of
+) -> list[dict[str, Any]]:
+    """One row for each object at each moment; the column `by` has what `name_of` gives."""
     return [
-        {"loss": label_of(done), "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
+        {by: name_of(done), "prompt": one.prompt, "seed": one.seed, "moment": index, **numbers}
         for done in all_done
         for one in done.objects
         for index, numbers in enumerate(one.moments)
@@ -158,12 +160,15 @@ def _how(settings: Settings, all_done: Sequence[Done]) -> str:
     )
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> np.ndarray:
-    """Draw a column of panels per metric: over seconds in the first row, over iterations in the second."""
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    across: Sequence[str] = ("seconds", "iterations"),
+    by: str = "loss",
+) -> np.ndarray:
+    """Draw a column of panels per metric, with a row of panels over each of `across`; see `curves`."""
     panels = [
-        Panel("", x, METRICS[metric].label, curves(rows, metric, x))
-        for x in ("seconds", "iterations")
-        for metric in metrics
+        Panel("", x, METRICS[metric].label, curves(rows, metric, x, by)) for x in across for metric in metrics
     ]
     return draw_plot(panels, columns=len(metrics))
 
