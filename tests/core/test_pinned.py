@@ -11,11 +11,9 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.pinned import do_pinned, usable_cores
 from tests.core.pinned_jobs import fail, write_core, write_core_in_company
+from tests.two_cores import needs_two_cores
 
 ROOT = Path(__file__).parents[2]
-needs_two_cores = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(usable_cores()) < 2, reason="no two cores to choose from"
-)
 
 
 def test_a_single_process_is_this_one(tmp_path):

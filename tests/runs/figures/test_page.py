@@ -14,6 +14,7 @@ from ge3d_jax.runs.figures.base import Figure, Made, write_made
 from ge3d_jax.runs.figures.figures import FIGURES as ALL_FIGURES
 from ge3d_jax.runs.figures.making import command_of, duration, model_of, told_time
 from tests.runs.figures.page_jobs import note_process
+from tests.two_cores import needs_two_cores
 
 
 def figure(title, **seconds):
@@ -140,9 +141,7 @@ def test_what_compares_times_is_made_last():
     }
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(usable_cores()) < 2, reason="no two cores to choose from"
-)
+@needs_two_cores
 def test_figures_are_made_side_by_side_but_timed_ones_alone(tmp_path):
     said = []
     figures = {**FIGURES, "timed": replace(FIGURES["first"], is_timed=True)}
