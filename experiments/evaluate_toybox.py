@@ -3,13 +3,14 @@
     python experiments/evaluate_toybox.py --part=all
 
 There are three parts, with these times on two CPU cores: the recognizer on ground truth (a minute), 192
-samples of the model (a minute), and 24 generated objects (about forty minutes; an interrupted run continues
+samples of the model (a minute), and 24 generated objects (about half an hour; an interrupted run continues
 with the next object). The folder docs/evaluation then holds the numbers (recognizer.json, model.json,
 objects.json), pictures of all samples and objects, and README.md with the results.
 
 A quick look: --part=objects --count=4 --out=runs/look
 The fast model of 64 pixels: --preset=toybox64 --out=docs/evaluation/toybox64; docs/evaluation then shows its
-numbers beside its own.
+numbers beside its own. Likewise objects that start from a gray ball: --part=objects --preset=toybox_ball
+--out=docs/evaluation/toybox_ball
 Another loss: --part=objects --guidance=sds --prompts="a red mushroom,a cyan robot" --out=runs/sds
 """
 
@@ -23,11 +24,13 @@ from ge3d_jax.cli import script
 from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.toybox import MODELS
 
+# The first one is the default.
+_PRESETS = (*MODELS, "toybox_ball")
 _PARTS = ("recognizer", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
 _OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
 _PRESET = flags.DEFINE_enum(
-    "preset", MODELS[0], MODELS, "The objects' settings, and the bundled model of that name."
+    "preset", _PRESETS[0], _PRESETS, "The objects' settings, and the bundled model they are for."
 )
 _MODEL = flags.DEFINE_string("model", None, "Folder of another model of the Toybox world.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of cameras, samples and the first object.", lower_bound=0)
@@ -129,12 +132,13 @@ def main() -> None:
 
     from ge3d_jax.core.files import atomic_path
     from ge3d_jax.metrics.recognition import load_gallery
+    from ge3d_jax.runs.asked import model_by_preset
     from ge3d_jax.runs.evaluation_report import markdown
     from ge3d_jax.runs.folder import prepare_folder, versions, write_json
-    from ge3d_jax.runs.request import find_model
 
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
-    folder = None if chosen == ("recognizer",) else find_model(_MODEL.value or _PRESET.value)
+    model = model_by_preset(_PRESET.value, _MODEL.value)
+    folder = None if chosen == ("recognizer",) else model.check()
     out = prepare_folder(_OUT.value)
     gallery = load_gallery(cache_folder(), report=print)
     for part in chosen:
@@ -156,7 +160,7 @@ def main() -> None:
             if file.is_file()
         }
 
-    beside = {preset: reports_in(out / preset) for preset in MODELS}
+    beside = {preset: reports_in(out / preset) for preset in _PRESETS}
     with atomic_path(out / "README.md") as path:
         path.write_text(markdown(reports_in(out), beside), encoding="utf-8")
     print(f"The results are in {out / 'README.md'}")

@@ -11,11 +11,14 @@ from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
+from ge3d_jax.scenes.start.starts import STARTS
 from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of, with_start
 
 DEFAULT_PRESET = "toybox"
+# Presets of bundled models that are not named like them.
+_BUNDLED = {"toybox_ball": "toybox"}
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelChoice))
 
 
@@ -78,10 +81,15 @@ def asked_by_preset(
         ),
         prompt=prompt_of(name),
         seed=seed_of(name),
-        # A preset that is named like a bundled model uses that model.
-        model=ModelChoice(name if name in MODELS else None),
+        model=ModelChoice(bundled_model(name)),
         start=path,
     )
+
+
+def bundled_model(preset_name: str) -> str | None:
+    """Return the name of the bundled model that a preset is made for; None if it is made for none."""
+    name = _BUNDLED.get(preset_name, preset_name)
+    return name if name in MODELS else None
 
 
 def model_by_preset(name: str, model: FilePath | None = None) -> ModelChoice:
@@ -121,9 +129,6 @@ def asked_by_file(
             f"{file} does not give every setting; the preset {saved['preset']!r} provides {values}.",
             stacklevel=2,
         )
-    if start is None and not _tells_start(saved["settings"]):
-        # Older runs store their start file outside the settings.
-        start = saved.get("start")
     path = None if start is None else os.fspath(start)
     usual = with_start(usual, saved["preset"], start=path, growth=growth)
     settings = with_start(settings, saved["preset"], start=path, growth=growth)
@@ -137,11 +142,6 @@ def asked_by_file(
         edit_from=saved.get("edit_from"),
         model=ModelChoice.described(saved),
     )
-
-
-def _tells_start(tree: Mapping[str, Any]) -> bool:
-    """Whether the settings of a run include its kind of start."""
-    return "scene.start.kind" in _kinds(tree)
 
 
 def refuse_beside_file(**given: str | None) -> None:
@@ -219,11 +219,13 @@ def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
         kind = kinds.get(name)
         return kind if kind != own.get(name) else None
 
-    # These two come with settings of their own.
+    start = other("scene.start.kind")
+    # These come with settings of their own; a start from a file gets its file from the run.
     return configured(
         preset_name,
         guidance=other("guidance.kind"),
         density=other("scene.density.kind"),
+        start=start if start in STARTS and not STARTS[start].reads_file else None,
         overrides=kinds,
     )
 

@@ -150,7 +150,14 @@ def fitting(images: Path) -> Callable[..., object]:
     return run
 
 
-_SMALL = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "guidance.kind": "sds"}
+_SMALL = {
+    "iterations": 2,
+    "views": 1,
+    "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
+    "start.count": 50,
+    "guidance.kind": "sds",
+}
 
 
 def generating(model: Path) -> Callable[..., object]:

@@ -19,7 +19,14 @@ from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from tests.tiny_model import IMAGE_SIZE, write_tiny_model
 
 # The same as in tests/test_api_cli.py, so that both share compiled programs.
-SMALL = {"iterations": 3, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50, "nodes.count": 2}
+SMALL = {
+    "iterations": 3,
+    "views": 1,
+    "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
+    "start.count": 50,
+    "nodes.count": 2,
+}
 
 
 def test_prompts_are_spread_over_the_world():

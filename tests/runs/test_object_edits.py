@@ -40,7 +40,7 @@ def make(model, out, prompt=TARGET, overrides=None, **given):
 @pytest.fixture(scope="module")
 def start(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("source")
-    make(model, out, SOURCE, {"iterations": 1, "start.count": 50})
+    make(model, out, SOURCE, {"iterations": 1, "start.kind": "ball", "start.count": 50})
     return out / "object.ply"
 
 

@@ -34,7 +34,7 @@ def test_the_readme_shows_it():
 
 def test_it_moves_the_splats_and_has_settings(registered, tmp_path):
     write_tiny_model(tmp_path / "model")
-    small = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.count": 50}
+    small = {"iterations": 2, "views": 1, "image_size": IMAGE_SIZE, "start.kind": "ball", "start.count": 50}
     result = ge3d_jax.generate(
         "a red mushroom",
         model=tmp_path / "model",

@@ -81,18 +81,4 @@ def test_a_saved_run_tells_its_start(model, tmp_path):
     again = asked_by_file(file, overrides=None)
     assert again.settings == request.settings and again.start == "point_e"
     ball = asked_by_file(file, start="ball", overrides=None).settings.scene.start
-    assert ball == PRESETS["toybox"].scene.start and ball.count == 6000
-    # Older runs stored the file separately from the settings, whose start was the ball.
-    cloud, folder = point_cloud(PROMPT, model=model, out=tmp_path / "cloud")
-    old = json.loads(file.read_text()) | {"start": str(folder / "cloud.ply")}
-    old["settings"]["scene"]["start"] = {
-        "count": 1600,
-        "radius": 0.5,
-        "scale": 0.042,
-        "opacity": 0.27,
-        "gray": 0.5,
-    }
-    file.write_text(json.dumps(old))
-    with pytest.warns(UserWarning, match="sh_degree"):
-        found = asked_by_file(file, overrides=None)
-    assert found.settings.scene.start.file == str(folder / "cloud.ply")
+    assert ball == PRESETS["toybox_ball"].scene.start and ball.count == 6000

@@ -23,6 +23,7 @@ SMALL = {
     "iterations": 4,
     "views": 2,
     "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
     "start.count": 50,
     "nodes.count": 2,
     "reconstruction.rings": [[80, 2], [60, 2]],

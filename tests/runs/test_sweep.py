@@ -29,6 +29,7 @@ SMALL = {
     "iterations": 3,
     "views": 2,
     "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
     "start.count": 50,
     "guidance.kind": "sds",
     "buffer_capacity": 4096,

@@ -30,7 +30,7 @@ def test_a_trial_may_begin_with_something_else():
     assert box.folder_name != Trial("sds", {"views": "2"}).folder_name
     settings = box.settings("toybox")
     assert (type(settings.scene.start).__name__, settings.views) == ("Box", 2)
-    assert type(usual.settings("toybox").scene.start).__name__ == "Ball"
+    assert type(usual.settings("toybox").scene.start).__name__ == "PointEStart"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_settings_have_long_and_short_names():
 )
 def test_a_mistake_is_named(name, value, message):
     with pytest.raises(UserError, match=message):
-        with_overrides(PRESETS["toybox"], {name: value})
+        with_overrides(PRESETS["toybox_ball"], {name: value})
 
 
 @dataclasses.dataclass(frozen=True)

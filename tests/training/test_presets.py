@@ -116,7 +116,13 @@ def test_the_published_settings():
 
 
 def test_all_public_configurations_are_there():
-    assert set(PUBLISHED) == set(EXPECTED) and set(PRESETS) == {"paper", "toybox", "toybox64", *EXPECTED}
+    assert set(PUBLISHED) == set(EXPECTED) and set(PRESETS) == {
+        "paper",
+        "toybox",
+        "toybox_ball",
+        "toybox64",
+        *EXPECTED,
+    }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -162,7 +168,10 @@ def test_a_loss_goes_with_the_variants_of_a_preset_as_with_the_preset(monkeypatc
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"preset_name": "big"}, "paper, toybox64, toybox, paper/lantern, .*paper/black_widow_2"),
+        (
+            {"preset_name": "big"},
+            "paper, toybox64, toybox_ball, toybox, paper/lantern, .*paper/black_widow_2",
+        ),
         ({"preset_name": "toybox", "guidance": "magic"}, "'magic' does not exist; use one of ge3d"),
         ({"preset_name": "toybox", "density": "magic"}, "use one of clone_split, mcmc, relocate"),
     ],
@@ -173,7 +182,19 @@ def test_unknown_names_are_answered_with_those_there_are(asked, message):
 
 
 def test_a_start_has_the_size_of_each_bundled_world():
-    for name, (ball, box) in {"toybox": (6000, 6000), "toybox64": (1600, 1600)}.items():
+    for name, (ball, box) in {"toybox_ball": (6000, 6000), "toybox64": (1600, 1600)}.items():
         assert PRESETS[name].scene.start == configured(name, start="ball").scene.start
         assert PRESETS[name].scene.start.count == ball
         assert configured(name, start="box").scene.start.count == box
+
+
+def test_the_preset_of_the_bundled_model_starts_from_its_point_e_and_the_other_from_a_ball():
+    points, ball = preset("toybox"), preset("toybox_ball")
+    assert points.scene.start == configured("toybox_ball", start="point_e").scene.start
+    assert points.scene.start.model == "bundled" and points.scene.start.prompt is None
+    assert ball.scene.start == configured("toybox", start="ball").scene.start
+    # Five copies of each of 1024 points.
+    assert 5 * 1024 <= points.scene.capacity
+    assert points.iterations < ball.iterations
+    # All of density control happens before the run ends.
+    assert points.scene.density.last < points.iterations

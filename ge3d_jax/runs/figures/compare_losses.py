@@ -57,7 +57,7 @@ SIZES: Mapping[str, Settings] = {
         metrics=_COLUMNS,
     ),
     "full": Settings(
-        preset="toybox",
+        preset="toybox_ball",
         trials=ALL_LOSSES,
         prompts=_PROMPTS,
         seeds=(0, 1),

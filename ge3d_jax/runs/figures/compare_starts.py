@@ -57,7 +57,7 @@ SIZES: Mapping[str, Settings] = {
         shares=(0.0, 0.2, 0.5),
     ),
     "full": Settings(
-        preset="toybox",
+        preset="toybox_ball",
         trials=_TRIALS,
         prompts=PROMPTS,
         seeds=(0,),

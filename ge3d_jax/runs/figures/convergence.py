@@ -40,7 +40,7 @@ SIZES: Mapping[str, Settings] = {
         shares=(0.25, 0.5, 0.75),
     ),
     "full": Settings(
-        preset="toybox",
+        preset="toybox_ball",
         trials=(ALL_LOSSES[0], _WITHOUT_DBC, *ALL_LOSSES[1:]),
         prompts=_PROMPTS,
         seeds=(0,),

@@ -41,7 +41,7 @@ class Settings(ObservedRuns):
 SIZES: Mapping[str, Settings] = {
     "small": Settings("toybox64", ("a red mushroom",), looks=26, overrides=FIRST_LOOK),
     "full": Settings(
-        "toybox", ("a red mushroom", "a yellow duck", "a blue robot", "a green house", "a pink pig")
+        "toybox_ball", ("a red mushroom", "a yellow duck", "a blue robot", "a green house", "a pink pig")
     ),
     "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), looks=61),
 }

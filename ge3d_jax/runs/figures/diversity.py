@@ -50,7 +50,7 @@ class Settings:
 SIZES: Mapping[str, Settings] = {
     "small": Settings(Plan("toybox64", ("a cyan robot",), (0, 1), FIRST_LOOK), (0.5,)),
     "full": Settings(
-        Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0, 1)),
+        Plan("toybox_ball", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0, 1)),
         (0.5,),
     ),
     "paper": Settings(

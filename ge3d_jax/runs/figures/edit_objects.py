@@ -88,7 +88,7 @@ class Settings:
     )
     ways: tuple[str, ...] = ("delta", "direct", "npi", RESTYLED)
     seed: int = 0
-    preset: str = "toybox"
+    preset: str = "toybox_ball"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     source_overrides: Mapping[str, Any] = field(default_factory=dict)
     edit_overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -67,7 +67,7 @@ class Settings:
 SIZES: Mapping[str, Settings] = {
     "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), apart=()),
     "full": Settings(
-        Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,))
+        Plan("toybox_ball", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,))
     ),
     "paper": Settings(
         Plan(

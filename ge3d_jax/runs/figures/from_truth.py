@@ -81,7 +81,7 @@ SIZES: Mapping[str, Settings] = {
         fit_splats=1600,
     ),
     "full": Settings(
-        "toybox",
+        "toybox_ball",
         ("ge3d", "x0", "sds", "csd", "ism", "mvdream"),
         ("a green robot", "a pink house"),
         (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),

@@ -17,10 +17,10 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.diffusion.pipeline import decode_latents
 from ge3d_jax.metrics.pictures import finite_psnr
+from ge3d_jax.runs.asked import bundled_model
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.node_trajectories import clean_predictions, find_trajectories, loss_of
 from ge3d_jax.runs.figures.observed_runs import ObservedRun
-from ge3d_jax.toybox import MODELS
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import render_sentence
 from ge3d_jax.training.config import Config
@@ -60,7 +60,7 @@ class Settings:
 
 SIZES: Mapping[str, Settings] = {
     "small": Settings("toybox64", "a red mushroom", looks=5, overrides=FIRST_LOOK),
-    "full": Settings("toybox", "a yellow duck"),
+    "full": Settings("toybox_ball", "a yellow duck"),
     "paper": Settings("paper/radio", PUBLISHED["paper/radio"][0]),
 }
 
@@ -128,7 +128,7 @@ def look(
 
 def true_view(settings: Settings) -> np.ndarray | None:
     """The view of a perfect object, uint8 (H, W, 3); None if unknown."""
-    if settings.preset not in MODELS:
+    if bundled_model(settings.preset) is None:
         return None
     camera = jax.tree.map(lambda leaf: leaf[0], camera_of(settings.run.config, settings.azimuth_degrees))
     return to_uint8(np.asarray(render_sentence(parse(settings.prompt), camera, background=jnp.ones(3))))

@@ -53,7 +53,7 @@ class Settings:
 SIZES: Mapping[str, Settings] = {
     "small": Settings(Plan("toybox64", ("a cyan robot",), (0,), FIRST_LOOK), has_own=False),
     "full": Settings(
-        Plan("toybox", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,)),
+        Plan("toybox_ball", ("a red mushroom", "a cyan robot", "a yellow house", "an orange cat"), (0,)),
         has_own=True,
     ),
     "paper": Settings(

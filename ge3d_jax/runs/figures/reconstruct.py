@@ -17,6 +17,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import counted
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.runs.asked import bundled_model
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import prepare_folder, slug
@@ -25,7 +26,6 @@ from ge3d_jax.runs.judging import METRICS, judge_object, load_judges
 from ge3d_jax.runs.judging_table import estimates, table
 from ge3d_jax.runs.reconstruct import reconstruct
 from ge3d_jax.splatting.gaussians import Gaussians
-from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.distillation import Distillation, Prompted
 from ge3d_jax.training.iterations import RunResult
 from ge3d_jax.training.presets import PUBLISHED
@@ -50,14 +50,14 @@ class Settings(ObservedRuns):
     @property
     def is_known(self) -> bool:
         """Whether the prompts are sentences of the Toybox world, whose truth is known."""
-        return self.preset in MODELS
+        return bundled_model(self.preset) is not None
 
 
 SIZES: Mapping[str, Settings] = {
     "small": Settings(
         "toybox64", ("a yellow duck",), looks=3, overrides={**FIRST_LOOK, "reconstruction.passes": 20}
     ),
-    "full": Settings("toybox", ("a yellow duck", "a blue robot"), looks=6),
+    "full": Settings("toybox_ball", ("a yellow duck", "a blue robot"), looks=6),
     "paper": Settings("paper/radio", (PUBLISHED["paper/radio"][0],), looks=6),
 }
 

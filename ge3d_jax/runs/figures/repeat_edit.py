@@ -11,7 +11,7 @@ from ge3d_jax.core.settings import to_tree
 from ge3d_jax.core.tables import counted, markdown_table, number_cell
 from ge3d_jax.metrics.bootstrap import mean_and_error
 from ge3d_jax.metrics.recognition import Gallery
-from ge3d_jax.runs.asked import model_by_preset
+from ge3d_jax.runs.asked import bundled_model, model_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
 from ge3d_jax.runs.figures.repeated_edits import (
@@ -25,7 +25,6 @@ from ge3d_jax.runs.figures.repeated_edits import (
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.request import check_prompt, knows_overhead
-from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.presets import preset
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
 from ge3d_jax.viewer.sheet import enlarge, image_grid, to_uint8
@@ -177,7 +176,7 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -
     for task in settings.tasks:
         check_prompt(task.source, place)
         check_prompt(task.target, place)
-    is_toybox = settings.preset in MODELS
+    is_toybox = bundled_model(settings.preset) is not None
     model = choice.load(place)
     pictures = draw_pictures(model, settings, use_overhead=knows_overhead(place), is_toybox=is_toybox)
     if is_toybox and gallery is None:

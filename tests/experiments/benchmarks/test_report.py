@@ -56,7 +56,7 @@ def test_an_iteration_counts_its_useful_passes():
 
 
 def test_splats_may_exceed_the_bound_of_the_preset():
-    config = with_count(preset("toybox"), 5000)
+    config = with_count(preset("toybox_ball"), 5000)
     assert config.scene.start.count == 5000 and config.scene.capacity >= 5000
     assert with_count(preset("toybox"), None) == preset("toybox")
 

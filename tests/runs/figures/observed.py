@@ -7,6 +7,7 @@ SMALL = {
     "iterations": 4,
     "views": 2,
     "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
     "start.count": 50,
     "nodes.count": 2,
     "nodes.jump_max": [90, 90],

@@ -16,7 +16,7 @@ from tests.runs.figures.observed import PROMPT, Stopped, files_of, stopping
 from tests.tiny_model import IMAGE_SIZE
 
 FEW = {"iterations": 2, "views": 2, "image_size": IMAGE_SIZE, "start.count": 50}
-SETTINGS = Settings(Plan("toybox", (PROMPT,), (0,), FEW), frames=4, shown=2)
+SETTINGS = Settings(Plan("toybox_ball", (PROMPT,), (0,), FEW), frames=4, shown=2)
 
 
 def test_the_truth_goes_once_around():

@@ -303,7 +303,7 @@ def test_starts_are_chosen_by_name():
     assert configured("paper").scene.start.prompt is None
     ball = configured("paper/lantern", start="ball").scene.start
     assert ball == Ball()
-    assert configured("toybox", start="ball") == configured("toybox")
+    assert configured("toybox_ball", start="ball") == configured("toybox_ball")
     dreamed = configured("paper", growth="gaussian_dreamer").scene.start
     assert dreamed.growth == GaussianDreamer() and dreamed.colored
     # The spherical harmonics degree requested by a loss is kept.

@@ -60,13 +60,14 @@ class PointEStart(CloudStart):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # Five splats for each of 1024 points: nearly as many splats as in the preset's ball, of equal size.
+        # Five splats for each of 1024 points: nearly as many as in the ball. The points lie on the surface
+        # only, so unless splats are opaque, its far side shows through.
         "toybox": {
             **_BUNDLED_SETTINGS,
             "growth.kind": "clones",
             "growth.number": 5,
-            "scale": 0.026,
-            "opacity": 0.27,
+            "scale": 0.03,
+            "opacity": 0.8,
         },
         "toybox64": {**_BUNDLED_SETTINGS, "growth.kind": "none", "scale": 0.05, "opacity": 0.27},
     }
