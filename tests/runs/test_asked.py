@@ -7,7 +7,7 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import to_tree
-from ge3d_jax.runs.asked import asked_by_file, asked_by_preset
+from ge3d_jax.runs.asked import asked_by_file, asked_by_preset, bundled_model
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.training.presets import configured, preset
 
@@ -50,6 +50,22 @@ def test_a_preset_may_tell_prompt_and_seed():
     given = widow.but(prompt="a cat", seed=0, model=None)
     assert (given.prompt, given.seed, given.model) == ("a cat", 0, ModelChoice())
     assert widow.but(dtype="float32").model == ModelChoice(dtype="float32")
+
+
+def test_a_preset_names_its_bundled_model():
+    names = {"toybox": "toybox", "toybox_ball": "toybox", "toybox64": "toybox64", "paper": None}
+    assert {name: bundled_model(name) for name in names} == names
+    assert {name: _preset(name).model.model for name in names} == names
+
+
+@pytest.mark.parametrize("start", ["ball", "box"])
+def test_a_run_with_another_start_than_its_preset_s_is_repeated(tmp_path, start):
+    # Of the preset's 6000 splats; by its own defaults, a ball has 100,000.
+    config = configured("toybox", start=start, overrides={"start.count": 50})
+    asked = asked_by_file(_saved(tmp_path, config=config, start=start), overrides=None)
+    assert asked.settings == config and asked.usual == configured("toybox", start=start)
+    config = configured("toybox", overrides={"start.kind": start, "start.count": 50})
+    assert asked_by_file(_saved(tmp_path, config=config, start=None), overrides=None).settings == config
 
 
 @pytest.mark.parametrize("density", [None, "mcmc"])

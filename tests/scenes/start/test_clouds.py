@@ -315,7 +315,7 @@ def test_starts_are_chosen_by_name():
         ({"growth": "clones"}, "is for points, but the start is ball"),
     ):
         with pytest.raises(UserError, match=message):
-            configured("toybox", **given)
+            configured("toybox_ball", **given)
 
 
 @pytest.mark.parametrize(
