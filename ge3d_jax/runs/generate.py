@@ -89,7 +89,8 @@ def generate(
 
     Args:
         prompt: what to generate, e.g. "a red mushroom"; None uses the preset's prompt, if it has one.
-        preset: "toybox" for the bundled model, "paper" for Stable Diffusion, "paper/lantern" and others for
+        preset: "toybox" for the bundled model, "toybox_ball" to start from a gray ball with it, "toybox64"
+            for the earlier model of 64 pixels, "paper" for Stable Diffusion, "paper/lantern" and others for
             objects from the paper; None means "toybox".
         guidance: the loss, e.g. "ge3d" or "sds", with its settings for that preset; None uses the preset's.
         density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", or "relocate";

@@ -193,6 +193,8 @@ def test_the_preset_of_the_bundled_model_starts_from_its_point_e_and_the_other_f
     assert points.scene.start == configured("toybox_ball", start="point_e").scene.start
     assert points.scene.start.model == "bundled" and points.scene.start.prompt is None
     assert ball.scene.start == configured("toybox", start="ball").scene.start
+    # The far side would show through a translucent shell of points.
+    assert points.scene.start.opacity >= 0.75 and ball.scene.start.opacity < 0.5
     # Five copies of each of 1024 points.
     assert 5 * 1024 <= points.scene.capacity
     assert points.iterations < ball.iterations
