@@ -11,7 +11,7 @@ from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.scenes.start.starts import STARTS
+from ge3d_jax.scenes.start.starts import is_named
 from ge3d_jax.toybox import MODELS
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.presets import configured, preset, prompt_of, seed_of, with_start
@@ -225,7 +225,7 @@ def _usual_settings(preset_name: str, tree: Mapping[str, Any]) -> Config:
         preset_name,
         guidance=other("guidance.kind"),
         density=other("scene.density.kind"),
-        start=start if start in STARTS and not STARTS[start].reads_file else None,
+        start=start if is_named(start) else None,
         overrides=kinds,
     )
 

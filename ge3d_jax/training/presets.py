@@ -20,7 +20,7 @@ from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.scenes.start.clouds import GROWTHS, CloudStart
 from ge3d_jax.scenes.start.files import kind_of_file
 from ge3d_jax.scenes.start.point_e.start import PointEStart
-from ge3d_jax.scenes.start.starts import STARTS
+from ge3d_jax.scenes.start.starts import STARTS, is_named
 from ge3d_jax.training.config import BackgroundConfig, CameraConfig, Config, PromptConfig
 from ge3d_jax.training.reconstruction_config import Reconstruction
 
@@ -289,7 +289,7 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
         UserError: a start or growth that does not exist, or a file that is none of the above.
     """
     if start is not None:
-        named = start in STARTS and not STARTS[start].reads_file
+        named = is_named(start)
         kind = start if named else kind_of_file(start)
         changes: dict[str, Any] = {"kind": kind, **({} if named else {"file": start})}
         before = config

@@ -16,3 +16,8 @@ STARTS: dict[str, type[Start]] = {
     "cloud": CloudFile,
     "mesh": MeshFile,
 }
+
+
+def is_named(start: str | None) -> bool:
+    """Whether a start is asked for by its name in STARTS, not by the path of a file."""
+    return start in STARTS and not STARTS[start].reads_file
