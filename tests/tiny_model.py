@@ -18,6 +18,15 @@ from ge3d_jax.diffusion.weights.checkpoint import parameter_shapes, save_model
 from ge3d_jax.toybox.world.captions import VOCABULARY
 
 IMAGE_SIZE = 16
+# Three quick iterations of a run with the model. Tests with the same settings share compiled programs.
+SMALL = {
+    "iterations": 3,
+    "views": 1,
+    "image_size": IMAGE_SIZE,
+    "start.kind": "ball",
+    "start.count": 50,
+    "nodes.count": 2,
+}
 
 
 def random_parameters(module: nn.Module, seed: int) -> Any:

@@ -16,17 +16,7 @@ from ge3d_jax.runs.evaluation_prompts import PROMPTS, check_prompts, hidden_prom
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.toybox.world.captions import caption, parse
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
-from tests.tiny_model import IMAGE_SIZE, write_tiny_model
-
-# The same as in tests/test_api_cli.py, so that both share compiled programs.
-SMALL = {
-    "iterations": 3,
-    "views": 1,
-    "image_size": IMAGE_SIZE,
-    "start.kind": "ball",
-    "start.count": 50,
-    "nodes.count": 2,
-}
+from tests.tiny_model import SMALL, write_tiny_model
 
 
 def test_prompts_are_spread_over_the_world():

@@ -28,21 +28,12 @@ from ge3d_jax.runs.observers import Observer
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
 from ge3d_jax.runs.request import check_picture_size, pair_loras
 from ge3d_jax.training.presets import PRESETS
-from tests.tiny_model import IMAGE_SIZE
+from tests.tiny_model import IMAGE_SIZE, SMALL
 
 HAS_MESH = importlib.util.find_spec("mcubes") is not None
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a red mushroom"
 needs_full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-# Three quick iterations.
-SMALL = {
-    "iterations": 3,
-    "views": 1,
-    "image_size": IMAGE_SIZE,
-    "start.kind": "ball",
-    "start.count": 50,
-    "nodes.count": 2,
-}
 
 
 @pytest.fixture(scope="module")
