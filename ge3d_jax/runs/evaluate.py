@@ -373,7 +373,7 @@ def make_object(
         prompt: a sentence of the Toybox world.
         seed: random seed of the run.
         folder: folder for all objects, with a subfolder for each loss and, within it, one for each object.
-        preset: the preset that the settings are based on, named like a bundled model.
+        preset: the preset that the settings are based on.
         model: a model to use instead of the preset's.
         guidance: the loss; None means the preset's.
         start: the initial splat file; None means the preset's start.
