@@ -24,8 +24,14 @@ _METRICS = flags.DEFINE_list("metrics", None, "Metrics, separated by commas, ins
 _CLIP = flags.DEFINE_string(
     "clip",
     None,
-    "A CLIP for the metrics that need one (clip_similarity, r_precision, cmmd): the folder of a download or "
-    "its id on the hub. Published ones were never tried here.",
+    "A CLIP for the metrics that need one (clip_similarity, r_precision, cmmd): the folder or file of a "
+    "download, or its id on the hub. Published ones were never tried here.",
+)
+_INCEPTION = flags.DEFINE_string(
+    "inception",
+    None,
+    "The file of the Inception that fid needs, pt_inception-2015-12-05-6726825d.pth. The published one was "
+    "never tried here.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes", None, "Number of processes at work at a time, each on one CPU core.", lower_bound=1
@@ -35,7 +41,7 @@ _ONLY_DONE = flags.DEFINE_bool("only_done", False, "Make no objects; show those 
 
 def _given() -> list[str]:
     """The flags as typed on the command line."""
-    found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _CLIP, _PROCESSES]
+    found = [_LOSSES, _TRIALS, _PROMPTS, _SEEDS, _SECONDS, _METRICS, _CLIP, _INCEPTION, _PROCESSES]
     texts = {flag.name: flag.value for flag in found if flag.present}
     typed = [
         f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in texts.items()
@@ -60,6 +66,7 @@ def _changed(name: str, size: str) -> "Changed | None":
         seconds=_SECONDS.value,
         metrics=_METRICS.value,
         clip=_CLIP.value,
+        inception=_INCEPTION.value,
         processes=_PROCESSES.value,
     )
     module = importlib.import_module(f"ge3d_jax.runs.figures.{name}")

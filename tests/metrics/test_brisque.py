@@ -136,7 +136,7 @@ class Harmful:
         ({"ranges": {"min_": [0.0], "max_": [1.0] * 36}}, "not of 36"),
         ({"ranges": {"min_": [0.0] * 36, "max_": [1.0]}}, "not of 36"),
         ({"ranges": {"min_": [0.0] * 36}}, "max_"),
-        ({"ranges": Harmful()}, "asks for builtins.print"),
+        ({"ranges": Harmful()}, "asks for 'builtins.print'"),
     ],
 )
 def test_a_damaged_model_is_refused(tmp_path, capsys, how, says):

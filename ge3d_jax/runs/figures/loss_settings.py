@@ -36,7 +36,8 @@ class Settings:
         budget: time limit for the iterations of an object, seconds.
         processes: number of parallel processes, each on one processor core; a single process uses all cores.
         metrics: names in METRICS, the columns or panels.
-        clip: folder or hub id of a CLIP model, for the metrics that need one; None for none.
+        clip: folder, file or hub id of a CLIP model, for the metrics that need one; None for none.
+        inception: file of the Inception of FID; None for none.
         own_length: number of prompts for which an object with the first seed is also made in the preset's own
             number of iterations.
         shares: fractions of a run after which an object is also judged.
@@ -50,6 +51,7 @@ class Settings:
     processes: int
     metrics: tuple[str, ...]
     clip: str | None = None
+    inception: str | None = None
     own_length: int = 0
     shares: tuple[float, ...] = ()
 
@@ -137,7 +139,8 @@ class Flags:
         seeds: seeds of the objects.
         seconds: time limit for the iterations of an object.
         metrics: names in METRICS.
-        clip: folder or hub id of a CLIP model.
+        clip: folder, file or hub id of a CLIP model.
+        inception: file of the Inception of FID.
         processes: number of parallel processes.
     """
 
@@ -148,6 +151,7 @@ class Flags:
     seconds: float | None = None
     metrics: Sequence[str] | None = None
     clip: str | None = None
+    inception: str | None = None
     processes: int | None = None
 
     def applied(self, settings: Settings, model: str | None) -> Settings:
@@ -175,6 +179,7 @@ class Flags:
             "seeds": None if self.seeds is None else tuple(self.seeds),
             "budget": self.seconds,
             "clip": self.clip,
+            "inception": self.inception,
             "processes": self.processes,
         }
         changes |= {name: value for name, value in plain.items() if value is not None}

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ge3d_jax.metrics.inception import load_inception
 from ge3d_jax.runs.evaluate import object_pictures
 from ge3d_jax.runs.figures.base import Record, remember
 from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, group_path, splats_of
 from ge3d_jax.runs.judged import see
 from ge3d_jax.runs.judging import METRICS
 from ge3d_jax.runs.weighted_metrics import (
+    PACKAGED,
     Shown,
     Weights,
     find_weights,
@@ -33,30 +35,40 @@ class Scales:
     Attributes:
         weights: the available weights.
         clip: the name of the CLIP model among them.
+        inception: the file of Inception among them.
     """
 
     weights: Weights
     clip: str | None
+    inception: str | None
 
     @property
     def told(self) -> dict[str, Any]:
         """Everything that a cached evaluation depends on."""
-        return {"clip": self.clip, "brisque": self.weights.brisque is not None}
+        packaged = {name: getattr(self.weights, name) is not None for name in ("brisque", "lpips")}
+        return {"clip": self.clip, "inception": self.inception, **packaged}
 
 
-def find_scales(metrics: Sequence[str], clip: str | None) -> Scales | None:
+def find_scales(metrics: Sequence[str], clip: str | None, inception: str | None = None) -> Scales | None:
     """Load the weights that metrics need; None if no metric needs any.
 
     Args:
         metrics: names in METRICS.
-        clip: folder or hub id of a CLIP model.
+        clip: folder, file or hub id of a CLIP model.
+        inception: file of the Inception of FID.
 
     Raises:
-        UserError: there is no such CLIP model. Other weights may be missing.
+        UserError: there is no such CLIP model or Inception. Other weights may be missing.
     """
-    if all(METRICS[name].needs is None for name in metrics):
+    needs = {METRICS[name].needs for name in metrics} - {None}
+    if not needs:
         return None
-    return Scales(find_weights(clip=None if clip is None else load_clip(clip)), clip)
+    weights = find_weights(
+        clip=None if clip is None else load_clip(clip),
+        inception=None if inception is None else load_inception(inception),
+        packaged={name: load for name, load in PACKAGED.items() if name in needs},
+    )
+    return Scales(weights, clip, inception)
 
 
 def weigh(done: Done, judges: Judges, scales: Scales, *, keeps: bool) -> Done:
