@@ -1,5 +1,6 @@
 """PyTorch files without PyTorch: the bytes of `torch.save`, assembled by hand."""
 
+import pickle
 import struct
 import zipfile
 
@@ -40,12 +41,12 @@ def mapping(items):
     return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
 
 
-def tensor(member, dtype, count, shape, strides=None, offset=0):
-    """The opcodes of a tensor whose data is an archive member."""
+def tensor(member, dtype, count, shape, strides=None, offset=0, *, older=False):
+    """The opcodes of a tensor whose data is a storage; before PyTorch 1.6, a view's data ended with None."""
     if strides is None:
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
     storage = b"(" + text("storage") + name("torch", _STORAGES[dtype]) + text(member) + text("cpu")
-    persistent = storage + number(count) + b"tQ"
+    persistent = storage + number(count) + (b"N" if older else b"") + b"tQ"
     hooks = name("collections", "OrderedDict") + b")R"
     arguments = (
         b"(" + persistent + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks + b"t"
@@ -75,3 +76,27 @@ def save_arrays(file, arrays, *, wrap=None, **others):
         content = mapping({"epoch": number(3), wrap: content, "optimizer": b"](NNe"})
     members = {str(index): array.tobytes() for index, array in enumerate(arrays.values())}
     return write(file, content, members, **others)
+
+
+# What files of PyTorch before 1.6 begin with.
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+def write_older(file, content, storages, *, magic=MAGIC, version=VERSION, little=True, keys=None):
+    """Write a file like PyTorch before 1.6: pickles, and then each storage, a length and bytes by key."""
+    machine = {"protocol_version": 1001, "little_endian": little, "type_sizes": {"int": 4}}
+    pickles = [pickle.dumps(each, protocol=2) for each in (magic, version, machine)]
+    keys = pickle.dumps(list(storages) if keys is None else keys, protocol=2)
+    data = b"".join(struct.pack("<q", count) + values for count, values in storages.values())
+    file.write_bytes(b"".join(pickles) + b"\x80\x02" + content + b"." + keys + data)
+    return file
+
+
+def save_older_arrays(file, arrays):
+    """Write arrays by name like `save_arrays`, as PyTorch did before 1.6."""
+    tensors = {
+        key: tensor(f"{index}0", array.dtype.name, array.size, array.shape, older=True)
+        for index, (key, array) in enumerate(arrays.items())
+    }
+    storages = {f"{index}0": (array.size, array.tobytes()) for index, array in enumerate(arrays.values())}
+    return write_older(file, mapping(tensors), storages)

@@ -36,8 +36,6 @@ _DOWNLOAD = (
 )
 HOW_TO_GET = f"FID needs the Inception of 2015; {_DOWNLOAD}"
 _NORM_EPSILON = 1e-3
-# Images per batch.
-_PICTURES = 16
 # The classifier's classes: a number that later Inceptions do not share.
 _CLASSES = 1008
 
@@ -283,17 +281,19 @@ class InceptionFeatures:
 
     Attributes:
         parameters: the parameters of `Inception`.
+        batch: number of images at a time.
     """
 
     parameters: Any
+    batch: int = 16
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Compute features (N, 2048) float32 of N uint8 images (H, W, 3) of any sizes."""
         found = []
-        for first in range(0, len(pictures), _PICTURES):
-            prepared = np.stack([prepare_picture(each) for each in pictures[first : first + _PICTURES]])
+        for first in range(0, len(pictures), self.batch):
+            prepared = np.stack([prepare_picture(each) for each in pictures[first : first + self.batch]])
             # Batches of one size share a program.
-            filled = np.pad(prepared, [(0, _PICTURES - len(prepared)), (0, 0), (0, 0), (0, 0)])
+            filled = np.pad(prepared, [(0, self.batch - len(prepared)), (0, 0), (0, 0), (0, 0)])
             found.append(np.asarray(_features(self.parameters, filled))[: len(prepared)])
         return np.concatenate(found)
 

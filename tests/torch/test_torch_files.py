@@ -1,14 +1,18 @@
 """Files of `torch.save`, read without PyTorch."""
 
 import collections
+import functools
 
 import numpy as np
+import pytest
 import torch
 
 from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
 
 
-def test_what_torch_saves_is_read(tmp_path):
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_what_torch_saves_is_read(tmp_path, is_archive):
+    save = functools.partial(torch.save, _use_new_zipfile_serialization=is_archive)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).to(torch.float32)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     module(torch.ones(2, 3)).sum().backward()
@@ -19,8 +23,8 @@ def test_what_torch_saves_is_read(tmp_path):
         "optimizer_state_dict": optimizer.state_dict(),
         "scheduler_state_dict": schedule.state_dict(),
     }
-    torch.save(checkpoint, tmp_path / "cap3d.pth")
-    torch.save(module.state_dict(), tmp_path / "flat.pt")
+    save(checkpoint, tmp_path / "cap3d.pth")
+    save(module.state_dict(), tmp_path / "flat.pt")
     several = collections.OrderedDict(
         turned=module[0].weight.detach().T,
         half=module[0].weight.detach().half(),
@@ -29,7 +33,7 @@ def test_what_torch_saves_is_read(tmp_path):
         whole=torch.arange(5),
         empty=torch.zeros(0, 2),
     )
-    torch.save(several, tmp_path / "several.pt")
+    save(several, tmp_path / "several.pt")
     for name, wanted in (
         ("cap3d.pth", module.state_dict()),
         ("flat.pt", module.state_dict()),

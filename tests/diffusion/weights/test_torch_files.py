@@ -48,6 +48,41 @@ def test_views_of_one_storage_and_parameters(tmp_path):
     assert found["parameter"].tolist() == found["turned"].tolist()
 
 
+def test_files_of_older_versions_come_back_as_they_were(tmp_path):
+    found = read(archives.save_older_arrays(tmp_path / "model.pth", ARRAYS))
+    assert list(found) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+    rows = open_torch_tensors(tmp_path / "model.pth")["a.weight"].take_rows(1, 3).read()
+    assert rows.tolist() == ARRAYS["a.weight"][1:].tolist()
+
+
+ONE = archives.mapping({"w": archives.tensor("7", "float32", 2, (2,), older=True)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"magic": 3}, "does not begin"),
+        ({"version": 1002}, "does not begin"),
+        ({"little": False}, "big-endian"),
+        ({"keys": {"7": 1}}, "no list of its storages"),
+        ({"keys": ["8"]}, "no tensor uses its storage '8'"),
+        ({"keys": []}, "storage '7' is missing"),
+        ({"storages": {"7": (3, bytes(12))}}, "of another length"),
+        ({"storages": {"7": (2, bytes(7))}}, "storage '7' is missing or too short"),
+        ({"content": archives.call("os", "system", b"(" + archives.text("touch ran") + b"t")}, "os.system"),
+    ],
+)
+def test_damaged_files_of_older_versions_are_refused(tmp_path, monkeypatch, changes, named):
+    monkeypatch.chdir(tmp_path)
+    whole = {"content": ONE, "storages": {"7": (2, np.float32([4, 5]).tobytes())}}
+    assert read(archives.write_older(tmp_path / "whole.pth", **whole))["w"].tolist() == [4, 5]
+    assert named in refusal(archives.write_older(tmp_path / "model.pth", **{**whole, **changes}))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_names_and_versions_of_an_ordered_dictionary(tmp_path):
     one = archives.tensor("0", "float32", 1, (1,))
     ordered = archives.name("collections", "OrderedDict") + b")R(" + archives.text("w") + one + b"u"
@@ -106,9 +141,10 @@ def test_other_archives_are_refused(tmp_path):
 
 def test_damaged_files_give_one_sentence_or_the_tensors(tmp_path):
     whole = archives.save_arrays(tmp_path / "whole.pt", ARRAYS, wrap="model_state_dict").read_bytes()
+    older = archives.save_older_arrays(tmp_path / "older.pt", ARRAYS).read_bytes()
     rng, file, refused = np.random.default_rng(0), tmp_path / "model.pt", 0
-    for case in range(200):
-        data = bytearray(whole)
+    for case in range(400):
+        data = bytearray(whole if case < 200 else older)
         if case % 4 == 0:
             del data[int(rng.integers(len(data))) :]
         else:
@@ -120,4 +156,4 @@ def test_damaged_files_give_one_sentence_or_the_tensors(tmp_path):
         except UserError as error:
             refused += 1
             assert file.name in str(error) and "\n" not in str(error)
-    assert refused > 100
+    assert refused > 200
