@@ -75,7 +75,7 @@ def main() -> None:
     from functools import partial
 
     from ge3d_jax.core.errors import UserError
-    from ge3d_jax.diffusion.weights.clip import check_clip
+    from ge3d_jax.diffusion.weights.clip_files import check_clip
     from ge3d_jax.editing.control import WordEdit
     from ge3d_jax.metrics.recognition import load_gallery
     from ge3d_jax.runs import edit_benchmark

@@ -1,13 +1,15 @@
-"""Write tests/golden/perceptual.npz: what other packages' Inception and LPIPS give for the same weights.
+"""Write tests/golden/perceptual.npz and open_clip.npz: what other packages give for the same weights.
 
-Use a separate environment, for the sake of torchvision:
+The packages are pytorch-fid for Inception, lpips, and OpenCLIP. Use a separate environment, for the sake of
+torchvision:
 
-    pip install torch torchvision lpips==0.1.4 pytorch-fid==0.3.0 -e .
+    pip install torch torchvision lpips==0.1.4 pytorch-fid==0.3.0 open_clip_torch==3.3.0 -e .
     python -m tests.write_perceptual_golden
 """
 
 import numpy as np
 
+from tests import open_clip_model
 from tests import perceptual_networks as shared
 
 
@@ -63,8 +65,28 @@ def lpips_distances():
         return reference(first, second, normalize=True).numpy().reshape(-1)
 
 
+def write_open_clip():
+    """Features of texts and images by OpenCLIP."""
+    import open_clip
+    import torch
+
+    found, shapes = {}, {}
+    for activation in open_clip_model.ACTIVATIONS:
+        model = open_clip.CLIP(**open_clip_model.CONFIG, quick_gelu=activation == "quick_gelu").eval()
+        shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+        random = {name: np.asarray(open_clip_model.tensor(name, shape)) for name, shape in shapes.items()}
+        model.load_state_dict({name: torch.from_numpy(each) for name, each in random.items()})
+        pictures = torch.from_numpy(open_clip_model.pictures().transpose(0, 3, 1, 2).copy())
+        with torch.no_grad():
+            found[f"{activation}/texts"] = model.encode_text(torch.from_numpy(open_clip_model.IDS)).numpy()
+            found[f"{activation}/pictures"] = model.encode_image(pictures).numpy()
+    sizes = {f"shape/{name}": np.asarray(shape, int) for name, shape in shapes.items()}
+    np.savez_compressed(open_clip_model.GOLDEN_FILE, **found, **sizes)
+
+
 def main():
-    """Compute the values, and write the file."""
+    """Compute the values, and write the files."""
+    write_open_clip()
     features, shapes = inception_features()
     stored = {f"shape/{name}": shape for name, shape in shapes.items()}
     np.savez_compressed(shared.GOLDEN_FILE, features=features, distances=lpips_distances(), **stored)

@@ -1,9 +1,7 @@
-"""CLIP encoders, from transformers' folders or the hub, for anything that needs features of texts or images.
+"""CLIP encoders, for anything that needs features of texts or images; see `clip_files` for where from.
 
-A model such as `openai/clip-vit-large-patch14` has config.json with `text_config`, `vision_config`, and
-`projection_dim`; model.safetensors; and the tokenizer's files in the same folder. The text encoder of a
-Stable Diffusion model, `text_encoder/` with `tokenizer/` beside it, has no projection: its feature is the
-hidden state of the end token.
+The text encoder of a Stable Diffusion model, `text_encoder/` with `tokenizer/` beside it, has no projection:
+its feature is the hidden state of the end token.
 """
 
 import dataclasses
@@ -16,10 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HTTPError
 
-from ge3d_jax.core.errors import UserError, reason, shown
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextFeatures
 from ge3d_jax.diffusion.networks.vision_encoder import (
     CLIPVisionConfig,
@@ -27,23 +23,13 @@ from ge3d_jax.diffusion.networks.vision_encoder import (
     prepare_picture,
 )
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer, prompt_ids
+from ge3d_jax.diffusion.weights.clip_files import CONFIG_FILE, VISION_PREFIX, folder_tensors, open_clip
 from ge3d_jax.diffusion.weights.config_files import TEXT, VISION, naming, read_settings, whole
-from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX, load_tokenizer, open_weights, plain_text_name
+from ge3d_jax.diffusion.weights.folder import TEXT_PREFIX, load_tokenizer, plain_text_name
+from ge3d_jax.diffusion.weights.open_clip import TEXT_PROJECTION, VISION_PROJECTION
 from ge3d_jax.diffusion.weights.parameters import read_parameters
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, read_json, rename_tensors
 
-_CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_TOKENIZER = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-)
-_TEXT_PROJECTION = "text_projection.weight"
-_VISION_PREFIX, _VISION_PROJECTION = "vision_model.", "visual_projection.weight"
-_VISION_POSITIONS = "vision_model.embeddings.position_ids"
 # Images per batch.
 _PICTURES = 16
 _PROJECTION = whole(1, 2**15)
@@ -87,50 +73,6 @@ def _text_features(
     return features
 
 
-def _unreachable(model: str, error: Exception) -> UserError:
-    return UserError(
-        f"The CLIP model {model} is neither a local folder nor on a reachable hub ({reason(error)}); "
-        "connect to the network, or give a folder with a downloaded copy."
-    )
-
-
-def check_clip(model: str | os.PathLike[str]) -> None:
-    """Check that a CLIP model is a local folder or on the hub; fetches one small file. Raises UserError."""
-    if Path(model).is_dir():
-        _clip_config(Path(model))
-        return
-    try:
-        hf_hub_download(os.fspath(model), _CONFIG)
-    except (HTTPError, OSError, ValueError) as error:
-        raise _unreachable(os.fspath(model), error) from error
-
-
-def find_clip(model: str | os.PathLike[str]) -> Path:
-    """Return a CLIP model's folder, downloading it from the hub if necessary. Raises UserError."""
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        wanted = [_CONFIG, *_WEIGHTS, "model-*.safetensors", *_TOKENIZER, "preprocessor_config.json"]
-        return Path(snapshot_download(os.fspath(model), allow_patterns=wanted))
-    except (HTTPError, OSError, ValueError) as error:
-        raise _unreachable(os.fspath(model), error) from error
-
-
-def _clip_config(folder: Path) -> Mapping[str, Any]:
-    config = read_json(folder / _CONFIG)
-    if not isinstance(config.get("text_config"), dict):
-        raise UserError(f"{folder / _CONFIG} does not belong to CLIP: no text_config; give a CLIP folder.")
-    return config
-
-
-def clip_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
-    """Return all tensors of a CLIP model by name, and their file. Raises UserError."""
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return open_weights(folder / name), folder / name
-    raise UserError(f"{folder} has no {_WEIGHTS[0]}; download it in the safetensors format.")
-
-
 def projection_of(config: Mapping[str, Any], file: Path) -> int:
     """Return the size of the features of both encoders. Raises UserError."""
     value = config.get("projection_dim", 512)
@@ -144,7 +86,7 @@ def load_text_tower(model: str | os.PathLike[str]) -> TextTower:
     """Load a text encoder.
 
     Args:
-        model: folder or hub id of a CLIP model, or a folder with `text_encoder/` and `tokenizer/`.
+        model: folder, file, or hub id of a CLIP model, or a folder with `text_encoder/` and `tokenizer/`.
 
     Raises:
         UserError: it is missing, damaged, or not a CLIP model.
@@ -152,24 +94,22 @@ def load_text_tower(model: str | os.PathLike[str]) -> TextTower:
     if (Path(model) / "text_encoder").is_dir():
         folder = Path(model) / "text_encoder"
         tokenizer = load_tokenizer(Path(model) / "tokenizer")
-        with naming(folder / _CONFIG):
-            config = CLIPTextConfig.from_dict(read_json(folder / _CONFIG))
-        tensors, source = clip_tensors(folder)
+        with naming(folder / CONFIG_FILE):
+            config = CLIPTextConfig.from_dict(read_json(folder / CONFIG_FILE))
+        tensors, source = folder_tensors(folder)
         return _tower(config, None, rename_tensors(tensors, plain_text_name), source, tokenizer)
-    folder = find_clip(model)
-    whole_config = _clip_config(folder)
-    with naming(folder / _CONFIG):
+    files = open_clip(model)
+    with naming(files.place):
         config = CLIPTextConfig(
-            **read_settings("text encoder", whole_config["text_config"], used=TEXT, ignored=None)
+            **read_settings("text encoder", files.config["text_config"], used=TEXT, ignored=None)
         )
-    tensors, source = clip_tensors(folder)
     own = {
         name: tensor
-        for name, tensor in tensors.items()
-        if name.startswith(TEXT_PREFIX) or name == _TEXT_PROJECTION
+        for name, tensor in files.tensors.items()
+        if name.startswith(TEXT_PREFIX) or name == TEXT_PROJECTION
     }
-    projection = projection_of(whole_config, folder / _CONFIG)
-    return _tower(config, projection, rename_tensors(own, plain_text_name), source, load_tokenizer(folder))
+    projection = projection_of(files.config, files.place)
+    return _tower(config, projection, rename_tensors(own, plain_text_name), files.source, files.tokenizer())
 
 
 def _tower(
@@ -187,7 +127,7 @@ def _tower(
 def prefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Add the prefix of a text encoder's tensors to all but the projection's."""
     return {
-        name if name == _TEXT_PROJECTION else f"{TEXT_PREFIX}{name}": tensor
+        name if name == TEXT_PROJECTION else f"{TEXT_PREFIX}{name}": tensor
         for name, tensor in tensors.items()
     }
 
@@ -239,24 +179,22 @@ def load_vision_tower(model: str | os.PathLike[str]) -> VisionTower:
     """Load an image encoder.
 
     Args:
-        model: folder or hub id of a CLIP model.
+        model: folder, file, or hub id of a CLIP model.
 
     Raises:
         UserError: it is missing, damaged, or not a CLIP model.
     """
-    folder = find_clip(model)
-    config = _clip_config(folder)
-    if not isinstance(config.get("vision_config"), dict):
-        raise UserError(f"{folder / _CONFIG} does not belong to CLIP: no vision_config; give a CLIP folder.")
-    with naming(folder / _CONFIG):
-        size = CLIPVisionConfig(
-            **read_settings("picture encoder", config["vision_config"], used=VISION, ignored=None)
+    files = open_clip(model)
+    if not isinstance(files.config.get("vision_config"), dict):
+        raise UserError(f"{files.place} does not belong to CLIP: no vision_config; give a whole CLIP.")
+    with naming(files.place):
+        config = CLIPVisionConfig(
+            **read_settings("picture encoder", files.config["vision_config"], used=VISION, ignored=None)
         )
-    module = CLIPVisionFeatures(size, projection_of(config, folder / _CONFIG))
-    tensors, source = clip_tensors(folder)
+    module = CLIPVisionFeatures(config, projection_of(files.config, files.place))
     own = {
         name: tensor
-        for name, tensor in tensors.items()
-        if (name.startswith(_VISION_PREFIX) and name != _VISION_POSITIONS) or name == _VISION_PROJECTION
+        for name, tensor in files.tensors.items()
+        if name.startswith(VISION_PREFIX) or name == VISION_PROJECTION
     }
-    return VisionTower(module, read_parameters(own, vision_shapes(module), source))
+    return VisionTower(module, read_parameters(own, vision_shapes(module), files.source))

@@ -32,6 +32,7 @@ from ge3d_jax.diffusion.weights.folder import (
 )
 from ge3d_jax.diffusion.weights.hub import BASE_MIRROR, SD1_MIRROR, download_tokenizer
 from ge3d_jax.diffusion.weights.model_kinds import USE, check_unet, foreign_checkpoint
+from ge3d_jax.diffusion.weights.open_clip import count_layers, replace_parts, text_tensors
 from ge3d_jax.diffusion.weights.parameters import parameter_shapes, some_names, tensor_names
 from ge3d_jax.diffusion.weights.tensor_files import (
     StoredTensor,
@@ -97,26 +98,6 @@ _VAE_PARTS = {
     "conv_shortcut": "nin_shortcut",
     "conv_norm_out": "norm_out",
 }
-_OPEN_CLIP_PARTS = {
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "embeddings.token_embedding": "token_embedding",
-    "final_layer_norm": "ln_final",
-    "encoder.layers": "transformer.resblocks",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-# Tensors used only by OpenCLIP to compare texts with images.
-_OPEN_CLIP_HEADS = ("text_projection", "logit_scale")
-
-
-def _replace_parts(name: str, parts: Mapping[str, str]) -> str:
-    """Replace whole dot-separated parts of a name."""
-    for found, wanted in parts.items():
-        name = re.sub(rf"(?<![^.]){re.escape(found)}(?![^.])", wanted, name)
-    return name
 
 
 def original_unet_name(name: str, config: UNetConfig) -> str:
@@ -124,7 +105,7 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
     layers = config.layers_per_block
     ending = name.rsplit("resnets.", 1)
     if len(ending) == 2:
-        name = f"{ending[0]}resnets.{_replace_parts(ending[1], _RESNET)}"
+        name = f"{ending[0]}resnets.{replace_parts(ending[1], _RESNET)}"
 
     def block(match: re.Match[str]) -> str:
         way, index, kind, layer = match[1], int(match[2]), match[3], int(match[4])
@@ -139,24 +120,18 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
     name = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)", block, name)
     if name.startswith("input_blocks."):
         name = re.sub(r"^(input_blocks\.\d+\.0)\.conv(?![^.])", r"\1.op", name)
-    return _replace_parts(name, _UNET_ENDS)
+    return replace_parts(name, _UNET_ENDS)
 
 
 def original_vae_name(name: str, config: VAEConfig) -> str:
     """Return the original name, without prefix, of the VAE tensor called `name` in diffusers."""
     last = len(config.block_out_channels) - 1
-    name = _replace_parts(name, _VAE_PARTS)
+    name = replace_parts(name, _VAE_PARTS)
     name = re.sub(r"^encoder\.down_blocks\.(\d+)", r"encoder.down.\1", name)
     # The decoder's blocks were numbered from the smallest to the largest.
     name = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
     name = name.replace(".downsamplers.0.", ".downsample.").replace(".upsamplers.0.", ".upsample.")
     return name.replace(".resnets.", ".block.")
-
-
-def _count(tensors: Tensors, pattern: str) -> int:
-    """Return one more than the largest number that the group of `pattern` matches at the start of a name."""
-    found = (re.match(pattern, name) for name in tensors)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 _Config = TypeVar("_Config", UNetConfig, VAEConfig, CLIPTextConfig)
@@ -183,7 +158,7 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
     channels: list[int] = []
     attends: list[bool] = []
     layers = first = 0
-    blocks = _count(tensors, r"input_blocks\.(\d+)\.")
+    blocks = count_layers(tensors, r"input_blocks\.(\d+)\.")
     for index in range(1, blocks + 1):
         if index < blocks and f"input_blocks.{index}.0.op.weight" not in tensors:
             continue
@@ -214,7 +189,7 @@ def _unet_config(tensors: Tensors, file: Path, sample_size: int) -> UNetConfig:
 
 
 def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
-    levels = _count(tensors, r"encoder\.down\.(\d+)\.")
+    levels = count_layers(tensors, r"encoder\.down\.(\d+)\.")
     return _typed(
         VAEConfig,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -222,7 +197,7 @@ def _vae_config(tensors: Tensors, file: Path, latent_size: int) -> VAEConfig:
         block_out_channels=tuple(
             _shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", file)[0] for level in range(levels)
         ),
-        layers_per_block=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        layers_per_block=count_layers(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=_shape(tensors, "post_quant_conv.weight", file)[0],
         sample_size=latent_size * 2 ** (levels - 1),
     )
@@ -244,21 +219,9 @@ def _text_config(tensors: Tensors, file: Path, layers: int, activation: str) -> 
 
 def _open_clip_tensors(stored: Tensors) -> tuple[dict[str, StoredTensor], int]:
     """Return OpenCLIP's tensors by transformers' names, except the last layer, and how many layers remain."""
-    layers = _count(stored, r"transformer\.resblocks\.(\d+)\.") - 1
-    modern = {old: new for new, old in _OPEN_CLIP_PARTS.items()}
-    tensors: dict[str, StoredTensor] = {}
-    for name, tensor in stored.items():
-        if name in _OPEN_CLIP_HEADS or name.startswith(f"transformer.resblocks.{layers}."):
-            continue
-        fused = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name)
-        if fused is None:
-            tensors[_replace_parts(name, modern)] = tensor
-            continue
-        width = tensor.shape[0] // 3
-        for place, letter in enumerate("qkv"):
-            new = f"encoder.layers.{fused[1]}.self_attn.{letter}_proj.{fused[2]}"
-            tensors[new] = tensor.take_rows(place * width, (place + 1) * width)
-    return tensors, layers
+    layers = count_layers(stored, r"transformer\.resblocks\.(\d+)\.") - 1
+    last = f"transformer.resblocks.{layers}."
+    return text_tensors({name: each for name, each in stored.items() if not name.startswith(last)}), layers
 
 
 def _under_new_names(
@@ -353,7 +316,7 @@ def open_single_file(file: Path) -> ModelFiles:
         activation = "gelu"
     else:
         text = rename_tensors(clip, plain_text_name)
-        layers, activation = _count(text, r"encoder\.layers\.(\d+)\."), "quick_gelu"
+        layers, activation = count_layers(text, r"encoder\.layers\.(\d+)\."), "quick_gelu"
     is_large = second and scheduler.get("prediction_type") == "v_prediction"
     size = _SIZES["v_prediction" if is_large else "epsilon"]
     with naming(file):

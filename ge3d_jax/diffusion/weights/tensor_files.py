@@ -45,6 +45,7 @@ class StoredTensor:
         shape: shape of the result of `read`.
         opened: the opened file.
         rows: first and one past the last row of the stored tensor; None for all.
+        turned: whether `read` transposes what is stored.
     """
 
     file: Path
@@ -52,17 +53,23 @@ class StoredTensor:
     shape: tuple[int, ...]
     opened: Any
     rows: tuple[int, int] | None = None
+    turned: bool = False
 
     def read(self) -> np.ndarray:
         """Read a copy of the tensor, in its stored dtype."""
         with _readable(self.file):
-            if self.rows is None:
-                return self.opened.get_tensor(self.name)
-            return self.opened.get_slice(self.name)[slice(*self.rows)]
+            if self.rows is not None:
+                return self.opened.get_slice(self.name)[slice(*self.rows)]
+            whole = self.opened.get_tensor(self.name)
+            return whole.T if self.turned else whole
 
     def take_rows(self, first: int, end: int) -> "StoredTensor":
         """Select the rows `first` to `end` (exclusive) of a whole tensor."""
         return dataclasses.replace(self, shape=(end - first, *self.shape[1:]), rows=(first, end))
+
+    def transposed(self) -> "StoredTensor":
+        """Transpose a whole tensor."""
+        return dataclasses.replace(self, shape=self.shape[::-1], turned=True)
 
 
 def open_tensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:

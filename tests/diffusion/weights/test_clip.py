@@ -17,12 +17,12 @@ from ge3d_jax.diffusion.networks.vision_encoder import (
     prepare_picture,
 )
 from ge3d_jax.diffusion.weights.clip import (
-    check_clip,
     load_text_tower,
     load_vision_tower,
     text_shapes,
     vision_shapes,
 )
+from ge3d_jax.diffusion.weights.clip_files import check_clip
 from ge3d_jax.diffusion.weights.parameters import tensor_name
 from tests import tiny_clip
 

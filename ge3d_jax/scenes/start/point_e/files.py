@@ -19,7 +19,8 @@ from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.core.settings import from_tree, to_tree
-from ge3d_jax.diffusion.weights.clip import check_clip, load_text_tower
+from ge3d_jax.diffusion.weights.clip import load_text_tower
+from ge3d_jax.diffusion.weights.clip_files import check_clip
 from ge3d_jax.diffusion.weights.config_files import naming
 from ge3d_jax.diffusion.weights.parameters import write_parameters
 from ge3d_jax.diffusion.weights.tensor_files import read_json
