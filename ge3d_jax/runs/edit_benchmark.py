@@ -22,6 +22,7 @@ from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images
 from ge3d_jax.editing.base import Method, edit_times
 from ge3d_jax.metrics.edits import masked_mse, masked_psnr, masked_ssim
+from ge3d_jax.metrics.lpips import LpipsDistance
 from ge3d_jax.metrics.pictures import LOUDEST
 from ge3d_jax.metrics.recognition import Gallery, estimate_background, recognize
 from ge3d_jax.runs.edit_by_method import make_task
@@ -34,6 +35,8 @@ from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 Editor = Callable[[Sequence[Case], int], np.ndarray]
 # Numbers of one edited image; None if unknown.
 Row = dict[str, float | None]
+# Computes a row for each case from the edited images, uint8 (N, H, W, 3).
+Measure = Callable[[Sequence[Case], np.ndarray], list[Row]]
 # Rows of one method: name, kind, and numbers of each case.
 Rows = list[dict[str, Any]]
 
@@ -41,6 +44,7 @@ Rows = list[dict[str, Any]]
 COLUMNS: Mapping[str, str] = {
     "kept_psnr": "rest, PSNR",
     "kept_ssim": "rest, SSIM",
+    "kept_lpips": "rest, LPIPS",
     "recognized": "recognized",
     "reached": "reached",
     "way_left": "way left",
@@ -50,7 +54,15 @@ COLUMNS: Mapping[str, str] = {
     "seconds": "seconds",
 }
 _SHARES = ("recognized", "reached", "way_left")
-_DECIMALS = {"kept_psnr": 1, "truth_psnr": 1, "kept_ssim": 3, "clip": 2, "clip_edited": 2, "seconds": 1}
+_DECIMALS = {
+    "kept_psnr": 1,
+    "truth_psnr": 1,
+    "kept_ssim": 3,
+    "kept_lpips": 3,
+    "clip": 2,
+    "clip_edited": 2,
+    "seconds": 1,
+}
 _SHOWN_EDGE = 128
 
 
@@ -149,6 +161,21 @@ def measure_recognized(gallery: Gallery, cases: Sequence[Case], edited: np.ndarr
     ]
 
 
+def measure_kept_lpips(distance: LpipsDistance, cases: Sequence[Case], edited: np.ndarray) -> list[Row]:
+    """Compare the rest with the source by LPIPS, both black elsewhere, as PIE-Bench does.
+
+    PIE-Bench's own numbers are by SqueezeNet, not by VGG16: compare only methods.
+
+    Args:
+        distance: from `lpips.load_lpips`.
+        cases: the cases.
+        edited: the edited images, uint8 (N, H, W, 3).
+    """
+    kept = np.stack([case.kept[..., None] for case in cases]) / 255.0
+    sources = np.stack([case.picture for case in cases])
+    return [{"kept_lpips": float(value)} for value in distance(sources * kept, edited * kept)]
+
+
 def _batches(cases: Sequence[Case], size: int) -> list[list[int]]:
     """Split case indices into batches, with or without blended words; the last batch of each may be short."""
     batches = []
@@ -203,7 +230,7 @@ def benchmark(
     folder: Path,
     *,
     batch: int,
-    measures: Callable[[Sequence[Case], np.ndarray], list[Row]] | None = None,
+    measures: Sequence[Measure] = (),
     report: Callable[[str], None] = print,
 ) -> dict[str, Rows]:
     """Edit all cases with all methods and measure the results, reusing those already in `folder`.
@@ -214,7 +241,7 @@ def benchmark(
         settings: method name → settings, to tell whether existing results were made with the same ones.
         folder: folder for the images and numbers of each method.
         batch: batch size.
-        measures: computes numbers in addition to those of `measure`, a row for each case; None for none.
+        measures: compute numbers in addition to those of `measure`.
         report: called with progress messages.
 
     Returns:
@@ -238,12 +265,15 @@ def benchmark(
             write_json(file, stored)
         with np.load(pictures) as saved:
             edited = saved["edited"]
-        more = measures(cases, edited) if measures is not None else [{} for _ in cases]
-        warm = warm_seconds(stored["seconds_of_batches"], stored["batch"])
-        results[name] = [
-            {"name": case.name, "kind": case.kind, **measure(case, picture), **extra, "seconds": warm}
-            for case, picture, extra in zip(cases, edited, more, strict=True)
+        rows: Rows = [
+            {"name": case.name, "kind": case.kind, **measure(case, picture)}
+            for case, picture in zip(cases, edited, strict=True)
         ]
+        for each in measures:
+            for row, extra in zip(rows, each(cases, edited), strict=True):
+                row |= extra
+        warm = warm_seconds(stored["seconds_of_batches"], stored["batch"])
+        results[name] = [{**row, "seconds": warm} for row in rows]
     return results
 
 

@@ -17,6 +17,7 @@ from ge3d_jax.runs.edit_benchmark import (
     editor_of,
     mean_rows,
     measure,
+    measure_kept_lpips,
     measure_recognized,
     run_editor,
     save_benchmark,
@@ -101,6 +102,23 @@ def test_what_happens_to_the_rest_counts_for_the_rest_alone(cases):
         assert row["kept_ssim"] < 0.999 and row["truth_psnr"] < 40
 
 
+def test_lpips_sees_the_rest_alone(cases):
+    seen = []
+
+    def distance(first, second):
+        seen.append((first, second))
+        return np.arange(len(first))
+
+    edited = np.stack([255 - case.picture for case in cases])
+    rows = measure_kept_lpips(distance, cases, edited)
+    assert rows == [{"kept_lpips": float(index)} for index in range(len(cases))]
+    ((sources, results),) = seen
+    for case, source, result in zip(cases, sources, results, strict=True):
+        np.testing.assert_allclose(source[case.kept], case.picture[case.kept] / 255.0)
+        np.testing.assert_allclose(result[case.kept], 1.0 - case.picture[case.kept] / 255.0)
+        assert not source[~case.kept].any() and not result[~case.kept].any() and (~case.kept).any()
+
+
 def test_pictures_are_recognized_as_what_they_are_to_show(cases):
     gallery = build_gallery(["mushroom"], azimuths=4, polar_degrees=(70.0,))
     big = toybox_cases(
@@ -146,11 +164,19 @@ def test_what_is_done_is_not_done_again(tmp_path, cases):
         editors = {"perfect": counted(perfect, "perfect"), "(nothing)": counted(unchanged, "nothing")}
         if fail:
             editors["(nothing)"] = broken
-        return benchmark(chosen, editors, settings, tmp_path, batch=2, report=lambda text: None)
+        measures = [
+            lambda some, edited: [{"recognized": float(case.name == "000")} for case in some],
+            lambda some, edited: [{"kept_lpips": edited[index].mean() / 1e3} for index in range(len(some))],
+        ]
+        return benchmark(
+            chosen, editors, settings, tmp_path, batch=2, measures=measures, report=lambda text: None
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run({"perfect": 1}, fail=True)
     results = run({"perfect": 1})
+    lpips = [row["kept_lpips"] for row in results["(nothing)"]]
+    assert lpips == pytest.approx([case.picture.mean() / 1e3 for case in cases])
     assert made == ["perfect", "nothing"]
     assert run({"perfect": 1}) == results and made == ["perfect", "nothing"]
     # Different settings of a method, or different pictures, are computed anew.
@@ -160,10 +186,9 @@ def test_what_is_done_is_not_done_again(tmp_path, cases):
     assert made[3:] == ["perfect", "nothing"]
     save_benchmark(tmp_path, cases[:2], run({"perfect": 2}, cases[:2]), {"title": "# Edits"})
     page = (tmp_path / "README.md").read_text()
-    assert (
-        page.startswith("# Edits\n\n| method | rest, PSNR |")
-        and "| perfect | 99.0 | 1.000 | 100 % | 0 % |" in page
-    )
+    far = np.mean([case.truth.mean() / 1e3 for case in cases[:2]])
+    assert page.startswith("# Edits\n\n| method | rest, PSNR |")
+    assert f"| perfect | 99.0 | 1.000 | {far:.3f} | 50 % | 100 % | 0 % |" in page
     assert "| (nothing) | 100 % | 100 % |" in page
     assert json.loads((tmp_path / "results.json").read_text())["methods"]["perfect"][1]["kind"] == "part"
     sheet = np.asarray(Image.open(tmp_path / "edits.png"))
