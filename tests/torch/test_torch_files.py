@@ -10,6 +10,20 @@ import torch
 from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
 
 
+def test_modules_of_torchscript_are_read(tmp_path):
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), inner).half().eval()
+    for name, script in (
+        ("traced.pt", torch.jit.trace(module, torch.zeros(1, 2).half())),
+        ("scripted.pt", torch.jit.script(module)),
+    ):
+        torch.jit.save(script, tmp_path / name)
+        found = {each: tensor.read() for each, tensor in open_torch_tensors(tmp_path / name).items()}
+        assert found.keys() == module.state_dict().keys()
+        for each, tensor in module.state_dict().items():
+            assert found[each].dtype == np.float16 and np.array_equal(found[each], tensor.numpy())
+
+
 @pytest.mark.parametrize("is_archive", [True, False])
 def test_what_torch_saves_is_read(tmp_path, is_archive):
     save = functools.partial(torch.save, _use_new_zipfile_serialization=is_archive)

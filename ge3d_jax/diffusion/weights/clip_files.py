@@ -5,12 +5,14 @@ There are three forms, all opened as if they were the first:
 - a folder or hub id in transformers' layout: config.json with `text_config`, `vision_config`, and
   `projection_dim`; model.safetensors; and the tokenizer's files in the same folder
 - a single file with transformers' names
-- a single file with the names of OpenCLIP (`open_clip_model.safetensors`, `open_clip_pytorch_model.bin`)
+- a single file with the names of OpenCLIP (`open_clip_model.safetensors`, `open_clip_pytorch_model.bin`) or
+  OpenAI's original one (`ViT-L-14.pt`)
 
 Single files may be .safetensors or PyTorch's own. Sizes are inferred from the tensors, unless a config.json
 of CLIP is next to the file; heads have 64 channels, except in the image encoders of `_HEAD_SIZES`. No tensor
 tells which of two activations a model was trained with. That is determined by, in this order: the
-config.json; an open_clip_config.json next to the file; the name of the file or its folder.
+config.json; a tensor that only OpenAI's original files have; an open_clip_config.json next to the file; the
+name of the file or its folder.
 """
 
 import dataclasses
@@ -58,6 +60,10 @@ _TOKENIZER = (
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 # The numbers 0 to L−1, which old files store as tensors.
 _POSITION_IDS = (f"{TEXT_PREFIX}embeddings.position_ids", f"{VISION_PREFIX}embeddings.position_ids")
+
+# Sizes and masks that OpenAI's original files store as tensors.
+_ORIGINAL = re.compile(r"input_resolution|context_length|vocab_size|.*\.attn_mask")
+_ORIGINAL_SIZE = "input_resolution"
 
 # Channels per head, and the widths of the image encoders that differ: H/14, g/14, and bigG/14.
 _HEAD_SIZE = 64
@@ -167,11 +173,14 @@ def _open_file(file: Path) -> ClipFiles:
     # A config.json without text_config belongs to something else in the folder.
     if own.is_file() and isinstance(read_json(own).get("text_config"), dict):
         return ClipFiles(read_json(own), own, tensors, file, lambda: _tokenizer_of(file))
-    return ClipFiles(_inferred(tensors, file), file, tensors, file, lambda: _tokenizer_of(file))
+    activation = "quick_gelu" if _ORIGINAL_SIZE in stored else _activation(file)
+    config = _inferred(tensors, file, activation)
+    return ClipFiles(config, file, tensors, file, lambda: _tokenizer_of(file))
 
 
 def _modern_tensors(stored: Tensors, file: Path) -> dict[str, StoredTensor]:
     """Return OpenCLIP's tensors by transformers' names."""
+    stored = {name: each for name, each in stored.items() if not _ORIGINAL.fullmatch(name)}
     visual = {
         name.removeprefix("visual."): each for name, each in stored.items() if name.startswith("visual.")
     }
@@ -216,15 +225,13 @@ def _activation(file: Path) -> str:
     )
 
 
-def _inferred(tensors: Tensors, file: Path) -> dict[str, Any]:
+def _inferred(tensors: Tensors, file: Path, activation: str) -> dict[str, Any]:
     """Infer from the shapes of tensors what transformers' config.json would say."""
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) != axes or 0 in tensors[name].shape:
             raise UserError(f"{file} lacks the tensor {name}, or it is of another shape; {_USE}.")
         return tensors[name].shape
-
-    activation = _activation(file)
 
     def encoder(prefix: str, width: int, head: int) -> dict[str, Any]:
         return {

@@ -3,8 +3,9 @@
 Since PyTorch 1.6, such a file is a zip archive of uncompressed members: `NAME/data.pkl`, a pickled object,
 and `NAME/data/0`, …, the values of its tensors. Before, it was a sequence of pickles (a magic number, a
 version, a description of the machine, the object, and the names of its storages), followed by each storage:
-its length as an int64, and its values. FID's Inception is still distributed in that form. See
-`torch_pickle` for the pickles.
+its length as an int64, and its values. FID's Inception is still distributed in that form. TorchScript's
+files, such as OpenAI's CLIP, are archives that also hold code, which is not read. See `torch_pickle` for the
+pickles.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
-from ge3d_jax.diffusion.weights.torch_pickle import Damaged, Machine, Storage, TorchTensor
+from ge3d_jax.diffusion.weights.torch_pickle import Damaged, Machine, Module, Storage, TorchTensor
 
 # A checkpoint's description takes about 100 kB; its members are not much larger than its tensors.
 _LONGEST_PICKLE = 2**26
@@ -45,15 +46,15 @@ class _Archive:
         """Open the file. Raises Damaged, OSError, and zipfile's errors."""
         self._archive = zipfile.ZipFile(file)
         self._members = {info.filename: info for info in self._archive.infolist()}
-        size = file.stat().st_size
-        for info in self._members.values():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise Damaged(f"its member {shown(info.filename)} is compressed, which PyTorch's never are")
         pickles = [name for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise Damaged("it has no data.pkl, which every PyTorch file has")
         self._folder = pickles[0].partition("/")[0]
-        order = f"{self._folder}/byteorder"
+        size, order = file.stat().st_size, f"{self._folder}/byteorder"
+        for name, info in self._members.items():
+            is_read = name in (pickles[0], order) or name.startswith(f"{self._folder}/data/")
+            if is_read and (info.compress_type != zipfile.ZIP_STORED or info.file_size > size):
+                raise Damaged(f"its member {shown(name)} is compressed, which PyTorch's never are")
         if order in self._members and self._archive.read(order).strip() != b"little":
             raise Damaged("its numbers are big-endian")
         if self._members[pickles[0]].file_size > _LONGEST_PICKLE:
@@ -186,7 +187,9 @@ def open_torch_tensors(file: str | os.PathLike[str], *, inside: str | None = Non
 
 def _tensors_of(content: Any, inside: str | None) -> dict[str, TorchTensor]:
     """Return the tensors, by name, in a file's content. Raises Damaged if there is anything else."""
-    if isinstance(content, dict) and inside in content:
+    if isinstance(content, Module):
+        content = _tensors_of_module(content)
+    elif isinstance(content, dict) and inside in content:
         content = content[inside]
     if not isinstance(content, dict) or not content:
         raise Damaged("it holds no tensors by name")
@@ -194,3 +197,14 @@ def _tensors_of(content: Any, inside: str | None) -> dict[str, TorchTensor]:
         if not isinstance(name, str) or not isinstance(value, TorchTensor):
             raise Damaged(f"what it holds as {shown(name)} is not a tensor")
     return content
+
+
+def _tensors_of_module(module: Module, prefix: str = "") -> dict[str, TorchTensor]:
+    """Return the tensors of a module and of those in it by their names in a dictionary of tensors."""
+    tensors: dict[str, TorchTensor] = {}
+    for name, value in module.items():
+        if isinstance(value, Module):
+            tensors |= _tensors_of_module(value, f"{prefix}{name}.")
+        elif isinstance(value, TorchTensor):
+            tensors[f"{prefix}{name}"] = value
+    return tensors

@@ -1,8 +1,8 @@
 """The pickled objects in PyTorch's files, read without executing anything in them.
 
 Unpickling can call any function of any package. So here a small interpreter of our own runs the pickle's
-instructions. It knows plain values, dictionaries, lists, tuples, and the calls that construct a tensor; it
-rejects everything else by name.
+instructions. It knows plain values, dictionaries, lists, tuples, the calls that construct a tensor, and
+TorchScript's modules as nothing but their attributes; it rejects everything else by name.
 """
 
 import dataclasses
@@ -41,6 +41,10 @@ class _Global:
     """A global name that the pickle refers to."""
 
     name: str
+
+
+class Module(dict[str, Any]):
+    """The attributes of a module of TorchScript: its tensors, modules, and plain values, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +218,14 @@ class Machine:
             case "REDUCE":
                 arguments, called = self._pop(), self._pop()
                 push(_call(called, arguments))
+            case "NEWOBJ":
+                arguments, called = self._pop(), self._pop()
+                push(_new_module(called, arguments))
             case "BUILD":
-                # The state of PyTorch's OrderedDict besides its items: the versions of modules.
-                self._pop()
-                self._top(dict)
+                state, target = self._pop(), self._top(dict)
+                # That of an OrderedDict holds the versions of modules, besides its items.
+                if isinstance(target, Module):
+                    target.update(_attributes(state))
             case _:
                 raise Damaged(f"its data.pkl has the instruction {name}, which PyTorch does not write")
 
@@ -236,6 +244,19 @@ def _call(called: Any, arguments: Any) -> Any:
     if name not in _CALLS or not isinstance(arguments, tuple):
         raise Damaged(f"it calls {shown(name)}, which is not a tensor and could do anything")
     return _CALLS[name](arguments)
+
+
+def _new_module(called: Any, arguments: Any) -> Module:
+    name = called.name if isinstance(called, _Global) else shown(called)
+    if not name.startswith("__torch__.") or arguments != ():
+        raise Damaged(f"it makes a {shown(name)}, which is not a tensor and could do anything")
+    return Module()
+
+
+def _attributes(state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise Damaged("a module in it has no attributes by name")
+    return state
 
 
 def _storage(description: Any) -> Storage:

@@ -56,6 +56,13 @@ def test_checkpoints_of_pytorch_are_read(tmp_path, tensors, tokenizer):
     assert_as_open_clip(file, "gelu")
 
 
+def test_openai_s_original_files_tell_their_activation(tmp_path, tensors, tokenizer):
+    sizes = {name: np.array([16], np.int64) for name in ("input_resolution", "context_length", "vocab_size")}
+    mask = {"transformer.resblocks.0.attn_mask": np.zeros((12, 12), np.float32)}
+    file = torch_archives.save_arrays(tmp_path / "ViT-B-32.pt", {**tensors, **sizes, **mask})
+    assert_as_open_clip(file, "quick_gelu")
+
+
 def test_files_with_transformers_names_are_read(tmp_path, tensors, tokenizer):
     save_file(tensors, tmp_path / "openai.safetensors")
     opened = open_clip(tmp_path / "openai.safetensors").tensors

@@ -92,6 +92,22 @@ def test_names_and_versions_of_an_ordered_dictionary(tmp_path):
     assert read(file)["w"].tolist() == [7]
 
 
+def module(**attributes):
+    """The opcodes of a module of TorchScript."""
+    return archives.name("__torch__.net", "Net") + b")\x81" + archives.mapping(attributes) + b"b"
+
+
+def test_modules_of_torchscript_are_their_tensors(tmp_path):
+    one, two = (archives.tensor(str(place), "float32", 2, (2,)) for place in range(2))
+    content = module(width=archives.number(3), inner=module(weight=one, training=b"\x89"), bias=two)
+    members = {"0": np.float32([1, 2]).tobytes(), "1": np.float32([3, 4]).tobytes()}
+    file = archives.write(tmp_path / "traced.pt", content, members)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/code/__torch__.py", "raise SystemExit" * 9)
+    found = read(file)
+    assert {name: list(value) for name, value in found.items()} == {"inner.weight": [1, 2], "bias": [3, 4]}
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -101,7 +117,10 @@ def test_names_and_versions_of_an_ordered_dictionary(tmp_path):
         (archives.call("collections", "OrderedDict", b"(K\x01t"), "OrderedDict"),
         (archives.text("a text") + b")R", "a text"),
         (b"\x8c\x02os\x8c\x06system\x93", "SHORT_BINUNICODE"),
-        (b"cos\nsystem\n)\x81", "NEWOBJ"),
+        (b"cos\nsystem\n)\x81", "it makes a 'os.system'"),
+        (archives.name("__torch__", "Net") + b"(K\x01t\x81", "it makes a '__torch__.Net'"),
+        (archives.name("__torch__", "Net") + b")\x81K\x01b", "no attributes by name"),
+        (archives.name("__torch__", "Net") + b")\x81", "no tensors"),
         (b"(ios\nsystem\n", "INST"),
         (archives.mapping({"w": archives.number(3)}), "'w' is not a tensor"),
         (archives.mapping({}), "no tensors"),
