@@ -19,10 +19,12 @@ To try other settings, one trial per line ("sds guidance.scale=20"), with prompt
     python experiments/figures/compare_losses.py --trials=docs/losses/trials.txt --prompts=prompts.txt \\
         --work=outputs/trials --out=outputs/trials
 
-For columns by a CLIP, which is a downloaded folder or a hub id (published ones were never tried here):
+For columns by LPIPS, by a CLIP, which is a downloaded folder or file or a hub id, and by FID's Inception
+(published ones of the last two were never tried here):
 
     python experiments/figures/compare_losses.py --only_done --out=outputs/clip \\
-        --metrics=psnr,clip_similarity,r_precision,cmmd --clip=openai/clip-vit-large-patch14-336
+        --metrics=psnr,lpips,clip_similarity,r_precision,cmmd,fid \\
+        --clip=openai/clip-vit-large-patch14-336 --inception=pt_inception-2015-12-05-6726825d.pth
 
 Expected from the paper: GE3D ahead of ISM and MVDream's loss, and SDS behind. On this small world, the cheap
 iterations of SDS make up for much of that.

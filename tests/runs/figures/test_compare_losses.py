@@ -213,7 +213,7 @@ def test_a_clip_adds_its_columns(make, gone_on, judges, tmp_path):
     assert together["cmmd"] > 0 and 0 <= together["r_precision"] <= 1 and "shape_diversity" in together
     assert "| CLIP similarity ↑ | R-precision by CLIP ↑ | CMMD ↓ |\n" in made.text
     assert lines == [made.text.splitlines()[-1]] and lines[0].startswith(
-        "FID is left out: FID needs Inception"
+        "FID is left out: FID needs the Inception"
     )
     # A different CLIP model reuses the records of the objects, but no scores of the first model.
     other = make(folder, replace(settings, clip=str(tiny_clip.save(tmp_path / "other", "gelu"))))
@@ -221,6 +221,8 @@ def test_a_clip_adds_its_columns(make, gone_on, judges, tmp_path):
     assert other.rows[3]["psnr"] == rows[3]["psnr"]
     with pytest.raises(UserError, match="nowhere"):
         make(folder, replace(settings, clip=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="There is no file .*nowhere.pth; download pt_inception"):
+        make(folder, replace(settings, inception=str(tmp_path / "nowhere.pth")))
 
 
 def splats_of(folder, prompt, seed):

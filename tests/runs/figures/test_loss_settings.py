@@ -21,12 +21,14 @@ def test_flags_take_the_place_of_settings(tmp_path):
         seconds=7.0,
         metrics=["psnr", " ssim"],
         clip="openai/clip-vit-base-patch32",
+        inception="inception.pth",
         processes=2,
     ).applied(settings, None)
     assert changed.trials == (Trial("ism"), Trial("sds", {"guidance.scale": "20"}))
     assert (changed.prompts, changed.seeds) == (("a green lamp", "a pink cat"), (3, 5))
     assert (changed.budget, changed.metrics, changed.processes) == (7.0, ("psnr", "ssim"), 2)
     assert changed.clip == "openai/clip-vit-base-patch32" and settings.clip is None
+    assert changed.inception == "inception.pth" and settings.inception is None
     assert changed.own_length == 1 and changed.preset == settings.preset
     assert Flags(losses=["ism", "vsd", "ism"]).applied(settings, None).trials == (Trial("ism"), Trial("vsd"))
 
