@@ -39,16 +39,19 @@ from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.tokenizer import build_tokenizer, prompt_ids
 from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.diffusion.weights.clip import load_text_tower, load_vision_tower
 from ge3d_jax.diffusion.weights.flax_files import open_flax
 from ge3d_jax.diffusion.weights.folder import load_tokenizer
 from ge3d_jax.diffusion.weights.lora import Targets, lora_edits
 from ge3d_jax.diffusion.weights.single_file import open_single_file
 from ge3d_jax.diffusion.weights.tensor_files import open_tensors
 from ge3d_jax.diffusion.weights.textual_inversion import add_words
+from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
 from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.pictures import read_picture
 from ge3d_jax.formats.posed_images import read_posed_images
 from ge3d_jax.runs.asked import asked_by_file, asked_by_preset
+from tests import open_clip_model, torch_archives
 from tests.formats.fuzz import cut, double, edit_numbers, flip, splice
 from tests.single_files import FIRST, SECOND, original_tensors
 from tests.tiny_model import write_tiny_model
@@ -531,6 +534,60 @@ class SingleFiles(Target):
         open_single_file(self.file)
 
 
+class TorchFiles(Target):
+    """Files of PyTorch: archives with damaged descriptions, and the bytes of all forms."""
+
+    def prepare(self) -> None:
+        arrays = {"a.weight": np.ones((3, 4), np.float32), "a.bias": np.ones(4, np.float16)}
+        self.file, self.arrays = self.folder / "model.pt", arrays
+        forms = (torch_archives.save_arrays, torch_archives.save_older_arrays)
+        self.files = [write(self.file, arrays).read_bytes() for write in forms]
+        tensors = {
+            name: torch_archives.tensor(str(place), array.dtype.name, array.size, array.shape)
+            for place, (name, array) in enumerate(arrays.items())
+        }
+        plain = torch_archives.mapping(tensors)
+        module = torch_archives.name("__torch__", "Net") + b")\x81" + plain + b"b"
+        self.contents = [plain, torch_archives.mapping({"state_dict": plain}), module]
+
+    def damage(self, rng: Random) -> list[Path]:
+        if rng.random() < 0.3:
+            data, other = (self.files[int(rng.integers(2))] for _ in range(2))
+            self.file.write_bytes(damage_bytes(rng, data, other))
+        else:
+            content, other = (self.contents[int(rng.integers(3))] for _ in range(2))
+            members = {str(place): array.tobytes() for place, array in enumerate(self.arrays.values())}
+            torch_archives.write(self.file, damage_bytes(rng, content, other), members)
+        return [self.file]
+
+    def read(self) -> None:
+        for tensor in open_torch_tensors(self.file, inside="state_dict").values():
+            assert tensor.read().shape == tensor.shape
+
+
+class ClipFiles(Target):
+    """CLIP in a single file: names, shapes and types in the header, and the notes next to it."""
+
+    def prepare(self) -> None:
+        build_tokenizer(("a", "red"), self.folder / "tokenizer", max_length=12)
+        self.file, self.notes = self.folder / "laion.safetensors", self.folder / "open_clip_config.json"
+        self.data = save(open_clip_model.tensors(width=64))
+        self.config = {"model_cfg": {"embed_dim": 12, "quick_gelu": True, "text_cfg": {"layers": 2}}}
+
+    def damage(self, rng: Random) -> list[Path]:
+        self.notes.unlink(missing_ok=True)
+        names = ("input_resolution", "transformer.resblocks.1.attn_mask", "visual.ln_pre.bias")
+        self.file.write_bytes(damage_tensors(rng, self.data, names))
+        if rng.random() < 0.2:
+            self.notes.write_bytes(damage_json(rng, self.config, ("quick_gelu", "model_cfg")))
+            return [self.file, self.notes]
+        return [self.file]
+
+    def read(self) -> None:
+        load_text_tower(self.file)
+        load_vision_tower(self.file)
+
+
 class Runs(Target):
     """The config.json of an earlier run."""
 
@@ -569,6 +626,8 @@ READERS: dict[str, type[Target]] = {
     "embedding": Embeddings,
     "flax": Flax,
     "single_file": SingleFiles,
+    "torch": TorchFiles,
+    "clip": ClipFiles,
 }
 
 

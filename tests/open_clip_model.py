@@ -41,9 +41,15 @@ def stored():
         return dict(file)
 
 
-def tensors():
-    """All tensors of the model by OpenCLIP's names."""
+def tensors(width=None):
+    """All tensors of the model by OpenCLIP's names; `width` replaces both encoders' widths, and multiples."""
     shapes = {name[6:]: tuple(each) for name, each in stored().items() if name.startswith("shape/")}
+    if width is not None:
+        widths = {factor * wide: factor * width for wide in (128, 1280) for factor in (1, 3)} | {512: width}
+        shapes = {
+            name: tuple(widths.get(int(length), int(length)) for length in shape)
+            for name, shape in shapes.items()
+        }
     return {name: np.asarray(tensor(name, shape), np.float32) for name, shape in shapes.items()}
 
 

@@ -14,6 +14,8 @@ COUNTS = {
     "lora": 300,
     "embedding": 200,
     "flax": 200,
+    "torch": 300,
+    "clip": 40,
 }
 
 

@@ -64,6 +64,9 @@ def test_pictures_are_resized_channel_by_channel_without_rounding():
     assert np.abs(shown - rounded).max() < 1.2 and np.abs(shown - np.round(shown)).mean() > 0.1
     white = inception.prepare_picture(np.full((4, 5, 3), 255, np.uint8))
     assert np.allclose(white, 127 / 128)
+    # Next to edges, cubic interpolation would leave the range.
+    edges = inception.prepare_picture(np.tile(np.uint8([[[0], [255]]]), (8, 4, 3)))
+    assert (edges.min(), edges.max()) == (-1.0, 127 / 128)
 
 
 def test_all_tensors_of_the_published_file_are_used(golden, network):

@@ -234,10 +234,14 @@ def _inferred(tensors: Tensors, file: Path, activation: str) -> dict[str, Any]:
         return tensors[name].shape
 
     def encoder(prefix: str, width: int, head: int) -> dict[str, Any]:
+        layers = count_layers(tensors, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.")
+        hidden = [
+            shape(f"{prefix}encoder.layers.{layer}.mlp.fc1.bias", 1)[0] for layer in range(max(1, layers))
+        ]
         return {
             "hidden_size": width,
-            "intermediate_size": shape(f"{prefix}encoder.layers.0.mlp.fc1.bias", 1)[0],
-            "num_hidden_layers": count_layers(tensors, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
+            "intermediate_size": hidden[0],
+            "num_hidden_layers": layers,
             "num_attention_heads": width // head,
             "hidden_act": activation,
         }

@@ -6,6 +6,7 @@ TorchScript's modules as nothing but their attributes; it rejects everything els
 """
 
 import dataclasses
+import math
 import pickletools
 from collections.abc import Callable
 from typing import IO, Any
@@ -93,7 +94,8 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> TorchTensor:
         raise Damaged("a tensor in it has no valid shape")
     if 0 not in shape:
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        if last >= storage.count:
+        # Repeated values, along an axis without a stride, could be any number.
+        if last >= storage.count or math.prod(shape) > storage.count:
             raise Damaged(f"a tensor of shape {shown(shape)} is longer than its storage")
     return TorchTensor(storage, offset, shape, strides)
 

@@ -50,6 +50,14 @@ def test_open_clip_files_give_open_clip_s_features(tmp_path, tensors, tokenizer,
     assert len(found) == len(tokenizer) and found.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)])
+def test_heads_of_the_published_picture_encoders(tmp_path, tensors, width, heads):
+    # Only the shape of the first convolution is looked at.
+    wide = {**tensors, "visual.conv1.weight": np.zeros((width, 3, 8, 8), np.float32)}
+    save_file(wide, tmp_path / "laion.safetensors")
+    assert open_clip(tmp_path / "laion.safetensors").config["vision_config"]["num_attention_heads"] == heads
+
+
 def test_checkpoints_of_pytorch_are_read(tmp_path, tensors, tokenizer):
     trained = {f"module.{name}": each for name, each in tensors.items()}
     file = torch_archives.save_arrays(tmp_path / "datacomp.bin", trained, wrap="state_dict")
@@ -109,6 +117,8 @@ def test_files_that_are_no_clip_are_refused(tmp_path, tensors, tokenizer, monkey
     assert "is not a CLIP" in refusal(check_clip, without)
     assert "lacks the tensor text_projection" in refusal(check_clip, {"text_projection": None})
     assert "lacks the tensor visual.proj" in refusal(check_clip, {"visual.proj": None})
+    gap = {"transformer.resblocks.7.ln_1.bias": np.zeros(128, np.float32)}
+    assert "lacks the tensor text_model.encoder.layers.2.mlp.fc1.bias" in refusal(check_clip, gap)
     flat = {"token_embedding.weight": np.zeros(3, np.float32)}
     assert "text_model.embeddings.token_embedding.weight" in refusal(check_clip, flat)
     narrow = {"visual.ln_post.bias": np.zeros(3, np.float32)}

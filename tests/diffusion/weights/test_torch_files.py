@@ -127,6 +127,7 @@ def test_modules_of_torchscript_are_their_tensors(tmp_path):
         (archives.text("hello"), "no tensors"),
         (archives.mapping({"w": archives.tensor("0", "float32", 4, (5,))}), "longer than its storage"),
         (archives.mapping({"w": archives.tensor("0", "float32", 4, (2,), strides=(4,))}), "longer than"),
+        (archives.mapping({"w": archives.tensor("0", "float32", 4, (5,), strides=(0,))}), "longer than"),
         (archives.mapping({"w": archives.tensor("0", "float32", 4, (-1,))}), "no valid shape"),
         (archives.mapping({"w": archives.tensor("0", "float32", 4, (2,), offset=-1)}), "no valid shape"),
         (archives.mapping({"w": archives.tensor("0", "float32", 5, (5,))}), "missing or too short"),
