@@ -1,4 +1,4 @@
-"""The flag that chooses the rasterizer, shared by all scripts that make splats."""
+"""The flag that chooses the rasterizer, shared by all scripts that make or show splats."""
 
 from absl import flags
 
@@ -9,6 +9,11 @@ _RASTERIZER = flags.DEFINE_enum(
     "What renders the splats. auto, the default: on an NVIDIA GPU the kernel if it has passed its check, "
     "else xla. They differ in speed, and by rounding.",
 )
+
+
+def chosen() -> str:
+    """The rasterizer, whether or not the flag was given."""
+    return _RASTERIZER.value or "auto"
 
 
 def given() -> dict[str, str]:

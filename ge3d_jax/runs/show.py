@@ -17,6 +17,7 @@ from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
 from ge3d_jax.runs.folder import prepare_folder, slug
+from ge3d_jax.splatting.techniques import AUTO, check_device, check_rasterizer
 from ge3d_jax.viewer.framing import (
     check_up,
     find_frame,
@@ -97,6 +98,7 @@ def render_splats(
     up: str = "z",
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     antialiased: bool | None = None,
+    rasterizer: str = AUTO,
     progress: bool = True,
 ) -> list[Path]:
     """Render a splat file from all around, or along a camera path.
@@ -121,6 +123,7 @@ def render_splats(
         background: RGB in [0, 1]; the page has its own.
         antialiased: whether to weaken splats thinner than a pixel, for splats trained with antialiasing
             (Mip-Splatting). None follows the file.
+        rasterizer: one of `techniques.RASTERIZERS`; the page has its own.
         progress: whether to show a progress bar.
 
     Returns:
@@ -131,6 +134,8 @@ def render_splats(
     """
     path = Path(splats)
     check_splat_path(path)
+    check_rasterizer(rasterizer)
+    check_device(rasterizer)
     for name, value, least, most in (
         ("number of frames", frames, 1, 10_000),
         ("number of views", views, 1, 100),
@@ -181,7 +186,9 @@ def render_splats(
 
     def render(indices: np.ndarray, description: str) -> Iterator[np.ndarray]:
         some = jax.tree.map(itemgetter(indices), cameras)
-        each = render_each(gaussians, some, background=background, antialiased=weakened)
+        each = render_each(
+            gaussians, some, background=background, antialiased=weakened, rasterizer=rasterizer
+        )
         return iter(track(each, description, total=len(indices), transient=True, disable=not progress))
 
     names = None if is_still else [labels[index] for index in chosen]

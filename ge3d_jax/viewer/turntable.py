@@ -12,6 +12,7 @@ import numpy as np
 from ge3d_jax.splatting.cameras import Camera, orbit_camera
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.rasterize import grow_to_fit, render
+from ge3d_jax.splatting.techniques import AUTO
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
 
 _FIRST_BUFFER = 2**16
@@ -50,12 +51,23 @@ def cameras_around(azimuths: jax.Array, viewpoint: Viewpoint) -> Camera:
     return jax.vmap(one)(azimuths)
 
 
-@partial(jax.jit, static_argnames=("buffer_capacity", "antialiased"))
+@partial(jax.jit, static_argnames=("buffer_capacity", "antialiased", "rasterizer"))
 def _render(
-    gaussians: Gaussians, camera: Camera, background: jax.Array, buffer_capacity: int, *, antialiased: bool
+    gaussians: Gaussians,
+    camera: Camera,
+    background: jax.Array,
+    buffer_capacity: int,
+    *,
+    antialiased: bool,
+    rasterizer: str,
 ) -> tuple[jax.Array, jax.Array]:
     rendered = render(
-        gaussians, camera, background=background, buffer_capacity=buffer_capacity, antialiased=antialiased
+        gaussians,
+        camera,
+        background=background,
+        buffer_capacity=buffer_capacity,
+        antialiased=antialiased,
+        rasterizer=rasterizer,
     )
     return rendered.rgb, rendered.intersections
 
@@ -66,6 +78,7 @@ def render_each(
     *,
     background: tuple[float, float, float],
     antialiased: bool = False,
+    rasterizer: str = AUTO,
 ) -> Iterator[np.ndarray]:
     """Render from several cameras, one after the other.
 
@@ -73,7 +86,7 @@ def render_each(
         gaussians: the splats.
         cameras: cameras with a leading axis.
         background: RGB in [0, 1].
-        antialiased: see `rasterize.render`.
+        antialiased, rasterizer: see `rasterize.render`.
 
     Yields:
         Images, uint8 (height, width, 3).
@@ -87,7 +100,7 @@ def render_each(
         camera = jax.tree.map(itemgetter(index), cameras)
         # The next image starts with the buffer capacity that this one needed.
         image, capacity = grow_to_fit(
-            partial(_render, gaussians, camera, behind, antialiased=antialiased),
+            partial(_render, gaussians, camera, behind, antialiased=antialiased, rasterizer=rasterizer),
             capacity,
             width=cameras.width,
             height=cameras.height,

@@ -102,6 +102,12 @@ def test_antialiasing_is_passed_to_the_renderer(tmp_path):
     assert 0 < light[True] < 0.5 * light[False]
 
 
+def test_the_rasterizer_is_passed_to_the_renderer():
+    cameras = orbit_cameras(np.zeros(1), polar=1.2, distance=4.0, fov=0.5, size=(16, 16), up="z")
+    with pytest.raises(UserError, match="The rasterizer 'brush' does not exist"):
+        next(render_each(signposts(), cameras, background=(0.0, 0.0, 0.0), rasterizer="brush"))
+
+
 @pytest.mark.parametrize(("antialiased", "up"), [(True, "-y"), (False, "z")])
 def test_the_page_is_told_of_antialiasing_and_up(tmp_path, antialiased, up):
     save_splats(tmp_path / "a.ply", signposts(), antialiased=antialiased)
@@ -253,6 +259,8 @@ def test_bad_camera_paths_are_named(tmp_path, content, says):
         ({"radius": -1.0}, "radius"),
         ({"azimuth_degrees": math.nan}, "azimuth"),
         ({"up": "x"}, "one of z, y, -y"),
+        ({"rasterizer": "brush"}, "rasterizer 'brush' does not exist; use one of auto, xla, kernel"),
+        ({"rasterizer": "kernel"}, 'rasterizer "kernel" needs an NVIDIA GPU'),
         ({"out": "picture.jpg"}, r"picture\.jpg has an unknown suffix"),
         ({"camera_path": "nothing.json"}, "no camera path"),
     ],

@@ -14,6 +14,10 @@ pointing down: --up=-y. The same goes for .spz and .glb files of other tools, wh
 
 from absl import flags
 
+from ge3d_jax.cli import rasterizer_flag
+
+flags.adopt_module_key_flags(rasterizer_flag)
+
 _SPLATS = flags.DEFINE_string("splats", None, "A splat file: .ply, .splat, .spz, .sog, …", required=True)
 _OUT = flags.DEFINE_string(
     "out",
@@ -67,6 +71,7 @@ def main() -> None:
         up=_UP.value,
         background=parse_color(_BACKGROUND.value),
         antialiased=_ANTIALIASED.value,
+        rasterizer=rasterizer_flag.chosen(),
     )
     for path in written:
         print(f"  {path}")
