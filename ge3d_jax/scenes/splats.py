@@ -20,6 +20,7 @@ from ge3d_jax.scenes.start.base import Start
 from ge3d_jax.scenes.start.starts import STARTS
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
+from ge3d_jax.splatting.projection import DILATION
 from ge3d_jax.splatting.rasterize import Rendered, render
 from ge3d_jax.splatting.techniques import AUTO, check_device, check_rasterizer
 
@@ -84,6 +85,8 @@ class Splats:
         start: the initial splats.
         learning_rates: of the splats' fields.
         density: the density control strategy, which changes the number of splats.
+        dilation: how much a view widens splats, a variance in px². The usual 0.3 makes splats that leave gaps
+            when they are shown with more pixels than they were made with; less makes them fill the gaps.
         rasterizer: the renderer, see `splatting.techniques`; it affects speed, and results only by rounding.
     """
 
@@ -95,6 +98,7 @@ class Splats:
     start: Start = choice(lambda: STARTS, Ball())
     learning_rates: SplatRates = SplatRates()
     density: Strategy = choice(lambda: STRATEGIES, CloneAndSplit())
+    dilation: float = DILATION
     rasterizer: str = AUTO
 
     def __post_init__(self) -> None:
@@ -107,6 +111,8 @@ class Splats:
                 "scene.capacity": (self.capacity, self.start.count),
             }
         )
+        if not 0 < self.dilation < math.inf:
+            raise UserError(f"The setting scene.dilation is {self.dilation}; give a number above 0.")
 
     def check_devices(self) -> None:
         """Reject a rasterizer that needs another device. Raises UserError."""
@@ -198,6 +204,7 @@ class Splats:
                 buffer_capacity=self.buffer_capacity,
                 screen_offsets=offsets,
                 scale_multiplier=factors,
+                dilation=self.dilation,
                 rasterizer=self.rasterizer,
             )
 

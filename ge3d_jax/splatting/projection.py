@@ -4,7 +4,7 @@ Symbols (per splat; Zwicker et al. 2001, Kerbl et al. 2023):
     R, s        rotation and scales; world covariance R·diag(s²)·Rᵀ
     W           rotation of `world_to_camera`
     J           Jacobian of the pinhole projection at the center: rows (fx, 0, −fx·x/z)/z, (0, fy, −fy·y/z)/z
-    a, b        rows of A = J·W·R·diag(s); the screen covariance is A·Aᵀ + DILATION·I
+    a, b        rows of A = J·W·R·diag(s); the screen covariance is A·Aᵀ + dilation·I
     p, q, r     `whitening`: the inverse Cholesky factor of that covariance Σ, so that for an offset (dx, dy)
                 in pixels  u = p·dx,  v = q·dy − r·dx,  u² + v² = dᵀ·Σ⁻¹·d
 The factor replaces the usual conic because u² + v² stays accurate in float32 for needle-like splats, where
@@ -12,7 +12,7 @@ the conic's three large terms cancel; the determinant is computed from |a × b|�
 
 The dilation widens thin splats and thus makes them too strong when seen from far away; the compensation of
 Mip-Splatting (Yu et al. 2024, the screen-space filter) multiplies the opacity by
-√(|A·Aᵀ| / |A·Aᵀ + DILATION·I|).
+√(|A·Aᵀ| / |A·Aᵀ + dilation·I|).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flax import struct
 from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
-# Variance added on the screen, px²: a splat thinner than a pixel could fall between pixel centers.
+# Variance added on the screen, px², as in viewers: a splat thinner than a pixel could fall between pixels.
 DILATION = 0.3
 # Splats nearer than this (world units) are not drawn: the projection diverges at the camera's plane.
 NEAR_PLANE = 0.01
@@ -146,6 +146,7 @@ def project(
     near: float = NEAR_PLANE,
     far: float = math.inf,
     antialiased: bool = False,
+    dilation: float = DILATION,
 ) -> Projected:
     """Project all splats onto the screen of one camera; differentiable in both.
 
@@ -156,6 +157,7 @@ def project(
         near: splats whose center's camera-space z is at most this, world units, are not drawn.
         far: splats whose center's camera-space z is at least this, world units, are not drawn.
         antialiased: compensate the opacity for the dilation; see the module docstring.
+        dilation: variance added on the screen, px².
 
     Returns:
         The N projected entries.
@@ -183,11 +185,11 @@ def project(
     row_a = (focal_x / z) * (axes_in_camera[0] - slope_x * axes_in_camera[2])
     row_b = (focal_y / z) * (axes_in_camera[1] - slope_y * axes_in_camera[2])
     square_a, square_b = _dot(row_a, row_a), _dot(row_b, row_b)
-    variance_x, variance_y = square_a + DILATION, square_b + DILATION
+    variance_x, variance_y = square_a + dilation, square_b + dilation
     covariance_xy = _dot(row_a, row_b)
     normal = jnp.cross(row_a, row_b, axis=0)
     square_area = _dot(normal, normal)
-    determinant = square_area + DILATION * (square_a + square_b) + DILATION**2
+    determinant = square_area + dilation * (square_a + square_b) + dilation**2
     inverse_y = jnp.sqrt(variance_x / determinant)
     whitening = jnp.stack(
         [1.0 / jnp.sqrt(variance_x), inverse_y, inverse_y * covariance_xy / variance_x], axis=-1

@@ -25,7 +25,7 @@ from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.compositing import composite
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.splatting.lists import Splats2D, Technique
-from ge3d_jax.splatting.projection import MIN_ALPHA, NEAR_PLANE, project
+from ge3d_jax.splatting.projection import DILATION, MIN_ALPHA, NEAR_PLANE, project
 from ge3d_jax.splatting.techniques import AUTO, technique_of
 from ge3d_jax.splatting.tiles import TILE_SIZE, bin_splats, tile_grid
 
@@ -79,6 +79,7 @@ def render(
     near: float = NEAR_PLANE,
     far: float = math.inf,
     antialiased: bool = False,
+    dilation: float = DILATION,
     rasterizer: str | Technique = AUTO,
 ) -> Rendered:
     """Render the splats from one camera.
@@ -99,6 +100,7 @@ def render(
         far: splats whose center's camera-space z is at least this, world units, are not drawn.
         antialiased: reduce the opacity of splats thinner than a pixel, as in Mip-Splatting (Yu et al. 2024);
             widening them to a pixel would otherwise make them too strong. Static.
+        dilation: how much splats are widened on the screen, a variance in px².
         rasterizer: one of `techniques.RASTERIZERS`, or a technique; they differ in speed and rounding.
 
     Returns:
@@ -115,7 +117,15 @@ def render(
     chex.assert_shape(camera.world_to_camera, (4, 4))
     chex.assert_shape(background, (3,))
 
-    projected = project(gaussians, camera, scale_multiplier, near=near, far=far, antialiased=antialiased)
+    projected = project(
+        gaussians,
+        camera,
+        scale_multiplier,
+        near=near,
+        far=far,
+        antialiased=antialiased,
+        dilation=dilation,
+    )
     if screen_offsets is not None:
         chex.assert_shape(screen_offsets, (count, 2))
         projected = dataclasses.replace(projected, means=projected.means + screen_offsets)

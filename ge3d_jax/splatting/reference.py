@@ -89,6 +89,7 @@ def _splat_alpha(
     screen_offset: jax.Array,
     camera: Camera,
     pixels: jax.Array,
+    dilation: float,
 ) -> jax.Array:
     """Return the alpha (H, W) of one splat in front of the camera."""
     rotation = camera.world_to_camera[:3, :3]
@@ -98,7 +99,7 @@ def _splat_alpha(
     lowest, highest = -center / focal - 0.15 * size / focal, (size - center) / focal + 0.15 * size / focal
     clamped = jnp.concatenate([jnp.clip(point[:2] / point[2], lowest, highest) * point[2], point[2:]])
     jacobian = jax.jacfwd(_pinhole)(clamped, camera.intrinsics) @ rotation
-    covariance = jacobian @ _world_covariance(quaternion, scales) @ jacobian.T + 0.3 * jnp.eye(2)
+    covariance = jacobian @ _world_covariance(quaternion, scales) @ jacobian.T + dilation * jnp.eye(2)
     offsets = pixels - (_pinhole(point, camera.intrinsics) + screen_offset)
     distance = jnp.einsum("hwi,ij,hwj->hw", offsets, jnp.linalg.inv(covariance), offsets)
     alpha = jnp.minimum(0.99, opacity * jnp.exp(-distance / 2))
@@ -114,6 +115,7 @@ def render_reference(
     scale_multiplier: jax.Array | None = None,
     near: float = 0.01,
     far: float = math.inf,
+    dilation: float = 0.3,
 ) -> ReferenceImage:
     """Render by brute force; the arguments are those of `rasterize.render`, without a buffer length."""
     count = gaussians.mask.shape[0]
@@ -135,7 +137,7 @@ def render_reference(
         scales = jnp.exp(gaussians.log_scales[index]) * factors[index]
         opacity = 1 / (1 + jnp.exp(-gaussians.opacity_logits[index]))
         alpha = _splat_alpha(
-            position, scales, gaussians.quaternions[index], opacity, offsets[index], camera, pixels
+            position, scales, gaussians.quaternions[index], opacity, offsets[index], camera, pixels, dilation
         )
         alpha = jnp.where(seen[index], alpha, 0.0)
         direction = (position - eye) / jnp.linalg.norm(position - eye)

@@ -12,6 +12,7 @@ import pytest
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.splatting.reference import render_reference
 from ge3d_jax.training.presets import PRESETS
 
 SCENE = Splats(
@@ -47,6 +48,24 @@ def test_a_degree_of_the_color_comes_every_five_hundred_iterations():
         np.testing.assert_array_equal(picture(ends), pictures[-1])
     for one, other in itertools.pairwise(pictures):
         assert np.abs(one - other).max() > 1e-3
+
+
+def test_views_widen_splats_by_the_dilation():
+    camera = jax.tree.map(
+        lambda leaf: leaf[None], orbit_camera(azimuth=0.3, polar=1.2, radius=3.0, fov=0.5, size=16)
+    )
+    state = SCENE.begin(jax.random.key(0))
+    background, offsets = jnp.zeros((1, 3)), SCENE.perturbations(state, 1)
+    for dilation in (0.3, 4.0):
+        scene = dataclasses.replace(SCENE, dilation=dilation, rasterizer="groups")
+        seen = scene.render(state, 0, camera, background, None, offsets).rgb[0]
+        expected = render_reference(
+            state.gaussians,
+            jax.tree.map(lambda leaf: leaf[0], camera),
+            background=background[0],
+            dilation=dilation,
+        )
+        np.testing.assert_allclose(seen, expected.rgb, atol=1e-5)
 
 
 def test_the_presets_color_is_the_same_from_all_sides():

@@ -49,13 +49,14 @@ def test_an_empty_scene_is_the_background():
     assert int(image.intersections) == 0 and int(image.overflow) == 0
 
 
-def test_one_splat_has_the_closed_form():
+@pytest.mark.parametrize("dilation", [0.3, 0.02])
+def test_one_splat_has_the_closed_form(dilation):
     scale, opacity, distance, size = 0.1, 0.6, 2.0, 17
     color = jnp.array([[0.9, 0.2, 0.4]])
     splat = make_gaussians(jnp.zeros((1, 3)), color, jnp.array([scale]), jnp.array([opacity]), capacity=1)
     camera = orbit_camera(azimuth=0.4, polar=1.0, radius=distance, fov=0.6, size=size)
-    image = draw(splat, camera, background=WHITE, buffer_capacity=64)
-    variance = (float(camera.intrinsics[0]) * scale / distance) ** 2 + 0.3
+    image = draw(splat, camera, background=WHITE, buffer_capacity=64, dilation=dilation)
+    variance = (float(camera.intrinsics[0]) * scale / distance) ** 2 + dilation
     along = np.arange(size) + 0.5 - size / 2
     alpha = opacity * np.exp(-(along[:, None] ** 2 + along**2) / (2 * variance))
     alpha = np.where(alpha < 1 / 255, 0.0, alpha)

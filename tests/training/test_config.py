@@ -58,6 +58,7 @@ def test_settings_have_long_and_short_names():
         ("learning_rates.color", [0, 1], "learning_rates.color"),
         ("scene.capacity", 3, "capacity is 3"),
         ("scene.rasterizer", "fast", "'fast' does not exist; use one of auto, xla, kernel"),
+        ("scene.dilation", 0, "scene.dilation is 0"),
         ("start.count", 0, "start.count is 0"),
         ("start.opacity", 1, "start.opacity is 1"),
         ("start.sh_degree", 4, "start.sh_degree is 4"),
