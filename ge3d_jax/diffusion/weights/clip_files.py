@@ -160,6 +160,8 @@ def _open_file(file: Path) -> ClipFiles:
     stored = open_torch_tensors(file, inside="state_dict") if is_torch else open_tensors(file)
     # Checkpoints of a training on several GPUs.
     stored = rename_tensors(stored, lambda name: name.removeprefix("module."))
+    if "visual.layer1.0.conv1.weight" in stored:
+        raise UserError(f"{file} is a CLIP with a convolutional image encoder; {_USE}.")
     if any(name.startswith(TEXT_PREFIX) for name in stored):
         tensors = rename_tensors(stored, _plain_name)
     elif "visual.conv1.weight" in stored and "token_embedding.weight" in stored:

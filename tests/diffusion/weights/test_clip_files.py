@@ -115,6 +115,8 @@ def test_files_that_are_no_clip_are_refused(tmp_path, tensors, tokenizer, monkey
     assert "quick_gelu" in refusal(check_clip, {}, "openai-laion.safetensors")
     without = {"visual.conv1.weight": None}
     assert "is not a CLIP" in refusal(check_clip, without)
+    convolutional = {"visual.layer1.0.conv1.weight": np.zeros((4, 4, 1, 1), np.float32)}
+    assert "convolutional image encoder" in refusal(check_clip, convolutional)
     assert "lacks the tensor text_projection" in refusal(check_clip, {"text_projection": None})
     assert "lacks the tensor visual.proj" in refusal(check_clip, {"visual.proj": None})
     gap = {"transformer.resblocks.7.ln_1.bias": np.zeros(128, np.float32)}
