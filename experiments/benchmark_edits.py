@@ -23,7 +23,6 @@ from typing import Any
 from absl import flags
 
 from ge3d_jax.cli import script
-from ge3d_jax.core.caching import cache_folder
 
 _METHODS = flags.DEFINE_list(
     "methods",
@@ -110,7 +109,7 @@ def main() -> None:
         print(f"LPIPS is left out: {error}")
     if _PIE.value is None:
         cases = toybox_cases(draw_edits(_SEED.value, _PER_KIND.value), size, words)
-        gallery = load_gallery(cache_folder(), report=print)
+        gallery = load_gallery()
         measures.append(partial(edit_benchmark.measure_recognized, gallery))
         title = f"# {len(cases)} edits of the Toybox world"
     else:

@@ -21,7 +21,6 @@ from typing import Any
 from absl import flags
 
 from ge3d_jax.cli import script
-from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.toybox import MODELS
 
 # The first one is the default.
@@ -140,7 +139,7 @@ def main() -> None:
     model = model_by_preset(_PRESET.value, _MODEL.value)
     folder = None if chosen == ("recognizer",) else model.check()
     out = prepare_folder(_OUT.value)
-    gallery = load_gallery(cache_folder(), report=print)
+    gallery = load_gallery()
     for part in chosen:
         print(f"evaluating: {part}", flush=True)
         if folder is None or part == "recognizer":

@@ -3,8 +3,7 @@
     python experiments/figures/ablate_timesteps.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/ablate_timesteps.py               # 32 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 Expected: nodes that reach only low noise change too little, so the shape stays wrong. Short jumps preserve
 more detail than long ones, but take longer. ablate_timesteps.png has an object for each cell of the grid.

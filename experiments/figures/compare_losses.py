@@ -3,8 +3,7 @@
     python experiments/figures/compare_losses.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/compare_losses.py               # 2.6 hours, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 At full size these are eight sentences with two seeds and twelve losses, 45 seconds each, and three sentences
 with the number of iterations that the `toybox` preset gives each loss, made by one process on each of two

@@ -3,8 +3,7 @@
     python experiments/figures/compare_views.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/compare_views.py               # 17 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 Expected: from all sides, GE3D's objects have more detail, and colors closer to the truth.
 """

@@ -3,8 +3,7 @@
     python experiments/figures/diversity.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/diversity.py               # 28 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 Expected: seeds that share the first part of the run, including the start, end up less diverse in shape than
 seeds that differ throughout, but keep more of their diversity of texture. diversity.png shows the objects;

@@ -3,8 +3,7 @@
     python experiments/figures/edit_objects.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/edit_objects.py               # 35 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 One edit each of an object's color, part, and kind; at small size, the color alone.
 

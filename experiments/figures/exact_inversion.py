@@ -3,8 +3,7 @@
     python experiments/figures/exact_inversion.py --size=small  # 80 seconds on two CPU cores
     python experiments/figures/exact_inversion.py               # 33 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 At full size: four sentences, five ways.
 

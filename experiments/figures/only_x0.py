@@ -3,8 +3,7 @@
     python experiments/figures/only_x0.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/only_x0.py               # 18 minutes, for docs/results.md
 
-An interrupted run continues where it stopped. The first figure on a machine takes two minutes more, to trace
-the pictures that objects are recognized by.
+An interrupted run continues where it stopped.
 
 Expected: with the end alone, surfaces are flatter or shapes less accurate. At full size there is a third
 line: the end alone, with the settings that were found for it.

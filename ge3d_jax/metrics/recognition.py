@@ -1,9 +1,10 @@
 """Recognition of pictures of the Toybox world by the nearest ground-truth picture in squared RGB error.
 
-The gallery holds unpainted views of every kind, traced at a small size from a fixed grid of cameras. Kind,
-color and viewing side need no fine detail, and larger pictures are averaged down to the gallery's size. The
-error of a picture with respect to a view is quadratic in the paint, so the inner products of the picture with
-the view's layers give the error for all colors and any background at once:
+The gallery holds unpainted views of every kind, traced at a small size from a fixed grid of cameras; it comes
+with the package, made by `experiments/trace_gallery.py`. Kind, color and viewing side need no fine detail,
+and larger pictures are averaged down to the gallery's size. The error of a picture with respect to a view is
+quadratic in the paint, so the inner products of the picture with the view's layers give the error for all
+colors and any background at once:
 
     D = image − background,  ‖D − Wᵀ X‖² = ‖D‖² − 2 ⟨W, X D⟩ + ⟨W, X Xᵀ W⟩
 
@@ -14,7 +15,6 @@ the view's layers give the error for all colors and any background at once:
 | D | the picture minus its background | (H·W, 3) |
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge3d_jax.core.files import atomic_path, in_turn
-from ge3d_jax.splatting import cameras
+from ge3d_jax import toybox
+from ge3d_jax.core.files import atomic_path
 from ge3d_jax.toybox.model.dataset import layer_bytes
-from ge3d_jax.toybox.world import objects, render, shapes, textures
+from ge3d_jax.toybox.world import render
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
 AZIMUTHS = 24
 POLAR_DEGREES = (38.0, 54.0, 70.0, 86.0)
 GALLERY_SIZE = 64
+GALLERY_FILE = Path(toybox.__file__).with_name("gallery.npz")
 # A view shows the front if its azimuth is within this angle of +x; 45° is on the grid, hence the margin.
 _FRONT_DEGREES = 45.0 + 0.1
 # Width of a picture's border that shows only background, because objects do not reach it.
@@ -79,72 +80,77 @@ def wrap_angle(angle: np.ndarray | float) -> np.ndarray:
     return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
 
 
-def build_gallery(
-    kinds: Sequence[str] = tuple(KINDS),
-    *,
-    azimuths: int = AZIMUTHS,
-    polar_degrees: Sequence[float] = POLAR_DEGREES,
+def trace_views(
+    kinds: Sequence[str],
+    azimuths: int,
+    polar_degrees: Sequence[float],
     report: Callable[[str], None] | None = None,
-) -> Gallery:
-    """Trace every kind from a grid of cameras.
-
-    The default grid takes about two minutes on two cores. Kinds are mirror-symmetric, so half of the views
-    are mirror images of the other half.
+) -> np.ndarray:
+    """Trace every kind from the left half of a grid of cameras.
 
     Args:
-        kinds: names of the kinds.
-        azimuths: number of equally spaced azimuths, starting at the front.
-        polar_degrees: polar angles, degrees from +z.
+        kinds: names of the K kinds.
+        azimuths: A, the number of equally spaced azimuths of the whole grid, starting at the front.
+        polar_degrees: P polar angles, degrees from +z.
         report: called with a line of text at the start of each kind.
 
     Returns:
-        The gallery; azimuths vary fastest.
+        Layers, uint8 (K, P, A//2 + 1, H, W, 6), as in `dataset.Views`.
     """
-    circle = wrap_angle(np.arange(azimuths) * (2 * np.pi / azimuths)).astype(np.float32)
-    layers = []
+    traced = []
     for kind in kinds:
         if report is not None:
             report(f"tracing the gallery: {kind}")
         for polar in np.deg2rad(polar_degrees):
-            half = [
-                layer_bytes(render.trace(kind, render.toybox_camera(circle[index], polar, size=GALLERY_SIZE)))
-                for index in range(azimuths // 2 + 1)
-            ]
-            layers += half + [half[azimuths - i][:, ::-1] for i in range(len(half), azimuths)]
-    stacked = np.stack(layers)
+            for azimuth in _circle(azimuths)[: azimuths // 2 + 1]:
+                camera = render.toybox_camera(azimuth, polar, size=GALLERY_SIZE)
+                traced.append(layer_bytes(render.trace(kind, camera)))
+    stacked = np.stack(traced)
+    return stacked.reshape(len(kinds), len(polar_degrees), -1, *stacked.shape[1:])
+
+
+def _circle(azimuths: int) -> np.ndarray:
+    return wrap_angle(np.arange(azimuths) * (2 * np.pi / azimuths)).astype(np.float32)
+
+
+def make_gallery(
+    kinds: Sequence[str], views: np.ndarray, azimuths: int, polar_degrees: Sequence[float]
+) -> Gallery:
+    """Make a gallery of half of its views: kinds are mirror-symmetric, so the others are mirror images.
+
+    Args:
+        kinds, azimuths, polar_degrees: as given to `trace_views`.
+        views: from `trace_views`.
+
+    Returns:
+        The gallery; azimuths vary fastest.
+    """
+    mirrored = views[:, :, azimuths - views.shape[2] : 0 : -1, :, ::-1]
+    layers = np.concatenate([views, mirrored], axis=2)
     return Gallery(
         kinds=tuple(kinds),
-        layers=stacked.reshape(len(kinds), -1, *stacked.shape[1:]),
-        azimuths=np.tile(circle, len(polar_degrees)),
+        layers=layers.reshape(len(kinds), -1, *layers.shape[3:]),
+        azimuths=np.tile(_circle(azimuths), len(polar_degrees)),
         polars=np.repeat(np.deg2rad(polar_degrees), azimuths).astype(np.float32),
     )
 
 
-def world_fingerprint() -> str:
-    """Hash of everything that traced pictures, such as the gallery's, depend on."""
-    digest = hashlib.sha256(repr((AZIMUTHS, POLAR_DEGREES, render.RADIUS, GALLERY_SIZE)).encode())
-    for module in (cameras, shapes, textures, objects, render):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()[:12]
+def build_gallery(kinds: Sequence[str], *, azimuths: int, polar_degrees: Sequence[float]) -> Gallery:
+    """Trace a gallery; see `trace_views`."""
+    return make_gallery(kinds, trace_views(kinds, azimuths, polar_degrees), azimuths, polar_degrees)
 
 
-def load_gallery(folder: Path, report: Callable[[str], None] | None = None) -> Gallery:
-    """Load the full gallery from a file in `folder`; the first call traces and stores it."""
-    file = folder / f"toybox-gallery-{world_fingerprint()}.npz"
-    if not file.exists():
-        with in_turn(file):
-            _trace_once(file, report)
-    with np.load(file) as stored:
-        return Gallery(tuple(KINDS), stored["layers"], stored["azimuths"], stored["polars"])
-
-
-def _trace_once(file: Path, report: Callable[[str], None] | None) -> None:
-    """Trace the gallery, unless another process did so while this one waited for the lock."""
-    if file.exists():
-        return
-    gallery = build_gallery(report=report)
+def save_gallery(file: Path, report: Callable[[str], None]) -> None:
+    """Trace the views that come with the package, in about two minutes on two cores, and write them."""
+    views = trace_views(tuple(KINDS), AZIMUTHS, POLAR_DEGREES, report)
     with atomic_path(file) as path:
-        np.savez_compressed(path, layers=gallery.layers, azimuths=gallery.azimuths, polars=gallery.polars)
+        np.savez_compressed(path, kinds=list(KINDS), views=views)
+
+
+def load_gallery() -> Gallery:
+    """Load the gallery of all kinds that comes with the package."""
+    with np.load(GALLERY_FILE) as stored:
+        return make_gallery(stored["kinds"].tolist(), stored["views"], AZIMUTHS, POLAR_DEGREES)
 
 
 def estimate_background(images: np.ndarray) -> np.ndarray:

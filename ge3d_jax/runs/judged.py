@@ -11,9 +11,10 @@ import numpy as np
 from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.metrics.likeness import Traced, Views, object_views, paint_views, trace_views
-from ge3d_jax.metrics.recognition import world_fingerprint
 from ge3d_jax.runs.evaluate import likeness_cameras
+from ge3d_jax.splatting import cameras
 from ge3d_jax.splatting.gaussians import Gaussians
+from ge3d_jax.toybox.world import objects, render, shapes, textures
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import Layers
 from ge3d_jax.viewer.sheet import to_uint8
@@ -63,14 +64,22 @@ def see_truths(prompts: Sequence[str], folder: Path | None = None) -> dict[str, 
     return {prompt: paint_views(traced[sentence.kind], sentence) for prompt, sentence in sentences.items()}
 
 
+def _world_fingerprint() -> str:
+    """Hash of everything that traced pictures depend on."""
+    digest = hashlib.sha256(repr(render.RADIUS).encode())
+    for module in (cameras, shapes, textures, objects, render):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _load_traced(kind: str, folder: Path) -> Traced:
     """Load a kind, traced from the likeness cameras, from its file; trace and store it the first time."""
-    cameras = likeness_cameras()
-    places = np.concatenate([np.ravel(each) for each in jax.tree.leaves(cameras)])
+    seen_from = likeness_cameras()
+    places = np.concatenate([np.ravel(each) for each in jax.tree.leaves(seen_from)])
     looked_from = hashlib.sha256(np.float32(places).tobytes()).hexdigest()[:8]
-    file = folder / f"toybox-{kind}-{world_fingerprint()}-{looked_from}.npz"
+    file = folder / f"toybox-{kind}-{_world_fingerprint()}-{looked_from}.npz"
     if not file.exists():
-        made = trace_views(kind, cameras)
+        made = trace_views(kind, seen_from)
         with atomic_path(file) as path, open(path, "wb") as stream:
             np.savez_compressed(stream, depths=made.depths, points=made.points, **vars(made.layers))
     with np.load(file) as stored:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ge3d_jax.core.caching import cache_folder
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.metrics.bootstrap import error_by_halves, mean_and_error
 from ge3d_jax.metrics.colors import colors_of, contrast_ratio, saturation_ratio
@@ -22,7 +21,7 @@ from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.frechet import frechet_distance, kernel_distance
 from ge3d_jax.metrics.likeness import COVERED, FARTHEST, Views, compare_views
 from ge3d_jax.metrics.pictures import LOUDEST
-from ge3d_jax.metrics.recognition import Gallery, load_gallery
+from ge3d_jax.metrics.recognition import Gallery
 from ge3d_jax.metrics.shrunken import shrunken_features
 from ge3d_jax.runs.evaluate import measure_object
 from ge3d_jax.runs.judged import Judged
@@ -219,15 +218,6 @@ def check_metrics(names: Sequence[str]) -> None:
             raise UserError(f"There is no metric {name!r}; use some of {', '.join(METRICS)}.")
 
 
-def load_judges(report: Callable[[str], None] | None = None) -> Gallery:
-    """Load the recognizer's gallery; the first time on a machine, tracing it takes two minutes.
-
-    Args:
-        report: called with a line for each traced item.
-    """
-    return load_gallery(cache_folder(), report=report)
-
-
 def judge_object(
     judged: Judged, gallery: Gallery, *, metrics: Sequence[str] | None = None
 ) -> dict[str, float | None]:
@@ -235,7 +225,7 @@ def judge_object(
 
     Args:
         judged: the object, from `see`.
-        gallery: from `load_judges`.
+        gallery: from `recognition.load_gallery`.
         metrics: names in METRICS of metrics for one object; None means all that need no weights.
 
     Returns:

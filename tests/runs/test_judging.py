@@ -140,7 +140,7 @@ def test_of_every_number_it_is_known_which_is_better():
     assert by_direction["one"] == {"fronts", "sharpness", "saturation", "contrast"}
     assert by_direction[None] == {"brisque"}
     assert by_direction["lower"] == {
-        *("multi_faced", "failed", "chamfer", "depth", "tint", "specks", "seconds"),
+        *("multi_faced", "failed", "lpips", "chamfer", "depth", "tint", "specks", "seconds"),
         *("shrunken_fid", "shrunken_kid", "cmmd", "fid"),
     }
 

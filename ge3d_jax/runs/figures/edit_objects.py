@@ -13,7 +13,7 @@ from ge3d_jax.core.settings import to_tree
 from ge3d_jax.core.tables import markdown_table, number_cell
 from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.object_edits import measure_kept, measure_reached, measure_truth
-from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import model_by_preset
 from ge3d_jax.runs.evaluate import (
     likeness_cameras,
@@ -24,7 +24,6 @@ from ge3d_jax.runs.evaluate import (
 )
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work, remember
 from ge3d_jax.runs.judged import see_truths
-from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.sheet import image_grid, to_uint8
@@ -290,7 +289,7 @@ def pictures(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 def make(work: Work) -> Made:
     """Make the figure."""
-    rows = edited_rows(SIZES[work.size], work, partial(load_judges, report=work.report))
+    rows = edited_rows(SIZES[work.size], work, load_gallery)
     return Made(rows_of(rows), tables(rows), pictures(rows))
 
 

@@ -20,13 +20,13 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.pinned import do_pinned, usable_cores
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.metrics.likeness import Views
-from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import Asked
 from ge3d_jax.runs.evaluate import object_pictures
 from ge3d_jax.runs.figures.base import Record, remember
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import Judged, see, see_truths
-from ge3d_jax.runs.judging import judge_group, judge_object, load_judges
+from ge3d_jax.runs.judging import judge_group, judge_object
 from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.timed import Moment, Pace, Studio
 from ge3d_jax.runs.trials import Trial
@@ -117,7 +117,7 @@ class Judges:
     def of(cls, prompts: Sequence[str], report: Callable[[str], None]) -> "Judges":
         """References from the Toybox world; kinds not traced before are traced, a few seconds each."""
         known = [prompt for prompt in prompts if _is_of_world(prompt)]
-        return cls(load_judges(report) if known else None, see_truths(known))
+        return cls(load_gallery() if known else None, see_truths(known))
 
 
 @dataclass(frozen=True)

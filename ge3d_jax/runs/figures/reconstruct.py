@@ -16,13 +16,13 @@ import numpy as np
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import counted
 from ge3d_jax.metrics.likeness import Views
-from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import bundled_model
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.judged import see, see_truths
-from ge3d_jax.runs.judging import METRICS, judge_object, load_judges
+from ge3d_jax.runs.judging import METRICS, judge_object
 from ge3d_jax.runs.judging_table import estimates, table
 from ge3d_jax.runs.reconstruct import reconstruct
 from ge3d_jax.splatting.gaussians import Gaussians
@@ -193,7 +193,7 @@ def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> M
     Args:
         settings: the runs.
         work: where results are kept.
-        gallery: the gallery for recognizing objects; None for the one of `load_judges`.
+        gallery: the gallery for recognizing objects; None for the one of `load_gallery`.
 
     Raises:
         UserError: as for `generate`.
@@ -210,7 +210,7 @@ def make_of(settings: Settings, work: Work, gallery: Gallery | None = None) -> M
     truths: dict[str, Views] = {}
     if settings.is_known:
         truths = see_truths(settings.prompts)
-        judge = judge_by_truth(truths, gallery or load_judges(work.report))
+        judge = judge_by_truth(truths, gallery or load_gallery())
     records = {}
     for prompt, run in runs.items():
         work.report(f'"{prompt}"')

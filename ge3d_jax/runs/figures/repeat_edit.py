@@ -10,7 +10,7 @@ import numpy as np
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.core.tables import counted, markdown_table, number_cell
 from ge3d_jax.metrics.bootstrap import mean_and_error
-from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import bundled_model, model_by_preset
 from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
@@ -23,7 +23,6 @@ from ge3d_jax.runs.figures.repeated_edits import (
     ways,
 )
 from ge3d_jax.runs.folder import slug
-from ge3d_jax.runs.judging import load_judges
 from ge3d_jax.runs.request import check_prompt, knows_overhead
 from ge3d_jax.training.presets import preset
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot
@@ -165,7 +164,7 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -
     Args:
         settings: settings of the figure.
         work: where results are kept; its size is ignored.
-        gallery: the gallery for recognizing images; None for the one of `load_judges`.
+        gallery: the gallery for recognizing images; None for the one of `load_gallery`.
 
     Raises:
         UserError: the model does not know a prompt; see also `ModelChoice`.
@@ -180,7 +179,7 @@ def make_of(settings: Settings, work: Work, *, gallery: Gallery | None = None) -
     model = choice.load(place)
     pictures = draw_pictures(model, settings, use_overhead=knows_overhead(place), is_toybox=is_toybox)
     if is_toybox and gallery is None:
-        gallery = load_judges(work.report)
+        gallery = load_gallery()
     fingerprint = model_fingerprint(place)
     records: dict[str, list[Record]] = {}
     for way in ways(settings):

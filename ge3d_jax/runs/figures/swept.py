@@ -20,14 +20,14 @@ from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.likeness import Views, object_views
-from ge3d_jax.metrics.recognition import Gallery
+from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import Asked, asked_by_preset
 from ge3d_jax.runs.evaluate import likeness_cameras, model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Record, Work, remember
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import see, see_truths
-from ge3d_jax.runs.judging import judge_group, judge_object, load_judges
+from ge3d_jax.runs.judging import judge_group, judge_object
 from ge3d_jax.runs.request import check_prompt, check_seed
 from ge3d_jax.runs.sweep import SweepResult, sweep
 from ge3d_jax.splatting.gaussians import Gaussians
@@ -95,7 +95,7 @@ def sweep_arms(
         arms: the arms, with distinct names.
         plan: the settings shared by all arms.
         work: stores objects and records.
-        gallery: reference pictures for recognition; None loads those of `load_judges` when needed.
+        gallery: reference pictures for recognition; None loads those of `load_gallery` when needed.
 
     Returns:
         The results by arm name.
@@ -115,7 +115,7 @@ def sweep_arms(
             objects = _make_objects(arm, plan, work, _folder_of(wanted[arm.name], plan, work))
             if not plan.is_known:
                 return _seen(objects)
-            return _judged(objects, gallery or load_judges(work.report))
+            return _judged(objects, gallery or load_gallery())
 
         record = remember(work.folder / "arms" / slug(arm.name), wanted[arm.name], make)
         swept[arm.name] = Swept(list(record.numbers["rows"]), record.arrays["pictures"])
