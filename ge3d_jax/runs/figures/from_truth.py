@@ -222,7 +222,7 @@ def make_of(settings: Settings, work: Work, judges: Judges | None = None) -> Mad
     all_series = series_of(settings, fits, work)
     for series in all_series:
         series.check()
-    judges = judges or Judges.of(settings.prompts, work.report)
+    judges = judges or Judges.of(settings.prompts)
     make_all(all_series, judges, work.report)
     found = [read_series(series, judges) for series in all_series]
     all_done = [done for done in found if done is not None]

@@ -114,7 +114,7 @@ class Judges:
     truths: Mapping[str, Views]
 
     @classmethod
-    def of(cls, prompts: Sequence[str], report: Callable[[str], None]) -> "Judges":
+    def of(cls, prompts: Sequence[str]) -> "Judges":
         """References from the Toybox world; kinds not traced before are traced, a few seconds each."""
         known = [prompt for prompt in prompts if _is_of_world(prompt)]
         return cls(load_gallery() if known else None, see_truths(known))

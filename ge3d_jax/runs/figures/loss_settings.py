@@ -111,7 +111,7 @@ def made_or_read(
     for series in all_series:
         series.check()
     if judges is None:
-        judges = Judges.of(settings.prompts, work.report)
+        judges = Judges.of(settings.prompts)
     if not only_done:
         make_all(all_series, judges, work.report)
     found = {name: [read_series(series, judges) for series in part] for name, part in parts.items()}
