@@ -85,8 +85,8 @@ class Splats:
         start: the initial splats.
         learning_rates: of the splats' fields.
         density: the density control strategy, which changes the number of splats.
-        dilation: how much a view widens splats, a variance in px². The usual 0.3 makes splats that leave gaps
-            when they are shown with more pixels than they were made with; less makes them fill the gaps.
+        dilation: how much a view widens splats, a variance in px². With the usual 0.3, splats leave gaps when
+            they are shown with more pixels than they were made with; with less, they have to fill them.
         rasterizer: the renderer, see `splatting.techniques`; it affects speed, and results only by rounding.
     """
 
