@@ -1,6 +1,8 @@
 """Optional dependencies."""
 
 import importlib
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ge3d_jax.core.errors import UserError
@@ -25,3 +27,19 @@ def load_package(name: str, *, wanted_by: str, install: str | None = None) -> An
         raise UserError(
             f"{wanted_by} needs the package {missing}; run pip install {install or package}."
         ) from None
+
+
+def package_folder(name: str, *, how_to_get: str) -> Path:
+    """Return the folder of a package of which only data files are used; nothing of it is imported.
+
+    Args:
+        name: name of the package.
+        how_to_get: the error message if it is missing.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = find_spec(name)
+    if package is None or not package.submodule_search_locations:
+        raise UserError(how_to_get)
+    return Path(package.submodule_search_locations[0])

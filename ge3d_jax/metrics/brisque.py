@@ -19,7 +19,6 @@ that package's own code. Unlike that code, this module restricts alpha to the au
 
 import pickle
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaln
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.extras import package_folder
 from ge3d_jax.core.plain_pickle import load_plain_pickle
 
 # Features per image: 2 of the normalized pixels and 4 of each of the four neighbor products, at two scales.
@@ -180,10 +180,7 @@ def load_brisque(folder: Path | None = None) -> BrisqueModel:
             damaged.
     """
     if folder is None:
-        package = find_spec("brisque")
-        if package is None or not package.submodule_search_locations:
-            raise UserError(HOW_TO_GET)
-        folder = Path(package.submodule_search_locations[0]) / "models"
+        folder = package_folder("brisque", how_to_get=HOW_TO_GET) / "models"
     try:
         ranges = load_plain_pickle(folder / "normalize.pickle")
         return _read_regression(

@@ -25,8 +25,8 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.weights.parameters import read_parameters
-from ge3d_jax.diffusion.weights.tensor_files import TORCH_SUFFIXES, StoredTensor, open_tensors
-from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
+from ge3d_jax.diffusion.weights.torch_files import open_any_tensors
 
 SIZE = 299
 FEATURES = 2048
@@ -322,7 +322,7 @@ def load_inception(file: str | os.PathLike[str]) -> InceptionFeatures:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"There is no file {path}; {_DOWNLOAD}")
-    tensors = open_torch_tensors(path) if path.suffix.lower() in TORCH_SUFFIXES else open_tensors(path)
+    tensors = open_any_tensors(path)
     _check_kind(tensors, path)
     own = {
         name: tensor

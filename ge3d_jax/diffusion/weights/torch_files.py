@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ge3d_jax.core.errors import UserError, reason, shown
-from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
+from ge3d_jax.diffusion.weights.tensor_files import TORCH_SUFFIXES, StoredTensor, open_tensors
 from ge3d_jax.diffusion.weights.torch_pickle import Damaged, Machine, Module, Storage, TorchTensor
 
 # A checkpoint's description takes about 100 kB; its members are not much larger than its tensors.
@@ -183,6 +183,21 @@ def open_torch_tensors(file: str | os.PathLike[str], *, inside: str | None = Non
         ) from error
     reader = _Reader(opened, tensors)
     return {name: StoredTensor(path, name, tensor.shape, reader) for name, tensor in tensors.items()}
+
+
+def open_any_tensors(file: str | os.PathLike[str], *, inside: str | None = None) -> dict[str, StoredTensor]:
+    """Return all tensors of a PyTorch or safetensors file, told apart by the name's ending.
+
+    Args:
+        file: the file.
+        inside: see `open_torch_tensors`.
+
+    Raises:
+        UserError: see `open_torch_tensors` and `open_tensors`.
+    """
+    if Path(file).suffix.lower() in TORCH_SUFFIXES:
+        return open_torch_tensors(file, inside=inside)
+    return open_tensors(file)
 
 
 def _tensors_of(content: Any, inside: str | None) -> dict[str, TorchTensor]:

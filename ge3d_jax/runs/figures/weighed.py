@@ -45,7 +45,7 @@ class Scales:
     @property
     def told(self) -> dict[str, Any]:
         """Everything that a cached evaluation depends on."""
-        packaged = {name: getattr(self.weights, name) is not None for name in ("brisque", "lpips")}
+        packaged = {name: getattr(self.weights, name) is not None for name in PACKAGED}
         return {"clip": self.clip, "inception": self.inception, **packaged}
 
 

@@ -13,8 +13,8 @@ from flax import struct
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.weights.parameters import read_parameters
-from ge3d_jax.diffusion.weights.tensor_files import StoredTensor, open_tensors
-from ge3d_jax.diffusion.weights.torch_files import open_torch_tensors
+from ge3d_jax.diffusion.weights.tensor_files import StoredTensor
+from ge3d_jax.diffusion.weights.torch_files import open_any_tensors
 from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.scenes.start.point_e.networks import (
     CHANNEL_BIASES,
@@ -32,7 +32,6 @@ from ge3d_jax.scenes.start.point_e.sampler import UPSAMPLING, Plan, SampledWay, 
 _BUFFERS = ("channel_scales", "channel_biases")
 # The key under which Cap3D's fine-tuned files hold the network.
 _CAP3D_KEY = "model_state_dict"
-_PYTORCH = (".pt", ".pth")
 _FULL_COLOR = 255.0
 
 
@@ -215,9 +214,7 @@ def open_weights(file: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: the file cannot be read.
     """
-    if file.suffix.lower() in _PYTORCH:
-        return open_torch_tensors(file, inside=_CAP3D_KEY)
-    return open_tensors(file)
+    return open_any_tensors(file, inside=_CAP3D_KEY)
 
 
 def read_network(config: TransformerConfig, tensors: Mapping[str, StoredTensor], source: Path) -> Any:
