@@ -107,6 +107,7 @@ class CloneAndSplit:
         key: jax.Array,
         state: SplatState,
         screen_gradients: jax.Array,
+        color_gradients: jax.Array,
         radii: jax.Array,
         *,
         position_rate: jax.Array,

@@ -9,6 +9,7 @@ from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit
 from ge3d_jax.scenes.markov_chain import MarkovChain
 from ge3d_jax.scenes.relocate import Relocate
+from ge3d_jax.scenes.replace_unseen import ReplaceUnseen
 from ge3d_jax.scenes.splat_state import SplatState
 from ge3d_jax.splatting.gaussians import Gaussians
 
@@ -30,6 +31,7 @@ class Strategy(Protocol):
         key: jax.Array,
         state: SplatState,
         screen_gradients: jax.Array,
+        color_gradients: jax.Array,
         radii: jax.Array,
         *,
         position_rate: jax.Array,
@@ -42,6 +44,8 @@ class Strategy(Protocol):
             state: the splats, with updated parameters.
             screen_gradients: (B, N, 2), gradients of each view's loss with respect to the splats' screen
                 positions in pixels.
+            color_gradients: (B, N, 3), likewise with respect to the splats' colors; zero where no pixel of a
+                view shows the splat.
             radii: (B, N), pixels; 0 where a view does not see the splat.
             position_rate: learning rate of the positions, ().
             image_size: (width, height), pixels.
@@ -60,4 +64,5 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "clone_split": CloneAndSplit,
     "mcmc": MarkovChain,
     "relocate": Relocate,
+    "replace_unseen": ReplaceUnseen,
 }

@@ -64,6 +64,7 @@ class MarkovChain:
         key: jax.Array,
         state: SplatState,
         screen_gradients: jax.Array,
+        color_gradients: jax.Array,
         radii: jax.Array,
         *,
         position_rate: jax.Array,

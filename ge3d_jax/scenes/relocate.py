@@ -18,7 +18,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.splat_state import SplatState
-from ge3d_jax.splatting.density import DensityStatistics, accumulate, densify, empty_statistics
+from ge3d_jax.splatting.density import DensityStatistics, accumulate, densify, empty_statistics, ranks
 from ge3d_jax.splatting.gaussians import Gaussians
 
 
@@ -68,6 +68,7 @@ class Relocate:
         key: jax.Array,
         state: SplatState,
         screen_gradients: jax.Array,
+        color_gradients: jax.Array,
         radii: jax.Array,
         *,
         position_rate: jax.Array,
@@ -107,8 +108,8 @@ def relocate_by_rank(
     can_double = gaussians.mask & (largest > strategy.split_scale)
     wanted = (strategy.share * jnp.sum(gaussians.mask)).astype(jnp.int32)
     moved = jnp.minimum(wanted, jnp.sum(can_double, dtype=jnp.int32))
-    doubles = _rank(-asked, can_double) < moved
-    leaves = _rank(asked, gaussians.mask & ~doubles) < moved
+    doubles = ranks(-asked, can_double) < moved
+    leaves = ranks(asked, gaussians.mask & ~doubles) < moved
     remaining = dataclasses.replace(gaussians, mask=gaussians.mask & ~leaves)
     gaussians, moments, _, _ = densify(
         key,
@@ -120,10 +121,3 @@ def relocate_by_rank(
         prune_opacity=0.0,
     )
     return SplatState(gaussians, strategy.statistics(gaussians.capacity)), moments
-
-
-def _rank(values: jax.Array, counts: jax.Array) -> jax.Array:
-    """Rank the entries for which `counts` is true, (N,) int32, ties by index; N for all other entries."""
-    order = jnp.argsort(jnp.where(counts, values, jnp.inf), stable=True)
-    rank = jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
-    return jnp.where(counts, rank, len(order))

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
@@ -36,6 +37,19 @@ LEARNING_RATE_OF = {
 _BAND_DEGREES = np.repeat(np.arange(MAX_SH_DEGREE + 1), 2 * np.arange(MAX_SH_DEGREE + 1) + 1)
 
 Range = tuple[float, float]
+
+
+@struct.dataclass
+class Perturbations:
+    """Zeros whose gradients tell density control what B views ask of N splats.
+
+    Attributes:
+        screen: (B, N, 2), added to the splats' screen positions, pixels.
+        color: (B, N, 3), added to the splats' colors as the view sees them.
+    """
+
+    screen: jax.Array
+    color: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +189,10 @@ class Splats:
         noise = drawn.per_view["scale_noise"][:, : state.gaussians.capacity]
         return Draws(shared=drawn.shared, per_view={"scale_noise": noise})
 
-    def perturbations(self, state: SplatState, views: int) -> jax.Array:
-        """Return zero offsets (B, N, 2) of the splats' screen positions, pixels."""
-        return jnp.zeros((views, state.gaussians.capacity, 2))
+    def perturbations(self, state: SplatState, views: int) -> Perturbations:
+        """Return zero offsets for B views."""
+        shape = (views, state.gaussians.capacity)
+        return Perturbations(screen=jnp.zeros((*shape, 2)), color=jnp.zeros((*shape, 3)))
 
     def render(
         self,
@@ -186,7 +201,7 @@ class Splats:
         cameras: Camera,
         backgrounds: jax.Array,
         drawn: Draws | None,
-        perturbations: jax.Array,
+        perturbations: Perturbations,
     ) -> Renders:
         """Render a batch of views; `observed` holds the splats' radii (B, N) in pixels."""
         gaussians = state.gaussians
@@ -195,14 +210,15 @@ class Splats:
             gaussians = with_degree(gaussians, degree)
 
         def one(
-            camera: Camera, background: jax.Array, offsets: jax.Array, factors: jax.Array | None
+            camera: Camera, background: jax.Array, offsets: Perturbations, factors: jax.Array | None
         ) -> Rendered:
             return render(
                 gaussians,
                 camera,
                 background=background,
                 buffer_capacity=self.buffer_capacity,
-                screen_offsets=offsets,
+                screen_offsets=offsets.screen,
+                color_offsets=offsets.color,
                 scale_multiplier=factors,
                 dilation=self.dilation,
                 rasterizer=self.rasterizer,
@@ -223,7 +239,7 @@ class Splats:
         self,
         key: jax.Array,
         state: SplatState,
-        perturbation_gradients: jax.Array,
+        perturbation_gradients: Perturbations,
         observed: jax.Array,
         *,
         progress: jax.Array,
@@ -233,7 +249,8 @@ class Splats:
         return self.density.after_update(
             key,
             state,
-            perturbation_gradients,
+            perturbation_gradients.screen,
+            perturbation_gradients.color,
             observed,
             position_rate=self.learning_rates.at("position", progress),
             image_size=image_size,

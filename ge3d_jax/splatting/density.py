@@ -223,3 +223,10 @@ def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | fl
 
     lowered = dataclasses.replace(gaussians, opacity_logits=jnp.minimum(gaussians.opacity_logits, limit))
     return lowered, jax.tree_util.tree_map_with_path(clear, moments)
+
+
+def ranks(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """Rank the entries for which `counts` is true, (N,) int32, ties by index; N for all other entries."""
+    order = jnp.argsort(jnp.where(counts, values, jnp.inf), stable=True)
+    rank = jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
+    return jnp.where(counts, rank, len(order))

@@ -75,6 +75,7 @@ def render(
     background: jax.Array,
     buffer_capacity: int,
     screen_offsets: jax.Array | None = None,
+    color_offsets: jax.Array | None = None,
     scale_multiplier: jax.Array | None = None,
     near: float = NEAR_PLANE,
     far: float = math.inf,
@@ -95,6 +96,9 @@ def render(
         buffer_capacity: length of the (tile, splat) list of one view, static.
         screen_offsets: (N, 2) pixels added to the projected centers, None for zeros; their gradient is the
             screen-space gradient that density control accumulates.
+        color_offsets: (N, 3) added to the splats' colors as this camera sees them, None for zeros. Their
+            gradient is the image's, weighted by how much of each pixel is the splat's: zero for splats that
+            are not visible, and not cut off for black ones.
         scale_multiplier: (N,) or (N, 3) factor on the scales, None for 1.
         near: splats whose center's camera-space z is at most this, world units, are not drawn.
         far: splats whose center's camera-space z is at least this, world units, are not drawn.
@@ -131,6 +135,9 @@ def render(
         projected = dataclasses.replace(projected, means=projected.means + screen_offsets)
     width, height = camera.width, camera.height
     lists = bin_splats(projected, width=width, height=height, buffer_capacity=buffer_capacity)
+    if color_offsets is not None:
+        chex.assert_shape(color_offsets, (count, 3))
+        projected = dataclasses.replace(projected, colors=projected.colors + color_offsets)
     features = jnp.concatenate([projected.colors, projected.depths[:, None]], axis=-1)
     splats = Splats2D(projected.means, projected.whitening, projected.opacities, features)
     columns, rows = tile_grid(width, height)

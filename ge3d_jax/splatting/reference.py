@@ -112,6 +112,7 @@ def render_reference(
     *,
     background: jax.Array,
     screen_offsets: jax.Array | None = None,
+    color_offsets: jax.Array | None = None,
     scale_multiplier: jax.Array | None = None,
     near: float = 0.01,
     far: float = math.inf,
@@ -128,6 +129,7 @@ def render_reference(
     columns, rows = jnp.meshgrid(jnp.arange(camera.width) + 0.5, jnp.arange(camera.height) + 0.5)
     pixels = jnp.stack([columns, rows], axis=-1).astype(dtype)
     offsets = jnp.zeros((count, 2), dtype) if screen_offsets is None else screen_offsets
+    added = jnp.zeros((count, 3), dtype) if color_offsets is None else color_offsets
     factors = jnp.ones((count,), dtype) if scale_multiplier is None else scale_multiplier
     factors = jnp.broadcast_to(factors.reshape(count, -1), (count, 3))
 
@@ -145,7 +147,7 @@ def render_reference(
         rgb = sum(
             (y * c for y, c in zip(bands, gaussians.sh[index], strict=True)), start=jnp.full(3, 0.5, dtype)
         )
-        rgb = jnp.where(rgb > 0, rgb, 0.0)
+        rgb = jnp.where(rgb > 0, rgb, 0.0) + added[index]
         weight = light * alpha
         z = rotation[2] @ position + translation[2]
         return (light * (1 - alpha), color + weight[..., None] * rgb, depth + weight * z), None

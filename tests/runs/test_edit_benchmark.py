@@ -22,7 +22,7 @@ from ge3d_jax.runs.edit_benchmark import (
     run_editor,
     save_benchmark,
     tables,
-    warm_seconds,
+    timings,
 )
 from ge3d_jax.runs.edit_cases import pie_cases, toybox_cases
 from ge3d_jax.toybox import model_folder
@@ -142,7 +142,9 @@ def test_a_short_batch_is_filled_up_and_sorts_do_not_mix(cases):
     edited, seconds = run_editor(editor, mixed, 2, lambda text: None)
     assert seen == [(0, ["000", "002"]), (1, ["001", "001"])] and len(seconds) == 2
     np.testing.assert_array_equal(edited, [case.picture for case in mixed])
-    assert warm_seconds([9.0, 2.0, 4.0], 2) == 1.5 and warm_seconds([9.0], 2) is None
+    assert timings([9.0, 2.0, 4.0], 2) == {"seconds": 1.5, "compiling": 6.0}
+    assert timings([1.0, 2.0, 2.0], 2)["compiling"] == 0.0, "compiled before"
+    assert timings([9.0], 2) == {"seconds": None, "compiling": None}
     with pytest.raises(UserError, match="non-finite"):
         run_editor(lambda some, number: np.full((2, SIZE, SIZE, 3), np.nan), cases, 2, lambda text: None)
 

@@ -68,6 +68,43 @@ def test_views_widen_splats_by_the_dilation():
         np.testing.assert_allclose(seen, expected.rgb, atol=1e-5)
 
 
+def test_the_gradient_of_a_color_s_perturbation_tells_who_is_visible():
+    # The camera is on the x axis: two opaque splats, one of them black, and a small one behind the black one.
+    ball = SCENE.begin(jax.random.key(0)).gaussians
+    placed = jnp.array([[0.0, 0.0, 0.5], [0.0, 0.0, -0.5], [-0.5, 0.0, -0.5]])
+    positions = jnp.zeros((8, 3)).at[:3].set(placed)
+    gaussians = dataclasses.replace(
+        ball,
+        positions=positions,
+        log_scales=jnp.full((8, 3), jnp.log(0.3)).at[2].set(jnp.log(0.03)),
+        opacity_logits=jnp.full(8, 15.0),
+        sh=jnp.zeros_like(ball.sh).at[0, 0].set(1.0).at[1, 0].set(-5.0),
+        mask=jnp.arange(8) < 3,
+    )
+    camera = orbit_camera(azimuth=0.0, polar=np.pi / 2, radius=3.0, fov=0.7, size=32)
+    cameras = jax.tree.map(lambda leaf: leaf[None], camera)
+    weights = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+
+    def total(perturbations):
+        state = SCENE.begin(jax.random.key(0)).replace(gaussians=gaussians)
+        return jnp.sum(
+            weights * SCENE.render(state, 2000, cameras, jnp.zeros((1, 3)), None, perturbations).rgb
+        )
+
+    zeros = SCENE.perturbations(SCENE.begin(jax.random.key(0)), 1)
+    gradients = jax.grad(total)(zeros).color[0]
+    # The image changes by how much of each pixel is the splat's: what it would add in white over black.
+    for index in range(3):
+        white = dataclasses.replace(
+            gaussians,
+            sh=jnp.zeros_like(ball.sh).at[:, 0].set(-10.0).at[index, 0].set(0.5 / 0.28209479),
+        )
+        shares = render_reference(white, camera, background=jnp.zeros(3)).rgb
+        np.testing.assert_allclose(gradients[index], jnp.sum(weights[0] * shares, axis=(0, 1)), atol=1e-4)
+    norms = np.linalg.norm(gradients, axis=-1)
+    assert norms[2] < 0.02 * norms[:2].min() and not norms[3:].any()
+
+
 def test_the_presets_color_is_the_same_from_all_sides():
     assert PRESETS["toybox"].scene.start.sh_degree == 0
 

@@ -12,8 +12,9 @@ from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit, control_density, lower_opacities
 from ge3d_jax.scenes.markov_chain import MarkovChain
 from ge3d_jax.scenes.relocate import Relocate
+from ge3d_jax.scenes.replace_unseen import ReplaceUnseen
 from ge3d_jax.scenes.splat_state import with_capacity
-from ge3d_jax.scenes.splats import Splats
+from ge3d_jax.scenes.splats import Perturbations, Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.presets import PRESETS, configured
@@ -209,6 +210,84 @@ def test_relocation_goes_by_rank_and_keeps_the_number():
             Relocate(share=share)
 
 
+REPLACE = ReplaceUnseen(first=2, last=6, every=2, share=0.25, unseen_below=0.5, split_scale=0.0)
+
+
+def seen_splats(strategy, color_sums, gradient_sums) -> TrainState:
+    """Twelve splats in a buffer of 16, with these statistics and tagged as in `tagged`."""
+    state = tagged(begin(strategy), np.random.default_rng(8))
+    statistics = state.scene.statistics.replace(
+        color_sum=jnp.asarray(color_sums, jnp.float32), gradient_sum=jnp.asarray(gradient_sums, jnp.float32)
+    )
+    return state.with_scene(state.scene.replace(statistics=statistics), state.moments)
+
+
+def sources(state: TrainState) -> list[int]:
+    """Which splats are left, halves twice, by the index they had."""
+    gaussians = state.scene.gaussians
+    return sorted((np.asarray(gaussians.sh[:, 0, 0])[np.asarray(gaussians.mask)] - 1).astype(int))
+
+
+def test_unseen_splats_make_room_for_splits_where_gradients_are_largest():
+    gradients = np.random.default_rng(9).permutation(16) * 1e-6 + 1e-6
+    # The mean over the twelve in use is 0.85, so those below 0.425 are unseen.
+    colors = np.array([1.0] * 8 + [0.9, 0.42, 0.43, 0.45] + [0.0] * 4)
+    state = seen_splats(REPLACE, colors, gradients)
+    before = jax.tree.map(np.array, state.replace(key=None))
+    assert [done for done in range(9) if REPLACE.replaces_at(done)] == [2, 4, 6]
+    assert not any(dataclasses.replace(REPLACE, every=0).replaces_at(done) for done in range(9))
+    after = follow_schedule(state, 6, REPLACE)
+    remaining = [index for index in range(12) if index != 9]
+    doubles = sorted(remaining, key=lambda index: -gradients[index])[:3]
+    assert sources(after) == sorted(remaining + doubles), "three of twelve are split, one is removed"
+    after = jax.tree.map(np.array, after.replace(key=None))
+    source = after.scene.gaussians.sh[:, 0, 0].astype(int) - 1
+    for index in np.flatnonzero(after.scene.gaussians.mask):
+        is_half = source[index] in doubles
+        shrunk = before.scene.gaussians.log_scales[source[index]] - (np.log(1.6) if is_half else 0.0)
+        np.testing.assert_allclose(after.scene.gaussians.log_scales[index], shrunk, rtol=1e-6)
+        kept = after.optimizer_state.nu["positions"][index, 0]
+        assert kept == (0.0 if is_half else source[index] + 1)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(after.scene.statistics))
+
+
+def test_no_more_than_the_share_leave_and_the_least_seen_first():
+    # Five are below half the mean; a share of 0.25 lets three go.
+    colors = np.array([2.0] * 7 + [0.05, 0.04, 0.01, 0.02, 0.03] + [0.0] * 4)
+    small = dataclasses.replace(REPLACE, split_scale=10.0)
+    after = follow_schedule(seen_splats(small, colors, np.ones(16)), 2, small)
+    assert sources(after) == [*range(9)], "splats up to the split scale are not split"
+    none = follow_schedule(seen_splats(small, colors, np.ones(16)), 3, small)
+    assert sources(none) == [*range(12)]
+
+
+def test_the_number_of_splats_grows_to_the_capacity_and_no_further():
+    state = seen_splats(REPLACE, np.ones(16), np.arange(16))
+    random, numbers = np.random.default_rng(10), []
+    for _ in range(12):
+        state = follow_schedule(state, 4, REPLACE)
+        numbers.append(int(state.scene.gaussians.mask.sum()))
+        capacity = state.scene.gaussians.capacity
+        # All are seen; gradients differ, so that it matters who gets the last entries.
+        asked = random.permutation(capacity)
+        statistics = state.scene.statistics.replace(
+            color_sum=jnp.ones(capacity), gradient_sum=jnp.asarray(asked, jnp.float32)
+        )
+        state = state.with_scene(state.scene.replace(statistics=statistics), state.moments)
+    assert numbers[:3] == [15, 18, 22] and numbers[-1] == LIMIT == capacity
+    for name in ("share", "unseen_below"):
+        for value in (0.0, 1.0):
+            with pytest.raises(UserError, match=f"density.{name} is {value}; give a number between 0 and 1"):
+                ReplaceUnseen(**{name: value})
+
+
+def test_the_norms_of_color_gradients_are_added_over_views():
+    state = begin(REPLACE).scene
+    once = updated(REPLACE, state)
+    np.testing.assert_allclose(once.statistics.color_sum, 2 * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(updated(REPLACE, once).statistics.color_sum, 4 * 3.0, rtol=1e-6)
+
+
 def test_a_longer_buffer_holds_the_same_and_is_restored(tmp_path):
     state = tagged(begin(), np.random.default_rng(4))
     longer = state.with_scene(*with_capacity(state.scene, state.moments, 40))
@@ -238,7 +317,10 @@ def updated(density, state, key=0):
     return scene(density).after_update(
         jax.random.key(key),
         state,
-        jnp.full((2, state.gaussians.capacity, 2), 0.5),
+        Perturbations(
+            screen=jnp.full((2, state.gaussians.capacity, 2), 0.5),
+            color=jnp.full((2, state.gaussians.capacity, 3), jnp.array([1.0, -2.0, 2.0])),
+        ),
         jnp.ones((2, state.gaussians.capacity)).at[1].set(0.0),
         progress=jnp.float32(0.0),
         image_size=(20, 10),
@@ -253,7 +335,7 @@ def test_only_a_markov_chain_penalizes_and_explores():
         updated(MCMC, state.replace(gaussians=faint, statistics=())),
     )
     np.testing.assert_array_equal(split.gaussians.positions, faint.positions)
-    assert SPLIT.penalty(faint) == Relocate().penalty(faint) == 0.0
+    assert SPLIT.penalty(faint) == Relocate().penalty(faint) == REPLACE.penalty(faint) == 0.0
     assert float(jnp.abs(chain.gaussians.positions - faint.positions)[:12].min()) > 0
     np.testing.assert_array_equal(chain.gaussians.positions[12:], faint.positions[12:])
     expected = 0.01 / (1 + np.exp(8)) + 0.01 * 0.1
@@ -265,7 +347,7 @@ def test_only_a_markov_chain_penalizes_and_explores():
 
 
 def test_statistics_count_the_views_that_see_a_splat():
-    for strategy in (SPLIT, Relocate()):
+    for strategy in (SPLIT, Relocate(), ReplaceUnseen()):
         seen = updated(strategy, begin(strategy).scene).statistics
         # Half the picture's width and height times the pixel gradient; the second view sees no splat.
         np.testing.assert_allclose(seen.gradient_sum, np.hypot(0.5 * 10, 0.5 * 5), rtol=1e-6)
