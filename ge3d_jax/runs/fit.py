@@ -226,8 +226,8 @@ def fit_images(
         out: output folder; None means outputs/fit-<name of the images' folder>. Results of an earlier run in
             it are replaced.
         downscale: average blocks of this many by this many pixels.
-        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", or "relocate";
-            None means "clone_split".
+        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", "relocate",
+            or "replace_unseen"; None means "clone_split".
         overrides: settings of `FitConfig` to change, by dotted name, e.g. {"start.sh_degree": 3}.
         save_seconds: as for `generate`.
         resume: continue the interrupted run in the folder, which must have been started with the same inputs.

@@ -93,8 +93,8 @@ def generate(
             for the earlier model of 64 pixels, "paper" for Stable Diffusion, "paper/lantern" and others for
             objects from the paper; None means "toybox".
         guidance: the loss, e.g. "ge3d" or "sds", with its settings for that preset; None uses the preset's.
-        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", or "relocate";
-            None uses the preset's.
+        density: density control, i.e. how the number of splats changes: "clone_split", "mcmc", "relocate",
+            or "replace_unseen"; None uses the preset's.
         config: the config.json of an earlier run, which replaces the preset, the loss, and density control to
             repeat that run. It also provides the prompt, seed, model, start, dtype, LoRA files, and textual
             inversions that are not given.

@@ -33,7 +33,9 @@ _OUT = flags.DEFINE_string(
 _DOWNSCALE = flags.DEFINE_integer("downscale", 1, "Make the pictures this many times smaller.")
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "Number of iterations.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "clone_split, the default, or mcmc or relocate, which keep to a budget."
+    "density",
+    None,
+    "clone_split, the default, or mcmc, relocate or replace_unseen, which keep to a budget.",
 )
 _SAVE_SECONDS = flags.DEFINE_float(
     "save_seconds",

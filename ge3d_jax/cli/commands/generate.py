@@ -86,7 +86,8 @@ _RESUME = flags.DEFINE_bool("resume", False, "Continue the interrupted run in th
 _DENSITY = flags.DEFINE_string(
     "density",
     None,
-    "How the number of splats changes: clone_split, or mcmc or relocate, which keep to a budget.",
+    "How the number of splats changes: clone_split, or mcmc, relocate or replace_unseen, which keep to a "
+    "budget.",
 )
 _SHARED_NODES = flags.DEFINE_bool(
     "shared_nodes",

@@ -43,7 +43,7 @@ _SEEDS = flags.DEFINE_string("seeds", "0", "Seeds of each prompt: numbers and ra
 _PRESET = flags.DEFINE_string("preset", None, "As for ge3d generate.")
 _GUIDANCE = flags.DEFINE_string("guidance", None, "The loss, with its settings for the preset.")
 _DENSITY = flags.DEFINE_string(
-    "density", None, "How the number of splats changes: clone_split, mcmc or relocate."
+    "density", None, "How the number of splats changes: clone_split, mcmc, relocate or replace_unseen."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; by default outputs/sweep-<prompt or file>.")
 _START = flags.DEFINE_string("start", None, "What every object begins with; as for ge3d generate.")
