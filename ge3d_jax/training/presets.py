@@ -205,9 +205,12 @@ PRESETS["toybox"] = with_overrides(
         "scene.learning_rates.position": (8e-3, 5e-4),
         "scene.learning_rates.color": (6e-2, 5e-3),
         "scene.learning_rates.scale": (1.4e-2, 2e-3),
+        "scene.capacity": 10_000,
+        "scene.density.kind": "replace_unseen",
         "scene.density.first": 30,
         "scene.density.last": 100,
         "scene.density.every": 10,
+        "scene.density.split_scale": 0.008,
         # The variance of a pixel's own area. Viewers widen splats more, but show objects with more pixels
         # than these 128, where that closes no gaps.
         "scene.dilation": 1 / 12,
