@@ -205,7 +205,8 @@ PRESETS["toybox"] = with_overrides(
         "scene.learning_rates.position": (8e-3, 5e-4),
         "scene.learning_rates.color": (6e-2, 5e-3),
         "scene.learning_rates.scale": (1.4e-2, 2e-3),
-        "scene.capacity": 10_000,
+        # As long as the first buffer, so that an iteration is compiled only once.
+        "scene.capacity": 8192,
         "scene.density.kind": "replace_unseen",
         "scene.density.first": 30,
         "scene.density.last": 100,
