@@ -10,6 +10,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import from_tree, setting_names, to_tree
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.scenes.splat_state import first_capacity
 from ge3d_jax.training.presets import PRESETS, PUBLISHED, configured, preset, prompt_of, seed_of
 
 WIDOW = "Black Widow in Marvel, head, photorealistic, 8K, HDR."
@@ -200,3 +201,10 @@ def test_the_preset_of_the_bundled_model_starts_from_its_point_e_and_the_other_f
     assert points.iterations < ball.iterations
     # All of density control happens before the run ends.
     assert points.scene.density.last < points.iterations
+
+
+def test_the_first_buffer_of_the_demo_is_its_last():
+    scene = PRESETS["toybox"].scene
+    points = 1024
+    length = first_capacity(points * scene.start.growth.number, scene.capacity)
+    assert length == scene.capacity, "a longer buffer would have the iteration compiled again"
