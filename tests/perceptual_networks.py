@@ -19,7 +19,9 @@ def inception_tensor(name, shape):
 
 def save_inception(file, shapes):
     """Write the tensors to a safetensors file; `shapes` gives the file's shapes by name."""
-    save_file({name: inception_tensor(name, shape) for name, shape in shapes.items()}, file)
+    tensors = {name: inception_tensor(name, shape) for name, shape in shapes.items()}
+    # PyTorch counts the batches of training; the network has no use for that.
+    save_file({**tensors, "Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros((), np.int64)}, file)
     return file
 
 

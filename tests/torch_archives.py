@@ -8,9 +8,15 @@ import numpy as np
 
 _STORAGES = {
     "float32": "FloatStorage",
+    "float64": "DoubleStorage",
     "float16": "HalfStorage",
-    "int64": "LongStorage",
     "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int16": "ShortStorage",
+    "int8": "CharStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
 }
 
 

@@ -14,6 +14,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.weights.parameters import tensor_names
 from ge3d_jax.metrics import inception, lpips
 from tests import perceptual_networks as shared
+from tests import torch_archives
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,37 @@ def test_inception_gives_the_features_of_the_published_code(golden, network):
     features = run(network.parameters, shared.inception_pictures())
     # The features are about 0.3.
     np.testing.assert_allclose(features, golden["features"], atol=1e-5)
+
+
+def test_the_last_blocks_pool_over_their_positions(network):
+    """The other pictures leave these blocks one position, for which every pool gives the same."""
+    pictures = np.random.default_rng(2).uniform(-1.0, 1.0, (1, 107, 139, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(parameters, pictures):
+        return inception.Inception().apply(
+            {"params": parameters},
+            pictures,
+            capture_intermediates=lambda module, _: module.name in ("branch_pool", *blocks),
+        )
+
+    blocks = ("Mixed_7a", "Mixed_7b", "Mixed_7c")
+    features, found = run(network.parameters, pictures)
+    found = found["intermediates"]
+    for before, name, pool in zip(blocks, blocks[1:], (np.nanmean, np.nanmax), strict=False):
+        (values,) = found[before]["__call__"]
+        assert values.shape[1:3] == (2, 3)
+        # What is outside the picture does not count.
+        padded = np.pad(values, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=np.nan)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        unit = network.parameters[name]["branch_pool"]
+        convolved = pool(windows, axis=(-2, -1)) @ np.asarray(unit["conv"]["kernel"])[0, 0]
+        norm = {kind: np.asarray(value) for kind, value in unit["bn"].items()}
+        scale = norm["scale"] / np.sqrt(norm["running_var"] + 1e-3)
+        expected = np.maximum((convolved - norm["running_mean"]) * scale + norm["bias"], 0.0)
+        np.testing.assert_allclose(found[name]["branch_pool"]["__call__"][0], expected, atol=1e-4)
+    (last,) = found["Mixed_7c"]["__call__"]
+    np.testing.assert_allclose(features, np.mean(last, axis=(1, 2)), atol=1e-5)
 
 
 def test_pictures_of_any_size_and_number_get_features(network):
@@ -83,6 +115,9 @@ def test_other_networks_are_refused(inception_file, tmp_path):
         return message
 
     assert "There is no file" in refusal(tmp_path / "absent.pth")
+    # The published file is of this kind.
+    torch_archives.save_older_arrays(tmp_path / "old.pth", {"fc.weight": np.zeros((1000, 4), np.float32)})
+    assert "later Inception" in refusal(tmp_path / "old.pth")
     tensors = load_file(inception_file)
     for name, change, expected in (
         ("later", {"AuxLogits.fc.weight": np.zeros(1, np.float32)}, "later Inception"),
@@ -122,6 +157,25 @@ def test_lpips_gives_the_distances_of_the_published_code(golden, lpips_arrays, t
     for other in (second[:, 1:], first[:, :15]):
         with pytest.raises(UserError, match="of one size, of at least 16 pixels"):
             distance(first[:, :15] if other.shape[1] == 15 else first, other)
+
+
+def test_pictures_of_16_pixels_may_leave_a_layer_without_features(lpips_arrays):
+    silent = {
+        **lpips_arrays,
+        ("VGG16_0", "Conv_12", "kernel"): np.zeros((3, 3, 512, 512), np.float32),
+        ("VGG16_0", "Conv_12", "bias"): np.full(512, -1.0, np.float32),
+    }
+    flat = {
+        tuple(name for name in path if name != "Conv_0" or path[0] == "VGG16_0"): value
+        for path, value in silent.items()
+    }
+    distance = lpips.LpipsDistance(unflatten_dict(flat))
+    first, second = (each[:, :16, :16] for each in shared.lpips_pictures())
+    found = distance(first, second)
+    assert np.isfinite(found).all() and found.min() > 0.0
+    for narrow in (first[:, :, :15], first[:, :15]):
+        with pytest.raises(UserError, match="of at least 16 pixels"):
+            distance(narrow, narrow)
 
 
 class _Call:

@@ -12,7 +12,7 @@ from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.scenes.clone_and_split import CloneAndSplit, control_density, lower_opacities
 from ge3d_jax.scenes.markov_chain import MarkovChain
 from ge3d_jax.scenes.relocate import Relocate
-from ge3d_jax.scenes.replace_unseen import ReplaceUnseen
+from ge3d_jax.scenes.replace_unseen import ReplaceUnseen, replace_unseen
 from ge3d_jax.scenes.splat_state import with_capacity
 from ge3d_jax.scenes.splats import Perturbations, Splats
 from ge3d_jax.scenes.start.ball import Ball
@@ -222,10 +222,14 @@ def seen_splats(strategy, color_sums, gradient_sums) -> TrainState:
     return state.with_scene(state.scene.replace(statistics=statistics), state.moments)
 
 
-def sources(state: TrainState) -> list[int]:
+def sources_of(gaussians) -> list[int]:
     """Which splats are left, halves twice, by the index they had."""
-    gaussians = state.scene.gaussians
     return sorted((np.asarray(gaussians.sh[:, 0, 0])[np.asarray(gaussians.mask)] - 1).astype(int))
+
+
+def sources(state: TrainState) -> list[int]:
+    """`sources_of` a state's splats."""
+    return sources_of(state.scene.gaussians)
 
 
 def test_unseen_splats_make_room_for_splits_where_gradients_are_largest():
@@ -261,6 +265,36 @@ def test_no_more_than_the_share_leave_and_the_least_seen_first():
     assert sources(none) == [*range(12)]
 
 
+def test_a_full_buffer_splits_the_largest_gradients_in_the_room_of_the_unseen():
+    # The two unseen ones have the largest gradients; of the others, 14 and 10 have.
+    colors = np.where(np.isin(np.arange(16), [3, 12]), 0.0, 1.0)
+    gradients = np.linspace(0.2, 0.1, 16)
+    gradients[[3, 12, 14, 10]] = [2.0, 3.0, 1.0, 0.5]
+    state = seen_splats(REPLACE, colors, gradients).scene
+    full = dataclasses.replace(state.gaussians, mask=jnp.ones(16, bool))
+    # It does not matter in how many views the gradients were.
+    statistics = state.statistics.replace(view_count=jnp.where(jnp.arange(16) == 14, 100.0, 1.0))
+    state = state.replace(gaussians=full, statistics=statistics)
+    after, _ = replace_unseen(jax.random.key(0), state, {}, strategy=REPLACE)
+    remaining = [index for index in range(16) if index not in (3, 12)]
+    assert sources_of(after.gaussians) == sorted([*remaining, 10, 14])
+
+
+def test_without_gradients_all_splats_count_as_seen():
+    small = dataclasses.replace(REPLACE, split_scale=10.0)
+    after = follow_schedule(seen_splats(small, np.zeros(16), np.zeros(16)), 2, small)
+    assert sources(after) == [*range(12)]
+
+
+def test_the_longest_axis_of_a_splat_is_what_must_be_above_the_split_scale():
+    strategy = dataclasses.replace(REPLACE, split_scale=0.1)
+    state = seen_splats(strategy, np.ones(16), np.ones(16)).scene
+    sizes = jnp.full((16, 3), 0.01).at[5, 1].set(0.11).at[6, 2].set(0.09)
+    gaussians = dataclasses.replace(state.gaussians, log_scales=jnp.log(sizes))
+    after, _ = replace_unseen(jax.random.key(0), state.replace(gaussians=gaussians), {}, strategy=strategy)
+    assert sources_of(after.gaussians) == sorted([*range(12), 5])
+
+
 def test_the_number_of_splats_grows_to_the_capacity_and_no_further():
     state = seen_splats(REPLACE, np.ones(16), np.arange(16))
     random, numbers = np.random.default_rng(10), []
@@ -279,6 +313,8 @@ def test_the_number_of_splats_grows_to_the_capacity_and_no_further():
         for value in (0.0, 1.0):
             with pytest.raises(UserError, match=f"density.{name} is {value}; give a number between 0 and 1"):
                 ReplaceUnseen(**{name: value})
+    with pytest.raises(UserError, match="density.every"):
+        ReplaceUnseen(every=-1)
 
 
 def test_the_norms_of_color_gradients_are_added_over_views():

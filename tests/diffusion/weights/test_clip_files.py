@@ -58,8 +58,27 @@ def test_heads_of_the_published_picture_encoders(tmp_path, tensors, width, heads
     assert open_clip(tmp_path / "laion.safetensors").config["vision_config"]["num_attention_heads"] == heads
 
 
+def test_heads_of_text_encoders_have_64_channels_whatever_the_width(tmp_path, tensors):
+    # bigG/14 has a text encoder as wide as H/14's image encoder.
+    wide = {**tensors, "token_embedding.weight": np.zeros((40, 1280), np.float32)}
+    save_file(wide, tmp_path / "laion.safetensors")
+    assert open_clip(tmp_path / "laion.safetensors").config["text_config"]["num_attention_heads"] == 20
+
+
+def test_the_name_of_a_file_tells_more_than_its_folder_s(tmp_path, monkeypatch):
+    tensors = open_clip_model.tensors(width=64)
+    (tmp_path / "openai").mkdir()
+    monkeypatch.chdir(tmp_path / "openai")
+    # From within the folder, its name is not in the path.
+    for name, activation in (("laion.safetensors", "gelu"), ("model.safetensors", "quick_gelu")):
+        save_file(tensors, name)
+        assert open_clip(name).config["text_config"]["hidden_act"] == activation
+
+
 def test_checkpoints_of_pytorch_are_read(tmp_path, tensors, tokenizer):
     trained = {f"module.{name}": each for name, each in tensors.items()}
+    # Models trained with SigLIP's loss have one; features do not depend on it.
+    trained["module.logit_bias"] = np.zeros((), np.float32)
     file = torch_archives.save_arrays(tmp_path / "datacomp.bin", trained, wrap="state_dict")
     assert_as_open_clip(file, "gelu")
 
@@ -67,7 +86,9 @@ def test_checkpoints_of_pytorch_are_read(tmp_path, tensors, tokenizer):
 def test_openai_s_original_files_tell_their_activation(tmp_path, tensors, tokenizer):
     sizes = {name: np.array([16], np.int64) for name in ("input_resolution", "context_length", "vocab_size")}
     mask = {"transformer.resblocks.0.attn_mask": np.zeros((12, 12), np.float32)}
-    file = torch_archives.save_arrays(tmp_path / "ViT-B-32.pt", {**tensors, **sizes, **mask})
+    # They tell more than names and notes do.
+    file = torch_archives.save_arrays(tmp_path / "laion.pt", {**tensors, **sizes, **mask})
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
     assert_as_open_clip(file, "quick_gelu")
 
 

@@ -38,6 +38,40 @@ def test_tensors_come_back_as_they_were(tmp_path, wrap):
         assert found[name].tobytes() == array.tobytes()
 
 
+def test_numbers_of_every_type_come_back(tmp_path):
+    types = ("int64", "int32", "int16", "int8", "uint8")
+    arrays = {name: np.array([np.iinfo(name).min, np.iinfo(name).max], name) for name in types}
+    arrays |= {"float64": np.array([1 / 3]), "bool": np.array([True, False, True])}
+    found = read(archives.save_arrays(tmp_path / "types.pt", arrays))
+    for name, array in arrays.items():
+        assert found[name].dtype == name and found[name].tolist() == array.tolist()
+
+
+def test_opcodes_of_short_tuples_single_items_and_repeated_objects(tmp_path):
+    def shortened(shape, strides):
+        opcodes = archives.tensor("0", "float32", 6, shape, strides)
+        for values in (shape, strides):
+            ending = bytes([0x84 + len(values)])
+            opcodes = opcodes.replace(
+                archives.numbers(values), b"".join(map(archives.number, values)) + ending
+            )
+        return opcodes
+
+    data = np.arange(6, dtype=np.float32)
+    tensors = {
+        "one": shortened((6,), (1,)),
+        "two": shortened((2, 3), (3, 1)),
+        "three": shortened((1, 2, 3), (6, 3, 1)) + b"q\x07",
+        "tied": b"h\x07",
+    }
+    items = b"}" + b"".join(archives.text(name) + opcodes + b"s" for name, opcodes in tensors.items())
+    found = read(archives.write(tmp_path / "short.pt", items, {"0": data.tobytes()}))
+    shapes = {"one": (6,), "two": (2, 3), "three": (1, 2, 3), "tied": (1, 2, 3)}
+    assert list(found) == list(shapes)
+    for name, shape in shapes.items():
+        np.testing.assert_array_equal(found[name], data.reshape(shape))
+
+
 def test_views_of_one_storage_and_parameters(tmp_path):
     data = np.arange(8, dtype=np.float32)
     whole = archives.tensor("0", "float32", 8, (2, 3), strides=(1, 2), offset=1)
@@ -157,6 +191,14 @@ def test_other_archives_are_refused(tmp_path):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/other.pkl", b"")
     assert "no data.pkl" in refusal(file)
+    archives.save_arrays(file, ARRAYS)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("another/data.pkl", b"\x80\x02}.")
+    # Which of the two is meant is anyone's guess.
+    assert "data.pkl" in refusal(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26 + 1))
+    assert "far too long" in refusal(file)
 
 
 def test_damaged_files_give_one_sentence_or_the_tensors(tmp_path):
