@@ -18,7 +18,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.splat_state import SplatState
-from ge3d_jax.splatting.density import DensityStatistics, accumulate, densify, empty_statistics, ranks
+from ge3d_jax.splatting.density import DensityStatistics, accumulate, empty_statistics, ranks, split
 from ge3d_jax.splatting.gaussians import Gaussians
 
 
@@ -111,13 +111,5 @@ def relocate_by_rank(
     doubles = ranks(-asked, can_double) < moved
     leaves = ranks(asked, gaussians.mask & ~doubles) < moved
     remaining = dataclasses.replace(gaussians, mask=gaussians.mask & ~leaves)
-    gaussians, moments, _, _ = densify(
-        key,
-        remaining,
-        DensityStatistics(doubles.astype(jnp.float32), jnp.ones_like(asked)),
-        moments,
-        gradient_threshold=0.5,
-        clone_scale=0.0,
-        prune_opacity=0.0,
-    )
+    gaussians, moments = split(key, remaining, doubles, moments)
     return SplatState(gaussians, strategy.statistics(gaussians.capacity)), moments

@@ -19,7 +19,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.splat_state import SplatState, with_room
-from ge3d_jax.splatting.density import DensityStatistics, accumulate, densify, empty_statistics, ranks
+from ge3d_jax.splatting.density import DensityStatistics, accumulate, empty_statistics, ranks, split
 from ge3d_jax.splatting.gaussians import Gaussians
 
 
@@ -132,13 +132,6 @@ def replace_unseen(
     largest = jnp.exp(jnp.max(gaussians.log_scales, axis=-1))
     can_double = stays & (largest > strategy.split_scale)
     doubles = ranks(-statistics.gradient_sum, can_double) < jnp.minimum(most, room)
-    gaussians, moments, _, _ = densify(
-        key,
-        dataclasses.replace(gaussians, mask=stays),
-        DensityStatistics(doubles.astype(jnp.float32), jnp.ones_like(statistics.gradient_sum)),
-        moments,
-        gradient_threshold=0.5,
-        clone_scale=0.0,
-        prune_opacity=0.0,
-    )
+    remaining = dataclasses.replace(gaussians, mask=stays)
+    gaussians, moments = split(key, remaining, doubles, moments)
     return SplatState(gaussians, strategy.statistics(gaussians.capacity)), moments

@@ -203,6 +203,30 @@ def densify(
     return densified, moments, carried, report
 
 
+def split(key: jax.Array, gaussians: Gaussians, chosen: jax.Array, moments: Any) -> tuple[Gaussians, Any]:
+    """Split the chosen splats into two halves each, as `densify` does, while there are free entries.
+
+    Args:
+        key: PRNG key for the offsets of the halves.
+        gaussians: N entries, used or not.
+        chosen: (N,) bool, the splats to split.
+        moments: any pytree of per-splat arrays (N, ...); those of the halves start from zero.
+
+    Returns:
+        The splats and the moments.
+    """
+    gaussians, moments, _, _ = densify(
+        key,
+        gaussians,
+        DensityStatistics(chosen.astype(jnp.float32), jnp.ones(chosen.shape)),
+        moments,
+        gradient_threshold=0.5,
+        clone_scale=0.0,
+        prune_opacity=0.0,
+    )
+    return gaussians, moments
+
+
 def reset_opacity(gaussians: Gaussians, moments: Any, *, ceiling: jax.Array | float) -> tuple[Gaussians, Any]:
     """Lower every opacity to at most `ceiling`, and clear the moments of `opacity_logits`.
 
