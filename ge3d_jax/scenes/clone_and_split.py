@@ -11,6 +11,7 @@ from flax import struct
 
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
+from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState, with_room
 from ge3d_jax.splatting.density import (
     DensityReport,
@@ -75,7 +76,7 @@ class CloneAndSplit:
 
     def densifies_at(self, done: int) -> bool:
         """Return whether splats are cloned, split, and pruned after `done` iterations."""
-        return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
+        return is_due(done, first=self.first, last=self.last, every=self.every)
 
     def resets_at(self, done: int, iterations: int) -> bool:
         """Return whether opacities are reset after `done` iterations, in a run of `iterations`."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
+from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState, with_room
 from ge3d_jax.splatting.gaussians import Gaussians, mean_opacity, mean_scale
 from ge3d_jax.splatting.mcmc import RelocationReport, exploration_noise, relocate
@@ -49,7 +50,7 @@ class MarkovChain:
 
     def relocates_at(self, done: int) -> bool:
         """Return whether splats are relocated after `done` iterations."""
-        return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
+        return is_due(done, first=self.first, last=self.last, every=self.every)
 
     def penalty(self, gaussians: Gaussians) -> jax.Array:
         """Return the weighted sum of the mean opacity and the mean scale."""

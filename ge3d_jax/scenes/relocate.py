@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
+from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState
 from ge3d_jax.splatting.density import DensityStatistics, accumulate, empty_statistics, ranks, split
 from ge3d_jax.splatting.gaussians import Gaussians
@@ -53,7 +54,7 @@ class Relocate:
 
     def relocates_at(self, done: int) -> bool:
         """Return whether splats are relocated after `done` iterations."""
-        return self.every > 0 and self.first <= done <= self.last and done % self.every == 0
+        return is_due(done, first=self.first, last=self.last, every=self.every)
 
     def penalty(self, gaussians: Gaussians) -> float:
         """Return 0: there is no penalty."""
