@@ -1,9 +1,7 @@
 """Density control by cloning, splitting, pruning, and opacity resets on a schedule (Kerbl et al. 2023)."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState, with_room
+from ge3d_jax.scenes.strategy import SplatsInViews, Strategy
 from ge3d_jax.splatting.density import (
     DensityReport,
     DensityStatistics,
@@ -38,7 +37,7 @@ class CloneAndSplitStatistics(DensityStatistics):
 
 
 @dataclasses.dataclass(frozen=True)
-class CloneAndSplit:
+class CloneAndSplit(Strategy):
     """Clone or split splats with large screen-space gradients; remove faint ones.
 
     Attributes:
@@ -53,8 +52,6 @@ class CloneAndSplit:
         recovery: iterations that opacities take to recover from a reset. Until then, splats are shown with
             their previous opacities. If fewer iterations remain, there is no reset.
     """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     first: int = 200
     last: int = 2900
@@ -93,10 +90,6 @@ class CloneAndSplit:
         """Return whether splats above `prune_scale` are removed too: only once opacities have been reset."""
         return done > self.reset_every and self.resets_at(self.reset_every, iterations)
 
-    def penalty(self, gaussians: Gaussians) -> float:
-        """Return 0: there is no penalty."""
-        return 0.0
-
     def statistics(self, capacity: int) -> CloneAndSplitStatistics:
         """Return empty statistics without a reset, for a buffer of `capacity` splats."""
         seen = empty_statistics(capacity)
@@ -104,19 +97,11 @@ class CloneAndSplit:
         return CloneAndSplitStatistics(seen.gradient_sum, seen.view_count, logits)
 
     def after_update(
-        self,
-        key: jax.Array,
-        state: SplatState,
-        screen_gradients: jax.Array,
-        color_gradients: jax.Array,
-        radii: jax.Array,
-        *,
-        position_rate: jax.Array,
-        image_size: tuple[int, int],
+        self, key: jax.Array, state: SplatState, seen: SplatsInViews, position_rate: jax.Array
     ) -> SplatState:
         """Add the screen-space gradients of an iteration's views to the statistics."""
-        seen = accumulate(state.statistics, screen_gradients, radii > 0, image_size)
-        return dataclasses.replace(state, statistics=seen)
+        statistics = accumulate(state.statistics, seen.screen_gradients, seen.radii > 0, seen.image_size)
+        return dataclasses.replace(state, statistics=statistics)
 
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int

@@ -12,12 +12,13 @@ from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState, with_room
+from ge3d_jax.scenes.strategy import SplatsInViews, Strategy
 from ge3d_jax.splatting.gaussians import Gaussians, mean_opacity, mean_scale
 from ge3d_jax.splatting.mcmc import RelocationReport, exploration_noise, relocate
 
 
 @dataclasses.dataclass(frozen=True)
-class MarkovChain:
+class MarkovChain(Strategy):
     """Relocate faint splats onto others, add a few each time, and let noise make faint ones wander.
 
     Attributes:
@@ -56,20 +57,8 @@ class MarkovChain:
         """Return the weighted sum of the mean opacity and the mean scale."""
         return self.opacity_penalty * mean_opacity(gaussians) + self.scale_penalty * mean_scale(gaussians)
 
-    def statistics(self, capacity: int) -> tuple[()]:
-        """Return nothing: no statistics are kept."""
-        return ()
-
     def after_update(
-        self,
-        key: jax.Array,
-        state: SplatState,
-        screen_gradients: jax.Array,
-        color_gradients: jax.Array,
-        radii: jax.Array,
-        *,
-        position_rate: jax.Array,
-        image_size: tuple[int, int],
+        self, key: jax.Array, state: SplatState, seen: SplatsInViews, position_rate: jax.Array
     ) -> SplatState:
         """Add noise to the positions."""
         gaussians = state.gaussians
@@ -85,10 +74,6 @@ class MarkovChain:
             state, moments = with_room(state, moments, int(_needed(state, strategy=self)), limit)
             state, moments, _ = relocate_splats(key, state, moments, limit, strategy=self)
         return state, moments, {}
-
-    def shown(self, state: SplatState) -> Gaussians:
-        """Return the splats unchanged."""
-        return state.gaussians
 
 
 @partial(jax.jit, static_argnames="strategy")

@@ -7,9 +7,7 @@ threshold therefore depends on the loss, its weight, or the guidance.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +17,12 @@ from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState
+from ge3d_jax.scenes.strategy import SplatsInViews, Strategy
 from ge3d_jax.splatting.density import DensityStatistics, accumulate, empty_statistics, ranks, split
-from ge3d_jax.splatting.gaussians import Gaussians
 
 
 @dataclasses.dataclass(frozen=True)
-class Relocate:
+class Relocate(Strategy):
     """Remove the splats with the smallest screen-space gradients and split those with the largest.
 
     Attributes:
@@ -34,8 +32,6 @@ class Relocate:
         split_scale: world units; splats up to this size are not split. Splats far smaller than a pixel leave
             gaps when viewed from closer.
     """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     first: int = 200
     last: int = 2400
@@ -56,28 +52,16 @@ class Relocate:
         """Return whether splats are relocated after `done` iterations."""
         return is_due(done, first=self.first, last=self.last, every=self.every)
 
-    def penalty(self, gaussians: Gaussians) -> float:
-        """Return 0: there is no penalty."""
-        return 0.0
-
     def statistics(self, capacity: int) -> DensityStatistics:
         """Return empty statistics, for a buffer of `capacity` splats."""
         return empty_statistics(capacity)
 
     def after_update(
-        self,
-        key: jax.Array,
-        state: SplatState,
-        screen_gradients: jax.Array,
-        color_gradients: jax.Array,
-        radii: jax.Array,
-        *,
-        position_rate: jax.Array,
-        image_size: tuple[int, int],
+        self, key: jax.Array, state: SplatState, seen: SplatsInViews, position_rate: jax.Array
     ) -> SplatState:
         """Add the screen-space gradients of an iteration's views to the statistics."""
-        seen = accumulate(state.statistics, screen_gradients, radii > 0, image_size)
-        return dataclasses.replace(state, statistics=seen)
+        statistics = accumulate(state.statistics, seen.screen_gradients, seen.radii > 0, seen.image_size)
+        return dataclasses.replace(state, statistics=statistics)
 
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
@@ -86,10 +70,6 @@ class Relocate:
         if self.relocates_at(done):
             state, moments = relocate_by_rank(key, state, moments, strategy=self)
         return state, moments, {}
-
-    def shown(self, state: SplatState) -> Gaussians:
-        """Return the splats unchanged."""
-        return state.gaussians
 
 
 @partial(jax.jit, static_argnames="strategy", donate_argnames=("state", "moments"))

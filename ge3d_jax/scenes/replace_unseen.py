@@ -7,9 +7,7 @@ that one leaves a gap.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +18,8 @@ from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.scenes.base import Moments
 from ge3d_jax.scenes.schedule import is_due
 from ge3d_jax.scenes.splat_state import SplatState, with_room
+from ge3d_jax.scenes.strategy import SplatsInViews, Strategy
 from ge3d_jax.splatting.density import DensityStatistics, accumulate, empty_statistics, ranks, split
-from ge3d_jax.splatting.gaussians import Gaussians
 
 
 @struct.dataclass
@@ -36,7 +34,7 @@ class SeenStatistics(DensityStatistics):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplaceUnseen:
+class ReplaceUnseen(Strategy):
     """Remove unseen splats and split those with the largest screen-space gradients, up to the capacity.
 
     Attributes:
@@ -47,8 +45,6 @@ class ReplaceUnseen:
             gradients' magnitude, and with it the loss, does not matter.
         split_scale: world units; splats up to this size are not split.
     """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     first: int = 200
     last: int = 2400
@@ -70,30 +66,18 @@ class ReplaceUnseen:
         """Return whether splats are replaced after `done` iterations."""
         return is_due(done, first=self.first, last=self.last, every=self.every)
 
-    def penalty(self, gaussians: Gaussians) -> float:
-        """Return 0: there is no penalty."""
-        return 0.0
-
     def statistics(self, capacity: int) -> SeenStatistics:
         """Return empty statistics, for a buffer of `capacity` splats."""
         seen = empty_statistics(capacity)
         return SeenStatistics(seen.gradient_sum, seen.view_count, jnp.zeros(capacity))
 
     def after_update(
-        self,
-        key: jax.Array,
-        state: SplatState,
-        screen_gradients: jax.Array,
-        color_gradients: jax.Array,
-        radii: jax.Array,
-        *,
-        position_rate: jax.Array,
-        image_size: tuple[int, int],
+        self, key: jax.Array, state: SplatState, seen: SplatsInViews, position_rate: jax.Array
     ) -> SplatState:
         """Add the gradients of an iteration's views to the statistics."""
-        seen = accumulate(state.statistics, screen_gradients, radii > 0, image_size)
-        color_sum = seen.color_sum + jnp.sum(jnp.linalg.norm(color_gradients, axis=-1), axis=0)
-        return dataclasses.replace(state, statistics=dataclasses.replace(seen, color_sum=color_sum))
+        statistics = accumulate(state.statistics, seen.screen_gradients, seen.radii > 0, seen.image_size)
+        color_sum = statistics.color_sum + jnp.sum(jnp.linalg.norm(seen.color_gradients, axis=-1), axis=0)
+        return dataclasses.replace(state, statistics=dataclasses.replace(statistics, color_sum=color_sum))
 
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int, *, limit: int
@@ -104,10 +88,6 @@ class ReplaceUnseen:
             state, moments = with_room(state, moments, needed, limit)
             state, moments = replace_unseen(key, state, moments, strategy=self)
         return state, moments, {}
-
-    def shown(self, state: SplatState) -> Gaussians:
-        """Return the splats unchanged."""
-        return state.gaussians
 
 
 @partial(jax.jit, static_argnames="strategy", donate_argnames=("state", "moments"))

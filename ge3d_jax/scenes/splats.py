@@ -14,11 +14,13 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.scenes.base import Moments, Parameters, Renders
-from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit, Strategy
+from ge3d_jax.scenes.clone_and_split import CloneAndSplit
+from ge3d_jax.scenes.density import STRATEGIES
 from ge3d_jax.scenes.splat_state import SplatState, first_capacity, grown_capacity, with_capacity
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.scenes.start.base import Start
 from ge3d_jax.scenes.start.starts import STARTS
+from ge3d_jax.scenes.strategy import SplatsInViews, Strategy
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, Gaussians, mean_scale, padded
 from ge3d_jax.splatting.projection import DILATION
@@ -246,15 +248,10 @@ class Splats:
         image_size: tuple[int, int],
     ) -> SplatState:
         """Apply density control's operations after each step; see `Scene`."""
-        return self.density.after_update(
-            key,
-            state,
-            perturbation_gradients.screen,
-            perturbation_gradients.color,
-            observed,
-            position_rate=self.learning_rates.at("position", progress),
-            image_size=image_size,
+        seen = SplatsInViews(
+            perturbation_gradients.screen, perturbation_gradients.color, observed, image_size=image_size
         )
+        return self.density.after_update(key, state, seen, self.learning_rates.at("position", progress))
 
     def on_schedule(
         self, key: jax.Array, state: SplatState, moments: Moments, done: int, iterations: int

@@ -9,7 +9,7 @@ import dataclasses
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.scenes.base import Scene
-from ge3d_jax.scenes.density import CloneAndSplit
+from ge3d_jax.scenes.clone_and_split import CloneAndSplit
 from ge3d_jax.scenes.scenes import SCENES, Splats
 from ge3d_jax.scenes.splats import SplatRates
 from ge3d_jax.scenes.start.ball import Ball

@@ -13,7 +13,8 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import kind_of, setting_names, with_overrides
 from ge3d_jax.guidance.losses import GE3D, LOSSES
 from ge3d_jax.guidance.trajectories import Nodes
-from ge3d_jax.scenes.density import STRATEGIES, CloneAndSplit
+from ge3d_jax.scenes.clone_and_split import CloneAndSplit
+from ge3d_jax.scenes.density import STRATEGIES
 from ge3d_jax.scenes.scenes import Splats
 from ge3d_jax.scenes.splats import SplatRates
 from ge3d_jax.scenes.start.ball import Ball

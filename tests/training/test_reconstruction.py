@@ -16,7 +16,7 @@ from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.guidance.sds import SDS
 from ge3d_jax.runs.live import edit_views
 from ge3d_jax.runs.run import Run
-from ge3d_jax.scenes.density import MarkovChain
+from ge3d_jax.scenes.markov_chain import MarkovChain
 from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.training.distillation import Distillation, begin
 from ge3d_jax.training.iterations import iterate
