@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -136,20 +137,15 @@ def differing(folder: Path, whole: Path) -> list[str]:
     ]
 
 
-def fitting(images: Path) -> Callable[..., object]:
-    """A fit of two iterations that saves its state after each."""
-    settings = {"iterations": 2, "views": 1, "start.count": 20, "scene.capacity": 20, "density.every": 0}
-    settings |= {"start.sh_degree": 0, "buffer_capacity": 4096}
-    write_posed_images(images, Sentence("mushroom", "red"), views=2, test_views=1, size=16, seed=0)
-
-    def run(folder: Path, *, resume: bool) -> object:
-        return fit_images(
-            images, out=folder, overrides=settings, progress=False, save_seconds=0, resume=resume
-        )
-
-    return run
-
-
+_FIT = {
+    "iterations": 2,
+    "views": 1,
+    "start.count": 20,
+    "scene.capacity": 20,
+    "density.every": 0,
+    "start.sh_degree": 0,
+    "buffer_capacity": 4096,
+}
 _SMALL = {
     "iterations": 2,
     "views": 1,
@@ -160,47 +156,59 @@ _SMALL = {
 }
 
 
+def _fit(images: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
+    settings = _FIT | {"iterations": iterations}
+    return fit_images(images, out=folder, overrides=settings, progress=False, save_seconds=0, resume=resume)
+
+
+def _generate(model: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
+    return ge3d_jax.generate(
+        "a red mushroom",
+        model=model,
+        out=folder,
+        overrides=_SMALL | {"iterations": iterations},
+        preview_every=1,
+        progress=False,
+        save_seconds=0,
+        resume=resume,
+    )
+
+
+def _sweep(model: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
+    result = ge3d_jax.sweep(
+        ["a red mushroom", "a blue cat"],
+        model=model,
+        out=folder,
+        overrides=_SMALL | {"iterations": iterations},
+        preview_every=0,
+        progress=False,
+        save_seconds=0,
+        resume=resume,
+    )
+    if resume and not result.is_complete:
+        raise AssertionError(f"not all are finished: {[one.reason for one in result.outcomes]}")
+    return result
+
+
+def fitting(images: Path) -> Callable[..., object]:
+    """A fit that saves its state after each iteration."""
+    write_posed_images(images, Sentence("mushroom", "red"), views=2, test_views=1, size=16, seed=0)
+    return partial(_fit, images)
+
+
 def generating(model: Path) -> Callable[..., object]:
-    """A run of two iterations on a tiny model, with a saved state and a preview after each."""
+    """A run on a tiny model, with a saved state and a preview after each iteration."""
     write_tiny_model(model)
-
-    def run(folder: Path, *, resume: bool) -> object:
-        return ge3d_jax.generate(
-            "a red mushroom",
-            model=model,
-            out=folder,
-            overrides=_SMALL,
-            preview_every=1,
-            progress=False,
-            save_seconds=0,
-            resume=resume,
-        )
-
-    return run
+    return partial(_generate, model)
 
 
 def sweeping(model: Path) -> Callable[..., object]:
     """A sweep of two prompts, likewise, one at a time so that each gives the same bytes as a single run."""
     write_tiny_model(model)
-
-    def run(folder: Path, *, resume: bool) -> object:
-        result = ge3d_jax.sweep(
-            ["a red mushroom", "a blue cat"],
-            model=model,
-            out=folder,
-            overrides=_SMALL,
-            preview_every=0,
-            progress=False,
-            save_seconds=0,
-            resume=resume,
-        )
-        if resume and not result.is_complete:
-            raise AssertionError(f"not all are finished: {[one.reason for one in result.outcomes]}")
-        return result
-
-    return run
+    return partial(_sweep, model)
 
 
+# Prepares inputs in a folder, and returns (folder, resume=, iterations=), a short run that can be pickled.
 KINDS = {"fit": fitting, "generate": generating, "sweep": sweeping}
 
 
