@@ -71,6 +71,32 @@ def clear_leftovers(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def held(lock_file: Path, who: str) -> Iterator[None]:
+    """Hold a lock on the file's folder, so that nobody else can hold the same one during the block.
+
+    Args:
+        lock_file: the file of the lock.
+        who: who else may be writing to the folder, for the message, e.g. "run".
+
+    Raises:
+        UserError: somebody else holds it.
+    """
+    folder, lock = lock_file.parent, filelock.FileLock(lock_file)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(
+            f"Another {who} is writing to {folder}; wait for it, or give another folder."
+        ) from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs from writing to a folder while the block runs.
 
@@ -79,18 +105,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run is writing to the folder.
     """
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise UserError(f"Another run is writing to {folder}; wait for it, or give another folder.") from None
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
+    with held(folder / _LOCK, "run"):
         clear_leftovers(folder)
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

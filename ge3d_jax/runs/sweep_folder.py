@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import filelock
 import numpy as np
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.files import atomic_path, unwritable
+from ge3d_jax.core.files import atomic_path, held, unwritable
 from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.folder import versions, write_json
 from ge3d_jax.runs.sweep_plan import SweepObject
@@ -100,19 +99,8 @@ class SweepFolder:
     @contextlib.contextmanager
     def locked(self, process: int) -> Iterator[None]:
         """Keep other sweeps from writing here during the block. Raises UserError if one already does."""
-        lock = filelock.FileLock(self.path / f".process-{process}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise UserError(
-                f"Another sweep is writing to {self.path}; wait for it, or give another folder."
-            ) from None
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        try:
+        with held(self.path / f".process-{process}.lock", "sweep"):
             yield
-        finally:
-            lock.release()
 
     def write_description(self) -> None:
         """Write sweep.json: the objects and the versions. Raises UserError if it cannot be written."""
