@@ -307,14 +307,18 @@ def _write_method(
         decoded = to_uint8(np.asarray(_decode(model, latents)))
         return [enlarge(picture, minimum=SMALLEST_PICTURE) for picture in decoded]
 
+    ways = {"up": edited.up, "source": edited.source, "down": edited.down}
+    rows = {label: (states, _some(len(states))) for label, states in ways.items() if states is not None}
+    columns = max(len(indices) for _, indices in rows.values())
     shown: list[np.ndarray] = []
     labels: list[str] = []
-    for label, states in (("up", edited.up), ("source", edited.source), ("down", edited.down)):
-        if states is not None:
-            indices = _some(len(states))
-            shown += pictures(states[indices, 0])
-            labels += [f"{label} {index}" for index in indices]
-    save_png(folder / "trajectory.png", image_grid(shown, labels, columns=_SHOWN_STATES))
+    for label, (states, indices) in rows.items():
+        row = pictures(states[indices, 0])
+        # Shorter rows end in blank pictures.
+        blanks = columns - len(row)
+        shown += row + [np.full_like(row[0], 255)] * blanks
+        labels += [f"{label} {index}" for index in indices] + [""] * blanks
+    save_png(folder / "trajectory.png", image_grid(shown, labels, columns=columns))
     (result,) = pictures(edited.latents)
     save_png(folder / "edited.png", result)
     if edited.source is not None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import normal
 from ge3d_jax.editing.base import edit_times
 from ge3d_jax.editing.control import LocalBlend, blend_mask
 from ge3d_jax.editing.ddpm import DDPM
@@ -17,6 +18,7 @@ from ge3d_jax.editing.edict import EDICT
 from ge3d_jax.editing.inner_loop import minimize
 from ge3d_jax.editing.inversion import invert
 from ge3d_jax.editing.methods import METHODS
+from ge3d_jax.editing.npi import slerp
 from tests.editing import fakes
 
 STEPS = 6
@@ -129,6 +131,60 @@ def test_scales_are_as_precise_as_latents(seed, source, target):
         np.testing.assert_allclose(
             moved, task.latents + (sigmas[1] - sigmas[0]) * change, atol=1e-10, rtol=1e-10
         )
+
+
+def test_a_flow_asks_of_both_pictures_under_the_same_noise():
+    with jax.enable_x64(True):
+        task, known = fakes.task(1, STEPS), fakes.denoiser(1)
+        made = _method("flow", strength=1.0, draws=2)
+        times = np.asarray(made.times(known))
+        alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)[times]
+        sigmas = np.sqrt((1 - alphas) / alphas)
+        noise = normal(KEY, (STEPS, 2, *task.latents.shape))
+
+        def guided(x, step, text, scale):
+            empty, wanted = (
+                known.predict(known.model, jnp.sqrt(alphas[step]) * x, jnp.asarray(times[step]), each)
+                for each in (task.empties, text)
+            )
+            return empty + scale * (wanted - empty)
+
+        moved = task.latents
+        for step in range(STEPS):
+            changes = [
+                guided(moved + sigmas[step] * n, step, task.target, made.scale)
+                - guided(task.latents + sigmas[step] * n, step, task.source, made.source_scale)
+                for n in noise[step]
+            ]
+            moved = moved + (sigmas[step + 1] - sigmas[step]) * sum(changes) / 2
+        np.testing.assert_allclose(_edit(made, task).latents, moved, rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_found_for_the_source_serves_the_target_too():
+    with jax.enable_x64(True):
+        same = fakes.task(1, STEPS, same=True)
+        found = _edit(_method("nti"), same)
+        np.testing.assert_allclose(found.latents, found.source[-1], atol=1e-9)
+        task = fakes.task(1, STEPS)
+        kept = _edit(_method("pti", mixture=0.0), task)
+        np.testing.assert_allclose(kept.latents, kept.source[-1], atol=1e-9)
+        # With the target's text alone, the search changes nothing.
+        wanted = _edit(_method("pti", mixture=1.0), task)
+        np.testing.assert_allclose(wanted.latents, _edit(_method("ddim"), task).latents, atol=1e-9)
+        assert np.abs(wanted.latents - kept.latents).max() > 1e-3
+
+
+def test_npi_s_text_turns_from_the_source_to_the_empty_prompt():
+    with jax.enable_x64(True):
+        low, high = jnp.asarray([[[1.0, 0.0]]]), jnp.asarray([[[0.0, 1.0]]])
+        np.testing.assert_allclose(
+            slerp(low, high, 1 / 3), [[[np.cos(np.pi / 6), np.sin(np.pi / 6)]]], atol=1e-12
+        )
+        task = fakes.task(1, STEPS)
+        whole = _edit(_method("npi", towards_empty=1.0), task)
+        np.testing.assert_allclose(whole.latents, _edit(_method("ddim"), task).latents, atol=1e-9)
+        nearly = _edit(_method("npi", towards_empty=1e-6), task)
+        np.testing.assert_allclose(nearly.latents, _edit(_method("npi"), task).latents, atol=1e-3)
 
 
 def test_pictures_together_are_as_alone():

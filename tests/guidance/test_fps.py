@@ -12,6 +12,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.diffusion.denoiser import ViewTexts
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.fps import FPS
+from ge3d_jax.guidance.trajectories import offset_noise
 from tests.guidance import golden, stepwise
 
 CASES = ("start", "middle", "end")
@@ -107,6 +108,12 @@ def test_draws_keep_their_range():
         times, active = (np.asarray(shared[name]) for name in ("node_times", "active"))
         assert set(times[:, 1] - times[:, 0]) == {10, 11, 12} and set(active) == counts
         assert times.max() == bound <= loss.latest_time
+
+
+def test_each_view_has_noise_of_its_own():
+    keys = DrawKeys(*jax.random.split(jax.random.key(0), 3))
+    drawn = FPS(offset_noise=0.4).draw(keys, Progress(3, 100), (2, 3, 3, 4))
+    np.testing.assert_array_equal(drawn.per_view["noise"], offset_noise(keys.noise, (2, 3, 3, 4), 0.4))
 
 
 def test_no_time_is_above_the_latest():

@@ -1,5 +1,7 @@
 """View prompts and Perp-Neg: geometry of the projection, weights at and between the named views."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,6 +73,15 @@ def test_nothing_but_small_changes_across_small_angles_where_no_threshold_lies(d
 
     for view in (1.0, 2.0):
         assert sum_by_view(before)[view] == pytest.approx(sum_by_view(after)[view], abs=5e-3)
+
+
+def test_a_source_s_texts_follow_the_same_rule():
+    told = dataclasses.replace(EMBEDDINGS, source=EMBEDDINGS)
+    azimuth = jnp.deg2rad(jnp.array([30.0, 100.0, 170.0]))
+    text = prompts.view_texts(told, azimuth, use_perp_neg=True, weight=-1.0, rule="threestudio")
+    plain = prompts.view_texts(EMBEDDINGS, azimuth, use_perp_neg=True)
+    np.testing.assert_array_equal(text.source.weights, text.weights)
+    assert not np.allclose(text.weights, plain.weights)
 
 
 def _by_view(views, weights):

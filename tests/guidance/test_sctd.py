@@ -10,6 +10,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.sctd import SCTD
+from ge3d_jax.guidance.trajectories import offset_noise
 from tests.guidance import golden, smooth
 
 EDGES = (20, 212, 404, 596, 788)
@@ -81,10 +82,12 @@ def test_times_fall_during_the_warm_up_and_lie_within_their_segment(iteration, l
 
 
 def test_one_noise_of_each_view_serves_the_whole_run():
-    loss, shape = SCTD(), (2, 3, 3, 4)
+    loss, shape = SCTD(offset_noise=0.4), (2, 3, 3, 4)
     first, later = (loss.draw(golden.draw_keys(k), Progress(k, 100), shape) for k in (1, 60))
     noise = first.per_view["noise"]
     np.testing.assert_array_equal(noise, later.per_view["noise"])
+    expected = offset_noise(golden.draw_keys(1).run, shape, 0.4)
+    np.testing.assert_array_equal(noise, expected)
     assert not np.allclose(noise[0], noise[1])
     assert not np.array_equal(first.shared["times"], later.shared["times"])
 

@@ -1,5 +1,7 @@
 """Likeness to the ground truth: each metric on handmade pictures, outlines, surfaces and splats."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +149,11 @@ def test_the_truth_is_like_itself(truth, on_the_surface):
     assert found["psnr"] == np.inf and found["ssim"] == pytest.approx(1.0)
     assert found["overlap"] == found["sharpness"] == 1.0 and found["tint"] < 0.01
     assert found["chamfer"] == found["depth"] == 0.0
+    # Neutral is where the truth is, however little the object covers.
+    faint = compare_views(
+        dataclasses.replace(truth, alphas=0.0 * truth.alphas), truth, splats(on_the_surface), SENTENCE
+    )
+    assert faint["tint"] == found["tint"]
 
 
 def test_true_depths_are_those_of_the_surface(truth, two_cameras):

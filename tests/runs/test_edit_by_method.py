@@ -2,12 +2,16 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.runs.edit_by_method import edit_by_method
+from ge3d_jax.editing.words import find_words
+from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, edit_by_method, make_task
+from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.runs.request import check_edit
 from ge3d_jax.training.presets import configured, preset
 
@@ -46,6 +50,43 @@ def test_two_methods_side_by_side(model, tmp_path):
         out=tmp_path / "again",
     )
     assert (tmp_path / "again" / "direct" / "edited.png").is_file()
+
+
+def test_an_edit_stays_within_its_words(model):
+    diffusion = ModelChoice.of(model).load(model)
+    task = make_task(
+        diffusion,
+        jnp.zeros((1, 16, 16, 3)),
+        [(SOURCE, TARGET)],
+        steps=2,
+        edits=None,
+        blends=[(("mushroom",), ("red",))],
+        negative_prompt="",
+    )
+    for word, marked in (("mushroom", task.blend.words), ("red", task.blend.kept)):
+        expected = [
+            find_words(diffusion.tokenizer, prompt, word, task.source.shape[1]) for prompt in (SOURCE, TARGET)
+        ]
+        np.testing.assert_array_equal(np.asarray(marked)[:, 0] > 0, expected)
+
+
+def test_each_trajectory_has_its_own_row(model, tmp_path):
+    # FlowEdit has no way up, only the picture itself: a single state in the first row.
+    folder = edit_by_method(
+        TARGET,
+        methods=["flow"],
+        source_prompt=SOURCE,
+        model=model,
+        overrides={"steps": "3", "strength": "1.0"},
+        out=tmp_path,
+    )
+    with Image.open(folder / "flow" / "trajectory.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    is_blank = [
+        [not np.any(column != 255) for column in np.array_split(row[:SMALLEST_PICTURE], 4, axis=1)]
+        for row in np.array_split(pixels[6:], 3)
+    ]
+    assert is_blank == [[False, True, True, True], [False] * 4, [False] * 4]
 
 
 @pytest.mark.parametrize(

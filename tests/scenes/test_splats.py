@@ -29,6 +29,16 @@ def test_higher_bands_learn_at_a_twentieth_of_the_color_s_rate():
     np.testing.assert_allclose(steps[:, 1:], -0.01 / 20, rtol=1e-6)
 
 
+def test_rates_fall_evenly_in_their_logarithm():
+    directions = jax.tree.map(jnp.ones_like, SCENE.parameters(SCENE.begin(jax.random.key(0))))
+    rates = SCENE.learning_rates
+    for name, field in (("positions", "position"), ("sh", "color"), ("log_scales", "scale")):
+        first, last = getattr(rates, field)
+        for progress, rate in ((0.0, first), (0.5, np.sqrt(first * last)), (1.0, last)):
+            steps = np.asarray(SCENE.updates(directions, jnp.float32(progress))[name])
+            np.testing.assert_allclose(steps.reshape(len(steps), -1)[:, 0], -rate, rtol=1e-5, err_msg=name)
+
+
 def test_a_degree_of_the_color_comes_every_five_hundred_iterations():
     state = SCENE.begin(jax.random.key(0))
     sh = 0.3 * jax.random.normal(jax.random.key(1), state.gaussians.sh.shape)

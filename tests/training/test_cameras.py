@@ -110,11 +110,52 @@ def test_jitter_moves_the_cameras_a_little():
     assert 0 < away.max() < 0.05
 
 
+def test_jitter_of_the_target_and_of_the_up_vector():
+    still, azimuth = sample_cameras(jax.random.key(1), STILL, 0, views=400, size=32)
+
+    def turned(**jitter):
+        """Where the origin lies in the view, and how far "up" leans to the side."""
+        cameras, _ = sample_cameras(
+            jax.random.key(1), dataclasses.replace(STILL, **jitter), 0, views=400, size=32
+        )
+        np.testing.assert_allclose(_positions(cameras), _positions(still), atol=1e-4)
+        pose = np.asarray(cameras.world_to_camera)
+        return pose[:, :2, 3], pose[:, 0, 2]
+
+    aside, leaning = turned(jitter_target=0.2)
+    # The target moves by up to a standard normal times the jitter, seen across the line of sight.
+    np.testing.assert_allclose(aside.std(axis=0), 0.2, rtol=0.15)
+    aside, leaning = turned(jitter_up=0.02)
+    assert np.abs(aside).max() < 1e-4
+    # A view from the side leans as far as its up vector does; one from above leans more.
+    assert 0.02 < leaning.std() < 0.04
+
+
 def test_backgrounds_keep_their_shares():
     config = BackgroundConfig(color=(1.0, 1.0, 1.0), replaced=0.6, random_share=0.5)
     colors = np.asarray(inputs.sample_backgrounds(jax.random.key(0), config, 4000))
     white, black = np.all(colors == 1, axis=1).mean(), np.all(colors == 0, axis=1).mean()
     assert white == pytest.approx(0.4, abs=0.03) and black == pytest.approx(0.3, abs=0.03)
+    seldom = dataclasses.replace(config, random_share=0.25)
+    colors = np.asarray(inputs.sample_backgrounds(jax.random.key(0), seldom, 4000))
+    assert np.all(colors == 0, axis=1).mean() == pytest.approx(0.45, abs=0.03)
+
+
+def test_draws_follow_the_settings_of_mirroring_and_of_views_that_belong_together(
+    tiny_config, tiny_model, prompted
+):
+    settings = {"guidance.kind": "mvdream", "views": 8, "flip_probability": 0.25}
+    task = Distillation(with_overrides(tiny_config, settings))
+    state = begin(task.config, tiny_model, jax.random.key(0))
+
+    @jax.jit
+    def draw(iteration):
+        drawn = task.draw(state.replace(iteration=iteration), prompted)
+        return drawn.per_view["azimuth"], drawn.shared["flip"]
+
+    degrees = np.rad2deg(np.asarray(draw(0)[0])).reshape(2, 4)
+    np.testing.assert_allclose((degrees - degrees[:, :1]) % 360, [[0, 90, 180, 270]] * 2, atol=1e-3)
+    assert np.mean([bool(draw(k)[1]) for k in range(200)]) == pytest.approx(0.25, abs=0.1)
 
 
 def test_everything_has_its_shape_and_another_key_changes_it_all(tiny_config, tiny_model, prompted):

@@ -23,6 +23,7 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.guidance.base import Progress, SeenViews
 from ge3d_jax.guidance.prompts import PromptEmbeddings, view_texts
 from ge3d_jax.scenes.splats import mean_scale
+from ge3d_jax.splatting.cameras import polar_angles
 from ge3d_jax.splatting.rasterize import render
 from ge3d_jax.splatting.tiles import TILE_SIZE
 from ge3d_jax.training import distillation
@@ -44,7 +45,12 @@ def moments(state):
 
 def task_of(config, **changes):
     """The task with a buffer that overflows when the tests want it to, and with all additional loss terms."""
-    usual = {"scene.buffer_capacity": BUFFER, "scene.scale_penalty": 2.0, "picture_weight": 0.3}
+    usual = {
+        "scene.buffer_capacity": BUFFER,
+        "scene.scale_penalty": 2.0,
+        "picture_weight": 0.3,
+        "total_variation": 0.5,
+    }
     return Distillation(with_overrides(config, {**usual, **changes}))
 
 
@@ -194,6 +200,51 @@ def test_unused_splats_stay_as_they_are(task, tiny_model, prompted, draw, compil
     assert float(after.scene.statistics.view_count.max()) == 2
 
 
+def test_rates_follow_the_iteration(task, tiny_model, prompted, draw, compiled_step):
+    state = first_state(task, tiny_model)
+    drawn = draw(state)
+    rates = task.scene.learning_rates
+    used = np.asarray(state.scene.gaussians.mask)
+    for iteration in (0, 3):
+        at = state.replace(iteration=jnp.int32(iteration))
+        after, _ = compiled_step(at, prompted, drawn)
+        moved = after.scene.gaussians.opacity_logits - state.scene.gaussians.opacity_logits
+        # Adam's first step is the rate, whatever the gradient.
+        expected = float(rates.at("opacity", iteration / 4))
+        assert float(jnp.max(jnp.abs(moved[used]))) == pytest.approx(expected, rel=1e-3)
+
+
+def test_views_are_told_what_the_settings_say_of_their_prompts(tiny_config, tiny_model, prompted, draw):
+    asked = {
+        "prompts.use_perp_neg": True,
+        "prompts.perp_neg_weight": -1.5,
+        "prompts.perp_neg_rule": "threestudio",
+    }
+    task = task_of(tiny_config, **asked)
+    state = first_state(task, tiny_model)
+    drawn = draw(state)
+    overhead = prompted.embeddings.front + 1.0
+    context = dataclasses.replace(
+        prompted, embeddings=dataclasses.replace(prompted.embeddings, overhead=overhead)
+    )
+    perturbations = task.scene.perturbations(state.scene, 2)
+
+    @jax.jit
+    def told(state):
+        return task.see(state.scene, perturbations, context, drawn, Progress(0, 4)).text
+
+    expected = view_texts(
+        context.embeddings,
+        drawn.per_view["azimuth"],
+        use_perp_neg=True,
+        weight=-1.5,
+        rule="threestudio",
+        polar=polar_angles(drawn.per_view["cameras"]),
+    )
+    assert float(jnp.abs(expected.weights).max()) > 0
+    chex.assert_trees_all_close(told(state), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_gradient_is_the_residual_and_the_pictures_error_carried_through_render_and_encoder(
     task, tiny_model, prompted, draw, compiled_step
 ):
@@ -223,7 +274,7 @@ def test_the_gradient_is_the_residual_and_the_pictures_error_carried_through_ren
         residual, numbers = residual_of(task, prompted, drawn, z)
         # GE3D's residual is a tenth of the distance.
         error = x - decode_latents(tiny_model, z - 10 * residual)
-        return numbers["loss"], *carry_back((0.3 * error, residual))
+        return numbers["loss"], *carry_back((0.3 * error + 0.5 * jax.grad(total_variation)(x), residual))
 
     losses, of_sh, of_scales = map(np.array, expected_by_hand(state, drawn))
     # The penalty's gradient: d/d(log s) of 2·mean(s) over 3·40 entries of 0.15.
