@@ -237,21 +237,18 @@ def _shown(
     """Yield the splat primitives that the scene shows, each with the matrix (4, 4) that transforms it."""
     nodes, meshes = content.objects("nodes"), content.objects("meshes")
     scenes = content.objects("scenes")
-    first: list[int] = list(range(len(nodes)))
     if scenes:
         first = scenes[content.index("scene", len(scenes), default=0)].indices("nodes", len(nodes))
+    else:
+        children = {child for node in nodes for child in node.indices("children", len(nodes))}
+        first = [number for number in range(len(nodes)) if number not in children]
     left = collections.deque((node, np.eye(4), 0) for node in first)
     visited: set[int] = set()
     count, parts = 0, 0
     while left:
         number, outer, depth = left.popleft()
         if number in visited:
-            # Without scenes, every node is a root, so children come up again.
-            if scenes:
-                raise UserError(
-                    f"{path}: its node {number} is in two places; it is damaged, export it again."
-                )
-            continue
+            raise UserError(f"{path}: its node {number} is in two places; it is damaged, export it again.")
         if depth > _DEEPEST:
             raise UserError(f"{path}: its nodes are nested more than {_DEEPEST} deep; export it again.")
         visited.add(number)

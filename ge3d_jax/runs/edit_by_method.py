@@ -58,14 +58,17 @@ def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[s
     Raises:
         UserError: a method or setting does not exist, or a value is invalid.
     """
-    for name in names:
-        if name not in METHODS:
-            raise UserError(f"There is no method {name!r}; use one of {', '.join(['ge3d', *METHODS])}.")
+    known = ", ".join(["ge3d", *METHODS])
     if not names:
-        raise UserError(f"There is no method; use one of {', '.join(['ge3d', *METHODS])}.")
+        raise UserError(f"There is no method; use one of {known}.")
+    for name in names:
+        if name == "ge3d":
+            raise UserError("The method ge3d has other settings and results; use it alone.")
+        if name not in METHODS:
+            raise UserError(f"There is no method {name!r}; use one of {known}.")
     chosen = {name: METHODS[name]() for name in names}
-    known = {setting for method in chosen.values() for setting in setting_names(method)}
-    unknown = [setting for setting in overrides if setting not in known]
+    settings = {setting for method in chosen.values() for setting in setting_names(method)}
+    unknown = [setting for setting in overrides if setting not in settings]
     if unknown:
         # The first method's error suggests settings with similar names.
         with_overrides(next(iter(chosen.values())), {unknown[0]: overrides[unknown[0]]})

@@ -37,6 +37,21 @@ def test_alphas_follow_the_betas_of_stable_diffusion():
     assert SCHEDULE.steps == 1000
 
 
+def test_alphas_of_the_cosine_schedule():
+    config = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100}
+    alphas = np.asarray(ddim.noise_schedule_from_config(config).alphas_cumprod)
+    share = (np.arange(101) / 100 + 0.008) / 1.008
+    expected = np.cos(0.5 * np.pi * share) ** 2
+    # The last beta is capped.
+    np.testing.assert_allclose(alphas[:-1], expected[1:-1] / expected[0], rtol=1e-4)
+    assert alphas[-1] == pytest.approx(0.001 * alphas[-2], rel=1e-3)
+
+
+def test_what_a_config_does_not_say_is_as_in_diffusers():
+    expected = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    np.testing.assert_allclose(ddim.noise_schedule_from_config({}).alphas_cumprod, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", BETA_SCHEDULES)
 def test_alphas_decrease_between_one_and_zero(name):
     alphas = np.asarray(ddim.noise_schedule_from_config({"beta_schedule": name}).alphas_cumprod)

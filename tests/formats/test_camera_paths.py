@@ -54,6 +54,12 @@ def test_every_frame_has_its_own_camera(tmp_path):
     np.testing.assert_allclose(read(tmp_path, {"frames": frames}).intrinsics[:, 0], [40, 50])
 
 
+def test_fields_of_view_of_a_wide_picture(tmp_path):
+    frames = {"frames": [{"transform_matrix": MATRIX}]}
+    found = read(tmp_path, frames | {"camera_angle_x": 0.8, "camera_angle_y": 0.6})
+    np.testing.assert_allclose(found.intrinsics[0], [24 / np.tan(0.4), 16 / np.tan(0.3), 24, 16], rtol=1e-6)
+
+
 def test_lenses_that_are_not_rendered_are_said(tmp_path):
     frames = [{"transform_matrix": MATRIX}] * 3
     frames[1] = frames[1] | {"k1": 0.1}

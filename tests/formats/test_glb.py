@@ -119,6 +119,18 @@ def test_integers_and_strides_are_read(tmp_path):
     np.testing.assert_array_equal(found.positions, wanted.positions)
 
 
+def test_without_scenes_parents_move_their_children(tmp_path):
+    wanted, content, numbers = written(tmp_path)
+    content["nodes"] = [
+        {"translation": [0, 0, 1], "mesh": 0},
+        {"translation": [10, 0, 0], "children": [0]},
+    ]
+    plain = read_back(tmp_path, content | {"nodes": [{"mesh": 0}]}, numbers)
+    del content["scenes"], content["scene"]
+    moved = read_back(tmp_path, content, numbers)
+    np.testing.assert_allclose(moved.positions - plain.positions, np.tile([10, 0, 1], (5, 1)), atol=1e-5)
+
+
 def test_nodes_move_their_splats(tmp_path):
     wanted, content, numbers = written(tmp_path)
     turn = (0.8, 0.0, 0.6, 0.0)

@@ -116,6 +116,10 @@ def test_load_image_crops_the_center_and_makes_transparent_parts_white(tmp_path)
     Image.fromarray(picture).save(tmp_path / "a.png")
     image = load_image(tmp_path / "a.png", size=20)
     assert image.shape == (20, 20, 3) and image.dtype == np.float32
+    Image.fromarray(picture.transpose(1, 0, 2)).save(tmp_path / "tall.png")
+    np.testing.assert_allclose(
+        load_image(tmp_path / "tall.png", size=20), image.transpose(1, 0, 2), atol=1e-6
+    )
     np.testing.assert_allclose(image[:4], 1.0)
     np.testing.assert_allclose(image[16:], np.broadcast_to([0.0, 1.0, 0.0], (4, 20, 3)), atol=1e-6)
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.lib.recfunctions import drop_fields
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats import ply
 from ge3d_jax.formats.ply import load_ply, save_ply
 from tests.formats.splat_files import random_gaussians, with_values
 
@@ -36,6 +37,16 @@ def test_round_trip(tmp_path, degree, ascii):
     np.testing.assert_allclose(read.quaternions, np.asarray(written.quaternions)[live], atol=1e-7)
     save_ply(tmp_path / "b.ply", read, ascii=ascii)
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_large_files_are_read_in_parts(tmp_path, monkeypatch, ascii):
+    written = random_gaussians(17, degree=1)
+    save_ply(tmp_path / "a.ply", written, ascii=ascii)
+    # Five splats at a time; the last part is shorter.
+    monkeypatch.setattr(ply, "_CHUNK_BYTES", 5 * 4 * 26)
+    monkeypatch.setattr(ply, "_CHUNK_LINES", 5)
+    assert_same(load_ply(tmp_path / "a.ply"), written)
 
 
 def test_layout_is_what_viewers_expect(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.formats import posed_images
 from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.projection import project
@@ -115,6 +116,14 @@ def test_intrinsics_scale_with_the_images(copied):
     write(place, content | {"camera_angle_y": 0.6})
     sides, _ = read_posed_images(place)
     np.testing.assert_allclose(sides.intrinsics[1], SIZE / 2 / np.tan(0.3), rtol=1e-6)
+
+
+def test_large_pictures_are_read_in_parts(folder, monkeypatch):
+    whole, _ = read_posed_images(folder, downscale=2)
+    # Three rows at a time; the last part is shorter.
+    monkeypatch.setattr(posed_images, "_PIXELS_AT_A_TIME", 3 * SIZE // 2 * 4 + 1)
+    parts, _ = read_posed_images(folder, downscale=2)
+    np.testing.assert_array_equal(parts.pixels, whole.pixels)
 
 
 def test_every_eighth_is_held_out(copied):

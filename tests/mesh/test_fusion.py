@@ -21,6 +21,8 @@ def test_the_field_is_the_distance_to_the_surface():
     # The grid fits the ball closely, up to a cell of the coarse grid and the margin at each end.
     assert RESOLUTION < max(grid.shape) <= RESOLUTION + 8
     assert 2 * RADIUS / RESOLUTION < cell < 2.4 * RADIUS / RESOLUTION
+    # The margin of three cells lies outside the ball.
+    assert (points[3, 3, 3] <= CENTER - RADIUS).all() and (points[-4, -4, -4] >= CENTER + RADIUS).all()
     assert field[distance < -1.0 * cell].max() < 0
     assert field[distance > 0.7 * cell].min() > 0
     near = np.abs(distance) < 0.5 * cell

@@ -52,7 +52,7 @@ def test_points_take_the_color_of_views_that_see_them_squarely():
     normals = random.normal(size=(500, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     points = CENTER + RADIUS * normals
-    np.testing.assert_allclose(colors_at(views_of_ball(), points, normals), color_of(points), atol=0.03)
+    np.testing.assert_allclose(colors_at(views_of_ball(), points, normals), color_of(points), atol=0.005)
 
 
 def test_points_that_no_view_sees_take_the_nearest_color():

@@ -119,3 +119,19 @@ def test_nothing_is_seen_of_faint_splats():
     views = look_around(gaussians, cameras_all_around(2, size=SIZE))
     assert not np.isfinite(np.asarray(views.depths)).any()
     assert np.isinf(np.asarray(views.gaps)).all()
+
+
+def test_splats_that_antialiasing_fades_are_not_seen_with_it():
+    # As many at one place as there is room for, each far smaller than a pixel.
+    tiny = make_gaussians(
+        np.zeros((COUNT, 3)),
+        np.full((COUNT, 3), 0.5),
+        np.full(COUNT, 0.001),
+        np.full(COUNT, 0.99),
+        capacity=COUNT,
+        sh_degree=1,
+    )
+    cameras = cameras_all_around(2, size=SIZE)
+    for antialiased in (False, True):
+        views = look_around(tiny, cameras, antialiased=antialiased)
+        assert bool(np.isfinite(np.asarray(views.depths)).any()) is not antialiased

@@ -39,6 +39,14 @@ def test_two_methods_side_by_side(model, tmp_path):
     assert told["methods"]["npi"]["steps"] == 2 and told["seconds"].keys() == {"direct", "npi"}
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * 5 and "{{" not in page
+    # The inversion is the end of the source's way, and the edit that of the way down.
+    with Image.open(folder / "direct" / "trajectory.png") as sheet:
+        rows = np.array_split(np.asarray(sheet.convert("RGB"))[6:], 3)
+    for name, row in (("inversion", rows[1]), ("edited", rows[2])):
+        with Image.open(folder / "direct" / f"{name}.png") as picture:
+            edge = picture.width
+            last = row[:edge, -(edge + 6) : -6]
+            np.testing.assert_array_equal(last, np.asarray(picture.convert("RGB")))
     # Direct inversion reproduces the source as decoded by the autoencoder.
     edit_by_method(
         TARGET,
@@ -97,6 +105,7 @@ def test_each_trajectory_has_its_own_row(model, tmp_path):
         ({"image": "missing.png"}, "missing.png"),
         ({"methods": ["swap"]}, "no method 'swap'; use one of ge3d, ddim"),
         ({"methods": []}, "There is no method; use one of"),
+        ({"methods": ["ge3d", "direct"]}, "ge3d has other settings and results; use it alone"),
         ({"overrides": {"stepz": 2}}, "stepz does not exist|'stepz' does not exist"),
         ({"overrides": {"steps": 1001}}, "1001 steps do not fit"),
         ({"form": "replace", "source_prompt": "a red mushroom with a yellow stem"}, "form refine"),

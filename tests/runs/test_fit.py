@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ge3d_jax.runs.observers import Observer
 from ge3d_jax.scenes.splats import with_degree
 from ge3d_jax.toybox.world.captions import Sentence
 from ge3d_jax.toybox.world.posed_images import write_posed_images
+from ge3d_jax.toybox.world.render import FIELD_OF_VIEW
 from ge3d_jax.training.fit_config import FitConfig
 from ge3d_jax.training.iterations import iterate
 from ge3d_jax.training.photometric import (
@@ -97,6 +99,16 @@ def test_a_fit_comes_closer_and_writes_everything(whole):
     saved = load_ply(whole.folder / "object.ply")
     assert saved.capacity == int(whole.gaussians.mask.sum()) == 150 and saved.sh_degree == 1
     assert np.abs(np.asarray(saved.sh[:, 1:])).max() > 0
+
+
+def test_results_are_seen_as_the_pictures_were(whole, images):
+    (told,) = re.findall(r'{"azimuth": 0\.0.*?}', (whole.folder / "viewer.html").read_text(encoding="utf-8"))
+    found = json.loads(told)
+    train, _ = read_posed_images(images)
+    distances = np.linalg.norm(train.centers, axis=1)
+    assert found["radius"] == pytest.approx(np.median(distances), rel=1e-5)
+    assert found["polar"] == pytest.approx(np.median(np.arccos(train.centers[:, 2] / distances)), rel=1e-5)
+    assert found["fov"] == pytest.approx(FIELD_OF_VIEW, rel=1e-5)
 
 
 class CtrlC(Observer):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,17 @@ def test_everything_is_written(result):
     )
     assert not result.interrupted and result.iterations == 3
     assert result.frames.dtype == np.uint8 and result.frames.ndim == 4
+
+
+def test_results_are_seen_as_the_views_at_the_end(result):
+    (told,) = re.findall(r'{"azimuth": 0\.0.*?}', (result.folder / "viewer.html").read_text(encoding="utf-8"))
+    cameras = json.loads((result.folder / "config.json").read_text())["settings"]["cameras"]
+    assert json.loads(told) == {
+        "azimuth": 0.0,
+        "polar": pytest.approx(np.deg2rad(np.mean(cameras["polar_degrees"]))),
+        "radius": pytest.approx(np.mean(cameras["radius_end"])),
+        "fov": pytest.approx(np.mean(cameras["fov_radians_end"])),
+    }
 
 
 def test_files_say_what_was_done(result):

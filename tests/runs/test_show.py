@@ -64,6 +64,23 @@ def test_turntable_sees_front_left_and_top_where_they_are(tmp_path):
     assert where(np.asarray(Image.open(tmp_path / "b.png")), 0)[0] < -0.2
 
 
+def test_the_elevation_and_the_radius_place_the_camera(tmp_path):
+    save_splats(tmp_path / "a.ply", signposts())
+    save_splats(tmp_path / "large.ply", transformed(signposts(), scale=50.0))
+
+    def seen(name, **options):
+        out = tmp_path / "a.png"
+        render_splats(tmp_path / name, out=out, azimuth_degrees=0.0, **OPTIONS, **options)
+        return np.asarray(Image.open(out)).astype(int)
+
+    # From above, what is in front is below the middle; from below, above it.
+    assert where(seen("a.ply", elevation_degrees=60.0), 0)[1] > 0.3
+    assert where(seen("a.ply", elevation_degrees=-60.0), 0)[1] < -0.1
+    near = seen("a.ply", radius=4.0)
+    assert np.abs(near - seen("large.ply", radius=200.0)).max() <= 1
+    assert np.abs(near - seen("a.ply", radius=6.0)).max() > 50
+
+
 def test_cameras_are_those_of_the_turntable_of_a_run():
     azimuths = np.linspace(-3, 3, 5)
     ours = orbit_cameras(azimuths, polar=1.2, distance=3.5, fov=0.5, size=(SIZE, SIZE), up="z")
@@ -71,6 +88,9 @@ def test_cameras_are_those_of_the_turntable_of_a_run():
         theirs = orbit_camera(azimuth=azimuth, polar=1.2, radius=3.5, fov=0.5, size=SIZE)
         np.testing.assert_allclose(ours.world_to_camera[index], theirs.world_to_camera, atol=1e-5)
         np.testing.assert_allclose(ours.intrinsics[index], theirs.intrinsics, rtol=1e-6)
+    wide = orbit_cameras(azimuths[:1], polar=1.2, distance=3.5, fov=0.5, size=(48, 32), up="z")
+    expected = orbit_camera(azimuth=azimuths[0], polar=1.2, radius=3.5, fov=0.5, size=(48, 32))
+    np.testing.assert_allclose(wide.intrinsics[0], expected.intrinsics, rtol=1e-6)
     gaussians = signposts()
     viewpoint = Viewpoint(radius=3.5, polar=1.2, fov=0.5, size=SIZE)
     around = render_around(gaussians, azimuths, viewpoint=viewpoint, background=(0.0, 0.0, 0.0))
@@ -177,6 +197,9 @@ def test_frame_contains_the_splats_except_for_outliers_and_faint_ones():
     frame = find_frame(gaussians)
     np.testing.assert_allclose(frame.center, 5, atol=0.3)
     assert 1.7 < frame.radius < 2.3
+    # Needles reach out of the sphere.
+    needles = gaussians.replace(log_scales=np.tile(np.float32([math.log(0.5), -5.0, -5.0]), (1000, 1)))
+    assert find_frame(needles).radius > frame.radius + 1.0
     # The whole sphere is visible, in tall and in wide images.
     for size in ((100, 100), (50, 100), (100, 50)):
         distance = fitting_distance(0.5, size)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.random import Draws
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
 from ge3d_jax.splatting.cameras import orbit_camera
@@ -32,7 +33,12 @@ def test_higher_bands_learn_at_a_twentieth_of_the_color_s_rate():
 def test_rates_fall_evenly_in_their_logarithm():
     directions = jax.tree.map(jnp.ones_like, SCENE.parameters(SCENE.begin(jax.random.key(0))))
     rates = SCENE.learning_rates
-    for name, field in (("positions", "position"), ("sh", "color"), ("log_scales", "scale")):
+    for name, field in (
+        ("positions", "position"),
+        ("sh", "color"),
+        ("log_scales", "scale"),
+        ("quaternions", "rotation"),
+    ):
         first, last = getattr(rates, field)
         for progress, rate in ((0.0, first), (0.5, np.sqrt(first * last)), (1.0, last)):
             steps = np.asarray(SCENE.updates(directions, jnp.float32(progress))[name])
@@ -76,6 +82,25 @@ def test_views_widen_splats_by_the_dilation():
             dilation=dilation,
         )
         np.testing.assert_allclose(seen, expected.rgb, atol=1e-5)
+
+
+def test_views_see_splats_with_the_noise_of_their_scales():
+    camera = orbit_camera(azimuth=0.3, polar=1.2, radius=3.0, fov=0.5, size=16)
+    state = SCENE.begin(jax.random.key(0))
+    # A factor below 0 counts as 0.
+    noise = (0.3 * jax.random.normal(jax.random.key(1), (1, 8, 3))).at[0, 0, 0].set(-1.5)
+    seen = SCENE.render(
+        state,
+        2000,
+        jax.tree.map(lambda leaf: leaf[None], camera),
+        jnp.zeros((1, 3)),
+        Draws(shared=(), per_view={"scale_noise": noise}),
+        SCENE.perturbations(state, 1),
+    ).rgb[0]
+    expected = render_reference(
+        state.gaussians, camera, background=jnp.zeros(3), scale_multiplier=jnp.maximum(1.0 + noise[0], 0.0)
+    )
+    np.testing.assert_allclose(seen, expected.rgb, atol=1e-5)
 
 
 def test_the_gradient_of_a_color_s_perturbation_tells_who_is_visible():

@@ -16,6 +16,7 @@ from ge3d_jax.scenes.replace_unseen import ReplaceUnseen, replace_unseen
 from ge3d_jax.scenes.splat_state import with_capacity
 from ge3d_jax.scenes.splats import Perturbations, Splats
 from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.splatting.mcmc import exploration_noise
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.presets import PRESETS, configured
 from ge3d_jax.training.state import TrainState, initial_state
@@ -373,9 +374,13 @@ def test_only_a_markov_chain_penalizes_and_explores():
     np.testing.assert_array_equal(split.gaussians.positions, faint.positions)
     assert SPLIT.penalty(faint) == Relocate().penalty(faint) == REPLACE.penalty(faint) == 0.0
     assert float(jnp.abs(chain.gaussians.positions - faint.positions)[:12].min()) > 0
+    noise = MCMC.noise * scene(MCMC).learning_rates.position[0] * exploration_noise(jax.random.key(0), faint)
+    np.testing.assert_allclose(chain.gaussians.positions, faint.positions + noise, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(chain.gaussians.positions[12:], faint.positions[12:])
     expected = 0.01 / (1 + np.exp(8)) + 0.01 * 0.1
     np.testing.assert_allclose(MCMC.penalty(faint), expected, rtol=1e-4)
+    opaque = dataclasses.replace(MCMC, opacity_penalty=3.0)
+    np.testing.assert_allclose(opaque.penalty(faint), 3.0 / (1 + np.exp(8)) + 0.01 * 0.1, rtol=1e-4)
     weighed = dataclasses.replace(scene(MCMC), scale_penalty=2.0)
     np.testing.assert_allclose(
         weighed.penalty(state.replace(gaussians=faint)), expected + 2.0 * 0.1, rtol=1e-4

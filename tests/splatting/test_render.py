@@ -40,6 +40,34 @@ WHITE = jnp.ones(3)
 draw = jax.jit(render, static_argnames="buffer_capacity")
 
 
+def test_a_splat_beside_the_image_is_not_seen():
+    # As far from the camera as the origin, far to the side.
+    camera = orbit_camera(azimuth=0.0, polar=np.pi / 2, radius=2.0, fov=0.7, size=24)
+    beside = make_gaussians(
+        jnp.array([[0.0, 5.0, 0.0]]), jnp.ones((1, 3)), jnp.array([0.1]), jnp.array([0.9]), capacity=1
+    )
+    image = draw(beside, camera, background=WHITE, buffer_capacity=64)
+    assert float(project(beside, camera).radii[0]) > 0
+    assert float(image.radii[0]) == 0.0 and int(image.intersections) == 0
+
+
+def test_a_needle_is_as_large_as_its_longer_axis():
+    scale, opacity, distance = 0.3, 0.6, 2.0
+    needle = make_gaussians(
+        jnp.zeros((1, 3)), jnp.ones((1, 3)), jnp.array([scale]), jnp.array([opacity]), capacity=1
+    )
+    # Seen from +x: across the view, 30 degrees from its horizontal.
+    half = np.deg2rad(15.0)
+    needle = needle.replace(
+        log_scales=jnp.log(jnp.array([[0.01, scale, 0.01]])),
+        quaternions=jnp.array([[np.cos(half), np.sin(half), 0.0, 0.0]], jnp.float32),
+    )
+    camera = orbit_camera(azimuth=0.0, polar=np.pi / 2, radius=distance, fov=0.7, size=24)
+    image = draw(needle, camera, background=WHITE, buffer_capacity=64)
+    variance = (float(camera.intrinsics[0]) * scale / distance) ** 2 + 0.3
+    assert float(image.radii[0]) == pytest.approx(np.sqrt(2 * np.log(255 * opacity) * variance), rel=1e-3)
+
+
 def test_an_empty_scene_is_the_background():
     background = jnp.array([0.1, 0.7, 0.3])
     empty = make_gaussians(jnp.zeros((0, 3)), jnp.zeros((0, 3)), jnp.zeros(0), jnp.zeros(0), capacity=5)

@@ -7,6 +7,7 @@ import urllib.request
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.viewer.framing import find_frame
@@ -114,6 +115,15 @@ def test_it_holds_the_splats_that_were_last_shown(page):
         np.testing.assert_allclose(shown.centers, splats(count).positions[:count], atol=1e-6)
         np.testing.assert_allclose(shown.covariances, np.tile(0.04 * np.eye(3), (count, 1, 1)), atol=1e-4)
         assert (shown.rgbs == 191).all() and (abs(shown.opacities.astype(int) - 102) <= 1).all()
+    stretched = splats(5)
+    stretched = stretched.replace(
+        log_scales=jnp.log(jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.5, (7, 3)), jnp.float32)),
+        quaternions=jnp.asarray(np.random.default_rng(1).normal(size=(7, 4)), jnp.float32),
+    )
+    page.show_splats(stretched)
+    turns = Rotation.from_quat(stretched.quaternions[:5], scalar_first=True).as_matrix()
+    axes = turns * np.exp(np.asarray(stretched.log_scales)[:5, None, :])
+    np.testing.assert_allclose(page._splats.covariances, axes @ axes.transpose(0, 2, 1), atol=1e-3)
     # The camera was placed for the first splats: in front of them, far enough to see all.
     camera, frame = page._server.initial_camera, find_frame(splats(3))
     np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)

@@ -16,6 +16,7 @@ from ge3d_jax.diffusion.networks.vision_encoder import (
     CLIPVisionFeatures,
     prepare_picture,
 )
+from ge3d_jax.diffusion.weights import clip
 from ge3d_jax.diffusion.weights.clip import (
     load_text_tower,
     load_vision_tower,
@@ -42,6 +43,13 @@ def test_features_are_transformers(tmp_path, activation):
     np.testing.assert_allclose(text.features(tiny_clip.TEXTS), expected["text"], atol=1e-4)
     pictures = load_vision_tower(folder).features(tiny_clip.pictures())
     np.testing.assert_allclose(pictures, expected["pictures"], atol=1e-4)
+
+
+def test_many_pictures_are_as_few(folder, monkeypatch):
+    tower, pictures = load_vision_tower(folder), tiny_clip.pictures()
+    expected = tower.features(pictures)
+    monkeypatch.setattr(clip, "_PICTURES", 2)
+    np.testing.assert_allclose(tower.features(pictures), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,12 @@ def test_added_tokens_are_downloaded_and_a_folder_of_the_cache_is_a_model(hub, s
     assert "tokenizer/added_tokens.json" in _downloaded(hub)
     cached = tmp_path / "cache" / f"models--{MODEL.replace('/', '--')}"
     assert load_model(cached).unet.config == saved[0].unet.config
+    # Of several commits, the main branch counts.
+    (snapshot,) = (cached / "snapshots").iterdir()
+    older = shutil.copytree(snapshot, snapshot.with_name("0" * 40))
+    (older / "model_index.json").unlink()
+    (older / "model_index.json").write_text("{}")
+    assert load_model(cached).unet.config == saved[0].unet.config
 
 
 def test_the_error_for_a_model_without_safetensors_names_the_converting_command(hub, saved, tmp_path):

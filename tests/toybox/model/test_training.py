@@ -8,7 +8,7 @@ import pytest
 from rich.progress import Progress
 
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
-from ge3d_jax.diffusion.schedule import noise_schedule_from_config
+from ge3d_jax.diffusion.schedule import add_noise, noise_schedule_from_config
 from ge3d_jax.toybox.model import recipe, training
 from ge3d_jax.toybox.model.training import SCHEDULER_CONFIG, diffusion_loss, start_training, vae_loss
 from tests.tiny_model import random_parameters
@@ -93,6 +93,61 @@ def test_vae_loss_has_finite_gradients_that_lower_it():
     size = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients)))
     lower, _ = loss_and_gradients(jax.tree.map(lambda p, g: p - 1e-3 * g / size, params, gradients))
     assert lower < loss
+
+
+class Autoencoder:
+    """A stand-in whose latents are half the picture, with a known variance, and whose decoder blurs."""
+
+    log_variance = -2.0
+
+    def apply(self, variables, values, *, method):
+        if method == "encode":
+            return 0.5 * values, jnp.full_like(values, self.log_variance)
+        return 0.7 * values
+
+
+def test_vae_loss_is_that_of_pixels_edges_and_divergence(monkeypatch):
+    monkeypatch.setattr(training, "_FADED_SHARE", 0.0)
+    images, key = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3)), jax.random.key(2)
+    targets = 2.0 * np.asarray(images) - 1.0
+    mean = 0.5 * targets
+    noise = np.asarray(jax.random.normal(jax.random.split(key, 3)[0], mean.shape))
+    decoded = 0.7 * (mean + np.exp(-1.0) * noise)
+    expected = np.abs(decoded - targets).mean()
+    for axis in (1, 2):
+        edges = np.abs(np.diff(decoded, axis=axis) - np.diff(targets, axis=axis))
+        expected += training._EDGE_WEIGHT * edges.mean()
+    expected += training._KL_WEIGHT * 0.5 * np.mean(mean**2 + np.exp(-2.0) - 1.0 + 2.0)
+    assert float(vae_loss({}, Autoencoder(), key, images)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_diffusion_model_learns_from_latents_that_are_sampled_and_scaled():
+    seen = []
+
+    def unet(noisy, times, text):
+        seen.append((noisy, times))
+        return noisy
+
+    optimizer = optax.sgd(1.0)
+    mean = jax.random.normal(jax.random.key(1), (4, 4, 4, 4))
+    key, log_variance = jax.random.key(2), -1.0
+    training.diffusion_step(
+        start_training({"unet": {}, "text_encoder": {}}, optimizer),
+        key,
+        (mean, jnp.full_like(mean, log_variance)),
+        jnp.zeros((4, 1, 4), jnp.int32),
+        jnp.ones((4, 1)),
+        SCHEDULE,
+        jnp.float32(0.3),
+        unet=Module(unet),
+        text_encoder=Module(lambda ids: jnp.zeros((*ids.shape, 2))),
+        optimizer=optimizer,
+    )
+    sample_key, loss_key = jax.random.split(key)
+    latents = 0.3 * (mean + np.exp(-0.5) * jax.random.normal(sample_key, mean.shape))
+    noise = jax.random.normal(jax.random.split(loss_key)[1], mean.shape)
+    noisy, times = seen[0]
+    np.testing.assert_allclose(noisy, add_noise(SCHEDULE, latents, noise, times), rtol=1e-4, atol=1e-5)
 
 
 def test_running_average_trails_the_parameters():
