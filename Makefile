@@ -121,14 +121,12 @@ $(VENV)/.dev: $(VENV)/.mesh requirements-dev.txt
 	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
-# usd-core is here, too, to read what was written.
 .node/.splat-transform: tests/splat_transform/package.json | $(VENV)/.dev
 	@command -v npm >/dev/null || { echo "npm was not found. Install Node.js 20 or newer." >&2; exit 1; }
 	@echo "Installing splat-transform (once; 200 MB)"
 	@mkdir -p .node
 	@cp $< .node/
 	@npm install --prefix .node --no-audit --no-fund --silent
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-usd.txt
 	@touch $@
 
 TORCH_NEEDS := pyproject.toml $(addprefix requirements,.txt -mesh.txt -dev.txt -torch.txt) $(CONSTRAINTS) constraints-torch.txt
