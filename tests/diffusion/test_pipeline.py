@@ -1,5 +1,7 @@
 """Functions of a complete model: encoding, decoding, prediction, sampling."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,15 @@ def test_texts_are_encoded_one_by_one(model, text):
     assert text.shape == (2, 12, 12)
     for index, prompt in enumerate(PROMPTS):
         np.testing.assert_allclose(pipeline.encode_text(model, [prompt])[0], text[index], atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "is_exact"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_float32_is_not_rounded_to_tf32_on_a_gpu(model, text, dtype, is_exact):
+    cast = dataclasses.replace(model, unet=model.unet.clone(dtype=dtype))
+    program = jax.make_jaxpr(lambda x: pipeline.predict_epsilon(cast, x, jnp.int32(3), text[:1]))(
+        jnp.zeros((1, 8, 8, 4))
+    )
+    assert ("HIGHEST" in str(program)) is is_exact
 
 
 def test_later_words_do_not_change_earlier_embeddings(model, text):

@@ -98,6 +98,7 @@ def test_the_table_and_the_sheet_tell_of_every_object(made):
     assert all(float(row["loss"]) > 0 and int(row["splats"]) == 50 and row["reason"] == "" for row in rows)
     with Image.open(made.folder / "contact_sheet.png") as sheet:
         assert sheet.width > 2 * 128 and sheet.height > 128
+    assert all(float(row["seconds"]) > 0 for row in rows)
     listed = json.loads((made.folder / "sweep.json").read_text())["objects"]
     assert [one["folder"] for one in listed] == list(NAMES)
 

@@ -38,6 +38,12 @@ def test_poses_are_rigid_even_straight_above(polar):
     np.testing.assert_array_equal(pose[3], [0, 0, 0, 1])
 
 
+def test_from_straight_above_x_points_up():
+    camera = orbit_camera(azimuth=0.0, polar=0.0, radius=2.0, fov=0.5, size=8)
+    column, row, _ = pixel_of(camera, [0.2, 0.0, 0.0])
+    assert column == pytest.approx(4, abs=1e-4) and row < 3.5
+
+
 def test_look_at_along_the_spare_axis_too():
     pose = look_at(jnp.zeros(3), jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0]))
     np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-6)

@@ -139,18 +139,28 @@ def test_it_is_moved_by_mouse_fingers_and_keys(tmp_path):
   point("pointermove", 2, 90, 40);
   point("pointerup", 2, 90, 40);
   note();
+  const roll = deltaY => {
+    canvas.dispatchEvent(new WheelEvent("wheel", {deltaY}));
+    note();
+  };
+  roll(100); roll(-100); roll(1e5); roll(-1e5);
+  drag([10, 10], [10, 5000], {buttons: 1});
+  drag([10, 5000], [10, 10], {buttons: 1});
   for (const key of ["ArrowLeft", "ArrowDown", "+", "-", " ", "x"]) press(key);
   press("ArrowRight", {shiftKey: true});
   camera.azimuth = 2;
   press("r");
   press("b");
   press("h");
+  notes.push([[64, 128], [128, 64]].map(size => focalLength(...size) / focalLength(64, 64)).join(" "));
   notes.push(document.body.className);
   tell(notes);
 """,
         options=SOFTWARE,
     )
-    *moved, classes = lines
+    *moved, focal_lengths, classes = lines
+    # The object fits into the shorter side.
+    assert focal_lengths == "1 1"
     states = np.array([line.split() for line in moved], float)
     begun = np.array([0.0, VIEWPOINT.polar, VIEWPOINT.radius, 0.0, 0.0, 0.0, 0.0])
     # World units per pixel at the target; in front, the camera's right is +y and its down is mostly -z.
@@ -169,6 +179,14 @@ def test_it_is_moved_by_mouse_fingers_and_keys(tmp_path):
         # After zooming: at half the distance, a pixel is half as wide.
         changed(zoom=0.5, pan=(5, 0)),
         changed(azimuth=-0.08),
+        # The wheel, toward the person and away.
+        changed(zoom=np.exp(0.1)),
+        changed(zoom=np.exp(-0.1)),
+        # Neither lost in the distance nor inside, and never over the poles.
+        changed(zoom=20.0),
+        changed(zoom=0.05),
+        changed(polar=0.01 - VIEWPOINT.polar),
+        changed(polar=np.pi - 0.01 - VIEWPOINT.polar),
         changed(azimuth=-0.1),
         changed(polar=0.1),
         changed(zoom=0.9),

@@ -1,6 +1,7 @@
 """Starts from point clouds: growth, splat sizes, and file formats."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
@@ -37,6 +38,18 @@ def cloud(count=30, seed=0):
 
 def colors_of(splats):
     return 0.5 + SH_C0 * np.asarray(splats.sh[:, 0])
+
+
+@pytest.mark.parametrize(("scale", "is_said"), [(0.01, True), (0.3, False), (10.0, True)])
+def test_points_that_the_cameras_do_not_see_well_are_told(tmp_path, scale, is_said):
+    points = cloud()
+    reach = np.linalg.norm(points.positions, axis=1).max()
+    save_cloud(tmp_path / "a.ply", PointCloud(points.positions * (scale / reach), points.colors))
+    start = CloudFile(file=str(tmp_path / "a.ply"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        start.gaussians(KEY)
+    assert any("from the origin, where objects reach" in str(one.message) for one in told) is is_said
 
 
 def test_the_paper_clones_each_point_at_the_same_offsets():
