@@ -24,7 +24,8 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         name = ImageCms.getProfileDescription(profile).strip()
-        if _OURS in name.lower().replace(" ", ""):
+        plain = name.lower().replace(" ", "")
+        if _OURS in plain and "linear" not in plain:
             return image, []
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         converted = ImageCms.profileToProfile(

@@ -7,8 +7,8 @@ A primitive of points has the attributes POSITION and, each prefixed by `KHR_gau
     OPACITY                   in [0, 1]
     SH_DEGREE_l_COEF_n        n = 0 … 2l for every degree l: red, green, and blue, with signs as in 3DGS
 
-COLOR_0 is for programs that draw plain points. glTF has y up, z forward, and x left. We write float32; files
-from other writers may also hold normalized integers.
+COLOR_0 is linear light, for programs that draw plain points. glTF has y up, z forward, and x left. We write
+float32; files from other writers may also hold normalized integers.
 """
 
 import collections
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.formats.axes import scaled, turn_matrix, turned
 from ge3d_jax.formats.splat_arrays import (
@@ -41,10 +41,13 @@ from ge3d_jax.formats.splat_arrays import (
     to_gaussians,
     to_levels,
 )
+from ge3d_jax.formats.srgb import to_linear
 from ge3d_jax.formats.typed_json import JsonReader
 from ge3d_jax.splatting.gaussians import MAX_SH_DEGREE, MIN_SCALE, SH_C0, Gaussians
 
 _EXTENSION = "KHR_gaussian_splatting"
+# Display values, as in 3DGS. The other space is blended as linear light.
+_COLOR_SPACE = "srgb_rec709_display"
 _MAGIC, _VERSION = 0x46546C67, 2
 _HEADER, _CHUNK = struct.Struct("<III"), struct.Struct("<II")
 _JSON, _BINARY = 0x4E4F534A, 0x004E4942
@@ -89,7 +92,8 @@ def save_glb(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
             f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
             "write a .ply file instead."
         )
-    colors = to_levels(255.0 * (0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
+    display = np.clip(0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64), 0.0, 1.0)
+    colors = to_levels(255.0 * to_linear(display))
     alphas = opacity_bytes(arrays.opacity_logits)
     unit = normalized(arrays.quaternions)
     attributes = {
@@ -122,7 +126,7 @@ def save_glb(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         place += len(data)
     for name, reduce in (("min", np.min), ("max", np.max)):
         accessors[0][name] = reduce(arrays.positions, axis=0).astype(float).tolist() if place else [0.0] * 3
-    extension = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    extension = {"kernel": "ellipse", "colorSpace": _COLOR_SPACE}
     extension |= {"projection": "perspective", "sortingMethod": "cameraDistance"}
     primitive = {
         "mode": _POINTS,
@@ -261,6 +265,13 @@ def _shown(
             extensions = primitive.content.get("extensions")
             if not isinstance(extensions, dict) or _EXTENSION not in extensions:
                 continue
+            told = extensions[_EXTENSION]
+            space = told.get("colorSpace", _COLOR_SPACE) if isinstance(told, dict) else _COLOR_SPACE
+            if space != _COLOR_SPACE:
+                raise UserError(
+                    f"{path} has the color space {shown(space)}, which is blended differently; export it as "
+                    f"{_COLOR_SPACE}."
+                )
             place = primitive.child("attributes").index("POSITION", len(accessors))
             count += accessors[place].integer("count", 0, length)
             parts += 1

@@ -11,6 +11,7 @@ from ge3d_jax.core.errors import UserError, reason
 from ge3d_jax.core.extras import load_package
 from ge3d_jax.formats.point_clouds import PointCloud
 from ge3d_jax.formats.splat_arrays import open_splat_file
+from ge3d_jax.formats.srgb import from_linear, to_linear
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 # Formats with y up and the front at +z, by specification or by convention.
@@ -78,7 +79,12 @@ def read_mesh(
             raise UserError(f"{path} has {length} bytes, more than {most_bytes}; simplify the mesh.")
     try:
         shown = trimesh.load_scene(path, process=False).dump()
-        found = [_part(one) for one in shown if isinstance(one, trimesh.Trimesh) and len(one.faces)]
+        is_linear = path.suffix.lower() == ".glb"
+        found = [
+            _part(one, is_linear=is_linear)
+            for one in shown
+            if isinstance(one, trimesh.Trimesh) and len(one.faces)
+        ]
     # The library passes on whatever its readers raise for a damaged file.
     except Exception as error:
         raise UserError(f"{path} cannot be read as a mesh ({reason(error)}); export it again.") from error
@@ -94,15 +100,26 @@ def read_mesh(
     return Mesh(path, found)
 
 
-def _part(mesh: Any) -> Part:
+def _part(mesh: Any, *, is_linear: bool) -> Part:
+    """Convert a mesh; with `is_linear`, as in glTF, all colors but those of textures are linear light."""
     corners = np.asarray(mesh.triangles, np.float64)
-    picture = getattr(getattr(mesh.visual, "material", None), "baseColorTexture", None)
-    picture = picture or getattr(getattr(mesh.visual, "material", None), "image", None)
+    material = getattr(mesh.visual, "material", None)
+    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(mesh.visual, "uv", None)
     if uv is not None and picture is not None:
         texture = np.asarray(picture.convert("RGB"), np.float32) / 255.0
+        factor = getattr(material, "baseColorFactor", None)
+        if is_linear and factor is not None:
+            texture = from_linear(to_linear(texture) * _fractions(factor)[:3]).astype(np.float32)
         return Part(corners, None, np.asarray(uv, np.float64)[mesh.faces], texture)
-    return Part(corners, _corner_colors(mesh))
+    colors = _corner_colors(mesh)
+    return Part(corners, from_linear(colors).astype(np.float32) if is_linear else colors)
+
+
+def _fractions(color: Any) -> np.ndarray:
+    """Convert a color of trimesh, bytes or fractions, to fractions."""
+    values = np.asarray(color)
+    return values / 255.0 if values.dtype.kind in "iu" else values
 
 
 def _corner_colors(mesh: Any) -> np.ndarray:

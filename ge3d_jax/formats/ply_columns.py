@@ -40,6 +40,8 @@ _SPELLINGS = {
     **{f"diffuse_{name}": name for name in _PLAIN_COLOR},
 }
 # The largest value of the integer types used for colors; floats are already fractions.
+# Floats above it are bytes.
+_LARGEST_FRACTION = 2.0
 _FULL_COLOR = {"u1": 255.0, "i1": 255.0, "u2": 65535.0, "i2": 65535.0}
 # Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
 _REST_PER_CHANNEL = (0, 3, 8, 15, 24)
@@ -169,8 +171,8 @@ def color_columns(types: Mapping[str, str | None]) -> tuple[list[str], float]:
 
 
 def fractions(colors: np.ndarray, full: float) -> np.ndarray:
-    """Convert colors to [0, 1]; some writers store bytes as floats."""
-    if full == 1.0 and np.max(colors, initial=0.0, where=np.isfinite(colors)) > 1.0:
+    """Convert colors to [0, 1]; some writers store bytes as floats, and others overshoot 1 a little."""
+    if full == 1.0 and np.max(colors, initial=0.0, where=np.isfinite(colors)) > _LARGEST_FRACTION:
         full = 255.0
     return colors / np.float32(full)
 

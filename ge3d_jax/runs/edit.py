@@ -28,7 +28,7 @@ from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_traject
 from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, SOURCE_POLAR_DEGREES, draw_source
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_prompt, knows_overhead
+from ge3d_jax.runs.request import check_negative_prompt, check_prompt, knows_overhead
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
@@ -160,6 +160,7 @@ def edit_2d(
     choice = ModelChoice.of(model)
     place = choice.check()
     check_prompt(prompt, place)
+    check_negative_prompt(negative_prompt, place)
     if source_prompt is not None:
         parse(source_prompt)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")

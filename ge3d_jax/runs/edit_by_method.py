@@ -22,7 +22,7 @@ from ge3d_jax.editing.words import token_words
 from ge3d_jax.formats.pictures import load_image
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_prompt, check_seed, picture_size
+from ge3d_jax.runs.request import check_negative_prompt, check_prompt, check_seed, picture_size
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, render_sentence
@@ -205,6 +205,7 @@ def edit_by_method(
     pair = (source_prompt or prompt, prompt)
     for text in pair:
         check_prompt(text, place)
+    check_negative_prompt(negative_prompt, place)
     if image is None:
         parse(pair[0])
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")

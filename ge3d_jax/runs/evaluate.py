@@ -351,8 +351,12 @@ def _finished_seconds(
     asked = (found.preset, found.prompt, found.seed, found.start, found.edit_from, found.settings)
     if not lines or asked != (preset, prompt, seed, start, edit_from, settings):
         return None
+    if settings.reconstruction.start is not None:
+        stage = folder / "reconstruction.json"
+        if not stage.is_file() or json.loads(stage.read_text(encoding="utf-8"))["interrupted"]:
+            return None
     last = json.loads(lines[-1])
-    return last["seconds"] if last["iteration"] == settings.iterations else None
+    return last["seconds"] if last["iteration"] == settings.distilled_iterations else None
 
 
 def make_object(

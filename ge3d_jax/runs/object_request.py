@@ -21,6 +21,7 @@ from ge3d_jax.runs.request import (
     check_edit,
     check_given,
     check_image_size,
+    check_negative_prompt,
     check_picture_size,
     check_prompt,
     check_seed,
@@ -106,6 +107,8 @@ class ObjectRequest:
         """
         prompt, settings, usual = check_given(asked.prompt), asked.settings, asked.usual
         check_prompt(prompt, place)
+        if settings.prompts.negative_prompt != usual.prompts.negative_prompt:
+            check_negative_prompt(settings.prompts.negative_prompt, place)
         check_seed(asked.seed)
         check_image_size(settings, place)
         settings.scene.check_devices()
@@ -191,12 +194,12 @@ class ObjectRequest:
         )
         viewpoint = _viewpoint(settings)
 
-        def then(result: RunResult) -> RunResult:
+        def then(result: RunResult, attempts: Attempts) -> RunResult:
             if settings.reconstruction.start is None:
                 return result
             # The scene's buffers have grown during the run.
             grown = dataclasses.replace(task, config=dataclasses.replace(settings, scene=result.task.scene))
-            return reconstruct(folder, grown, context, result, progress=progress)
+            return reconstruct(folder, grown, context, result, attempts, progress=progress)
 
         def write(result: RunResult, attempts: Attempts) -> np.ndarray:
             numbers: dict[str, str | int | float] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ge3d_jax.core.files import remove_files
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.fit import evaluate
 from ge3d_jax.runs.folder import write_json
 from ge3d_jax.runs.observers import Bar
@@ -55,7 +56,13 @@ def _sheet(
 
 
 def reconstruct(
-    folder: Path, task: Distillation, context: Prompted, result: RunResult, *, progress: bool
+    folder: Path,
+    task: Distillation,
+    context: Prompted,
+    result: RunResult,
+    attempts: Attempts,
+    *,
+    progress: bool,
 ) -> RunResult:
     """Edit views of the object, fit the object to them, and record how well held-out views match their edits.
 
@@ -64,6 +71,7 @@ def reconstruct(
         task: the distillation, with its scene's grown buffers.
         context: the model and the prompt.
         result: the result of the distillation.
+        attempts: collects what cannot be written.
         progress: whether to show a progress bar and a summary.
 
     Returns:
@@ -97,26 +105,26 @@ def reconstruct(
         name: {"before": float(psnr_before[part].mean()), "after": float(psnr_after[part].mean())}
         for name, part in (("fitted", slice(count)), ("held_out", slice(count, None)))
     }
-    write_json(
-        folder / _NUMBERS,
-        {
-            "steps": ended.iterations,
-            "interrupted": ended.interrupted,
-            "psnr": measured,
-            "held_out_views": [
-                {"polar_degrees": polar, "azimuth_degrees": azimuth, "before": old, "after": new}
-                for polar, azimuth, old, new in zip(
-                    *(np.rad2deg(angle).tolist() for angle in held_out),
-                    psnr_before[count:].tolist(),
-                    psnr_after[count:].tolist(),
-                    strict=True,
-                )
-            ],
-        },
-    )
+    numbers = {
+        "steps": ended.iterations,
+        "interrupted": ended.interrupted,
+        "psnr": measured,
+        "held_out_views": [
+            {"polar_degrees": polar, "azimuth_degrees": azimuth, "before": old, "after": new}
+            for polar, azimuth, old, new in zip(
+                *(np.rad2deg(angle).tolist() for angle in held_out),
+                psnr_before[count:].tolist(),
+                psnr_after[count:].tolist(),
+                strict=True,
+            )
+        ],
+    }
+    with attempts.at(_NUMBERS):
+        write_json(folder / _NUMBERS, numbers)
     others = slice(count, None)
     psnrs = [psnr_before[others], psnr_after[others]]
-    save_png(folder / _SHEET, _sheet(edited[others], before[others], after[others], psnrs, held_out))
+    with attempts.at(_SHEET):
+        save_png(folder / _SHEET, _sheet(edited[others], before[others], after[others], psnrs, held_out))
     if progress:
         say(
             f"{ended.iterations} steps on {count} edited pictures changed the PSNR to the model's edits from "

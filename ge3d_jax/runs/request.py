@@ -104,6 +104,12 @@ def check_prompt(prompt: str, folder: Path) -> None:
             raise UserError(unknown)
 
 
+def check_negative_prompt(prompt: str, folder: Path) -> None:
+    """Check that the model in `folder` knows the words of a negative prompt, if any. Raises UserError."""
+    if slug(prompt):
+        check_prompt(prompt, folder)
+
+
 def knows_overhead(folder: Path) -> bool:
     """Whether the model in `folder` is a Toybox model whose training captions include the camera's height."""
     marker = folder / TOYBOX_MARKER

@@ -105,7 +105,7 @@ class Part(Generic[_Written]):
     observers: Sequence[Observer]
     remove_old: Callable[[Path], None]
     write: Callable[[RunResult, Attempts], _Written]
-    then: Callable[[RunResult], RunResult] | None = None
+    then: Callable[[RunResult, Attempts], RunResult] | None = None
     attempts: Attempts = dataclasses.field(default_factory=Attempts)
 
     def perform(self, *, doing: str, progress: bool, save_seconds: float | None) -> Outcome[_Written]:
@@ -158,7 +158,7 @@ class Ended(Generic[_Written]):
         """
         result, then, attempts = self.result, self.part.then, self.part.attempts
         if then is not None and not (result.interrupted or result.diverged):
-            result = then(result)
+            result = then(result, attempts)
         try:
             written = self.part.write(result, attempts)
         except OSError as error:

@@ -18,7 +18,7 @@ from ge3d_jax.diffusion.sampling import sampling_times
 from ge3d_jax.diffusion.schedule import ddim_step
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_prompt, check_seed, picture_size
+from ge3d_jax.runs.request import check_negative_prompt, check_prompt, check_seed, picture_size
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
 # Smallest edge length of written images, pixels: large enough to look at.
@@ -133,6 +133,7 @@ def sample_to_folder(
     place = choice.check()
     for prompt in prompts:
         check_prompt(prompt, place)
+    check_negative_prompt(negative_prompt, place)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"sample-{slug(prompts[0])}")
     diffusion = choice.load(place)
     size = picture_size(diffusion, size)

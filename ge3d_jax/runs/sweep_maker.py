@@ -173,6 +173,10 @@ class Maker:
             except Exception as error:
                 self._record_failure([one], error, bar)
                 continue
+            if outcome.result.interrupted:
+                # In the stage after the iterations, which begins anew from the state saved before it.
+                bar.is_stopping = True
+                continue
             last = ended.history[-1]
             self._folder.record(
                 dataclasses.replace(

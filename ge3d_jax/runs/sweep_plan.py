@@ -67,7 +67,7 @@ def read_lines(file: FilePath) -> list[Line]:
             after its tab; the message names the line.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The prompt file {file} cannot be read ({error}); give a text file with a prompt on each line."

@@ -94,7 +94,7 @@ def parse_trials(text: str, source: str, *, preset: str) -> list[Trial]:
 def read_trials(file: Path, *, preset: str) -> list[Trial]:
     """Read trials from a file; see `parse_trials`. Raises UserError if the file cannot be read."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The file of trials {file} cannot be read ({error}); give a text with a loss on each line."

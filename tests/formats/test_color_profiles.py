@@ -14,14 +14,16 @@ SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 
 
-def profile(primaries, name, space=b"RGB "):
-    """A version 4 ICC profile with these primaries and sRGB's curve."""
+def profile(primaries, name, space=b"RGB ", exponent=None):
+    """A version 4 ICC profile with these primaries and sRGB's curve, or a power."""
 
     def fixed(*numbers):
         return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
 
     text = name.encode("utf-16-be")
     curve = b"para\0\0\0\0\0\3\0\0" + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    if exponent is not None:
+        curve = b"para\0\0\0\0\0\0\0\0" + fixed(exponent)
     tags = {
         b"desc": b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text,
         b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249),
@@ -46,6 +48,14 @@ def saved(tmp_path, pixels, icc, mode=None):
     image = Image.fromarray(np.asarray(pixels, np.uint8))
     (image if mode is None else image.convert(mode)).save(path, icc_profile=icc)
     return path
+
+
+def test_linear_srgb_is_not_srgb(tmp_path):
+    # The name that GIMP gives its linear profile; an exponent of 1 makes the curve linear.
+    linear = profile(SRGB, "GIMP built-in Linear sRGB", exponent=1.0)
+    pixels, said = read_picture(saved(tmp_path, [[[55, 55, 55]]], linear))
+    np.testing.assert_allclose(pixels[0, 0], [128, 128, 128, 255], atol=1)
+    assert said == ["converted from its color profile, 'GIMP built-in Linear sRGB', to sRGB"]
 
 
 def test_a_phones_colors_become_srgb(tmp_path):

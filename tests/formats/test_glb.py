@@ -83,8 +83,10 @@ def test_the_file_is_as_the_extension_says(tmp_path):
         values(f"{PREFIX}OPACITY"), 1 / (1 + np.exp(-wanted.opacity_logits)), rtol=1e-5
     )
     np.testing.assert_array_equal(values(f"{PREFIX}SH_DEGREE_1_COEF_2")[3:6], wanted.sh[1, 3])
-    color = 255 * np.clip(0.5 + 0.28209479 * wanted.sh[2, 0], 0, 1)
-    np.testing.assert_allclose(values("COLOR_0")[8:11], color, atol=0.51)
+    color = np.clip(0.5 + 0.28209479 * wanted.sh[2, 0], 0, 1)
+    # Linear light, as glTF has it.
+    light = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    np.testing.assert_allclose(values("COLOR_0")[8:11], 255 * light, atol=0.51)
     bounds = content["accessors"][primitive["attributes"]["POSITION"]]
     np.testing.assert_allclose(bounds["min"], wanted.positions.min(axis=0))
     np.testing.assert_allclose(bounds["max"], wanted.positions.max(axis=0))
@@ -184,6 +186,9 @@ CHANGES = {
     "in another file or compressed": lambda c: c["buffers"][0].update(uri="a.bin"),
     "stretches or mirrors": lambda c: c["nodes"][0].update(scale=[1, 1, -1]),
     "node that stretches": lambda c: c["nodes"][0].update(scale=[1, 1, 2]),
+    "is blended differently; export it as srgb_rec709_display": lambda c: c["meshes"][0]["primitives"][0][
+        "extensions"
+    ]["KHR_gaussian_splatting"].update(colorSpace="lin_rec709_display"),
     "in two places": lambda c: c["nodes"][0].update(children=[0]),
     "'nodes' is not a list of objects": lambda c: c.update(nodes=[1]),
     "repeats a mesh": lambda c: c.update(nodes=[{"mesh": 0}] * 999, scenes=[{"nodes": list(range(999))}]),

@@ -1,6 +1,8 @@
 """A run with the reconstruction stage: output files, stopping and resuming."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 
@@ -13,6 +15,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs import reconstruct as stage_module
+from ge3d_jax.runs.evaluate import make_object, object_folder
 from ge3d_jax.runs.observers import Bar
 from ge3d_jax.runs.request import check_times
 from ge3d_jax.training.presets import PRESETS
@@ -90,6 +93,45 @@ def test_an_interrupted_stage_keeps_the_object_and_begins_anew(run, result, tmp_
     for name in ("object.ply", "reconstruction.json", "reconstruction.png"):
         assert (tmp_path / name).read_bytes() == (result.folder / name).read_bytes(), name
     assert [line["iteration"] for line in resumed.metrics] == [1, 2]
+
+
+def test_a_sweep_that_is_interrupted_in_the_stage_ends_and_makes_the_object_later(run, tmp_path, monkeypatch):
+    given = {name: value for name, value in run.items() if name != "seed"} | {"seeds": (3, 4), "at_a_time": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_module, "Bar", InterruptedBar)
+        stopped = ge3d_jax.sweep(PROMPT, out=tmp_path, **given)
+    assert stopped.interrupted and [one.status for one in stopped.outcomes] == ["pending", "pending"]
+    assert not (tmp_path / "a-red-mushroom-4").exists()
+    assert ge3d_jax.sweep(PROMPT, out=tmp_path, **given, resume=True).is_complete
+    said = json.loads((tmp_path / "a-red-mushroom-3" / "reconstruction.json").read_text())
+    assert not said["interrupted"] and said["steps"] == 4
+
+
+def test_a_full_disk_in_the_stage_costs_its_report_only(run, result, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_module, "write_json", full)
+        ended = ge3d_jax.generate(PROMPT, out=tmp_path, **run)
+    assert "reconstruction.json could not be written (No space left on device)." in ended.unwritten
+    assert (tmp_path / "object.ply").read_bytes() == (result.folder / "object.ply").read_bytes()
+
+
+def test_an_object_with_the_stage_is_made_once(run, result, tmp_path):
+    overrides = SMALL | {"reconstruction.start": 0.5}
+    asked = {"seed": 3, "folder": tmp_path, "model": run["model"], "overrides": overrides}
+    folder = object_folder(PROMPT, seed=3, folder=tmp_path, overrides=overrides)
+    shutil.copytree(result.folder, folder)
+    written = (folder / "object.ply").stat().st_mtime_ns
+    _, seconds = make_object(PROMPT, **asked)
+    assert seconds == result.metrics[-1]["seconds"]
+    assert (folder / "object.ply").stat().st_mtime_ns == written
+    # An interrupted stage is not the end.
+    told = json.loads((folder / "reconstruction.json").read_text())
+    (folder / "reconstruction.json").write_text(json.dumps(told | {"interrupted": True}))
+    make_object(PROMPT, **asked)
+    assert (folder / "object.ply").stat().st_mtime_ns > written
 
 
 def test_a_run_without_the_stage_leaves_none_of_an_earlier_one(run, result, tmp_path):

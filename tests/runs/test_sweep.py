@@ -161,6 +161,9 @@ def test_lines_have_settings_of_their_own(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text('a red mushroom\na blue robot\tguidance=sds prompts.negative_prompt="a b"\n')
     first, second = read_lines(file)
+    # A byte order mark, as some editors write it, is no part of the first prompt.
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_lines(file)[0].prompt == "a red mushroom"
     assert (first.prompt, first.changes) == ("a red mushroom", {})
     assert second.changes == {"guidance": "sds", "prompts.negative_prompt": "a b"}
     assert first.folder_name("a red mushroom", 2) == "a-red-mushroom-2"

@@ -140,9 +140,9 @@ def _alpha_from_notes(notes: Mapping[str, Any], module: str, rank: int, file: Pa
     patterns = notes.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise UserError(f"The LoRA file {file} has the alpha_pattern {shown(patterns)}; save the file again.")
-    for pattern, value in patterns.items():
-        if _pattern(pattern, file).fullmatch(module):
-            alpha = value
+    # As in PEFT, the first pattern that matches counts.
+    matching = (value for pattern, value in patterns.items() if _pattern(pattern, file).fullmatch(module))
+    alpha = next(matching, alpha)
     if alpha is None:
         alpha = rank
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
@@ -333,7 +333,9 @@ def _one_file(
         if change.alpha is not None:
             alpha = _read_alpha(file, name, change.alpha)
         else:
-            alpha = _alpha_from_notes(notes[part], name.removesuffix(".weight"), rank, file)
+            # Patterns use transformers' own names of modules.
+            module = (TEXT_PREFIX if part != "unet" else "") + name.removesuffix(".weight")
+            alpha = _alpha_from_notes(notes[part], module, rank, file)
         yield part, name, _factors_edit(change.up, change.down, change.mid, strength * alpha / rank)
 
 

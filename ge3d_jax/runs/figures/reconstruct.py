@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import counted
 from ge3d_jax.metrics.likeness import Views
 from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import bundled_model
+from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
 from ge3d_jax.runs.figures.observed_runs import ObservedRuns
 from ge3d_jax.runs.folder import prepare_folder, slug
@@ -96,9 +98,12 @@ def go_through_stage(
     done = int(state.iteration)
     begun = RunResult(state, done, task, interrupted=False, diverged=False)
     own = prepare_folder(folder / f"stage-{done:05d}")
-    ended = reconstruct(own, task, context, begun, progress=False)
+    attempts = Attempts()
+    ended = reconstruct(own, task, context, begun, attempts, progress=False)
     if ended.interrupted:
         raise KeyboardInterrupt
+    if attempts.failed:
+        raise UserError(f"{own}: {' '.join(attempts.failed)}")
     edits = json.loads((own / "reconstruction.json").read_text(encoding="utf-8"))["psnr"]
     objects = dict(zip(STAGES, (begun.object, ended.object), strict=True))
     numbers = {

@@ -196,4 +196,6 @@ def _kind_of_ply(file: Path) -> str:
     names = [name.lower() for name in vertex.types] if vertex is not None else []
     if any(name.endswith("opacity") or name.startswith("packed_") for name in names):
         return "splats"
-    return "mesh" if any(name in elements for name in ("face", "faces", "tristrips")) else "cloud"
+    # Some writers of point clouds declare faces of which there are none.
+    surfaces = [elements[name].count for name in ("face", "faces", "tristrips") if name in elements]
+    return "mesh" if any(surfaces) else "cloud"

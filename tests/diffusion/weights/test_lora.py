@@ -166,6 +166,18 @@ def test_alpha_from_the_header(saved, tmp_path, notes, scale):
     _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)]), saved[0], scale)
 
 
+def test_of_several_patterns_the_first_counts_and_names_are_transformers(saved, tmp_path):
+    q = "text_model.encoder.layers.0.self_attn.q_proj"
+    header = {
+        "unet.lora_alpha": 6,
+        "unet.alpha_pattern": {"to_.+|.*proj": 9, ".*conv.*|fc1": 9, ".*": 1},
+        "text_encoder.lora_alpha": 6,
+        "text_encoder.alpha_pattern": {q.replace("q_proj", ".*"): 9, "text_model.+": 9, q: 1},
+    }
+    save_file(_tensors("peft"), tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    _assert_merged(load_model(saved[1], loras=[(tmp_path / "lora.safetensors", 1.0)]), saved[0], 9 / RANK)
+
+
 def test_an_adapter_written_by_peft(saved, tmp_path):
     tensors = {
         name.replace("unet.", "base_model.model."): value

@@ -207,6 +207,39 @@ def test_points_of_a_mesh_lie_on_its_surface_evenly_with_its_texture(tmp_path):
     assert isinstance(start, MeshFile) and start.gaussians(KEY).capacity == start.points
 
 
+def test_the_colors_of_a_glb_mesh_are_linear_light(tmp_path):
+    # 0.2140 is the light of a display value of 0.5.
+    gray = trimesh.visual.material.PBRMaterial(baseColorFactor=[0.2140, 0.2140, 0.2140, 1.0])
+    tinted = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.new("RGB", (2, 2), "white"), baseColorFactor=[0.2140, 1.0, 0.0, 1.0]
+    )
+    for material, color in ((gray, [0.5, 0.5, 0.5]), (tinted, [0.5, 1.0, 0.0])):
+        mesh = _square()
+        mesh.visual = trimesh.visual.TextureVisuals(
+            uv=np.full((len(mesh.vertices), 2), 0.5), material=material
+        )
+        _y_up(mesh).export(tmp_path / "mesh.glb")
+        points = sample_mesh(read_mesh(tmp_path / "mesh.glb"), 50, np.random.default_rng(0))
+        np.testing.assert_allclose(points.colors, np.tile(color, (50, 1)), atol=0.005)
+
+
+def test_a_cloud_may_declare_faces_of_which_there_are_none(tmp_path):
+    header = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
+    colors = "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    faces = "element face {}\nproperty list uchar int vertex_indices\nend_header\n"
+    for count, kind in ((0, "cloud"), (1, "mesh")):
+        (tmp_path / "a.ply").write_text(
+            header + colors + faces.format(count) + "0 0 0 255 0 0\n1 0 0 0 255 0\n"
+        )
+        assert kind_of_file(tmp_path / "a.ply") == kind
+
+
+def test_colors_that_overshoot_a_little_are_not_bytes(tmp_path):
+    for value, expected in ((1.0001, 1.0), (255.0, 1.0)):
+        (tmp_path / "a.xyz").write_text(f"0 0 0 {value} 0 0\n1 0 0 0 {value} 0\n0 1 0 0 0 {value}\n")
+        np.testing.assert_allclose(read_cloud(tmp_path / "a.xyz").colors, expected * np.eye(3), atol=1e-3)
+
+
 @pytest.mark.parametrize("suffix", ["ply", "stl", "obj"])
 def test_meshes_of_other_formats(tmp_path, suffix):
     corners = np.array([[255, 0, 0], [255, 0, 0], [0, 255, 0], [0, 255, 0]], np.uint8)
