@@ -54,7 +54,12 @@ def iteration_flop(size: Size, config: Config, nodes: float) -> int:
 
 def check(size: Size, config: Config) -> None:
     """Refuse what would be counted wrongly: another image size than the model's, another loss or scene."""
-    ge3d_of(config)
+    if ge3d_of(config).inversion != "plain":
+        raise UserError("The setting guidance.inversion is not plain, which alone is counted; leave it out.")
+    if config.picture_weight:
+        raise UserError(
+            f"The setting picture_weight is {config.picture_weight}, but decoding is not counted; set 0."
+        )
     splats_of(config)
     if config.image_size != size.image_size:
         raise UserError(

@@ -22,6 +22,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.guidance.prompts import PromptEmbeddings
+from ge3d_jax.runs.asked import bundled_model
 from ge3d_jax.training.compilation import Compilation, compilation_of
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted, begin
@@ -84,7 +85,8 @@ class Compiled:
     Attributes:
         text: the program.
         compilation: memory and time.
-        outside: bytes of the model that the iteration does not use: the text encoder and the VAE's decoder.
+        outside: bytes of the model that the iteration does not use: the text encoder, and the VAE's decoder
+            unless a loss of pictures needs it.
         remedies: settings that lower the memory, the strongest first.
         kernels: of our own.
     """
@@ -98,7 +100,7 @@ class Compiled:
 
 def size_of(config: Config, preset: str) -> Size:
     """The size of the preset's model: Stable Diffusion's, or the bundled one's."""
-    size = SIZES.get(preset, SIZES["sd21"])
+    size = SIZES.get(bundled_model(preset) or preset, SIZES["sd21"])
     if config.image_size % size.vae.downscale:
         raise UserError(
             f"The setting image_size is {config.image_size}, which is no multiple of {size.vae.downscale}; "
@@ -157,7 +159,7 @@ def _compiled(lowered: jax.stages.Lowered, model: StableDiffusion, task: Distill
     return Compiled(
         text=text,
         compilation=compilation_of(program, seconds, 1),
-        outside=_bytes((model.text_params, decoder)),
+        outside=_bytes(model.text_params) + (0 if task.config.picture_weight else _bytes(decoder)),
         remedies=task.remedies(1),
         kernels=kernels,
     )

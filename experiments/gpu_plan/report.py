@@ -105,7 +105,7 @@ def memory_sentence(content: Mapping[str, Any]) -> str:
     sentence = (
         f"{memory['needed'] / 1e9:.2f} GB: {memory['arguments'] / 1e9:.2f} for the model and the splats, "
         f"{memory['results'] / 1e9:.2f} for results, {memory['between'] / 1e9:.2f} between, "
-        f"{memory['outside'] / 1e9:.2f} for the text encoder and the decoder, which it does not use. "
+        f"{memory['outside'] / 1e9:.2f} for what it does not use, such as the text encoder. "
         f"Fits the card's {memory['card'] / 1e9:.1f} GB: {memory['fits']}."
     )
     if memory["fits"] == FITS:

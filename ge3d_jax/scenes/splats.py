@@ -97,7 +97,8 @@ class Splats:
         scale_noise: noise on the scales in each view: × (1 + N(0, 1)·scale_noise).
         scale_penalty: weight of the mean scale in the loss.
         sh_every: the degree of the color's spherical harmonics starts at 0 and increases by one every
-            `sh_every` iterations, up to `start.sh_degree`; 0 uses all bands from the beginning.
+            `sh_every` iterations, up to `start.sh_degree`; 0 uses all bands from the beginning, as splats
+            from a file always do.
         start: the initial splats.
         learning_rates: of the splats' fields.
         density: the density control strategy, which changes the number of splats.
@@ -207,7 +208,8 @@ class Splats:
     ) -> Renders:
         """Render a batch of views; `observed` holds the splats' radii (B, N) in pixels."""
         gaussians = state.gaussians
-        if self.sh_every and gaussians.sh_degree:
+        # Learned bands are not new ones, which come one after another.
+        if self.sh_every and gaussians.sh_degree and not self.start.is_learned:
             degree = jnp.minimum(iteration // self.sh_every, gaussians.sh_degree)
             gaussians = with_degree(gaussians, degree)
 

@@ -140,6 +140,8 @@ def edited_views(
         azimuth: of the cameras, (V,) radians.
     """
     views, at_a_time = len(azimuth), task.config.views_per_pass
+    # The object as it is shown: the opacities may have been reset a moment ago.
+    scene = task.scene.begin(state.key, task.scene.shown(state.scene, int(state.iteration)))
     drawn = draw_edits(task, state, context, views)
     batch = (cameras, jnp.asarray(azimuth, jnp.float32), drawn.per_view)
     pictures: list[np.ndarray] = []
@@ -148,7 +150,7 @@ def edited_views(
         chosen = np.minimum(len(pictures) + np.arange(at_a_time), views - 1)
         some_cameras, some_azimuth, noise = jax.tree.map(itemgetter(chosen), batch)
         edited, needed, overflow = _edit(
-            state.scene,
+            scene,
             state.iteration,
             context,
             some_cameras,

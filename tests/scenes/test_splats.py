@@ -12,6 +12,7 @@ import pytest
 from ge3d_jax.core.random import Draws
 from ge3d_jax.scenes.splats import Splats
 from ge3d_jax.scenes.start.ball import Ball
+from ge3d_jax.scenes.start.files import SplatFile
 from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.splatting.reference import render_reference
 from ge3d_jax.training.presets import PRESETS
@@ -64,6 +65,23 @@ def test_a_degree_of_the_color_comes_every_five_hundred_iterations():
         np.testing.assert_array_equal(picture(ends), pictures[-1])
     for one, other in itertools.pairwise(pictures):
         assert np.abs(one - other).max() > 1e-3
+
+
+def test_learned_splats_have_all_their_degrees_from_the_beginning():
+    state = SCENE.begin(jax.random.key(0))
+    sh = 0.3 * jax.random.normal(jax.random.key(1), state.gaussians.sh.shape)
+    state = state.replace(gaussians=state.gaussians.replace(sh=sh))
+    camera = orbit_camera(azimuth=0.3, polar=1.2, radius=3.0, fov=0.5, size=16)
+    seen = dataclasses.replace(SCENE, start=SplatFile("a.ply")).render(
+        state,
+        0,
+        jax.tree.map(lambda leaf: leaf[None], camera),
+        jnp.zeros((1, 3)),
+        None,
+        SCENE.perturbations(state, 1),
+    )
+    expected = render_reference(state.gaussians, camera, background=jnp.zeros(3))
+    np.testing.assert_allclose(seen.rgb[0], expected.rgb, atol=1e-5)
 
 
 def test_views_widen_splats_by_the_dilation():

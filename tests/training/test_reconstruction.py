@@ -129,6 +129,23 @@ def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
     np.testing.assert_allclose(edited, expected, atol=2e-3)
 
 
+def test_pictures_show_the_object_though_its_opacities_were_just_reset(perp_neg, state, from_above):
+    task = Distillation(
+        with_overrides(perp_neg, {"guidance.kind": "sds", "scene.buffer_capacity": 3}), predict
+    )
+    azimuth = np.array([0.5, 2.0])
+    cameras = cameras_at(perp_neg, (np.full(2, 1.2), azimuth))
+    before = state.scene.gaussians.opacity_logits
+    reset = state.replace(
+        scene=state.scene.replace(
+            gaussians=state.scene.gaussians.replace(opacity_logits=jnp.full_like(before, -4.6)),
+            statistics=dataclasses.replace(state.scene.statistics, logits_before_reset=before),
+        )
+    )
+    expected = edited_views(task, state, from_above, cameras, azimuth)
+    np.testing.assert_allclose(edited_views(task, reset, from_above, cameras, azimuth), expected, atol=1e-5)
+
+
 def test_the_live_view_edits_the_same_way(perp_neg, state, from_above):
     """Tested here because it reuses the programs compiled above."""
     settings = {"guidance.kind": "sds", "scene.buffer_capacity": 3}

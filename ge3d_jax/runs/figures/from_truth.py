@@ -100,6 +100,8 @@ def fit_truth(prompt: str, settings: Settings, work: Work) -> Path:
         "iterations": settings.fit_iterations,
         "scene.capacity": settings.fit_splats,
         "start.count": settings.fit_splats // 2,
+        # As the runs that continue from it, with a color that is the same from all sides.
+        "start.sh_degree": 0,
     }
 
     def fit() -> Record:

@@ -84,6 +84,7 @@ class _GrayStart:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     reads_file: ClassVar[bool] = False
+    is_learned: ClassVar[bool] = False
 
     count: int = 100_000
     radius: float = 0.5

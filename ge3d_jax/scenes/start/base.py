@@ -23,6 +23,8 @@ class Start(Protocol):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     # Whether the start is read entirely from a file, whose path is the setting `file`.
     reads_file: ClassVar[bool]
+    # Whether its splats are learned already, so that all bands of their color count from the beginning.
+    is_learned: ClassVar[bool]
 
     @property
     def count(self) -> int:

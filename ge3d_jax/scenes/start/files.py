@@ -35,6 +35,7 @@ class SplatFile:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     reads_file: ClassVar[bool] = True
+    is_learned: ClassVar[bool] = True
 
     file: str = ""
 
@@ -102,6 +103,7 @@ class CloudFile(CloudStart):
     """
 
     reads_file: ClassVar[bool] = True
+    is_learned: ClassVar[bool] = False
 
     colored: bool = True
     file: str = ""
@@ -137,6 +139,7 @@ class MeshFile(CloudStart):
         "toybox": {"points": 1600, "scale": 0.042, "opacity": 0.27}
     }
     reads_file: ClassVar[bool] = True
+    is_learned: ClassVar[bool] = False
 
     growth: Growth = choice(lambda: GROWTHS, AsItIs())
     colored: bool = True

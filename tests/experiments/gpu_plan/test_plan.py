@@ -20,6 +20,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.guidance.prompts import view_texts
 from ge3d_jax.training.compilation import Compilation
+from ge3d_jax.training.presets import PRESETS
 
 TEXT = (Path(__file__).parent / "program.txt").read_text(encoding="utf-8")
 ASSEMBLER = """\
@@ -51,6 +52,14 @@ def planned(memory=4_000_000_000, **changes):
     chosen = cards.card(changes.get("card", "h100"))
     scenes = {fov: {"jvp(vmap())/while": round(100 * fov)} for fov in (0.5, 0.25)}
     return plan(compiled, chosen, asked=asked(**changes), scenes=scenes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"),
+    [("toybox", "toybox"), ("toybox_ball", "toybox"), ("toybox64", "toybox64"), ("paper", "sd21")],
+)
+def test_a_preset_is_planned_with_the_model_it_is_made_for(preset, size):
+    assert compiling.size_of(PRESETS[preset], preset) is SIZES[size]
 
 
 def test_five_cards_have_rates_that_go_with_their_specification():
