@@ -294,8 +294,7 @@ def benchmark(
 def _fingerprint(cases: Sequence[Case], settings: Any, batch: int) -> str:
     digest = hashlib.sha256(json.dumps([settings, batch], sort_keys=True).encode())
     for case in cases:
-        told = (case.prompts, case.blend, case.words.form, case.words.cross, case.words.self_attention)
-        digest.update(json.dumps([told, dict(case.words.factors)]).encode())
+        digest.update(json.dumps([case.prompts, case.blend, to_tree(case.words)], sort_keys=True).encode())
         digest.update(case.picture.tobytes())
     return digest.hexdigest()[:16]
 

@@ -186,6 +186,9 @@ def test_what_is_done_is_not_done_again(tmp_path, cases):
     assert made[2:] == ["perfect"]
     run({"perfect": 2}, cases[:2])
     assert made[3:] == ["perfect", "nothing"]
+    words = dataclasses.replace(cases[0].words, spans={"red": (0.0, 0.5)})
+    run({"perfect": 2}, [dataclasses.replace(cases[0], words=words), cases[1]])
+    assert made[5:] == ["perfect", "nothing"]
     save_benchmark(tmp_path, cases[:2], run({"perfect": 2}, cases[:2]), {"title": "# Edits"})
     page = (tmp_path / "README.md").read_text()
     far = np.mean([case.truth.mean() / 1e3 for case in cases[:2]])
