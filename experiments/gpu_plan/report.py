@@ -38,8 +38,8 @@ _HEAD = """\
 Written by `experiments/plan_gpu.py`; do not edit. **Nothing here was measured**: it is read from the
 program that XLA compiles for each card, on a machine without one.
 
-*Memory* is XLA's plan of an iteration, plus the text encoder and the decoder, which the iteration does not
-use. It *fits* if that is at most the 75 % of a card that JAX takes by default. *Launches* are the kernels
+*Memory* is XLA's plan of an iteration, plus what the iteration does not use, such as the text encoder.
+It *fits* if that is at most the 75 % of a card that JAX takes by default. *Launches* are the kernels
 started in an iteration, counting loops as often as they turn: the network's for all nodes, the renderer's as
 counted for a ball of gray splats, with the renderer of that date. *GB moved* counts every kernel's operands
 and results once, without what caches save. *TFLOP* are those of products, convolutions, and attention. *At

@@ -2,10 +2,13 @@
 
 import io
 
+import numpy as np
 from PIL import Image, ImageCms
 
 # Most cameras' name for the color space that all of our computations use.
 _OURS = "srgb"
+# Levels by which the curves of different writers' sRGB profiles differ.
+_ROUNDING = 3
 
 
 def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list[str]]:
@@ -24,26 +27,37 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         name = ImageCms.getProfileDescription(profile).strip()
-        plain = name.lower().replace(" ", "")
-        if _OURS in plain and "linear" not in plain:
+        if _OURS in name.lower().replace(" ", "") and _changes_no_gray(profile):
             return image, []
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        converted = ImageCms.profileToProfile(
-            _colors(image, profile.profile.xcolor_space.strip()),
-            profile,
-            ImageCms.createProfile("sRGB"),
-            # Same as browsers.
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        converted = _converted(_colors(image, profile.profile.xcolor_space.strip()), profile)
     # The first is raised for an invalid profile, the second for one of another color space.
     except (OSError, ImageCms.PyCMSError) as error:
         return image, [f"read without its color profile, which does not fit it ({error})"]
-    assert converted is not None
     if alpha is not None:
         converted.putalpha(alpha)
     return converted, [f"converted from its color profile, {name!r}, to sRGB"]
+
+
+def _converted(colors: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    converted = ImageCms.profileToProfile(
+        colors,
+        profile,
+        ImageCms.createProfile("sRGB"),
+        # Same as browsers.
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    assert converted is not None
+    return converted
+
+
+def _changes_no_gray(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether an sRGB profile has sRGB's own curve: programs also write linear ones."""
+    levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
+    converted = np.asarray(_converted(Image.fromarray(levels), profile), int)
+    return int(np.abs(converted - levels).max()) <= _ROUNDING
 
 
 def _colors(image: Image.Image, space: str) -> Image.Image:

@@ -78,11 +78,11 @@ def read_mesh(
         if length > most_bytes:
             raise UserError(f"{path} has {length} bytes, more than {most_bytes}; simplify the mesh.")
     try:
-        shown = trimesh.load_scene(path, process=False).dump()
-        is_linear = path.suffix.lower() == ".glb"
+        scene = trimesh.load_scene(path, process=False)
+        is_gltf = path.suffix.lower() == ".glb"
         found = [
-            _part(one, is_linear=is_linear)
-            for one in shown
+            _part(one, scene.geometry.get(one.metadata.get("name"), one) if is_gltf else None)
+            for one in scene.dump()
             if isinstance(one, trimesh.Trimesh) and len(one.faces)
         ]
     # The library passes on whatever its readers raise for a damaged file.
@@ -100,26 +100,45 @@ def read_mesh(
     return Mesh(path, found)
 
 
-def _part(mesh: Any, *, is_linear: bool) -> Part:
-    """Convert a mesh; with `is_linear`, as in glTF, all colors but those of textures are linear light."""
+def _part(mesh: Any, in_gltf: Any) -> Part:
+    """Convert a mesh, which in glTF is a moved copy of `in_gltf`, without all of its colors; else None."""
     corners = np.asarray(mesh.triangles, np.float64)
     material = getattr(mesh.visual, "material", None)
     picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(mesh.visual, "uv", None)
     if uv is not None and picture is not None:
         texture = np.asarray(picture.convert("RGB"), np.float32) / 255.0
-        factor = getattr(material, "baseColorFactor", None)
-        if is_linear and factor is not None:
-            texture = from_linear(to_linear(texture) * _fractions(factor)[:3]).astype(np.float32)
+        factor = None if in_gltf is None else _base_color(material)
+        if factor is not None and (factor != 1.0).any():
+            texture = from_linear(to_linear(texture) * factor)
         return Part(corners, None, np.asarray(uv, np.float64)[mesh.faces], texture)
-    colors = _corner_colors(mesh)
-    return Part(corners, from_linear(colors).astype(np.float32) if is_linear else colors)
+    return Part(corners, _corner_colors(mesh) if in_gltf is None else _gltf_colors(in_gltf))
 
 
 def _fractions(color: Any) -> np.ndarray:
-    """Convert a color of trimesh, bytes or fractions, to fractions."""
-    values = np.asarray(color)
-    return values / 255.0 if values.dtype.kind in "iu" else values
+    """Convert colors of trimesh (..., 3 or 4), bytes or fractions, to fractions (..., 3)."""
+    values = np.asarray(color)[..., :3]
+    return (values / 255.0 if values.dtype.kind in "iu" else values).astype(np.float32)
+
+
+def _base_color(material: Any) -> np.ndarray | None:
+    """The linear light (3,) by which a material of glTF multiplies its colors; None for white."""
+    factor = getattr(material, "baseColorFactor", None)
+    return None if factor is None else _fractions(factor)
+
+
+def _gltf_colors(mesh: Any) -> np.ndarray:
+    """Return colors (T, 3, 3): the vertices' light times the material's, or gray if there is neither."""
+    visual = mesh.visual
+    material = getattr(visual, "material", None)
+    at_vertices = visual.vertex_colors if visual.kind == "vertex" else None
+    if visual.kind == "texture":
+        at_vertices = visual.vertex_attributes.get("color")
+    if material is None and at_vertices is None:
+        return np.full((len(mesh.faces), 3, 3), _GRAY, np.float32)
+    light = np.ones((len(mesh.vertices), 3), np.float32) if at_vertices is None else _fractions(at_vertices)
+    factor = _base_color(material)
+    return from_linear(light if factor is None else light * factor)[mesh.faces]
 
 
 def _corner_colors(mesh: Any) -> np.ndarray:

@@ -39,9 +39,9 @@ _SPELLINGS = {
     **dict(zip(("r", "g", "b"), _PLAIN_COLOR, strict=True)),
     **{f"diffuse_{name}": name for name in _PLAIN_COLOR},
 }
-# The largest value of the integer types used for colors; floats are already fractions.
 # Floats above it are bytes.
 _LARGEST_FRACTION = 2.0
+# The largest value of the integer types used for colors; floats are already fractions.
 _FULL_COLOR = {"u1": 255.0, "i1": 255.0, "u2": 65535.0, "i2": 65535.0}
 # Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
 _REST_PER_CHANNEL = (0, 3, 8, 15, 24)

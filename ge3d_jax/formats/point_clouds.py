@@ -1,5 +1,6 @@
 """Colored point clouds: .ply with `x y z red green blue`, and .xyz with lines of the same six numbers."""
 
+import codecs
 import os
 import warnings
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _read_xyz(path: Path) -> PointCloud:
     with open_splat_file(path) as (file, length):
         if length > _LONGEST_TEXT:
             raise UserError(f"{path} has {length} bytes, too many for a cloud of text; give a .ply file.")
-        text = file.read(length).replace(b",", b" ").replace(b";", b" ")
+        text = file.read(length).removeprefix(codecs.BOM_UTF8).replace(b",", b" ").replace(b";", b" ")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -58,12 +58,15 @@ def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[s
     Raises:
         UserError: a method or setting does not exist, or a value is invalid.
     """
-    known = ", ".join(["ge3d", *METHODS])
+    known = ", ".join(METHODS)
     if not names:
         raise UserError(f"There is no method; use one of {known}.")
     for name in names:
         if name == "ge3d":
-            raise UserError("The method ge3d has other settings and results; use it alone.")
+            raise UserError(
+                "The method ge3d has other settings and results than these: use it alone, by ge3d edit or "
+                "edit_2d."
+            )
         if name not in METHODS:
             raise UserError(f"There is no method {name!r}; use one of {known}.")
     chosen = {name: METHODS[name]() for name in names}

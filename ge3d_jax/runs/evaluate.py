@@ -353,7 +353,8 @@ def _finished_seconds(
         return None
     if settings.reconstruction.start is not None:
         stage = folder / "reconstruction.json"
-        if not stage.is_file() or json.loads(stage.read_text(encoding="utf-8"))["interrupted"]:
+        told = json.loads(stage.read_text(encoding="utf-8")) if stage.is_file() else {}
+        if told.get("interrupted", True) or told.get("diverged", True):
             return None
     last = json.loads(lines[-1])
     return last["seconds"] if last["iteration"] == settings.distilled_iterations else None

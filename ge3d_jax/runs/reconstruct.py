@@ -108,6 +108,7 @@ def reconstruct(
     numbers = {
         "steps": ended.iterations,
         "interrupted": ended.interrupted,
+        "diverged": ended.diverged,
         "psnr": measured,
         "held_out_views": [
             {"polar_degrees": polar, "azimuth_degrees": azimuth, "before": old, "after": new}

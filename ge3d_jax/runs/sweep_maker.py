@@ -176,7 +176,7 @@ class Maker:
             if outcome.result.interrupted:
                 # In the stage after the iterations, which begins anew from the state saved before it.
                 bar.is_stopping = True
-                continue
+                break
             last = ended.history[-1]
             self._folder.record(
                 dataclasses.replace(
@@ -190,6 +190,8 @@ class Maker:
                 )
             )
             bar.finish()
+        if self._shares_views:
+            bar.is_stopping = anywhere(bar.is_stopping)
 
     def _take_part(self, part: Part[Any], bar: SweepBar, mesh: Mesh | None) -> None:
         """Participate in a run whose results process 0 writes."""
@@ -204,7 +206,8 @@ class Maker:
             programs=self._programs,
             mesh=mesh,
         )
-        bar.is_stopping = result.interrupted
+        # Process 0 may have been stopped in the stage that follows, which it alone makes.
+        bar.is_stopping = anywhere(result.interrupted)
 
     def _record_failure(self, objects: Sequence[SweepObject], error: Exception, bar: SweepBar) -> None:
         """Record and print why objects failed."""

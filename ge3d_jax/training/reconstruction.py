@@ -141,7 +141,9 @@ def edited_views(
     """
     views, at_a_time = len(azimuth), task.config.views_per_pass
     # The object as it is shown: the opacities may have been reset a moment ago.
-    scene = task.scene.begin(state.key, task.scene.shown(state.scene, int(state.iteration)))
+    # Only splats are edited in views; see `stage_config`.
+    shown = task.scene.shown(state.scene, int(state.iteration))
+    scene = dataclasses.replace(state.scene, gaussians=shown)
     drawn = draw_edits(task, state, context, views)
     batch = (cameras, jnp.asarray(azimuth, jnp.float32), drawn.per_view)
     pictures: list[np.ndarray] = []

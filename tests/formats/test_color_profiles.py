@@ -50,12 +50,12 @@ def saved(tmp_path, pixels, icc, mode=None):
     return path
 
 
-def test_linear_srgb_is_not_srgb(tmp_path):
-    # The name that GIMP gives its linear profile; an exponent of 1 makes the curve linear.
-    linear = profile(SRGB, "GIMP built-in Linear sRGB", exponent=1.0)
-    pixels, said = read_picture(saved(tmp_path, [[[55, 55, 55]]], linear))
+@pytest.mark.parametrize("name", ["GIMP built-in Linear sRGB", "sRGB-elle-V2-g10.icc"])
+def test_linear_srgb_is_not_srgb(tmp_path, name):
+    # The names that GIMP and Krita give their linear profiles; an exponent of 1 makes the curve linear.
+    pixels, said = read_picture(saved(tmp_path, [[[55, 55, 55]]], profile(SRGB, name, exponent=1.0)))
     np.testing.assert_allclose(pixels[0, 0], [128, 128, 128, 255], atol=1)
-    assert said == ["converted from its color profile, 'GIMP built-in Linear sRGB', to sRGB"]
+    assert said == [f"converted from its color profile, {name!r}, to sRGB"]
 
 
 def test_a_phones_colors_become_srgb(tmp_path):

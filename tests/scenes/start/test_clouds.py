@@ -1,6 +1,8 @@
 """Starts from point clouds: growth, splat sizes, and file formats."""
 
 import dataclasses
+import json
+import struct
 import warnings
 
 import jax
@@ -223,6 +225,31 @@ def test_the_colors_of_a_glb_mesh_are_linear_light(tmp_path):
         np.testing.assert_allclose(points.colors, np.tile(color, (50, 1)), atol=0.005)
 
 
+def test_the_light_of_vertices_is_multiplied_by_that_of_their_material(tmp_path):
+    file = tmp_path / "mesh.glb"
+    _y_up(_square(colors=np.tile(np.uint8([55, 255, 0, 255]), (4, 1)))).export(file)
+
+    def colors():
+        return sample_mesh(read_mesh(file), 20, np.random.default_rng(0)).colors
+
+    np.testing.assert_allclose(colors(), np.tile([0.5, 1.0, 0.0], (20, 1)), atol=0.01)
+    # The same mesh with a material, as other programs write it.
+    data = file.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    content = json.loads(data[20 : 20 + length])
+    content["materials"] = [{"pbrMetallicRoughness": {"baseColorFactor": [1.0, 0.2140, 1.0, 1.0]}}]
+    content["meshes"][0]["primitives"][0]["material"] = 0
+    told = json.dumps(content).encode()
+    told += b" " * (-len(told) % 4)
+    rest = data[20 + length :]
+    header = struct.pack("<4sIIII", b"glTF", 2, 20 + len(told) + len(rest), len(told), 0x4E4F534A)
+    file.write_bytes(header + told + rest)
+    np.testing.assert_allclose(colors(), np.tile([0.5, 0.5, 0.0], (20, 1)), atol=0.01)
+    # Without any color, it is gray.
+    _y_up(_square()).export(file)
+    np.testing.assert_allclose(colors(), 0.5, atol=0.01)
+
+
 def test_a_cloud_may_declare_faces_of_which_there_are_none(tmp_path):
     header = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
     colors = "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
@@ -236,7 +263,9 @@ def test_a_cloud_may_declare_faces_of_which_there_are_none(tmp_path):
 
 def test_colors_that_overshoot_a_little_are_not_bytes(tmp_path):
     for value, expected in ((1.0001, 1.0), (255.0, 1.0)):
-        (tmp_path / "a.xyz").write_text(f"0 0 0 {value} 0 0\n1 0 0 0 {value} 0\n0 1 0 0 0 {value}\n")
+        lines = f"0 0 0 {value} 0 0\n1 0 0 0 {value} 0\n0 1 0 0 0 {value}\n"
+        # With a byte order mark, as some editors write it.
+        (tmp_path / "a.xyz").write_text(lines, encoding="utf-8-sig")
         np.testing.assert_allclose(read_cloud(tmp_path / "a.xyz").colors, expected * np.eye(3), atol=1e-3)
 
 
