@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ge3d_jax.core.files import remove_files
+from ge3d_jax.core.files import clear_leftovers, remove_files
 from ge3d_jax.runs.attempts import Attempts, reason_of
 from ge3d_jax.runs.folder import MetricsFile
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
@@ -176,7 +176,8 @@ class Previews(Observer):
         self._every = every
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Remove previews of an earlier run, so that they are not mistaken for this one's."""
+        """Remove previews of an earlier run, so that they are not mistaken for this one's, and parts of any."""
+        clear_leftovers(self._folder)
         if is_new:
             remove_files(self._folder.glob("iteration_*.png"))
 

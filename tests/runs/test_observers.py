@@ -1,9 +1,12 @@
-"""When a state is saved, and what happens if saving fails."""
+"""When a state is saved, what happens if saving fails, and what previews are left of a killed run."""
 
 import pytest
 
-from ge3d_jax.runs.observers import Checkpoints
+from ge3d_jax.runs.attempts import Attempts
+from ge3d_jax.runs.observers import Checkpoints, Previews
 from ge3d_jax.runs.resume import has_state
+from ge3d_jax.training.presets import PRESETS
+from ge3d_jax.viewer.turntable import Viewpoint
 from tests.training.toy_task import ToyTask, begin_toy
 
 ITERATIONS = 100
@@ -81,3 +84,15 @@ def test_a_state_that_cannot_be_saved_is_said_once_and_tried_again(saves, tmp_pa
     (tmp_path / "state").unlink()
     assert saves(checkpoints, clock, 31.0, 2) == [1, 2]
     assert told[1:] == ["The state could be saved again."]
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_killed_run_leaves_no_part_of_a_preview(tmp_path, is_new):
+    folder = tmp_path / "previews"
+    folder.mkdir()
+    for name in ("iteration_00010.png", ".iteration_00020.999999999.part.png"):
+        (folder / name).write_bytes(b"")
+    scene = PRESETS["toybox"].scene
+    previews = Previews(tmp_path, scene, Viewpoint(), every=10, attempts=Attempts())
+    previews.on_begin(is_new=is_new)
+    assert [path.name for path in folder.iterdir()] == ([] if is_new else ["iteration_00010.png"])
