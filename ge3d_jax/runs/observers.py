@@ -176,7 +176,7 @@ class Previews(Observer):
         self._every = every
 
     def on_begin(self, *, is_new: bool) -> None:
-        """Remove previews of an earlier run, so that they are not mistaken for this one's, and parts of any."""
+        """Remove previews of an earlier run, which could be mistaken for this one's, and parts of any."""
         clear_leftovers(self._folder)
         if is_new:
             remove_files(self._folder.glob("iteration_*.png"))
