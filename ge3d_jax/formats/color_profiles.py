@@ -30,7 +30,7 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
         if _OURS in name.lower().replace(" ", "") and _changes_no_gray(profile):
             return image, []
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        converted = _converted(_colors(image, profile.profile.xcolor_space.strip()), profile)
+        converted = _converted(image, profile)
     # The first is raised for an invalid profile, the second for one of another color space.
     except (OSError, ImageCms.PyCMSError) as error:
         return image, [f"read without its color profile, which does not fit it ({error})"]
@@ -39,9 +39,10 @@ def in_srgb(image: Image.Image, stored: bytes | None) -> tuple[Image.Image, list
     return converted, [f"converted from its color profile, {name!r}, to sRGB"]
 
 
-def _converted(colors: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Convert the colors, without alpha, to RGB in sRGB."""
     converted = ImageCms.profileToProfile(
-        colors,
+        _colors(image, profile.profile.xcolor_space.strip()),
         profile,
         ImageCms.createProfile("sRGB"),
         # Same as browsers.
@@ -55,9 +56,9 @@ def _converted(colors: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.
 
 def _changes_no_gray(profile: ImageCms.ImageCmsProfile) -> bool:
     """Whether an sRGB profile has sRGB's own curve: programs also write linear ones."""
-    levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
+    levels = np.arange(256, dtype=np.uint8)[None]
     converted = np.asarray(_converted(Image.fromarray(levels), profile), int)
-    return int(np.abs(converted - levels).max()) <= _ROUNDING
+    return int(np.abs(converted - levels[..., None]).max()) <= _ROUNDING
 
 
 def _colors(image: Image.Image, space: str) -> Image.Image:

@@ -15,7 +15,7 @@ DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571
 
 
 def profile(primaries, name, space=b"RGB ", exponent=None):
-    """A version 4 ICC profile with these primaries and sRGB's curve, or a power."""
+    """A version 4 ICC profile with these primaries, none for gray, and sRGB's curve, or a power."""
 
     def fixed(*numbers):
         return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
@@ -28,7 +28,9 @@ def profile(primaries, name, space=b"RGB ", exponent=None):
         b"desc": b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text,
         b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249),
     }
-    for letter, primary in zip(b"rgb", primaries, strict=True):
+    if not primaries:
+        tags[b"kTRC"] = curve
+    for letter, primary in zip(b"rgb", primaries, strict=bool(primaries)):
         tags[bytes([letter]) + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(*primary)
         tags[bytes([letter]) + b"TRC"] = curve
     table, body = struct.pack(">I", len(tags)), b""
@@ -79,11 +81,18 @@ def test_primaries_exchanged_exchange_colors_and_leave_alpha(tmp_path):
 
 
 def test_srgb_is_left_as_it_is(tmp_path):
-    # sRGB is recognized by the profile's name, regardless of its content, and nothing is rounded.
+    # sRGB is recognized by the profile's name and curve, regardless of its primaries, and nothing is rounded.
     named = profile((SRGB[1], SRGB[0], SRGB[2]), "sRGB IEC61966-2.1")
     for icc in (named, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()):
         pixels, said = read_picture(saved(tmp_path, [[[10, 200, 30]]], icc))
         assert pixels[0, 0].tolist() == [10, 200, 30, 255] and said == []
+
+
+def test_gray_with_the_curve_of_srgb_is_left_as_it_is(tmp_path):
+    # As GIMP writes gray pictures.
+    icc = profile((), "GIMP built-in D65 Grayscale with sRGB TRC", b"GRAY")
+    pixels, said = read_picture(saved(tmp_path, [[10, 200]], icc))
+    assert pixels[0].tolist() == [[10, 10, 10, 255], [200, 200, 200, 255]] and said == []
 
 
 @pytest.mark.parametrize(
