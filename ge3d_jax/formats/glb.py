@@ -92,8 +92,7 @@ def save_glb(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
             f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
             "write a .ply file instead."
         )
-    display = np.clip(0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64), 0.0, 1.0)
-    colors = to_levels(255.0 * to_linear(display))
+    colors = to_levels(255.0 * to_linear(0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
     alphas = opacity_bytes(arrays.opacity_logits)
     unit = normalized(arrays.quaternions)
     attributes = {

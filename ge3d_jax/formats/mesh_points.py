@@ -108,8 +108,8 @@ def _part(mesh: Any, in_gltf: Any) -> Part:
     uv = getattr(mesh.visual, "uv", None)
     if uv is not None and picture is not None:
         texture = np.asarray(picture.convert("RGB"), np.float32) / 255.0
-        factor = None if in_gltf is None else _base_color(material)
-        if factor is not None and (factor != 1.0).any():
+        factor = _base_color(material)
+        if in_gltf is not None and (factor != 1.0).any():
             texture = from_linear(to_linear(texture) * factor)
         return Part(corners, None, np.asarray(uv, np.float64)[mesh.faces], texture)
     return Part(corners, _corner_colors(mesh) if in_gltf is None else _gltf_colors(in_gltf))
@@ -121,10 +121,10 @@ def _fractions(color: Any) -> np.ndarray:
     return (values / 255.0 if values.dtype.kind in "iu" else values).astype(np.float32)
 
 
-def _base_color(material: Any) -> np.ndarray | None:
-    """The linear light (3,) by which a material of glTF multiplies its colors; None for white."""
+def _base_color(material: Any) -> np.ndarray:
+    """The linear light (3,) by which a material of glTF multiplies its colors, white by default."""
     factor = getattr(material, "baseColorFactor", None)
-    return None if factor is None else _fractions(factor)
+    return np.ones(3, np.float32) if factor is None else _fractions(factor)
 
 
 def _gltf_colors(mesh: Any) -> np.ndarray:
@@ -137,8 +137,7 @@ def _gltf_colors(mesh: Any) -> np.ndarray:
     if material is None and at_vertices is None:
         return np.full((len(mesh.faces), 3, 3), _GRAY, np.float32)
     light = np.ones((len(mesh.vertices), 3), np.float32) if at_vertices is None else _fractions(at_vertices)
-    factor = _base_color(material)
-    return from_linear(light if factor is None else light * factor)[mesh.faces]
+    return from_linear(light * _base_color(material))[mesh.faces]
 
 
 def _corner_colors(mesh: Any) -> np.ndarray:
@@ -146,13 +145,11 @@ def _corner_colors(mesh: Any) -> np.ndarray:
     shape = (len(mesh.faces), 3, 3)
     visual = mesh.visual
     if visual.kind == "vertex":
-        return np.asarray(visual.vertex_colors)[:, :3][mesh.faces].astype(np.float32) / 255.0
+        return _fractions(visual.vertex_colors)[mesh.faces]
     if visual.kind == "face":
-        faces = np.asarray(visual.face_colors)[:, None, :3] / 255.0
-        return np.broadcast_to(faces, shape).astype(np.float32)
+        return np.broadcast_to(_fractions(visual.face_colors)[:, None], shape)
     if visual.kind == "texture":
-        color = np.asarray(visual.material.main_color)[:3] / 255.0
-        return np.broadcast_to(color, shape).astype(np.float32)
+        return np.broadcast_to(_fractions(visual.material.main_color), shape)
     return np.full(shape, _GRAY, np.float32)
 
 

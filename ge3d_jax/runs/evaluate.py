@@ -35,6 +35,7 @@ from ge3d_jax.metrics.recognition import (
 from ge3d_jax.runs.asked import asked_by_file
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.generate import generate
+from ge3d_jax.runs.reconstruct import is_complete
 from ge3d_jax.splatting.cameras import Camera, camera_center
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.toybox.world.captions import Sentence, caption, parse
@@ -351,11 +352,8 @@ def _finished_seconds(
     asked = (found.preset, found.prompt, found.seed, found.start, found.edit_from, found.settings)
     if not lines or asked != (preset, prompt, seed, start, edit_from, settings):
         return None
-    if settings.reconstruction.start is not None:
-        stage = folder / "reconstruction.json"
-        told = json.loads(stage.read_text(encoding="utf-8")) if stage.is_file() else {}
-        if told.get("interrupted", True) or told.get("diverged", True):
-            return None
+    if settings.reconstruction.start is not None and not is_complete(folder):
+        return None
     last = json.loads(lines[-1])
     return last["seconds"] if last["iteration"] == settings.distilled_iterations else None
 

@@ -1,7 +1,9 @@
 """The reconstruction stage of a run, with an evaluation on held-out cameras."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,20 @@ _SHOWN_SIZE = 192
 def remove_reconstruction(folder: Path) -> None:
     """Remove the results of an earlier run's stage."""
     remove_files([folder / _SHEET, folder / _NUMBERS])
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """Return what a stage measured; raises FileNotFoundError if there was none."""
+    numbers: dict[str, Any] = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
+    return numbers
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run's stage went through to its end."""
+    if not (folder / _NUMBERS).is_file():
+        return False
+    numbers = read_numbers(folder)
+    return not (numbers.get("interrupted", True) or numbers.get("diverged", True))
 
 
 def _sheet(

@@ -142,6 +142,9 @@ class Maker:
         parts.sort(key=lambda pair: int(pair[1].state.iteration))
         for _, in_step in groupby(parts, key=lambda pair: int(pair[1].state.iteration)):
             self._make_in_step(list(in_step), bar)
+            if self._shares_views:
+                # Process 0 alone makes the stage after the iterations, in which it may have been stopped.
+                bar.is_stopping = anywhere(bar.is_stopping)
             if bar.is_stopping:
                 return
 
@@ -190,8 +193,6 @@ class Maker:
                 )
             )
             bar.finish()
-        if self._shares_views:
-            bar.is_stopping = anywhere(bar.is_stopping)
 
     def _take_part(self, part: Part[Any], bar: SweepBar, mesh: Mesh | None) -> None:
         """Participate in a run whose results process 0 writes."""
@@ -206,8 +207,7 @@ class Maker:
             programs=self._programs,
             mesh=mesh,
         )
-        # Process 0 may have been stopped in the stage that follows, which it alone makes.
-        bar.is_stopping = anywhere(result.interrupted)
+        bar.is_stopping = result.interrupted
 
     def _record_failure(self, objects: Sequence[SweepObject], error: Exception, bar: SweepBar) -> None:
         """Record and print why objects failed."""

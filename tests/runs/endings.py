@@ -117,13 +117,22 @@ def whole_and_resumed(
     except Exception as error:
         wrong.append(f"{way}: {type(error).__name__}: {error}")
     if way == "full":
-        wrong += [f"left: {path.name}" for path in folder.rglob(".*.part*")]
+        wrong += _leftovers(folder)
+    return wrong + resumed(run, folder)
+
+
+def resumed(run: Callable[..., object], folder: Path) -> list[str]:
+    """Resume a run that has ended, and return sentences that describe deviations from the expected result."""
+    wrong = []
     try:
         run(folder, resume=True)
     except Exception as error:
         wrong.append(f"resumed: {type(error).__name__}: {error}")
-    wrong += [f"left after all: {path.name}" for path in folder.rglob(".*.part*")]
-    return wrong
+    return wrong + _leftovers(folder)
+
+
+def _leftovers(folder: Path) -> list[str]:
+    return [f"left: {path.name}" for path in folder.rglob(".*.part*")]
 
 
 def differing(folder: Path, whole: Path) -> list[str]:
@@ -138,7 +147,6 @@ def differing(folder: Path, whole: Path) -> list[str]:
 
 
 _FIT = {
-    "iterations": 2,
     "views": 1,
     "start.count": 20,
     "scene.capacity": 20,
@@ -147,44 +155,29 @@ _FIT = {
     "buffer_capacity": 4096,
 }
 _SMALL = {
-    "iterations": 2,
     "views": 1,
     "image_size": IMAGE_SIZE,
     "start.kind": "ball",
     "start.count": 50,
     "guidance.kind": "sds",
 }
+_QUIET = {"progress": False, "save_seconds": 0}
 
 
 def _fit(images: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
     settings = _FIT | {"iterations": iterations}
-    return fit_images(images, out=folder, overrides=settings, progress=False, save_seconds=0, resume=resume)
+    return fit_images(images, out=folder, overrides=settings, resume=resume, **_QUIET)
 
 
 def _generate(model: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
-    return ge3d_jax.generate(
-        "a red mushroom",
-        model=model,
-        out=folder,
-        overrides=_SMALL | {"iterations": iterations},
-        preview_every=1,
-        progress=False,
-        save_seconds=0,
-        resume=resume,
-    )
+    given = {"model": model, "out": folder, "overrides": _SMALL | {"iterations": iterations}}
+    return ge3d_jax.generate("a red mushroom", preview_every=1, resume=resume, **given, **_QUIET)
 
 
 def _sweep(model: Path, folder: Path, *, resume: bool, iterations: int = 2) -> object:
-    result = ge3d_jax.sweep(
-        ["a red mushroom", "a blue cat"],
-        model=model,
-        out=folder,
-        overrides=_SMALL | {"iterations": iterations},
-        preview_every=0,
-        progress=False,
-        save_seconds=0,
-        resume=resume,
-    )
+    given = {"model": model, "out": folder, "overrides": _SMALL | {"iterations": iterations}}
+    prompts = ["a red mushroom", "a blue cat"]
+    result = ge3d_jax.sweep(prompts, preview_every=0, resume=resume, **given, **_QUIET)
     if resume and not result.is_complete:
         raise AssertionError(f"not all are finished: {[one.reason for one in result.outcomes]}")
     return result

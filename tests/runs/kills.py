@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from tests.runs.endings import KINDS, differing
+from tests.runs.endings import KINDS, differing, resumed
 
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of runs to kill.", lower_bound=1)
 _ITERATIONS = flags.DEFINE_integer("iterations", 6, "Iterations of a run.", lower_bound=1)
@@ -62,13 +62,7 @@ def killed_and_resumed(run: Callable[..., object], folder: Path, seconds: float)
     process.join()
     saved = sorted(path.name for path in folder.rglob("*") if path.parent.name == "state")
     found = ", ".join(saved) or "nothing"
-    wrong = []
-    try:
-        run(folder, resume=True)
-    except Exception as error:
-        wrong.append(f"resumed: {type(error).__name__}: {error}")
-    wrong += [f"left: {path.name}" for path in folder.rglob(".*.part*")]
-    return wrong, found
+    return resumed(run, folder), found
 
 
 def main(arguments: list[str]) -> None:

@@ -4,7 +4,6 @@ One run is inspected several times. Each time the stage is performed from the ru
 the run continues as if nothing had happened. The result is that of a run that ends there with the stage.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from ge3d_jax.runs.folder import prepare_folder, slug
 from ge3d_jax.runs.judged import see, see_truths
 from ge3d_jax.runs.judging import METRICS, judge_object
 from ge3d_jax.runs.judging_table import estimates, table
-from ge3d_jax.runs.reconstruct import reconstruct
+from ge3d_jax.runs.reconstruct import read_numbers, reconstruct
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.distillation import Distillation, Prompted
 from ge3d_jax.training.iterations import RunResult
@@ -104,7 +103,7 @@ def go_through_stage(
         raise KeyboardInterrupt
     if attempts.failed:
         raise UserError(f"{own}: {' '.join(attempts.failed)}")
-    edits = json.loads((own / "reconstruction.json").read_text(encoding="utf-8"))["psnr"]
+    edits = read_numbers(own)["psnr"]
     objects = dict(zip(STAGES, (begun.object, ended.object), strict=True))
     numbers = {
         name: {

@@ -137,6 +137,7 @@ class CloudStart:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toybox": {"growth.kind": "none", "colored": True, "opacity": 0.27}
     }
+    is_learned: ClassVar[bool] = False
 
     growth: Growth = choice(lambda: GROWTHS, Clones())
     colored: bool = False

@@ -103,7 +103,6 @@ class CloudFile(CloudStart):
     """
 
     reads_file: ClassVar[bool] = True
-    is_learned: ClassVar[bool] = False
 
     colored: bool = True
     file: str = ""
@@ -139,7 +138,6 @@ class MeshFile(CloudStart):
         "toybox": {"points": 1600, "scale": 0.042, "opacity": 0.27}
     }
     reads_file: ClassVar[bool] = True
-    is_learned: ClassVar[bool] = False
 
     growth: Growth = choice(lambda: GROWTHS, AsItIs())
     colored: bool = True

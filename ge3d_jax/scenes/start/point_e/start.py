@@ -72,7 +72,6 @@ class PointEStart(CloudStart):
         "toybox64": {**_BUNDLED_SETTINGS, "growth.kind": "none", "scale": 0.05, "opacity": 0.27},
     }
     reads_file: ClassVar[bool] = False
-    is_learned: ClassVar[bool] = False
 
     prompt: str | None = None
     model: str | None = None
