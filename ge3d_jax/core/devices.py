@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -215,7 +215,9 @@ def compute_dtype(precision: str) -> jnp.dtype:
         UserError: `precision` is not one of PRECISIONS.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"The precision {precision!r} does not exist; choose one of {', '.join(PRECISIONS)}.")
+        raise UserError(
+            f"The precision {shown(precision)} does not exist; choose one of {', '.join(PRECISIONS)}."
+        )
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16() else "float32"
     return jnp.dtype(precision)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.networks.attention_control import AttentionControl
 from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
@@ -116,7 +116,7 @@ class WordEdit:
     def __post_init__(self) -> None:
         """Validate the settings. Raises UserError."""
         if self.form not in FORMS:
-            raise UserError(f"The form of the edit is {self.form!r}; use one of {', '.join(FORMS)}.")
+            raise UserError(f"The form of the edit is {shown(self.form)}; use one of {', '.join(FORMS)}.")
 
 
 def prompt_control(

@@ -7,7 +7,7 @@ published editing code evaluates it as if it were already at t_i ("end"). GE3D a
 import jax
 import jax.numpy as jnp
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.diffusion.schedule import ddim_step
 
@@ -17,7 +17,7 @@ ASKS = ("end", "start")
 def check_asks(asks: str) -> None:
     """Reject an unknown convention. Raises UserError."""
     if asks not in ASKS:
-        raise UserError(f"The setting asks is {asks!r}; use one of {', '.join(ASKS)}.")
+        raise UserError(f"The setting asks is {shown(asks)}; use one of {', '.join(ASKS)}.")
 
 
 def steps_up(times: jax.Array, asks: str) -> tuple[jax.Array, jax.Array, jax.Array]:

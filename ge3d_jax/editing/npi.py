@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.denoiser import Denoiser
 from ge3d_jax.editing.base import EditTask
 from ge3d_jax.editing.ddim import DDIM
@@ -57,7 +57,9 @@ class NPI(DDIM):
         """Validate the settings. Raises UserError."""
         super().__post_init__()
         if self.proximal not in PROXIMAL:
-            raise UserError(f"The setting proximal is {self.proximal!r}; use one of {', '.join(PROXIMAL)}.")
+            raise UserError(
+                f"The setting proximal is {shown(self.proximal)}; use one of {', '.join(PROXIMAL)}."
+            )
         for name in ("quantile", "towards_empty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"The setting {name} is {getattr(self, name)}; give a number from 0 to 1.")

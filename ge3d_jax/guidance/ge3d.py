@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.random import Draws
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts, classifier_free_epsilon
 from ge3d_jax.guidance.base import DrawKeys, Loss, Numbers, Progress, SeenViews, hand_over
@@ -154,12 +154,12 @@ class GE3D(Loss):
             )
         if self.noising_prompt not in NOISING_PROMPTS:
             raise UserError(
-                f"The setting noising_prompt is {self.noising_prompt!r}; use one of "
+                f"The setting noising_prompt is {shown(self.noising_prompt)}; use one of "
                 f"{', '.join(NOISING_PROMPTS)}."
             )
         if self.inversion not in INVERSIONS:
             raise UserError(
-                f"The setting inversion is {self.inversion!r}; use one of {', '.join(INVERSIONS)}."
+                f"The setting inversion is {shown(self.inversion)}; use one of {', '.join(INVERSIONS)}."
             )
 
     @property

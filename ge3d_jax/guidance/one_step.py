@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.random import Draws, normal
 from ge3d_jax.core.settings import choice
 from ge3d_jax.diffusion.schedule import NoiseSchedule
@@ -44,7 +44,7 @@ class OneStepLoss(Loss):
 def check_weighting(weighting: str) -> None:
     """Check that the weighting exists. Raises UserError."""
     if weighting not in WEIGHTINGS:
-        raise UserError(f"The setting weighting is {weighting!r}; use one of {', '.join(WEIGHTINGS)}.")
+        raise UserError(f"The setting weighting is {shown(weighting)}; use one of {', '.join(WEIGHTINGS)}.")
 
 
 def check_share(name: str, value: float) -> None:

@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.settings import check_at_least
 from ge3d_jax.guidance.annealing import STEPS, at, check_times, linear_table
 from ge3d_jax.guidance.base import Progress
@@ -168,7 +168,7 @@ class DreamTime(OneTime):
         super().__post_init__()
         if self.variant not in VARIANTS:
             raise UserError(
-                f"The setting times.variant is {self.variant!r}; use one of {', '.join(VARIANTS)}."
+                f"The setting times.variant is {shown(self.variant)}; use one of {', '.join(VARIANTS)}."
             )
         check_times("times.means", self.means)
         if min(self.widths) <= 0:

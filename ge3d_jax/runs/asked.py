@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ge3d_jax.core.errors import UserError, reason
+from ge3d_jax.core.errors import UserError, reason, shown
 from ge3d_jax.core.files import parse_json
 from ge3d_jax.core.settings import from_tree, to_tree, with_overrides
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
@@ -124,9 +124,9 @@ def asked_by_file(
     except UserError as error:
         raise UserError(f"In {file}: {error}") from error
     if missing:
-        values = ", ".join(f"{name} = {value!r}" for name, value in missing.items())
+        values = ", ".join(f"{name} = {shown(value)}" for name, value in missing.items())
         warnings.warn(
-            f"{file} does not give every setting; the preset {saved['preset']!r} provides {values}.",
+            f"{file} does not give every setting; the preset {shown(saved['preset'])} provides {values}.",
             stacklevel=2,
         )
     path = None if start is None else os.fspath(start)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.weights.hub import check_on_hub, local_model, refuse_pickled
 from ge3d_jax.runs.folder import slug
@@ -97,7 +97,7 @@ def check_prompt(prompt: str, folder: Path) -> None:
         UserError: the prompt has no words, or has words that the bundled model does not know.
     """
     if not slug(prompt):
-        raise UserError(f'The prompt {prompt!r} has no words; say what to make, e.g. "a red mushroom".')
+        raise UserError(f'The prompt {shown(prompt)} has no words; say what to make, e.g. "a red mushroom".')
     if (folder / TOYBOX_MARKER).is_file():
         unknown = explain_unknown(prompt, without=() if knows_overhead(folder) else (OVERHEAD,))
         if unknown is not None:
@@ -133,11 +133,13 @@ def check_edit(config: Config, edit_from: str | None, folder: Path, *, has_start
         return
     if not has_start:
         raise UserError(
-            f"edit_from is {edit_from!r}, but there is no object to edit; give its splat file as start."
+            f"edit_from is {shown(edit_from)}, but there is no object to edit; give its splat file as start."
         )
     check_prompt(edit_from, folder)
     if not config.guidance.uses_source:
-        raise UserError(f"edit_from is {edit_from!r}, but this loss has no use for it; choose guidance ge3d.")
+        raise UserError(
+            f"edit_from is {shown(edit_from)}, but this loss has no use for it; choose guidance ge3d."
+        )
 
 
 def check_seed(seed: int) -> None:

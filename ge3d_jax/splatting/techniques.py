@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ge3d_jax.core.devices import is_target_here, runs_triton, target_platform
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.splatting.groups import GROUPS
 from ge3d_jax.splatting.kernel_proof import is_proven
 from ge3d_jax.splatting.lists import Technique
@@ -39,7 +39,7 @@ def check_rasterizer(name: str) -> None:
         UserError: it does not.
     """
     if name not in RASTERIZERS:
-        raise UserError(f"The rasterizer {name!r} does not exist; use one of {', '.join(RASTERIZERS)}.")
+        raise UserError(f"The rasterizer {shown(name)} does not exist; use one of {', '.join(RASTERIZERS)}.")
 
 
 def check_device(rasterizer: str) -> None:

@@ -8,7 +8,7 @@ The defaults are the settings of the published runs (arXiv 2412.05929 and its pu
 import dataclasses
 import math
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.settings import check_at_least, choice
 from ge3d_jax.guidance.base import Loss
 from ge3d_jax.guidance.losses import GE3D, LOSSES
@@ -49,7 +49,7 @@ class PromptConfig:
             )
         if self.perp_neg_rule not in WEIGHT_RULES:
             raise UserError(
-                f"The setting prompts.perp_neg_rule is {self.perp_neg_rule!r}; use one of "
+                f"The setting prompts.perp_neg_rule is {shown(self.perp_neg_rule)}; use one of "
                 f"{', '.join(WEIGHT_RULES)}."
             )
 

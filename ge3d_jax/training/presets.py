@@ -9,7 +9,7 @@ points from Point-E would do part of the work for all of them.
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.core.settings import kind_of, setting_names, with_overrides
 from ge3d_jax.guidance.losses import GE3D, LOSSES
 from ge3d_jax.guidance.trajectories import Nodes
@@ -224,7 +224,7 @@ PRESETS |= {name: with_overrides(PRESETS[_PAPER], changes) for name, (_, changes
 def preset(name: str) -> Config:
     """Return the preset with this name. Raises UserError listing the existing presets."""
     if name not in PRESETS:
-        raise UserError(f"The preset {name!r} does not exist; use one of {', '.join(PRESETS)}.")
+        raise UserError(f"The preset {shown(name)} does not exist; use one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
@@ -267,7 +267,7 @@ def configured(
     config = preset(preset_name)
     if guidance is not None:
         if guidance not in LOSSES:
-            raise UserError(f"The loss {guidance!r} does not exist; use one of {', '.join(LOSSES)}.")
+            raise UserError(f"The loss {shown(guidance)} does not exist; use one of {', '.join(LOSSES)}.")
         chosen = LOSSES[guidance].presets.get(_base_name(preset_name), {})
         config = with_overrides(config, {"guidance.kind": guidance, **_no_pictures(guidance), **chosen})
     if density is not None:
@@ -312,11 +312,11 @@ def with_start(config: _Run, preset_name: str, *, start: str | None, growth: str
     if growth is None:
         return config
     if growth not in GROWTHS:
-        raise UserError(f"The growth {growth!r} does not exist; use one of {', '.join(GROWTHS)}.")
+        raise UserError(f"The growth {shown(growth)} does not exist; use one of {', '.join(GROWTHS)}.")
     if not isinstance(config.scene.start, CloudStart):
         raise UserError(
-            f"The growth {growth!r} is for points, but the start is {kind_of(config, 'scene.start')}; omit "
-            "it, or start from point_e, a point cloud, or a mesh."
+            f"The growth {shown(growth)} is for points, but the start is {kind_of(config, 'scene.start')}; "
+            "omit it, or start from point_e, a point cloud, or a mesh."
         )
     with_it = {"growth.kind": growth, **GROWTHS[growth].with_it}
     return with_overrides(config, {f"scene.start.{name}": value for name, value in with_it.items()})
@@ -335,7 +335,9 @@ def with_density(config: _Run, kind: str, preset_name: str, overrides: Mapping[s
         UserError: a kind that does not exist.
     """
     if kind not in STRATEGIES:
-        raise UserError(f"The density control {kind!r} does not exist; use one of {', '.join(STRATEGIES)}.")
+        raise UserError(
+            f"The density control {shown(kind)} does not exist; use one of {', '.join(STRATEGIES)}."
+        )
     iterations = with_overrides(config, {"density.kind": kind, **overrides}).iterations
     density = config.scene.density
     every = density.every or max(1, iterations // 10)

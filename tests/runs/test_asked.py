@@ -141,3 +141,27 @@ def test_a_file_that_is_no_run_is_told(tmp_path, content, says):
         asked_by_file(tmp_path / "config.json", overrides={})
     with pytest.raises(UserError, match="cannot be read"):
         asked_by_file(tmp_path, overrides={})
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("preset",),
+        *(("settings", *name.split(".")) for name in ("guidance.kind", "guidance.inversion")),
+        *(("settings", *name.split(".")) for name in ("scene.density.kind", "prompts.perp_neg_rule")),
+    ],
+    ids=".".join,
+)
+def test_a_word_as_long_as_a_file_is_not_repeated_in_full(tmp_path, place):
+    file = _saved(tmp_path)
+    run = json.loads(file.read_text())
+    *sections, last = place
+    section = run
+    for name in sections:
+        section = section[name]
+    section[last] = "x" * 3000
+    file.write_text(json.dumps(run))
+    with pytest.raises(UserError) as refused:
+        asked_by_file(file, overrides={})
+    assert "'xxx" in str(refused.value) and "…" in str(refused.value)
+    assert len(str(refused.value)) - len(str(file)) < 700

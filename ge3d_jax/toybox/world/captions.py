@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.toybox.world.objects import COLORS, KINDS
 
 OVERHEAD = "overhead"
@@ -80,7 +80,7 @@ def explain_unknown(text: str, *, without: Collection[str] = ()) -> str | None:
     if not unknown:
         return None
     words = ", ".join(f'"{word}"' for word in unknown)
-    return f"The bundled model does not know {words} in the prompt {text!r}. {_knowledge()}."
+    return f"The bundled model does not know {words} in the prompt {shown(text)}. {_knowledge()}."
 
 
 def parse(text: str) -> Sentence:
@@ -91,7 +91,7 @@ def parse(text: str) -> Sentence:
     """
     sentence = _match(_words(text))
     if sentence is None:
-        raise UserError(f"The prompt {text!r} is not a sentence of the Toybox world. {_knowledge()}.")
+        raise UserError(f"The prompt {shown(text)} is not a sentence of the Toybox world. {_knowledge()}.")
     return sentence
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.errors import UserError, shown
 
 STEPS = 1024
 SCHEDULES = ("cosine", "linear")
@@ -48,7 +48,7 @@ def betas(schedule: str, steps: int = STEPS) -> np.ndarray:
         # The endpoints are defined for 1000 steps.
         factor = 1000 / steps
         return np.linspace(1e-4 * factor, 0.02 * factor, steps)
-    raise UserError(f"Point-E config: schedule is {schedule!r}; use one of {', '.join(SCHEDULES)}.")
+    raise UserError(f"Point-E config: schedule is {shown(schedule)}; use one of {', '.join(SCHEDULES)}.")
 
 
 def alphas_cumprod(schedule: str, steps: int = STEPS) -> np.ndarray:
@@ -98,7 +98,7 @@ class Stage:
         betas(self.schedule, 1)
         if self.prediction not in (EPSILON, VELOCITY):
             raise UserError(
-                f"Point-E config: prediction is {self.prediction!r}; use {EPSILON} or {VELOCITY}."
+                f"Point-E config: prediction is {shown(self.prediction)}; use {EPSILON} or {VELOCITY}."
             )
         if self.steps < 2:
             raise UserError(f"Point-E needs at least 2 steps, not {self.steps}; use more steps.")
