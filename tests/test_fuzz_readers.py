@@ -1,14 +1,18 @@
-"""A small sample of the damaged inputs of fuzz_readers.py; see there for complete runs."""
+"""A small sample of the damaged inputs of `python -m tests.fuzz_readers`; see there for complete runs."""
 
 import pytest
 
-from tests.fuzz_readers import READERS, fuzz
+from tests.fuzz_readers.attempts import fuzz
+from tests.fuzz_readers.readers import READERS
 
 COUNTS = {
     "transforms": 300,
     "camera_path": 200,
     "picture": 300,
     "run": 60,
+    "list": 60,
+    "cloud": 300,
+    "mesh": 100,
     "model": 25,
     "tokenizer": 30,
     "lora": 300,
@@ -16,6 +20,7 @@ COUNTS = {
     "flax": 200,
     "torch": 300,
     "clip": 40,
+    "point_e": 30,
 }
 
 
@@ -26,7 +31,7 @@ def test_every_reader_is_tried_here_but_one():
 
 @pytest.mark.parametrize("reader", COUNTS)
 def test_damaged_inputs_end_in_one_sentence(tmp_path, reader):
-    outcome = fuzz(reader, COUNTS[reader], tmp_path, seed=3)
+    outcome = fuzz(READERS[reader], COUNTS[reader], tmp_path, seed=3)
     assert not outcome.faults, "\n".join(outcome.examples)
     # Some damage leaves a valid input, but most must not.
     assert outcome.files == COUNTS[reader] and outcome.read < 0.6 * outcome.files

@@ -38,6 +38,19 @@ class Part:
     places: np.ndarray | None = None
     texture: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        """Check that all corners have the same numbers of values. Raises ValueError."""
+        wanted = {"corners": 3, "colors": 3, "places": 2}
+        for name, of_each in wanted.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != (len(self.corners), 3, of_each):
+                raise ValueError(f"{name} of shape {array.shape} for {len(self.corners)} triangles")
+
+    @property
+    def at_corners(self) -> list[np.ndarray]:
+        """What the corners have: positions, and colors or texture coordinates."""
+        return [array for array in (self.corners, self.colors, self.places) if array is not None]
+
     @property
     def areas(self) -> np.ndarray:
         """(T,), the triangles' areas."""
@@ -93,8 +106,10 @@ def read_mesh(
         raise UserError(f"{path} has no faces, so there is no surface to begin with; give a mesh.")
     if faces > most_faces:
         raise UserError(f"{path} has {faces} faces, more than {most_faces}; simplify the mesh.")
-    if not all(np.isfinite(part.corners).all() for part in found):
-        raise UserError(f"{path} has a vertex that is not finite; export it again.")
+    if not all(np.isfinite(numbers).all() for part in found for numbers in part.at_corners):
+        raise UserError(
+            f"{path} has a position, color or texture coordinate that is not finite; export it again."
+        )
     if not sum(float(part.areas.sum()) for part in found) > 0:
         raise UserError(f"The faces of {path} have no area; export it again.")
     return Mesh(path, found)

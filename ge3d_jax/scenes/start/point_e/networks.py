@@ -28,6 +28,7 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.networks.attention import attention
 from ge3d_jax.diffusion.networks.blocks import LAYER_NORM_EPSILON, layer_norm
+from ge3d_jax.diffusion.weights.config_files import MOST_CHANNELS, MOST_LAYERS
 
 # x, y, z, red, green, blue; the networks predict the noise of each, and a value for its variance.
 POINT_CHANNELS = 6
@@ -36,6 +37,19 @@ _MLP_RATIO = 4
 _LONGEST_PERIOD = 10_000.0
 # Scale factor of the published initialization.
 _INIT_SCALE = 0.25
+
+# Bounds far beyond published sizes: a config.json can come from anywhere.
+_MOST_NUMBERS = 2**20
+_MOST = {
+    "width": MOST_CHANNELS,
+    "layers": MOST_LAYERS,
+    "heads": MOST_CHANNELS,
+    "points": _MOST_NUMBERS,
+    "text_features": MOST_CHANNELS,
+    "given_points": _MOST_NUMBERS,
+    "grid_tokens": _MOST_NUMBERS,
+    "grid_channels": MOST_CHANNELS,
+}
 
 Scale = tuple[float, float, float, float, float, float]
 # Convert meters and colors of 0 … 255 to the diffusion's scale: factors, then offsets. The color factor is
@@ -61,10 +75,12 @@ class TransformerConfig:
     points: int = 1024
 
     def __post_init__(self) -> None:
-        """Check that the sizes are consistent. Raises UserError."""
-        for name in ("width", "layers", "heads", "points"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Point-E config: {name} is {getattr(self, name)}; give at least 1.")
+        """Check that the sizes are consistent and not absurdly large. Raises UserError."""
+        for name in (field.name for field in dataclasses.fields(self) if field.name in _MOST):
+            if not 1 <= getattr(self, name) <= _MOST[name]:
+                raise UserError(
+                    f"Point-E config: {name} is {getattr(self, name):g}; give 1 to {_MOST[name]}."
+                )
         if self.width % (2 * self.heads):
             raise UserError(
                 f"Point-E config: width {self.width} must be a multiple of twice the heads, {self.heads}."
