@@ -33,22 +33,18 @@ MODEL = flags.DEFINE_string("model", None, "A model to use instead of the size's
 
 def out() -> Path:
     """The folder for tables and images. Raises UserError if its name is empty."""
+    from ge3d_jax.runs.folder import named_folder
+
     if _OUT.value is None:
         return _COMMITTED if SIZE.value == "full" else _OTHERS / SIZE.value
-    return _named("out", _OUT.value)
+    return named_folder(_OUT.value)
 
 
 def work() -> Path:
     """The folder for objects and records. Raises UserError if its name is empty."""
-    return _named("work", _WORK.value)
+    from ge3d_jax.runs.folder import named_folder
 
-
-def _named(flag: str, folder: str) -> Path:
-    from ge3d_jax.core.errors import UserError
-
-    if not folder.strip():
-        raise UserError(f"--{flag} names no folder; give one, or leave the flag out.")
-    return Path(folder)
+    return named_folder(_WORK.value, "work folder")
 
 
 def report(line: str) -> None:

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `--help` and mistyped flags respond immediately.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -22,6 +23,11 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 # The exit status that a shell reports for a program ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
+# What a disk says of files that cannot be written; other errors of the system are bugs.
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 _HELP = ("--help", "-help", "-h")
 
 
@@ -176,6 +182,13 @@ def run(
             return main(*arguments[1:]) or 0
         except UserError as error:
             return _fail(program, str(error))
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            file = error.filename or "A file"
+            return _fail(
+                program, f"{file} cannot be written ({error.strerror}); make room, or choose another."
+            )
         except KeyboardInterrupt:
             print("Stopped; nothing more was written.", file=sys.stderr)
             return EXIT_INTERRUPTED

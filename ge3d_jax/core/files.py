@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from ge3d_jax.core.errors import UserError, reason
 _LOCK = ".lock"
 
 
+def process_mark() -> str:
+    """A part of the names of files that this process is writing; others, on any machine, have another."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
@@ -23,15 +29,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     folders are created. On an error the temporary file is deleted and `path` is left unchanged. The data is
     flushed to the disk before the rename, so that even a power failure leaves either the old or the new file
     intact.
+
+    Raises:
+        OSError: the file cannot be written; the error's file name is `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{process_mark()}.part{target.suffix}")
     try:
         yield temporary
         flush(temporary)
         os.replace(temporary, target)
         flush(target.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,7 +75,7 @@ def unwritable(folder: Path, error: OSError) -> UserError:
 def clear_leftovers(folder: Path) -> None:
     """Remove partial files that other processes left in a folder; no other process may be writing to it."""
     for leftover in folder.glob(".*.part*"):
-        if f".{os.getpid()}.part" in leftover.name:
+        if f".{process_mark()}.part" in leftover.name:
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -13,7 +13,7 @@ from ge3d_jax.formats.axes import NO_TURN, Quaternion, inside, scaled, turned
 from ge3d_jax.formats.ply import save_ply
 from ge3d_jax.formats.splat_arrays import SplatArrays, live_arrays, opacities, to_gaussians
 from ge3d_jax.formats.splats import FORMATS, check_splat_path, read_splats, save_splats
-from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.runs.folder import check_file_name, prepare_folder
 from ge3d_jax.splatting.gaussians import SH_C0, Gaussians, sh_degree_of
 
 
@@ -62,11 +62,11 @@ def convert_splats(
             cannot be written or cannot hold the splats; the message names the file and the field.
     """
     check_splat_path(source)
-    if ascii and check_splat_path(target) != ".ply":
+    ending = check_splat_path(target, to_write=True)
+    if ascii and ending != ".ply":
         raise UserError(
             f"{os.fspath(target)} is not a .ply file, and only .ply can be text; leave ascii out."
         )
-    ending = check_splat_path(target, to_write=True)
     if not (math.isfinite(scale) and scale > 0):
         raise UserError(f"The scale is {scale}; give a number above 0.")
     file = read_splats(source, keep_axes=keep_axes)
@@ -86,6 +86,7 @@ def convert_splats(
     if scale != 1.0:
         arrays = scaled(arrays, scale)
     gaussians = to_gaussians(arrays)
+    check_file_name(Path(target))
     prepare_folder(Path(target).parent)
     if ascii:
         save_ply(target, gaussians, ascii=True, antialiased=file.antialiased)

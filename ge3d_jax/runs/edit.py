@@ -28,7 +28,7 @@ from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_traject
 from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, SOURCE_POLAR_DEGREES, draw_source
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_negative_prompt, check_prompt, knows_overhead
+from ge3d_jax.runs.request import check_negative_prompt, check_prompt, knows_overhead, picture_size
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
 
@@ -165,9 +165,7 @@ def edit_2d(
         parse(source_prompt)
     folder = prepare_folder(out if out is not None else Path("outputs") / f"edit-{slug(prompt)}")
     diffusion = choice.load(place)
-    if diffusion.unet.config.sample_size is None:
-        raise UserError(f"{place}/unet/config.json has no sample_size; add the size of its latents.")
-    size = diffusion.unet.config.sample_size * diffusion.vae.config.downscale
+    size = picture_size(diffusion, None)
 
     if source_prompt is not None:
         source = draw_source(source_prompt, azimuth_degrees, size)
@@ -188,6 +186,11 @@ def edit_2d(
     edit = edit_image(
         diffusion, source, text, negative, max_step=max_step, nodes=nodes, guidance_scale=guidance_scale
     )
+    if not all(np.isfinite(nodes).all() for nodes in (edit.noising, edit.denoising)):
+        raise UserError(
+            f"The model {place} returns non-finite values; check it with `ge3d check-model`, or compute in "
+            "float32."
+        )
     write_json(
         folder / "config.json",
         {

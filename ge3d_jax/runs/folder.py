@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.files import atomic_path
+from ge3d_jax.core.files import atomic_path, process_mark
 
 _LONGEST_SLUG = 60
 _RECORDED_PACKAGES = ("ge3d_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
@@ -22,14 +22,25 @@ def slug(text: str) -> str:
     return words[:_LONGEST_SLUG].strip("-")
 
 
+def named_folder(path: str | os.PathLike[str], what: str = "output folder") -> Path:
+    """The folder of that name. An empty name, as of an unset variable, would mean the current folder.
+
+    Raises:
+        UserError: the name is empty; the message says what it is for.
+    """
+    if not os.fspath(path).strip():
+        raise UserError(f"The name of the {what} is empty; give one, or leave it out.")
+    return Path(path)
+
+
 def prepare_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and check that files can be written to it.
 
     Raises:
-        UserError: files cannot be written; the message names the folder and the reason.
+        UserError: the name is empty, or files cannot be written; the message names the folder and the reason.
     """
-    folder = Path(path)
-    probe = folder / f".probe.{os.getpid()}"
+    folder = named_folder(path)
+    probe = folder / f".probe.{process_mark()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -40,6 +51,12 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
             f"The output folder {folder} cannot be written to ({reason}); choose another."
         ) from error
     return folder
+
+
+def check_file_name(path: Path) -> None:
+    """Check that a file to be written is not a folder. Raises UserError if it is one."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file.")
 
 
 def versions() -> dict[str, str]:
@@ -59,6 +76,12 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_metrics(path: str | os.PathLike[str], lines: Sequence[Mapping[str, float | int]]) -> None:
+    """Write a file with one JSON object per line."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(dict(line)) + "\n" for line in lines), encoding="utf-8")
+
+
 class MetricsFile:
     """A file with one JSON object per line, flushed after each line so that a run can be monitored.
 
@@ -76,9 +99,7 @@ class MetricsFile:
     def write(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line."""
         if self._file is None:
-            with atomic_path(self._path) as temporary:
-                lines = (json.dumps(dict(line)) + "\n" for line in self._earlier)
-                temporary.write_text("".join(lines), encoding="utf-8")
+            write_metrics(self._path, self._earlier)
             self._file = open(self._path, "a", encoding="utf-8")
         self._file.write(json.dumps(dict(metrics)) + "\n")
         self._file.flush()

@@ -11,7 +11,7 @@ from ge3d_jax.mesh.files import check_mesh_path, save_mesh
 from ge3d_jax.mesh.packages import check_packages
 from ge3d_jax.mesh.surface import Surface
 from ge3d_jax.mesh.texture import TexturedMesh
-from ge3d_jax.runs.folder import prepare_folder
+from ge3d_jax.runs.folder import check_file_name, prepare_folder
 from ge3d_jax.runs.progress import told
 from ge3d_jax.viewer.framing import check_up, rotation_matrix
 
@@ -48,8 +48,7 @@ def export_mesh(
     check_mesh_path(target)
     if target.absolute() == source.absolute():
         raise UserError(f"{target} holds the splats; choose another file for the mesh.")
-    if target.is_dir():
-        raise UserError(f"{target} is a folder; give the name of a file.")
+    check_file_name(target)
     check_up(up)
     file = read_splats(source)
     prepare_folder(target.parent)

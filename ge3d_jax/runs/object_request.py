@@ -13,7 +13,7 @@ from ge3d_jax.core.settings import kind_of, to_tree
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.runs.asked import Asked
 from ge3d_jax.runs.attempts import Attempts
-from ge3d_jax.runs.folder import slug, versions
+from ge3d_jax.runs.folder import named_folder, slug, versions
 from ge3d_jax.runs.model_choice import FilePath
 from ge3d_jax.runs.observers import Observer, Previews
 from ge3d_jax.runs.reconstruct import reconstruct, remove_reconstruction
@@ -30,6 +30,7 @@ from ge3d_jax.runs.request import (
 from ge3d_jax.runs.results import remove_object, write_object
 from ge3d_jax.runs.resume import check_same_run, resume_run
 from ge3d_jax.runs.run import Part, Run
+from ge3d_jax.scenes.base import Scene
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.training.config import Config
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
@@ -94,13 +95,21 @@ class ObjectRequest:
         return self.settings.views_per_pass // self.settings.guidance.views_together
 
     @classmethod
-    def checked(cls, asked: Asked, place: Path, *, out: FilePath | None) -> "ObjectRequest":
+    def checked(
+        cls,
+        asked: Asked,
+        place: Path,
+        *,
+        out: FilePath | None,
+        starts: dict[Scene, Gaussians | None] | None = None,
+    ) -> "ObjectRequest":
         """Check a request.
 
         Args:
             asked: the caller's inputs.
             place: location of the model.
             out: output folder; None means outputs/<prompt>-<seed>.
+            starts: starts that were read from files for other requests, by scene; this one's is added.
 
         Raises:
             UserError: an input is invalid.
@@ -113,11 +122,14 @@ class ObjectRequest:
         check_image_size(settings, place)
         settings.scene.check_devices()
         settings.scene.check_start(prompt, check_prompt)
-        started = settings.scene.from_file()
+        starts = {} if starts is None else starts
+        if settings.scene not in starts:
+            starts[settings.scene] = settings.scene.from_file()
+        started = starts[settings.scene]
         check_edit(settings, asked.edit_from, place, has_start=started is not None)
         if started is not None:
             settings, usual = _with_room_for(settings, started), _with_room_for(usual, started)
-        folder = Path(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
+        folder = named_folder(out if out is not None else Path("outputs") / f"{slug(prompt)}-{asked.seed}")
         description = {
             "prompt": prompt,
             "seed": asked.seed,

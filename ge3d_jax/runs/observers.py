@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ge3d_jax.core.files import clear_leftovers, remove_files
 from ge3d_jax.runs.attempts import Attempts, reason_of
-from ge3d_jax.runs.folder import MetricsFile
+from ge3d_jax.runs.folder import MetricsFile, write_metrics
 from ge3d_jax.runs.progress import RunProgress, gentle_interrupt
 from ge3d_jax.runs.resume import save_run
 from ge3d_jax.scenes.base import Scene
@@ -137,8 +137,8 @@ class Metrics(Observer):
         """Close the file, after writing all lines if an earlier write failed."""
         if self._file is None:
             with self._attempts.at(self._path.name):
-                self._write_anew()
-        if self._file is not None:
+                write_metrics(self._path, self.history)
+        else:
             self._file.close()
 
     def on_iteration(self, done: int, numbers: HostNumbers, state: TrainState) -> bool:
@@ -150,16 +150,14 @@ class Metrics(Observer):
             try:
                 self._file.write(line)
             except OSError as error:
-                self._file.close()
+                # Closing tries to write what could not be written.
+                with contextlib.suppress(OSError):
+                    self._file.close()
                 self._file = None
                 self._say(
                     f"{self._path.name} could not be written ({reason_of(error)}); its lines come at the end."
                 )
         return False
-
-    def _write_anew(self) -> None:
-        self._file = MetricsFile(self._path, earlier=self.history[:-1])
-        self._file.write(self.history[-1])
 
 
 class Previews(Observer):

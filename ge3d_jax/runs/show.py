@@ -16,7 +16,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.camera_paths import read_camera_path
 from ge3d_jax.formats.splats import check_splat_path, read_splats
 from ge3d_jax.formats.video import GifPages, palette_indices, save_mp4
-from ge3d_jax.runs.folder import prepare_folder, slug
+from ge3d_jax.runs.folder import check_file_name, named_folder, prepare_folder, slug
 from ge3d_jax.splatting.techniques import AUTO, check_device, check_rasterizer
 from ge3d_jax.viewer.framing import (
     check_up,
@@ -70,8 +70,9 @@ def _targets(splats: Path, out: str | os.PathLike[str] | None) -> list[Path]:
     """The files to write: a single named file, or all of them in a folder."""
     # Runs give their objects the same file name, but use different folders.
     name = slug(f"{splats.parent.name}-{splats.stem}")
-    path = Path(out) if out is not None else Path("outputs") / (name or "splats")
+    path = named_folder(out if out is not None else Path("outputs") / (name or "splats"))
     if path.suffix.lower() in _SUFFIXES:
+        check_file_name(path)
         prepare_folder(path.parent)
         return [path]
     if path.suffix and not path.is_dir():

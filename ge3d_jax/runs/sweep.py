@@ -15,13 +15,15 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.processes import Cluster, check_same, join, leave
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.runs.asked import Asked, asked_by_preset
-from ge3d_jax.runs.folder import prepare_folder, slug
+from ge3d_jax.runs.folder import named_folder, prepare_folder, slug
 from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.observers import SAVE_SECONDS, Observer
 from ge3d_jax.runs.resume import check_described
 from ge3d_jax.runs.sweep_folder import SweepFolder, SweepOutcome
 from ge3d_jax.runs.sweep_maker import Maker
 from ge3d_jax.runs.sweep_plan import Line, SweepObject, check_distinct, read_lines, share_of
+from ge3d_jax.scenes.base import Scene
+from ge3d_jax.splatting.gaussians import Gaussians
 
 # What can be divided among several processes.
 SHARES = ("objects", "views")
@@ -138,9 +140,10 @@ def sweep(
         for line in lines
     ]
     place = asked[0].model.check()
-    path = Path(out) if out is not None else Path("outputs") / _default_name(asked[0], file)
+    path = named_folder(out if out is not None else Path("outputs") / _default_name(asked[0], file))
+    starts: dict[Scene, Gaussians | None] = {}
     objects = [
-        _object(index, line, one.but(seed=seed), place, path)
+        _object(index, line, one.but(seed=seed), place, path, starts)
         for index, (line, one) in enumerate(zip(lines, asked, strict=True))
         for seed in seeds
     ]
@@ -208,10 +211,12 @@ def _asked(line: Line, preset: str | None, chosen: Mapping[str, Any], overrides:
         raise UserError(f"{line.place}{error}") from error
 
 
-def _object(index: int, line: Line, asked: Asked, place: Path, path: Path) -> SweepObject:
+def _object(
+    index: int, line: Line, asked: Asked, place: Path, path: Path, starts: dict[Scene, Gaussians | None]
+) -> SweepObject:
     """The object of a line. Raises UserError, prefixed with the line's location."""
     try:
-        request = ObjectRequest.checked(asked, place, out=path)
+        request = ObjectRequest.checked(asked, place, out=path, starts=starts)
     except UserError as error:
         raise UserError(f"{line.place}{error}") from error
     name = line.folder_name(request.prompt, request.seed)

@@ -57,7 +57,8 @@ class Maker:
             at_a_time: maximum number of seeds to compute in lockstep; None for as many as fit into memory.
             preview_every: iterations between previews; 0 for none.
             save_seconds: see `Checkpoints`.
-            shares_views: whether all processes make each object together; process 0 then writes the files.
+            shares_views: whether all processes make each object together; process 0 then writes all files,
+                but a process that fails records this itself.
             observers: returns the observers for an object.
         """
         self._shares_views = shares_views
@@ -109,8 +110,9 @@ class Maker:
                     abandon(f"The views of {portion[0].request.prompt!r} are no longer shared: {failure}")
             bar.finish()
             # If there is no room now, there may be some at the end.
-            with contextlib.suppress(OSError):
-                self._folder.write_tables()
+            if self._is_writer:
+                with contextlib.suppress(OSError):
+                    self._folder.write_tables()
             if bar.is_stopping:
                 return False
         return True
@@ -180,7 +182,8 @@ class Maker:
                 # In the stage after the iterations, which begins anew from the state saved before it.
                 bar.is_stopping = True
                 break
-            last = ended.history[-1]
+            # Empty if a complete run was resumed whose metrics are lost.
+            last = ended.history[-1] if ended.history else {"seconds": 0.0}
             self._folder.record(
                 dataclasses.replace(
                     SweepFolder.pending(one),

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.files import flush
+from ge3d_jax.core.files import flush, process_mark
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState, shapes_by_path
 
@@ -50,7 +50,7 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
     if shutil.disk_usage(target).free < _ROOM * size + _ROOM_FOR_NAMES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     number = max(_numbers(target), default=0) + 1
-    fresh = target / f".{number}.{os.getpid()}.part"
+    fresh = target / f".{number}.{process_mark()}.part"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         _write_tree(fresh, tree)

@@ -49,8 +49,8 @@ def test_the_help_is_the_scripts_own(script):
     ("argument", "says"),
     [
         ("--size=huge", "value should be one of <small|full|paper>"),
-        ("--out=", "--out names no folder"),
-        ("--work= ", "--work names no folder"),
+        ("--out=", "The name of the output folder is empty"),
+        ("--work= ", "The name of the work folder is empty"),
         ("full", "'full' does not belong to a flag"),
     ],
 )

@@ -1,4 +1,8 @@
-"""Handling of arguments by scripts."""
+"""Handling of arguments and of errors by scripts."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +27,28 @@ from ge3d_jax.cli.script import expand_home
 def test_a_tilde_is_the_home_folder(monkeypatch, argument, expected):
     monkeypatch.setenv("HOME", "/home/someone")
     assert expand_home(argument) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        ("28, 'No space left on device', 'out/a.png'", 2, "look.py: out/a.png cannot be written (No space"),
+        ("28, 'No space left on device'", 2, "look.py: A file cannot be written (No space"),
+        ("32, 'Broken pipe'", 1, "BrokenPipeError"),
+    ],
+)
+def test_a_disk_that_takes_no_more_gets_a_sentence(tmp_path, error, status, says):
+    file = tmp_path / "look.py"
+    file.write_text(
+        f"from ge3d_jax.cli import script\ndef main():\n    raise OSError({error})\nscript.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, file],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == status and says in done.stderr
+    assert (done.stderr.count("\n") == 1) == (status == 2)

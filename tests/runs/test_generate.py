@@ -19,6 +19,7 @@ from PIL import Image
 import ge3d_jax
 from ge3d_jax.cli import script
 from ge3d_jax.core.errors import RunDropped, UserError
+from ge3d_jax.core.files import process_mark
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.weights.checkpoint import load_model
@@ -235,7 +236,7 @@ def test_two_runs_do_not_write_to_one_folder(model, tmp_path):
 def full_disk(folder, name):
     """Simulate a full disk for writes to files of this name."""
     stem, _, suffix = name.rpartition(".")
-    (folder / f".{stem}.{os.getpid()}.part.{suffix}").symlink_to("/dev/full")
+    (folder / f".{stem}.{process_mark()}.part.{suffix}").symlink_to("/dev/full")
 
 
 @needs_full_disk

@@ -1,9 +1,13 @@
 """When a state is saved, what happens if saving fails, and what previews are left of a killed run."""
 
+import contextlib
+import json
+import resource
+
 import pytest
 
 from ge3d_jax.runs.attempts import Attempts
-from ge3d_jax.runs.observers import Checkpoints, Previews
+from ge3d_jax.runs.observers import Checkpoints, Metrics, Previews
 from ge3d_jax.runs.resume import has_state
 from ge3d_jax.training.presets import PRESETS
 from ge3d_jax.viewer.turntable import Viewpoint
@@ -96,3 +100,36 @@ def test_a_killed_run_leaves_no_part_of_a_preview(tmp_path, is_new):
     previews = Previews(tmp_path, scene, Viewpoint(), every=10, attempts=Attempts())
     previews.on_begin(is_new=is_new)
     assert [path.name for path in folder.iterdir()] == ([] if is_new else ["iteration_00010.png"])
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Files cannot grow beyond this many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("has_room_at_the_end", [True, False])
+def test_metrics_that_found_no_room_are_kept_until_the_end(state, tmp_path, has_room_at_the_end):
+    told, attempts = [], Attempts()
+    metrics = Metrics(tmp_path, [], attempts, say=told.append)
+    with contextlib.ExitStack() as room:
+        with metrics:
+            assert not metrics.on_iteration(1, {"loss": 1.0}, state)
+            size = (tmp_path / "metrics.jsonl").stat().st_size
+            room.enter_context(largest_file(size + 5))
+            for done in (2, 3):
+                assert not metrics.on_iteration(done, {"loss": 1.0}, state)
+            assert len(told) == 1 and "metrics.jsonl could not be written (File too large)" in told[0]
+            if has_room_at_the_end:
+                room.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    if has_room_at_the_end:
+        assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3] and not attempts.failed
+    else:
+        assert attempts.failed == ["metrics.jsonl could not be written (File too large)."]
+        assert json.loads(lines[0])["iteration"] == 1 and len(metrics.history) == 3

@@ -17,7 +17,10 @@ from PIL import Image
 
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.files import process_mark
 from ge3d_jax.formats.ply import load_ply
+from ge3d_jax.runs.asked import asked_by_preset
+from ge3d_jax.runs.object_request import ObjectRequest
 from ge3d_jax.runs.sweep_bar import SweepBar
 from ge3d_jax.runs.sweep_folder import SweepFolder
 from ge3d_jax.runs.sweep_plan import parse_seeds, read_lines, share_of
@@ -116,9 +119,29 @@ def test_finished_objects_are_left_alone_and_more_may_be_asked_for(made, sweep, 
         sweep(folder, overrides=SMALL | {"iterations": 4}, resume=True)
 
 
+def test_a_complete_object_whose_metrics_are_lost_is_finished(made, sweep, tmp_path):
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "outcomes" / f"{NAMES[0]}.json").unlink()
+    (tmp_path / NAMES[0] / "metrics.jsonl").unlink()
+    result = sweep(tmp_path, resume=True)
+    assert [outcome.status for outcome in result.outcomes] == ["finished"] * 2
+    assert (result.outcomes[0].loss, result.outcomes[0].iterations) == (None, 3)
+
+
+def test_objects_that_start_from_the_same_file_share_what_was_read(made, tmp_path, model):
+    start, starts = made.folder / NAMES[0] / "object.ply", {}
+    overrides = {name: value for name, value in SMALL.items() if not name.startswith("start.")}
+    asked = asked_by_preset("toybox64", guidance=None, density=None, start=start, overrides=overrides)
+    first, second = (
+        ObjectRequest.checked(asked.but(prompt=PROMPT, seed=seed), model, out=tmp_path, starts=starts)
+        for seed in (3, 4)
+    )
+    assert first.started is second.started and len(starts) == 1
+
+
 def test_a_failed_object_is_recorded_and_does_not_stop_the_others(made, sweep, tmp_path):
     # One seed's splats cannot be written, because a folder has the name of their temporary file.
-    taken = tmp_path / NAMES[0] / f".object.{os.getpid()}.part.ply"
+    taken = tmp_path / NAMES[0] / f".object.{process_mark()}.part.ply"
     taken.mkdir(parents=True)
     result = sweep(tmp_path)
     failed, finished = result.outcomes
@@ -275,7 +298,10 @@ def test_what_finds_no_room_is_named_and_written_later(made, sweep, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(made.folder, folder)
     (folder / "outcomes" / f"{NAMES[0]}.json").unlink()
-    for name in (f"outcomes/.{NAMES[0]}.{os.getpid()}.part.json", f".contact_sheet.{os.getpid()}.part.png"):
+    for name in (
+        f"outcomes/.{NAMES[0]}.{process_mark()}.part.json",
+        f".contact_sheet.{process_mark()}.part.png",
+    ):
         (folder / name).symlink_to("/dev/full")
     result = sweep(folder, resume=True)
     assert result.unwritten == [

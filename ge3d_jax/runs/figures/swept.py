@@ -190,7 +190,7 @@ def _check(result: SweepResult) -> None:
         if outcome.status not in ("finished", "diverged"):
             raise UserError(
                 f'No object for "{outcome.prompt}" with seed {outcome.seed}: '
-                f"{outcome.reason or 'it was not made'} Run the same command to retry it."
+                f"{outcome.reason or 'it was not made.'} Run the same command to retry it."
             )
 
 
