@@ -1,4 +1,4 @@
-# The two commands: `make demo` makes an object from a sentence, `make test` runs every check.
+# `make demo` makes an object from a sentence, `make test` runs every check, and `make help` lists the rest.
 # Each sets up what it needs: a virtual environment in .venv, once, and again when requirements or constraints change.
 
 SHELL := bash

@@ -3,8 +3,8 @@
     python experiments/benchmark_point_e.py
 
 A stage of n steps evaluates its network 2n - 1 times, at the published size 127 times: 13 minutes on two CPU
-cores. So --steps times fewer, in a minute, and the time of a whole cloud is computed from that of an
-evaluation. All of them: --steps=64; the small model of the Toybox world: --model=bundled
+cores. So only --steps steps are timed, in a minute, and the time of a whole cloud is computed from that of an
+evaluation. --steps=64 times all of them; --model=bundled times the small model of the Toybox world.
 """
 
 from typing import Any

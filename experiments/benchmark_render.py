@@ -40,16 +40,17 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     from benchmarks import render_report, rendering
 
+    from ge3d_jax.core.extras import load_package
     from ge3d_jax.runs.folder import prepare_folder
 
     folder = prepare_folder(_OUT.value)
     peer = plot = None
     if _PEER.value == "torch":
-        peer = script.load_extra(
-            "benchmarks.peer_rendering", flag="peer=torch", requirements="requirements-torch.txt"
+        peer = load_package(
+            "benchmarks.peer_rendering", wanted_by="--peer=torch", install="-r requirements-torch.txt"
         )
     if _PLOT.value:
-        plot = script.load_extra("benchmarks.render_plot", flag="plot", requirements="requirements-dev.txt")
+        plot = load_package("benchmarks.render_plot", wanted_by="--plot", install="-r requirements-dev.txt")
     how = {"repetitions": _REPETITIONS.value, "warm_up": _WARM_UP.value}
     cases = [
         rendering.Case(*numbers) for numbers in itertools.product(splats, sizes, views, rendering.PASSES)

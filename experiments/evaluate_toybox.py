@@ -27,7 +27,12 @@ from ge3d_jax.toybox import MODELS
 _PRESETS = (*MODELS, "toybox_ball")
 _PARTS = ("recognizer", "model", "objects")
 _PART = flags.DEFINE_enum("part", "all", [*_PARTS, "all"], "What to measure.")
-_OUT = flags.DEFINE_string("out", "docs/evaluation", "Folder for numbers, pictures and the page of results.")
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Folder for numbers, pictures and the page of results; by default docs/evaluation, or outputs/evaluation/"
+    "results if other objects, settings, or models are asked for.",
+)
 _PRESET = flags.DEFINE_enum(
     "preset", _PRESETS[0], _PRESETS, "The objects' settings, and the bundled model they are for."
 )
@@ -46,6 +51,8 @@ _GUIDANCE = flags.DEFINE_string(
     "guidance", None, "The objects' loss, with its settings for the preset; by default the preset's."
 )
 _SET = flags.DEFINE_multi_string("set", [], "name=value changes a setting of the objects' preset.")
+# These make other results than the committed ones.
+_OTHERS = (_PRESET, _MODEL, _SEED, _PROMPTS, _COUNT, _GUIDANCE, _SET)
 
 
 def _measure_recognizer(out: Path, gallery: Any) -> dict[str, Any]:
@@ -138,7 +145,9 @@ def main() -> None:
     chosen = _PARTS if _PART.value == "all" else (_PART.value,)
     model = model_by_preset(_PRESET.value, _MODEL.value)
     folder = None if chosen == ("recognizer",) else model.check()
-    out = prepare_folder(_OUT.value)
+    is_other = any(flag.present for flag in _OTHERS)
+    usual = "outputs/evaluation/results" if is_other else "docs/evaluation"
+    out = prepare_folder(usual if _OUT.value is None else _OUT.value)
     gallery = load_gallery()
     for part in chosen:
         print(f"evaluating: {part}", flush=True)

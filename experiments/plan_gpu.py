@@ -53,6 +53,8 @@ def main() -> None:
     fovs = _FOV.value
     folder = prepare_folder(_OUT.value)
     if _TABLES.value:
+        of_one = (_GPU, _PRESET, _GUIDANCE, _DTYPE, _SPLATS, _SET)
+        script.refuse([flag.name for flag in of_one if flag.present], where="--tables")
         for row in rows.published():
             if not report.path_of(row.asked, folder).exists():
                 print(f"  {report.save(row.made(fovs), folder)}", flush=True)

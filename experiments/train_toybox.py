@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from ge3d_jax.cli import script
+from ge3d_jax.toybox import MODELS
 
 _OUT = flags.DEFINE_string("out", "runs/toybox", "Folder for the stages and the finished model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of pictures, parameters and noise.")
@@ -25,15 +26,15 @@ _STEPS = flags.DEFINE_integer("unet_steps", 14000, "Steps of UNet and text encod
 _BATCH = flags.DEFINE_integer("unet_batch", 128, "Latents per step of UNet and text encoder.", lower_bound=2)
 _RATE = flags.DEFINE_float("unet_learning_rate", 3e-3, "Peak learning rate of UNet and text encoder.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps between saved states.", lower_bound=1)
-_START = flags.DEFINE_string(
-    "start_from", "toybox64", "Bundled model to begin with; an empty name means random parameters."
+_START = flags.DEFINE_enum(
+    "start_from", "toybox64", ["", *MODELS], "Bundled model to begin with; empty for random parameters."
 )
 _INSTALL = flags.DEFINE_bool("install", False, "Copy the finished model into the package.")
 
 
 def main() -> None:
     """Run the remaining stages, then print where the model is."""
-    from ge3d_jax.toybox import MODELS, model_folder
+    from ge3d_jax.toybox import model_folder
     from ge3d_jax.toybox.model.recipe import Recipe, train
 
     recipe = Recipe(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ge3d_jax.cli import script
+from ge3d_jax.core.extras import load_package
 
 if TYPE_CHECKING:
     import jax.numpy as jnp
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from benchmarks.measure import Measurement
 
 MODEL_SIZE = flags.DEFINE_enum(
-    "model_size", "toybox", ["toybox", "sd21"], "The size of the bundled model or of Stable Diffusion 2.1."
+    "model_size",
+    "toybox",
+    ["toybox", "toybox64", "sd21"],
+    "The size of a bundled model or of Stable Diffusion 2.1.",
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: bfloat16 on a GPU, float32 on a CPU."
@@ -49,12 +52,11 @@ def load_peer(module: str) -> Any:
     """
     if PEER.value == "none":
         return None
-    return script.load_extra(
+    return load_package(
         module,
-        flag="peer=torch",
-        requirements="requirements-torch.txt",
-        otherwise=", or on a machine without network install the wheels that pip download -r "
-        "requirements-torch.txt fetches elsewhere (for a GPU, a torch built for CUDA)",
+        wanted_by="--peer=torch",
+        install="-r requirements-torch.txt, or on a machine without network install the wheels that pip "
+        "download -r requirements-torch.txt fetches elsewhere (for a GPU, a torch built for CUDA)",
     )
 
 

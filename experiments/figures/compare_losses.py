@@ -3,8 +3,6 @@
     python experiments/figures/compare_losses.py --size=small  # 2 minutes on two CPU cores
     python experiments/figures/compare_losses.py               # 2.6 hours, for docs/results.md
 
-An interrupted run continues where it stopped.
-
 At full size these are eight sentences with two seeds and twelve losses, 45 seconds each, and three sentences
 with the number of iterations that the `toybox` preset gives each loss, made by one process on each of two
 cores. How many iterations fit into the time is measured first, and schedules are stretched accordingly;

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ge3d_jax.runs.figures.making import Changed
 
 _SIZES = ("small", "full", "paper")
-# Full-size results are committed; results of other sizes must not overwrite them.
+# Results at full size are committed; those of other sizes, models, or settings must not overwrite them.
 _COMMITTED, _OTHERS = Path("docs/results"), Path("outputs/figures")
 
 SIZE = flags.DEFINE_enum(
@@ -23,7 +23,9 @@ SIZE = flags.DEFINE_enum(
     "A first look on two CPU cores, eight hours on them for all figures, or the paper's scale.",
 )
 _OUT = flags.DEFINE_string(
-    "out", None, f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if not full."
+    "out",
+    None,
+    f"Folder of tables and pictures; by default {_COMMITTED}, or {_OTHERS}/SIZE if anything is not as there.",
 )
 _WORK = flags.DEFINE_string(
     "work", str(_OTHERS), "Folder of objects and records; whatever is there is not made again."
@@ -31,12 +33,20 @@ _WORK = flags.DEFINE_string(
 MODEL = flags.DEFINE_string("model", None, "A model to use instead of the size's own.")
 
 
-def out() -> Path:
-    """The folder for tables and images. Raises UserError if its name is empty."""
+def out(*, is_changed: bool = False) -> Path:
+    """The folder for tables and images.
+
+    Args:
+        is_changed: whether the script's own flags change what is made.
+
+    Raises:
+        UserError: the given name is empty.
+    """
     from ge3d_jax.runs.folder import named_folder
 
     if _OUT.value is None:
-        return _COMMITTED if SIZE.value == "full" else _OTHERS / SIZE.value
+        is_committed = SIZE.value == "full" and MODEL.value is None and not is_changed
+        return _COMMITTED if is_committed else _OTHERS / SIZE.value
     return named_folder(_OUT.value)
 
 
@@ -70,14 +80,15 @@ def run_figure(name: str, changed: Callable[[str], "Changed | None"] | None = No
     def main() -> None:
         from ge3d_jax.runs.figures.making import make_figure
 
+        changes = None if changed is None else changed(SIZE.value)
         make_figure(
             name,
             size=SIZE.value,
-            out=out(),
+            out=out(is_changed=changes is not None),
             work=work(),
             model=MODEL.value,
             report=report,
-            changed=None if changed is None else changed(SIZE.value),
+            changed=changes,
         )
 
     run(main)

@@ -4,13 +4,11 @@ Nothing heavy is imported here, so that `--help` and mistyped flags respond imme
 """
 
 import errno
-import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 
@@ -34,6 +32,22 @@ _HELP = ("--help", "-help", "-h")
 def _fail(program: str, message: str) -> int:
     print(f"{program}: {message}", file=sys.stderr)
     return EXIT_USER_ERROR
+
+
+def refuse(names: Sequence[str], *, where: str) -> None:
+    """Refuse flags that would be ignored.
+
+    Args:
+        names: the flags that were given and would be ignored; there may be none.
+        where: the flag beside which they have no effect, as written.
+
+    Raises:
+        UserError: there are such flags.
+    """
+    if names:
+        told = " and ".join(f"--{name}" for name in names)
+        has, them = ("has", "it") if len(names) == 1 else ("have", "them")
+        raise UserError(f"{told} {has} no effect with {where}; leave {them} out.")
 
 
 def expand_home(argument: str) -> str:
@@ -108,29 +122,6 @@ def parse_counts(flag: str, values: Sequence[str]) -> list[int]:
     if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
         raise UserError(f"--{flag}={','.join(values)} must list whole numbers above 0, e.g. --{flag}=1,4.")
     return [int(value) for value in values]
-
-
-def load_extra(module: str, *, flag: str, requirements: str, otherwise: str = "") -> Any:
-    """Import a module that needs optional packages.
-
-    Args:
-        module: name of the module.
-        flag: the flag that needs it, for the message.
-        requirements: the file that lists the packages, for the message.
-        otherwise: an alternative to installing them, for the message.
-
-    Returns:
-        The module.
-
-    Raises:
-        UserError: a package is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"--{flag} needs the package {error.name}; run pip install -r {requirements}{otherwise}."
-        ) from None
 
 
 def conclude(advice: Sequence[str], *, failed: bool, unwritten: Sequence[str] = ()) -> int:

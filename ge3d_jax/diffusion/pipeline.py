@@ -263,3 +263,7 @@ def decode_latents(model: StableDiffusion, latents: jax.Array) -> jax.Array:
     chex.assert_rank(latents, 4)
     images = _apply(model.vae, model.vae_params, latents / model.scaling_factor, method="decode")
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
+
+
+# For callers that are not compiled themselves.
+compiled_decode = jax.jit(decode_latents)

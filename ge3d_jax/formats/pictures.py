@@ -37,7 +37,7 @@ _TURNS = {
 }
 # Orientations that swap width and height.
 _ON_ITS_SIDE = (5, 6, 7, 8)
-_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 # Divisor from 16 to 8 bits: 65535 becomes 255.
 _STEPS_16 = 257
 # In this format, several images in a file are views of the same one, e.g. with a gain map.
@@ -62,17 +62,17 @@ def _fits_stored(stored: tuple[int, int], wanted: tuple[float, float]) -> bool:
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     """Scale a 16-bit grayscale image to 8 bits; return others as they are."""
-    if image.mode not in (*_GREY_16, "I", "F"):
+    if image.mode not in (*_GRAY_16, "I", "F"):
         return image
     values = np.asarray(image)
     if image.mode == "F" or (image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF)):
         raise UserError(
             f"{path} holds 32-bit numbers without known black and white levels; save it with 8 or 16 bits."
         )
-    grey = np.round(values / _STEPS_16).astype(np.uint8)
+    gray = np.round(values / _STEPS_16).astype(np.uint8)
     clear = image.info.get("transparency")
     alpha = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
-    return Image.fromarray(grey) if alpha is None else Image.fromarray(np.stack([grey, alpha], axis=-1))
+    return Image.fromarray(gray) if alpha is None else Image.fromarray(np.stack([gray, alpha], axis=-1))
 
 
 def read_picture(

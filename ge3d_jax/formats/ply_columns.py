@@ -44,7 +44,7 @@ _LARGEST_FRACTION = 2.0
 # The largest value of the integer types used for colors; floats are already fractions.
 _FULL_COLOR = {"u1": 255.0, "i1": 255.0, "u2": 65535.0, "i2": 65535.0}
 # Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
-_REST_PER_CHANNEL = (0, 3, 8, 15, 24)
+REST_PER_CHANNEL = (0, 3, 8, 15, 24)
 MOST_REST = 15
 # Comments by which Brush and Postshot say how splats were trained.
 _MODES = {
@@ -121,7 +121,7 @@ def find_columns(path: Path, element: Element) -> Columns:
     """
     own = _own_names(element.types)
     rest = sum(name.startswith("f_rest_") for name in own)
-    if rest % 3 or rest // 3 not in _REST_PER_CHANNEL:
+    if rest % 3 or rest // 3 not in REST_PER_CHANNEL:
         raise UserError(
             f"{path} has {rest} f_rest_* properties; "
             "spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45, so export it again."

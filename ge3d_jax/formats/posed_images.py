@@ -132,8 +132,13 @@ def read_posed_images(
             f"The folder {folder} has neither {_ALL} nor {_TRAIN}; give one in the layout of NeRF's scenes."
         )
     scene = _read_file(file, downscale)
-    other = next((folder / name for name in (_TEST, _VALIDATION) if (folder / name).is_file()), None)
+    held_outs = [folder / name for name in (_TEST, _VALIDATION) if (folder / name).is_file()]
+    other = next(iter(held_outs), None)
     if other is not None:
+        if other.name == _VALIDATION:
+            warnings.warn(f"{other} is used as the held-out images, as there is no {_TEST}.", stacklevel=2)
+        for left in held_outs[1:]:
+            warnings.warn(f"{left} is not used; the held-out images are those of {other.name}.", stacklevel=2)
         second = _read_file(other, downscale)
         if second.size != scene.size:
             raise UserError(
@@ -260,7 +265,8 @@ def _read_file(file: Path, downscale: int) -> _Scene:
     say_if_scaled(file, poses)
     unused = [name for name in _UNUSED if name in content or any(name in frame for frame in frames)]
     if unused:
-        warnings.warn(f"{file}: {', '.join(unused)} are not used.", stacklevel=4)
+        is_or_are = "is" if len(unused) == 1 else "are"
+        warnings.warn(f"{file}: {', '.join(unused)} {is_or_are} not used.", stacklevel=4)
     return _Scene(
         pixels=np.stack(pixels),
         world_to_camera=np.stack([pose.world_to_camera for pose in poses]),

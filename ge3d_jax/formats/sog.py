@@ -302,7 +302,7 @@ def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased:
     if count == 0:
         raise UserError(f"{path} cannot hold 0 splats; write a .ply file instead.")
     order = morton_order(arrays.positions)
-    arrays = SplatArrays(**{name: values[order] for name, values in vars(arrays).items()})
+    arrays = arrays.subset(order)
     across = min(-4 * (-int(np.ceil(np.sqrt(count))) // 4), _LARGEST_SIDE)
     files: dict[str, bytes] = {}
 

@@ -41,6 +41,10 @@ class SplatArrays:
     opacity_logits: np.ndarray
     sh: np.ndarray
 
+    def subset(self, chosen: np.ndarray) -> "SplatArrays":
+        """Return the splats at these indices, in this order, or those where a mask (N,) is true."""
+        return SplatArrays(**{name: values[chosen] for name, values in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class SplatFile:
@@ -65,7 +69,7 @@ def open_splat_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """
     try:
         if not path.is_file():
-            raise UserError(f"There is no splat file {path}; give the path of one.")
+            raise UserError(f"There is no file {path}; give the path of one.")
         with path.open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except OSError as error:
@@ -119,7 +123,7 @@ def sound_splats(path: Path, arrays: SplatArrays) -> SplatArrays:
         f"{path}: of {count} splats {count - int(sound.sum())} were left out: {' and '.join(reasons)}.",
         stacklevel=2,
     )
-    return SplatArrays(**{name: values[sound] for name, values in vars(arrays).items()})
+    return arrays.subset(sound)
 
 
 def concatenated(parts: list[SplatArrays]) -> SplatArrays:

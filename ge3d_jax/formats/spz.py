@@ -1,4 +1,4 @@
-"""Niantic's packed splat files (.spz), about a fifth of the length of a .ply.
+"""Niantic's packed splat files (.spz), about a quarter of the length of a .ply.
 
 Versions 1 to 3 (a single gzip stream) and 4 (one zstd stream per field) can be read. We write version 3,
 which every reader of the format supports. Servers and browsers may unpack gzip in transit, so versions 1 to 3
@@ -14,10 +14,9 @@ can also be read without it. A header of four-byte numbers (magic "NGSP", versio
     sh          for each coefficient, for each channel, 128·(1 + f_rest)
 
 Flag 1 says that the splats were trained with antialiasing; flag 2, that vendor extensions follow, which are
-left out. Of degree 4, degrees 0 to 3 are kept. Coordinates are kept as they are, as in most converters and
-viewers; by its specification, the format has y up. We implement the packing here, on top of zlib and zstd,
-because a stream may decompress to a thousand times its length: decompression stops at the length that the
-header claims.
+left out. Of degree 4, degrees 0 to 3 are kept. Coordinates are the file's own, by its specification with y
+up; `splats.py` turns them. We implement the packing here, on top of zlib and zstd, because a stream may
+decompress to a thousand times its length: decompression stops at the length that the header claims.
 """
 
 import os
@@ -31,6 +30,7 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats.ply_columns import MOST_REST, REST_PER_CHANNEL
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
     SplatFile,
@@ -73,9 +73,6 @@ _LARGEST_WINDOW = 27
 
 _ANTIALIASED, _EXTENDED = 1, 2
 
-# Coefficients per color channel beyond the first, for degrees 0 to 4, and how many of them can be drawn.
-_REST_PER_CHANNEL = (0, 3, 8, 15, 24)
-_MOST_REST = 15
 _MOST_FRACTIONAL_BITS = 24
 # 2^-16 is below the smallest scale of the format, e^-10; more bits would only add noise to compress.
 _WRITTEN_FRACTIONAL_BITS = 16
@@ -96,7 +93,7 @@ def _field_sizes(count: int, version: int, degree: int) -> list[int]:
         3 * count,
         3 * count,
         rotation * count,
-        3 * _REST_PER_CHANNEL[degree] * count,
+        3 * REST_PER_CHANNEL[degree] * count,
     ]
 
 
@@ -136,7 +133,7 @@ def read_spz(path: str | os.PathLike[str]) -> SplatFile:
         raise UserError(
             f"{path} is a .spz file of version {version}{within}; export it as version 2, 3 or 4."
         )
-    if degree >= len(_REST_PER_CHANNEL):
+    if degree >= len(REST_PER_CHANNEL):
         raise UserError(
             f"{path} has spherical harmonics of degree {degree}; export it with a degree of 0 to 3."
         )
@@ -175,7 +172,7 @@ def read_spz(path: str | os.PathLike[str]) -> SplatFile:
 
 def _say_what_is_left_out(path: Path, degree: int, flags: int) -> None:
     left_out = []
-    if _REST_PER_CHANNEL[degree] > _MOST_REST:
+    if REST_PER_CHANNEL[degree] > MOST_REST:
         left_out.append("spherical harmonics of degree 4 (0 to 3 were kept)")
     if flags & _EXTENDED:
         left_out.append("vendor extensions")
@@ -257,7 +254,7 @@ def _unpack(fields: list[np.ndarray], version: int, fractional_bits: int) -> Spl
         fixed -= (fixed > _LARGEST_FIXED).astype(np.int32) << 24
         places = np.ldexp(fixed.astype(np.float32), -fractional_bits)
     base = (colors.reshape(count, 1, 3) / 255.0 - 0.5) / _COLOR_FACTOR
-    higher = rest.reshape(count, -1, 3)[:, :_MOST_REST] / 128.0 - 1.0
+    higher = rest.reshape(count, -1, 3)[:, :MOST_REST] / 128.0 - 1.0
     return SplatArrays(
         positions=places,
         log_scales=scales.reshape(count, 3) / np.float32(_SCALE_STEPS) + np.float32(_SMALLEST_LOG_SCALE),

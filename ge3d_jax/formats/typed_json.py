@@ -1,7 +1,6 @@
 """Reading untrusted JSON: every value is requested with its type and bounds."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ class JsonReader:
         ):
             many = "" if count is None else f"{count} "
             raise self._wrong(name, f"a list of {many}finite numbers")
-        return np.array([float(value) for value in values if math.isfinite(value)], np.float64)
+        return np.array([float(value) for value in values], np.float64)
 
     def texts(self, name: str, count: int) -> list[str]:
         """Read a list of at least `count` texts."""

@@ -13,10 +13,7 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
-from ge3d_jax.viewer.sheet import enlarge
 
-# Frames with a shorter side are hard to see, so they are enlarged by an integer factor, pixels.
-_SMALLEST_SIDE = 256
 # H.264 first; an ffmpeg built without it has at least MPEG-4.
 _CODECS = (("libx264", "-crf", "16"), ("mpeg4", "-q:v", "3"))
 # The palette of a .gif is chosen from about this many of its frames.
@@ -24,23 +21,19 @@ _PALETTE_FRAMES = 8
 _COLORS = 255
 
 
-def _prepared(frame: np.ndarray) -> np.ndarray:
-    return enlarge(np.asarray(frame), minimum=_SMALLEST_SIDE)
-
-
 def save_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: int = 24) -> None:
     """Write an H.264 video, yuv420p.
 
     Args:
         path: file to write.
-        frames: uint8 (H, W, 3) each, at least one; each is streamed to ffmpeg and not kept. Small frames are
-            enlarged, and odd sides lose one pixel.
+        frames: uint8 (H, W, 3) each, at least one; each is streamed to ffmpeg and not kept. Odd sides lose
+            one pixel.
         fps: frames per second.
 
     Raises:
         UserError: there is no working ffmpeg; the one bundled with imageio-ffmpeg works.
     """
-    each = map(_prepared, frames)
+    each = map(np.asarray, frames)
     first = next(each, None)
     if first is None:
         raise ValueError("A video needs at least one frame.")
@@ -109,13 +102,13 @@ class GifPages:
     def __init__(self, palette_frames: Sequence[np.ndarray]) -> None:
         """Choose the palette from uint8 frames (H, W, 3): those at `palette_indices`."""
         # Concatenated into a single image, so that the palette suits all of them.
-        row = np.concatenate([_prepared(frame) for frame in palette_frames], axis=1)
+        row = np.concatenate(palette_frames, axis=1)
         self._palette = Image.fromarray(row).quantize(_COLORS)
         self._pages: list[Image.Image] = []
 
     def add(self, frame: np.ndarray) -> None:
         """Add a uint8 frame (H, W, 3)."""
-        image = Image.fromarray(_prepared(frame))
+        image = Image.fromarray(np.asarray(frame))
         self._pages.append(image.quantize(palette=self._palette, dither=Image.Dither.NONE))
 
     def save(self, path: str | os.PathLike[str], fps: int = 24) -> None:
@@ -135,7 +128,7 @@ class GifPages:
 
 
 def save_gif(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.ndarray], fps: int = 24) -> None:
-    """Write uint8 frames (T, H, W, 3) as a .gif that loops forever; small frames are enlarged."""
+    """Write uint8 frames (T, H, W, 3) as a .gif that loops forever."""
     if len(frames) == 0:
         raise ValueError("A video needs at least one frame.")
     pages = GifPages([frames[index] for index in palette_indices(len(frames))])

@@ -80,7 +80,7 @@ def convert_splats(
             low, high = arrays.positions.min(axis=0), arrays.positions.max(axis=0)
             corners = ",".join(f"{value:.3g}" for value in (*low, *high))
             raise UserError(f"No splat of {os.fspath(source)} is in the box; all are within {corners}.")
-        arrays = SplatArrays(**{name: values[kept] for name, values in vars(arrays).items()})
+        arrays = arrays.subset(kept)
     if turn != NO_TURN:
         arrays = turned(arrays, turn)
     if scale != 1.0:
@@ -95,8 +95,7 @@ def convert_splats(
     if FORMATS[ending].read is None:
         return Conversion(gaussians, cropped, [])
     written = live_arrays(read_splats(target, keep_axes=keep_axes).gaussians)
-    ordered = SplatArrays(**{name: values[order] for name, values in vars(arrays).items()})
-    return Conversion(gaussians, cropped, losses(ordered, written))
+    return Conversion(gaussians, cropped, losses(arrays.subset(order), written))
 
 
 def losses(before: SplatArrays, after: SplatArrays) -> list[str]:

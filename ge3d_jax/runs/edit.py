@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion.denoiser import Denoiser, classifier_free_epsilon
 from ge3d_jax.diffusion.pipeline import (
@@ -25,12 +26,13 @@ from ge3d_jax.diffusion.pipeline import (
 from ge3d_jax.formats.pictures import load_image
 from ge3d_jax.guidance.prompts import embed_prompt, view_texts
 from ge3d_jax.guidance.trajectories import denoising_trajectory, noising_trajectory
-from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, SOURCE_POLAR_DEGREES, draw_source
+from ge3d_jax.runs.edit_by_method import SOURCE_POLAR_DEGREES, draw_source
+from ge3d_jax.runs.edit_folder import edit_folder
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_negative_prompt, check_prompt, knows_overhead, picture_size
 from ge3d_jax.toybox.world.captions import parse
-from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
+from ge3d_jax.viewer.sheet import SMALLEST_PICTURE, enlarge, image_grid, save_png, to_uint8
 
 
 @struct.dataclass
@@ -153,6 +155,7 @@ def edit_2d(
     Raises:
         UserError: an input is invalid.
     """
+    keep_compiled_code()
     if (image is None) == (source_prompt is None):
         raise UserError(
             "Both or neither of image and source_prompt are given; give one of them as the picture to edit."
@@ -191,28 +194,29 @@ def edit_2d(
             f"The model {place} returns non-finite values; check it with `ge3d check-model`, or compute in "
             "float32."
         )
-    write_json(
-        folder / "config.json",
-        {
-            "prompt": prompt,
-            "image": str(image) if image is not None else None,
-            "source_prompt": source_prompt,
-            "azimuth_degrees": azimuth_degrees,
-            **choice.describe(),
-            "negative_prompt": negative_prompt,
-            "max_step": max_step,
-            "nodes": nodes,
-            "guidance_scale": guidance_scale,
-            "versions": versions(),
-        },
-    )
-    times = [int(t) for t in edit.node_times]
-    pictures = [
-        enlarge(picture, minimum=SMALLEST_PICTURE)
-        for picture in to_uint8(np.concatenate([edit.noising, edit.denoising]))
-    ]
-    labels = [f"up, t = {t}" for t in times] + [f"down, t = {t}" for t in times]
-    save_png(folder / "nodes.png", image_grid(pictures, labels, columns=len(times)))
-    save_png(folder / "edited.png", pictures[len(times)])
-    save_png(folder / "source.png", enlarge(to_uint8(np.asarray(source)), minimum=SMALLEST_PICTURE))
+    with edit_folder(folder):
+        write_json(
+            folder / "config.json",
+            {
+                "prompt": prompt,
+                "image": str(image) if image is not None else None,
+                "source_prompt": source_prompt,
+                "azimuth_degrees": azimuth_degrees if source_prompt is not None else None,
+                **choice.describe(),
+                "negative_prompt": negative_prompt,
+                "max_step": max_step,
+                "nodes": nodes,
+                "guidance_scale": guidance_scale,
+                "versions": versions(),
+            },
+        )
+        times = [int(t) for t in edit.node_times]
+        pictures = [
+            enlarge(picture, minimum=SMALLEST_PICTURE)
+            for picture in to_uint8(np.concatenate([edit.noising, edit.denoising]))
+        ]
+        labels = [f"up, t = {t}" for t in times] + [f"down, t = {t}" for t in times]
+        save_png(folder / "nodes.png", image_grid(pictures, labels, columns=len(times)))
+        save_png(folder / "edited.png", pictures[len(times)])
+        save_png(folder / "source.png", enlarge(to_uint8(np.asarray(source)), minimum=SMALLEST_PICTURE))
     return folder

@@ -19,7 +19,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.diffusion.denoiser import Denoiser
-from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images
+from ge3d_jax.diffusion.pipeline import StableDiffusion, compiled_decode, decode_latents, encode_images
 from ge3d_jax.editing.base import Method, edit_times
 from ge3d_jax.metrics.edits import masked_mse, masked_psnr, masked_ssim
 from ge3d_jax.metrics.lpips import LpipsDistance
@@ -91,12 +91,9 @@ def editor_of(method: Method, model: StableDiffusion, seed: int) -> Editor:
         )
         key = jax.random.fold_in(jax.random.key(seed), batch)
         edited = method(task, Denoiser(model, model.schedule, len(cases)), key)
-        return np.asarray(_decode(model, edited.latents))
+        return np.asarray(compiled_decode(model, edited.latents))
 
     return edit
-
-
-_decode = jax.jit(decode_latents)
 
 
 @jax.jit

@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import setting_names, to_tree, with_overrides
 from ge3d_jax.diffusion.denoiser import Denoiser
-from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images, encode_text, tokenize
+from ge3d_jax.diffusion.pipeline import StableDiffusion, compiled_decode, encode_images, encode_text, tokenize
 from ge3d_jax.editing.base import Edited, EditTask, Method, edit_times
 from ge3d_jax.editing.control import WordEdit, local_blend, no_blend, open_control, prompt_control
 from ge3d_jax.editing.methods import METHODS
 from ge3d_jax.editing.plain import read_blend, read_words
 from ge3d_jax.editing.words import token_words
 from ge3d_jax.formats.pictures import load_image
+from ge3d_jax.runs.edit_folder import edit_folder
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_negative_prompt, check_prompt, check_seed, picture_size
@@ -27,10 +29,8 @@ from ge3d_jax.splatting.cameras import orbit_camera
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.render import FIELD_OF_VIEW, RADIUS, render_sentence
 from ge3d_jax.viewer.comparison import save_comparison
-from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
+from ge3d_jax.viewer.sheet import SMALLEST_PICTURE, enlarge, image_grid, save_png, to_uint8
 
-# Smallest edge length of written images, pixels: large enough to look at.
-SMALLEST_PICTURE = 192
 # Polar angle for rendering a source prompt: the middle of the range of the Toybox world's cameras.
 SOURCE_POLAR_DEGREES = 70.0
 # Number of states of each trajectory to show on the sheet.
@@ -86,8 +86,11 @@ def choose_methods(names: Sequence[str], overrides: Mapping[str, Any]) -> dict[s
 def check_words(methods: Mapping[str, Method], edit: WordEdit, blend: Blend | None) -> None:
     """Check that no method would ignore the given words. Raises UserError."""
     for name, method in methods.items():
-        if (edit.factors or edit.spans) and not method.controls_attention:
-            raise UserError(f"The method {name} does not control attention; leave out words for it.")
+        if edit != WordEdit() and not method.controls_attention:
+            raise UserError(
+                f"The method {name} does not control attention; leave out words, form, cross, and "
+                "self_attention for it."
+            )
         if blend is not None and not method.blends:
             raise UserError(f"The method {name} does not blend; leave out blend for it.")
 
@@ -143,9 +146,6 @@ def make_task(
     )
 
 
-_decode = jax.jit(decode_latents)
-
-
 def edit_by_method(
     prompt: str,
     *,
@@ -188,6 +188,7 @@ def edit_by_method(
     Raises:
         UserError: an input is invalid.
     """
+    keep_compiled_code()
     if image is None and source_prompt is None:
         raise UserError(
             "Neither image nor source_prompt is given; give a picture to edit, or a sentence to draw."
@@ -235,44 +236,45 @@ def edit_by_method(
     }
 
     shown = enlarge(to_uint8(np.asarray(source)), minimum=SMALLEST_PICTURE)
-    save_png(folder / "source.png", shown)
-    seconds: dict[str, float] = {}
-    edits = {"source": shown}
-    denoiser = Denoiser(diffusion, diffusion.schedule, 1)
-    for name, method in chosen.items():
-        begun = time.monotonic()
-        edited = jax.block_until_ready(method(tasks[name], denoiser, jax.random.key(seed)))
-        seconds[name] = time.monotonic() - begun
-        if not np.isfinite(np.asarray(edited.latents)).all():
-            raise UserError(
-                f"The method {name} returned non-finite values; compute in float32, or lower its scale."
-            )
-        edits[name] = _write_method(folder / name, diffusion, edited, pair)
-    save_png(
-        folder / "compare.png",
-        image_grid(list(edits.values()), list(edits), columns=min(_MOST_COLUMNS, len(edits))),
-    )
-    _write_page(folder, pair, edits, seconds)
-    write_json(
-        folder / "config.json",
-        {
-            "prompt": prompt,
-            "image": str(image) if image is not None else None,
-            "source_prompt": source_prompt,
-            "azimuth_degrees": azimuth_degrees,
-            **choice.describe(),
-            "negative_prompt": negative_prompt,
-            "words": words,
-            "blend": blend,
-            "form": form,
-            "cross": cross,
-            "self_attention": self_attention,
-            "seed": seed,
-            "methods": {name: to_tree(method) for name, method in chosen.items()},
-            "seconds": seconds,
-            "versions": versions(),
-        },
-    )
+    with edit_folder(folder):
+        save_png(folder / "source.png", shown)
+        seconds: dict[str, float] = {}
+        edits = {"source": shown}
+        denoiser = Denoiser(diffusion, diffusion.schedule, 1)
+        for name, method in chosen.items():
+            begun = time.monotonic()
+            edited = jax.block_until_ready(method(tasks[name], denoiser, jax.random.key(seed)))
+            seconds[name] = time.monotonic() - begun
+            if not np.isfinite(np.asarray(edited.latents)).all():
+                raise UserError(
+                    f"The method {name} returned non-finite values; compute in float32, or lower its scale."
+                )
+            edits[name] = _write_method(folder / name, diffusion, edited, pair)
+        save_png(
+            folder / "compare.png",
+            image_grid(list(edits.values()), list(edits), columns=min(_MOST_COLUMNS, len(edits))),
+        )
+        _write_page(folder, pair, edits, seconds)
+        write_json(
+            folder / "config.json",
+            {
+                "prompt": prompt,
+                "image": str(image) if image is not None else None,
+                "source_prompt": source_prompt,
+                "azimuth_degrees": azimuth_degrees if image is None else None,
+                **choice.describe(),
+                "negative_prompt": negative_prompt,
+                "words": words,
+                "blend": blend,
+                "form": form,
+                "cross": cross,
+                "self_attention": self_attention,
+                "seed": seed,
+                "methods": {name: to_tree(method) for name, method in chosen.items()},
+                "seconds": seconds,
+                "versions": versions(),
+            },
+        )
     return folder
 
 
@@ -307,11 +309,9 @@ def _write_method(
 ) -> np.ndarray:
     """Write the results of a method for one image, and return the edited image as written."""
     prepare_folder(folder)
-    for old in ("edited.png", "inversion.png", "trajectory.png", "words.png"):
-        (folder / old).unlink(missing_ok=True)
 
     def pictures(latents: jax.Array) -> list[np.ndarray]:
-        decoded = to_uint8(np.asarray(_decode(model, latents)))
+        decoded = to_uint8(np.asarray(compiled_decode(model, latents)))
         return [enlarge(picture, minimum=SMALLEST_PICTURE) for picture in decoded]
 
     ways = {"up": edited.up, "source": edited.source, "down": edited.down}
@@ -344,7 +344,7 @@ def _words_sheet(model: StableDiffusion, edited: Edited, prompts: tuple[str, str
         for word, positions in token_words(model.tokenizer, prompt, maps.shape[-1]):
             attention = maps[..., positions].sum(axis=-1)
             bright = attention / max(float(attention.max()), float(np.finfo(np.float32).tiny))
-            grey = to_uint8(np.repeat(bright[..., None], 3, axis=-1))
-            shown.append(enlarge(grey, minimum=SMALLEST_PICTURE))
+            gray = to_uint8(np.repeat(bright[..., None], 3, axis=-1))
+            shown.append(enlarge(gray, minimum=SMALLEST_PICTURE))
             labels.append(word)
     return image_grid(shown, labels, columns=min(_MOST_COLUMNS, len(shown)))

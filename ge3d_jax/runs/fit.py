@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.files import locked, remove_files
 from ge3d_jax.core.settings import to_tree, with_overrides
 from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
@@ -242,6 +243,7 @@ def fit_images(
     Raises:
         UserError: an input is invalid; results of an earlier run are then left untouched.
     """
+    keep_compiled_code()
     check_seed(seed)
     if mesh:
         check_packages()

@@ -51,8 +51,9 @@ class Result:
     metrics: list[HostNumbers]
     frames: np.ndarray
 
-    def _repr_png_(self) -> bytes:
-        return (self.folder / "views.png").read_bytes()
+    def _repr_png_(self) -> bytes | None:
+        views = self.folder / "views.png"
+        return views.read_bytes() if views.is_file() else None
 
 
 def _inversion_of(overrides: Mapping[str, Any] | None) -> dict[str, Any]:

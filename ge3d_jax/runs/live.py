@@ -115,7 +115,7 @@ class LiveView(Observer):
 
     def on_compiled(self, compilation: Compilation) -> None:
         """Update the status."""
-        self._told.tell("The first iteration runs.")
+        self._told.tell("Running the first iteration.")
 
     def on_begin(self, *, is_new: bool) -> None:
         """Schedule the first update for as soon as there is something to see."""

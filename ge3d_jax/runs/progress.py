@@ -49,7 +49,7 @@ class RunProgress:
             MofNCompleteColumn(),
             TextColumn("·"),
             TimeElapsedColumn(),
-            TextColumn("gone,"),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
             TextColumn("left{task.fields[figures]}"),
             console=console,

@@ -13,7 +13,7 @@ from ge3d_jax.mesh.files import save_mesh
 from ge3d_jax.runs.attempts import Attempts
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.page import save_viewer
-from ge3d_jax.viewer.sheet import save_png
+from ge3d_jax.viewer.sheet import SMALLEST_FRAME, enlarge, save_png
 from ge3d_jax.viewer.turntable import Viewpoint, render_around, turntable_azimuths, view_sheet
 
 _TURNTABLE_FRAMES = 64
@@ -63,10 +63,11 @@ def write_object(
     frames = render_around(gaussians, azimuths, viewpoint=viewpoint)
     with attempts.at("views.png"):
         save_png(folder / "views.png", view_sheet(frames[::_SHEET_STRIDE], azimuths[::_SHEET_STRIDE]))
+    enlarged = [enlarge(frame, minimum=SMALLEST_FRAME) for frame in frames]
     with attempts.at("turntable.gif"):
-        save_gif(folder / "turntable.gif", frames, fps=_TURNTABLE_FPS)
+        save_gif(folder / "turntable.gif", enlarged, fps=_TURNTABLE_FPS)
     with attempts.at("turntable.mp4"):
-        save_mp4(folder / "turntable.mp4", frames, fps=_TURNTABLE_FPS)
+        save_mp4(folder / "turntable.mp4", enlarged, fps=_TURNTABLE_FPS)
     if mesh:
         write_mesh(folder, gaussians, attempts=attempts)
     return frames

@@ -12,17 +12,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_text, predict_epsilon
+from ge3d_jax.diffusion.pipeline import StableDiffusion, compiled_decode, encode_text, predict_epsilon
 from ge3d_jax.diffusion.sampling import sampling_times
 from ge3d_jax.diffusion.schedule import ddim_step
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
 from ge3d_jax.runs.request import check_negative_prompt, check_prompt, check_seed, picture_size
-from ge3d_jax.viewer.sheet import enlarge, image_grid, save_png, to_uint8
+from ge3d_jax.viewer.sheet import SMALLEST_PICTURE, enlarge, image_grid, save_png, to_uint8
 
-# Smallest edge length of written images, pixels: large enough to look at.
-_SMALLEST_PICTURE = 192
 _LARGEST_COLUMNS = 4
 # Labels on the sheet are truncated to this many characters.
 _LONGEST_LABEL = 28
@@ -40,9 +39,6 @@ def _guided_step(
     """One DDIM step of one image; `texts` (2, L, D) embeds the negative prompt and the prompt."""
     empty, wanted = jnp.split(predict_epsilon(model, jnp.concatenate([x, x]), now, texts), 2)
     return ddim_step(model.schedule, x, empty + guidance * (wanted - empty), now, then)
-
-
-_decode = jax.jit(decode_latents)
 
 
 def sample_picture(
@@ -83,7 +79,7 @@ def sample_picture(
         if on_step is not None:
             x.block_until_ready()
             on_step()
-    return np.asarray(_decode(model, x))[0]
+    return np.asarray(compiled_decode(model, x))[0]
 
 
 def _shown(prompt: str) -> str:
@@ -123,6 +119,7 @@ def sample_to_folder(
     Raises:
         UserError: an input is invalid.
     """
+    keep_compiled_code()
     if not prompts:
         raise UserError('There is no prompt; say what to show, e.g. "a red mushroom".')
     if count < 1:
@@ -164,7 +161,7 @@ def sample_to_folder(
                         f"The model {place} returns non-finite values; check it with "
                         "`ge3d check-model`, or compute in float32."
                     )
-                pictures.append(enlarge(to_uint8(picture), minimum=_SMALLEST_PICTURE))
+                pictures.append(enlarge(to_uint8(picture), minimum=SMALLEST_PICTURE))
                 labels.append(f"{_shown(prompt)}, seed {one}")
                 files.append(f"{number:02d}-{slug(prompt)}-{one}.png")
                 save_png(folder / files[-1], pictures[-1])

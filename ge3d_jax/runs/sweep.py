@@ -149,7 +149,12 @@ def sweep(
     ]
     check_distinct(objects, lines)
     process, processes = jax.process_index(), jax.process_count()
-    shares_views = share == "views" and processes > 1
+    shares_views = share == "views"
+    if share == "views" and processes == 1:
+        raise UserError(
+            "There is only one process, so there is nobody to share views with; start several (see "
+            "--distributed), or leave share out."
+        )
     if share == "views":
         at_a_time = 1
         for one in objects:
@@ -157,7 +162,7 @@ def sweep(
     own = objects if share == "views" else share_of(objects, process, processes)
     folder = SweepFolder(prepare_folder(path), objects)
     folder.check_free(resume=resume)
-    _check_same_objects(objects)
+    _check_same_objects(objects, resume=resume)
     # No process writes anything until all of them have reached this point.
     check_same(json.dumps([one.request.description for one in objects], default=str))
     with folder.locked(process):
@@ -223,10 +228,14 @@ def _object(
     return SweepObject(name, index, line.told_changes, dataclasses.replace(request, folder=path / name))
 
 
-def _check_same_objects(objects: Sequence[SweepObject]) -> None:
-    """Check that no object was started with other settings. Raises UserError."""
+def _check_same_objects(objects: Sequence[SweepObject], *, resume: bool) -> None:
+    """Check that no object was started outside this sweep or with other settings. Raises UserError."""
     for one in objects:
         if (one.request.folder / "config.json").is_file():
+            if not resume:
+                raise UserError(
+                    f"The folder {one.request.folder} already holds a run; give another folder for the sweep."
+                )
             check_described(
                 one.request.folder, one.request.description, {"settings": to_tree(one.request.usual)}
             )

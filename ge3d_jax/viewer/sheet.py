@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ge3d_jax.core.files import atomic_path
 
+# Smaller pictures of models and frames of videos are hard to see, pixels.
+SMALLEST_PICTURE, SMALLEST_FRAME = 192, 256
 _PAPER = (255, 255, 255)
 _INK = (60, 60, 60)
 

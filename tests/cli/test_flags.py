@@ -24,12 +24,20 @@ sys.exit(main())
 
 # (module and name of the function, command, what each flag becomes).
 CASES = {
+    "show along a path": (
+        ("ge3d_jax.runs.show", "render_splats"),
+        {
+            "--splats=a.ply": {"arguments": ["a.ply"]},
+            "--cameras=c.json": {"camera_path": "c.json"},
+            # The page has cameras of its own.
+            "--elevation=15": {"elevation_degrees": 15.0},
+        },
+    ),
     "show": (
         ("ge3d_jax.runs.show", "render_splats"),
         {
             "--splats=a.ply": {"arguments": ["a.ply"]},
             "--out=b.png": {"out": "b.png"},
-            "--cameras=c.json": {"camera_path": "c.json"},
             "--frames=11": {"frames": 11},
             "--views=12": {"views": 12},
             "--fps=13": {"fps": 13},
@@ -87,11 +95,14 @@ CASES = {
             "--iterations=14": {"overrides": {"iterations": "14"}},
         },
     ),
+    "edit a picture": (
+        ("ge3d_jax.runs.edit", "edit_2d"),
+        {"--prompt=a red pig": {"arguments": ["a red pig"]}, "--image=a": {"image": "a"}},
+    ),
     "edit": (
         ("ge3d_jax.runs.edit", "edit_2d"),
         {
             "--prompt=a red pig": {"arguments": ["a red pig"]},
-            "--image=a": {"image": "a"},
             "--source_prompt=a red cat": {"source_prompt": "a red cat"},
             "--azimuth=11": {"azimuth_degrees": 11.0},
             "--negative_prompt=a dog": {"negative_prompt": "a dog"},
@@ -106,7 +117,6 @@ CASES = {
         {
             "--prompt=a red pig": {"arguments": ["a red pig"]},
             "--method=direct, npi": {"methods": ["direct", "npi"]},
-            "--image=a": {"image": "a"},
             "--source_prompt=a red cat": {"source_prompt": "a red cat"},
             "--azimuth=11": {"azimuth_degrees": 11.0},
             "--words=red x2": {"words": "red x2"},

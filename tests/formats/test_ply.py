@@ -283,9 +283,9 @@ def write_number_in_text(path, row, new):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="There is no splat file"):
+    with pytest.raises(UserError, match="There is no file"):
         load_ply(tmp_path / "nothing.ply")
-    with pytest.raises(UserError, match="There is no splat file"):
+    with pytest.raises(UserError, match="There is no file"):
         load_ply(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         load_ply(tmp_path / ("long" * 100))

@@ -344,8 +344,19 @@ def test_a_validation_file_stands_for_a_missing_test_file(copied):
     place, content = copied
     write(place, content, "transforms_train.json")
     write(place, content | {"frames": content["frames"][:1]}, "transforms_val.json")
-    train, test = read_posed_images(place)
+    with pytest.warns(UserWarning, match="transforms_val.json is used as the held-out images"):
+        train, test = read_posed_images(place)
     assert len(train.names) == 3 and len(test.names) == 1
+
+
+def test_a_validation_file_beside_a_test_file_is_said(copied):
+    place, content = copied
+    write(place, content, "transforms_train.json")
+    write(place, content | {"frames": content["frames"][:1]}, "transforms_val.json")
+    write(place, content | {"frames": content["frames"][:2]}, "transforms_test.json")
+    with pytest.warns(UserWarning, match="transforms_val.json is not used; .* of transforms_test.json"):
+        train, test = read_posed_images(place)
+    assert len(train.names) == 3 and len(test.names) == 2
 
 
 def test_what_is_not_used_is_said(copied):

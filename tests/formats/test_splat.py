@@ -135,7 +135,7 @@ def test_empty_and_missing_files_are_named(tmp_path):
     (tmp_path / "empty.splat").touch()
     with pytest.raises(UserError, match=r"empty\.splat holds no splats"):
         load_splat(tmp_path / "empty.splat")
-    with pytest.raises(UserError, match="There is no splat file"):
+    with pytest.raises(UserError, match="There is no file"):
         load_splat(tmp_path / "nothing.splat")
 
 

@@ -50,20 +50,23 @@ def test_converting_to_text_and_back_gives_the_same_file(tmp_path):
     [
         ("a.ply", "b.obj", False, r"b\.obj does not have the suffix"),
         ("a.obj", "b.ply", False, r"a\.obj does not have the suffix"),
+        ("a.ply", "folder.ply", False, r"folder\.ply is a folder; give the name of a file"),
+        ("a.ply", "b.usd", True, r"b\.usd is not a \.ply file"),
         ("a.ply", "b.ksplat", False, r"b\.ksplat cannot be written, only read; use one of .*\.spz"),
         ("a.usd", "b.ply", False, r"a\.usd cannot be read, only written; use one of .*\.ksplat"),
         ("a.ply", "b.compressed.ply", True, r"b\.compressed\.ply is not a \.ply"),
         ("a.ply", "b.spz", True, r"b\.spz is not a \.ply"),
-        ("c.ply", "b.spz", False, "There is no splat file"),
+        ("c.ply", "b.spz", False, "There is no file"),
         ("a.ply", "a.ply/b.spz", False, "cannot be written"),
     ],
 )
 def test_errors_are_named(tmp_path, monkeypatch, source, target, ascii, says):
     monkeypatch.chdir(tmp_path)
     save_splats(tmp_path / "a.ply", random_gaussians(3, degree=0))
+    (tmp_path / "folder.ply").mkdir()
     with pytest.raises(UserError, match=says):
         convert_splats(source, target, ascii=ascii)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "folder.ply"]
 
 
 def test_a_line_says_what_was_rounded(tmp_path):

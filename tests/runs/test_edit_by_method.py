@@ -10,6 +10,7 @@ from PIL import Image
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.editing.words import find_words
+from ge3d_jax.runs.edit import edit_2d
 from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, edit_by_method, make_task
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.runs.request import check_edit
@@ -58,6 +59,11 @@ def test_two_methods_side_by_side(model, tmp_path):
         out=tmp_path / "again",
     )
     assert (tmp_path / "again" / "direct" / "edited.png").is_file()
+    # An edit by GE3D replaces them all, also where the picture to edit is one of them.
+    edit_2d(TARGET, image=folder / "source.png", model=model, max_step=100, nodes=1, out=folder)
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        *("config.json", "source.png", "edited.png", "nodes.png", "again"),
+    }
 
 
 def test_an_edit_stays_within_its_words(model):
@@ -113,6 +119,12 @@ def test_each_trajectory_has_its_own_row(model, tmp_path):
         ({"words": "blue"}, "does not say what to do"),
         ({"blend": "stem"}, "neither in the prompt"),
         ({"methods": ["imagic"], "words": "blue x2"}, "imagic does not control attention"),
+        (
+            {"methods": ["imagic"], "form": "replace"},
+            "imagic does not control attention; leave out words, form",
+        ),
+        ({"methods": ["imagic"], "cross": 0.3}, "imagic does not control attention"),
+        ({"methods": ["imagic"], "self_attention": 0.3}, "imagic does not control attention"),
         ({"methods": ["edict"], "blend": "blue"}, "edict does not blend"),
         ({"source_prompt": "mushroom"}, "not a sentence"),
         ({"cross": 1.5}, "between 0 and 1"),

@@ -93,7 +93,7 @@ def test_it_shows_splats_loss_and_how_far_the_run_is(tmp_path):
     page = Page()
     outcome = run(tmp_path, page, Clock(iteration=6.0))
     assert page.opened == [("a toy", 5, False)] and page.closed == 1
-    assert page.told[0] == "The first iteration runs."
+    assert page.told[0] == "Running the first iteration."
     assert iterations_shown(page) == [1, 2, 3, 4, 5, 6]
     losses = [line["loss"] for line in outcome.history]
     assert page.told[-1] == f"iteration 6 of 6 · loss {losses[-1]:.4g} · 6.00 s an iteration"

@@ -158,7 +158,7 @@ def test_settings_have_bounds(name, low, high):
         ("a.obj", "b.glb", "z", r"a\.obj does not have the suffix of a splat file"),
         ("a.ply", "b.stl", "z", r"b\.stl does not have the suffix of a mesh file; use one of \.glb, \.obj"),
         ("a.ply", "b", "z", "b does not have the suffix of a mesh file"),
-        ("c.ply", "b.glb", "z", "There is no splat file"),
+        ("c.ply", "b.glb", "z", "There is no file"),
         ("a.ply", "b.glb", "x", "The up direction is 'x'"),
         ("a.ply", "a.ply/b.glb", "z", "cannot be written to"),
         ("faint.ply", "b.glb", "z", r"faint\.ply: All splats are transparent"),

@@ -284,6 +284,8 @@ def test_bad_camera_paths_are_named(tmp_path, content, says):
         ({"up": "x"}, "one of z, y, -y"),
         ({"rasterizer": "brush"}, "rasterizer 'brush' does not exist; use one of auto, xla, kernel"),
         ({"rasterizer": "kernel"}, 'rasterizer "kernel" needs an NVIDIA GPU'),
+        ({"out": ""}, "The name of the output folder is empty"),
+        ({"out": "folder.png"}, r"folder\.png is a folder; give the name of a file"),
         ({"out": "picture.jpg"}, r"picture\.jpg has an unknown suffix"),
         ({"camera_path": "nothing.json"}, "no camera path"),
     ],
@@ -291,9 +293,10 @@ def test_bad_camera_paths_are_named(tmp_path, content, says):
 def test_errors_are_reported_before_anything_is_written(tmp_path, monkeypatch, options, says):
     monkeypatch.chdir(tmp_path)
     save_splats(tmp_path / "a.ply", signposts())
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match=says):
         render_splats("a.ply", **options)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "folder.png"]
 
 
 def test_the_folder_is_named_after_the_splats(tmp_path, monkeypatch):

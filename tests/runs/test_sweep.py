@@ -235,11 +235,21 @@ def test_what_else_cannot_be_is_refused_before_anything_runs(sweep, tmp_path):
         sweep(out, share="seeds")
     with pytest.raises(UserError, match="leave at_a_time out"):
         sweep(out, share="views", at_a_time=2)
+    with pytest.raises(UserError, match="only one process"):
+        sweep(out, share="views")
     with pytest.raises(UserError, match="shared_nodes is false"):
         sweep(out, overrides=SMALL | {"shared_nodes": False})
     with pytest.raises(UserError, match=r"The seed is -1"):
         sweep(out, seeds=[-1])
     assert not out.exists()
+
+
+def test_an_object_of_another_run_is_not_continued(made, sweep, tmp_path):
+    (tmp_path / NAMES[1]).mkdir()
+    shutil.copy(made.folder / NAMES[1] / "config.json", tmp_path / NAMES[1])
+    with pytest.raises(UserError, match=f"{NAMES[1]} already holds a run; give another folder"):
+        sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[1]]
 
 
 def test_two_sweeps_do_not_write_to_one_folder(sweep, tmp_path):

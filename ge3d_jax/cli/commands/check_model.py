@@ -11,16 +11,14 @@ The bounds were set with the bundled model and damaged copies of it. No publishe
 such a model just misses a bound, look at its pictures, too (ge3d sample).
 """
 
-import sys
-
 from absl import flags
 
-from ge3d_jax.cli import model_flags
+from ge3d_jax.cli import model_flags, script
 
 flags.adopt_module_key_flags(model_flags)
 
 
-def main() -> None:
+def main() -> int | None:
     """Load the model, test it, and print the results."""
     from rich.console import Console
     from rich.table import Table
@@ -54,9 +52,10 @@ def main() -> None:
         console.print(f"     [dim]otherwise: {finding.otherwise}[/]")
     if not all(finding.passed for finding in findings):
         console.print("[red]The model is not loaded correctly, or it was never trained.[/]")
-        sys.exit(1)
+        return script.EXIT_FAILED
     console.print("[green]The model is loaded correctly.[/]")
     if not is_toybox:
         console.print(
             "These bounds have not been tried with published weights: look at pictures too (ge3d sample)."
         )
+    return None

@@ -73,17 +73,10 @@ def _given(*found: flags.FlagHolder[Any]) -> dict[str, Any]:
     return {flag.name: flag.value for flag in found if flag.value is not None and flag.value != []}
 
 
-def _refuse(given: dict[str, Any], method: str) -> None:
-    """Refuse flags that the method would ignore. Raises UserError."""
-    from ge3d_jax.core.errors import UserError
-
-    if given:
-        names = " and ".join(f"--{name}" for name in given)
-        raise UserError(f"{names} have no effect with --method={method}; leave them out.")
-
-
 def main() -> None:
     """Edit the picture, and print where the results are."""
+    if _IMAGE.value is not None:
+        script.refuse(["azimuth"] if _AZIMUTH.present else [], where="--image")
     of_ge3d = _given(_MAX_STEP, _NODES)
     of_others = _given(_WORDS, _BLEND, _FORM, _CROSS, _SELF, _SEED)
     shared: dict[str, Any] = {
@@ -94,7 +87,7 @@ def main() -> None:
         "out": _OUT.value,
     }
     if _METHOD.value == [_GE3D]:
-        _refuse(of_others | _given(_SET), _GE3D)
+        script.refuse([*of_others, *_given(_SET)], where=f"--method={_GE3D}")
         from ge3d_jax.runs.edit import edit_2d
 
         scale: dict[str, Any] = {} if _SCALE.value is None else {"guidance_scale": _SCALE.value}
@@ -102,7 +95,7 @@ def main() -> None:
         print(f"  Both trajectories:  {folder / 'nodes.png'}")
         print(f"  The edited picture: {folder / 'edited.png'}")
         return
-    _refuse(of_ge3d, ",".join(_METHOD.value))
+    script.refuse(list(of_ge3d), where=f"--method={','.join(_METHOD.value)}")
     overrides: dict[str, Any] = dict(script.parse_settings(_SET.value))
     if _SCALE.value is not None:
         overrides["scale"] = _SCALE.value

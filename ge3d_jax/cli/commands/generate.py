@@ -5,8 +5,9 @@
 With the bundled model this takes about a minute and a half on two CPU cores; a bar shows the progress. The
 folder outputs/a-red-mushroom-0/ then holds the object (object.ply, for any viewer of Gaussian splats), a page
 to turn it in a browser (viewer.html), a turntable (turntable.mp4, turntable.gif), a sheet of eight views
-(views.png), snapshots from along the way (previews/), and all settings and measurements (config.json,
-metrics.jsonl). Ctrl-C keeps the object as it stands; the same command with --resume continues from there.
+(views.png), snapshots from along the way (previews/), all settings and measurements (config.json,
+metrics.jsonl), and what --resume needs (state/, which may be deleted). Ctrl-C keeps the object as it stands;
+the same command with --resume continues from there.
 
 Another seed makes another object. --start=object.ply begins with an existing object and restyles it. A point
 cloud or a mesh will do, too, and --start=point_e begins with points that Point-E makes of the sentence; the

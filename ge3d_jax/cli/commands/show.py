@@ -14,7 +14,7 @@ pointing down: --up=-y. The same goes for .spz and .glb files of other tools, wh
 
 from absl import flags
 
-from ge3d_jax.cli import rasterizer_flag
+from ge3d_jax.cli import rasterizer_flag, script
 
 flags.adopt_module_key_flags(rasterizer_flag)
 
@@ -50,10 +50,23 @@ _ANTIALIASED = flags.DEFINE_bool(
     "the file says.",
 )
 _BACKGROUND = flags.DEFINE_string("background", "white", "A color, e.g. white or #8090a0.")
+# Files without a page, which has its own cameras even if the others follow a path.
+_FILMS = (".mp4", ".gif", ".png")
+
+
+def _refuse_ignored() -> None:
+    """Refuse flags that a camera path makes meaningless. Raises UserError."""
+    if _CAMERAS.value is None:
+        return
+    ignored = [_FRAMES, _AZIMUTH]
+    if (_OUT.value or "").lower().endswith(_FILMS):
+        ignored += [_ELEVATION, _RADIUS, _FOV]
+    script.refuse([flag.name for flag in ignored if flag.present], where="--cameras")
 
 
 def main() -> None:
     """Render, and print where the files are."""
+    _refuse_ignored()
     from ge3d_jax.runs.show import parse_color, parse_size, render_splats
 
     written = render_splats(

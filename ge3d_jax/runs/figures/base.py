@@ -17,7 +17,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
 from ge3d_jax.formats.video import save_mp4
 from ge3d_jax.runs.folder import versions, write_json
-from ge3d_jax.viewer.sheet import save_png
+from ge3d_jax.viewer.sheet import SMALLEST_FRAME, enlarge, save_png
 
 # "small" is a quick look on two CPU cores, "full" takes an evening on them, and "paper" is the paper's setup
 # with Stable Diffusion, for a cluster.
@@ -184,7 +184,8 @@ def write_made(made: Made, *, name: str, command: str, out: Path) -> None:
     for suffix, picture in made.pictures.items():
         _save_picture(out / f"{_file_name(name, suffix)}.png", picture)
     for suffix, frames in made.videos.items():
-        save_mp4(out / f"{_file_name(name, suffix)}.mp4", frames, fps=12)
+        enlarged = (enlarge(frame, minimum=SMALLEST_FRAME) for frame in frames)
+        save_mp4(out / f"{_file_name(name, suffix)}.mp4", enlarged, fps=12)
     rows = [{column: _told(value) for column, value in row.items()} for row in made.rows]
     with atomic_path(out / f"{name}.md") as path:
         path.write_text(made.text.rstrip() + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy as np
 
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.tables import markdown_table, number_cell
-from ge3d_jax.diffusion.pipeline import decode_latents
+from ge3d_jax.diffusion.pipeline import compiled_decode
 from ge3d_jax.metrics.pictures import finite_psnr
 from ge3d_jax.runs.asked import bundled_model
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work
@@ -87,9 +87,6 @@ def from_one_side(drawn: Draws, config: Config, azimuth_degrees: float) -> Draws
     return Draws(shared={**drawn.shared, "flip": jnp.asarray(False)}, per_view={**first, **fixed})
 
 
-_decode = jax.jit(decode_latents)
-
-
 def look(
     azimuth_degrees: float, task: Distillation, state: TrainState, context: Prompted, drawn: Draws
 ) -> Record:
@@ -115,7 +112,7 @@ def look(
     count = len(found.times)
     latents = np.zeros((2 * count, *noising.shape[1:]), np.float32)
     latents[: len(noising)], latents[count : count + len(denoising)] = noising, denoising
-    pictures = to_uint8(np.asarray(_decode(context.model, jnp.asarray(latents))))
+    pictures = to_uint8(np.asarray(compiled_decode(context.model, jnp.asarray(latents))))
     return Record(
         {"active": found.active, "times": times.tolist()},
         {

@@ -242,8 +242,8 @@ def results_page(
     head = [
         "# The paper's tables and figures",
         f"Written by `python experiments/figures/page.py --size={size}`, which makes whatever is missing. "
-        f"Every number comes from a file in [{folder}]({folder}); the command under each figure "
-        "reproduces it.",
+        f"Every number in the tables comes from a file in [{folder}]({folder}); the command under each "
+        "figure reproduces it.",
         contents,
     ]
     if missing:

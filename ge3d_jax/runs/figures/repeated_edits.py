@@ -15,7 +15,7 @@ import numpy as np
 
 from ge3d_jax.core.tables import counted
 from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
-from ge3d_jax.diffusion.pipeline import StableDiffusion, decode_latents, encode_images, encode_text
+from ge3d_jax.diffusion.pipeline import StableDiffusion, compiled_decode, encode_images, encode_text
 from ge3d_jax.diffusion.sampling import sample
 from ge3d_jax.guidance.base import DrawKeys, Loss, Progress, SeenViews
 from ge3d_jax.guidance.ge3d import GE3D
@@ -189,15 +189,12 @@ def draw_pictures(
         steps=_SAMPLING_STEPS,
         guidance_scale=settings.scale,
     )
-    return Pictures(np.asarray(_decode(model, latents)), None, text)
+    return Pictures(np.asarray(compiled_decode(model, latents)), None, text)
 
 
 @jax.jit
 def _encode(model: StableDiffusion, pictures: jax.Array) -> jax.Array:
     return encode_images(model, pictures, None)
-
-
-_decode = jax.jit(decode_latents)
 
 
 @partial(jax.jit, static_argnames=("loss", "steps", "edits"))
@@ -316,7 +313,7 @@ def edit_and_measure(
     """
     latents = _encode(model, jnp.asarray(pictures.sources))
     after = edited_latents(model, latents, pictures.text, way, seed=seed, edits=settings.edits)
-    decoded = [pictures.sources, *(np.asarray(_decode(model, each)) for each in after)]
+    decoded = [pictures.sources, *(np.asarray(compiled_decode(model, each)) for each in after)]
     rows = [
         measure_without_truth(each, pictures.sources)
         if pictures.truths is None or gallery is None
