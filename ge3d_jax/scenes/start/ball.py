@@ -97,7 +97,9 @@ class _GrayStart:
         """Validate the settings. Raises UserError."""
         if self.count < 1:
             raise UserError(f"The setting start.count is {self.count}, but at least 1 is needed; raise it.")
-        check_look(self.opacity, self.sh_degree)
+        if self.radius <= 0:
+            raise UserError(f"The setting start.radius is {self.radius}; give a number above 0.")
+        check_look(self.opacity, self.scale, self.sh_degree)
 
     def check(self) -> None:
         """Do nothing: no files are needed."""

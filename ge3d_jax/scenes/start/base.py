@@ -47,8 +47,10 @@ class Start(Protocol):
         """Create the splats, without padding. Raises UserError."""
 
 
-def check_look(opacity: float, sh_degree: int) -> None:
+def check_look(opacity: float, scale: float | None, sh_degree: int) -> None:
     """Validate the settings of the splats' appearance. Raises UserError."""
+    if scale is not None and scale <= 0:
+        raise UserError(f"The setting start.scale is {scale}; give a number above 0, or null.")
     if not 0 < opacity < 1:
         raise UserError(f"The setting start.opacity is {opacity}; give a number between 0 and 1.")
     if not 0 <= sh_degree <= MAX_SH_DEGREE:

@@ -148,9 +148,7 @@ class CloudStart:
 
     def __post_init__(self) -> None:
         """Validate the settings. Raises UserError."""
-        check_look(self.opacity, self.sh_degree)
-        if self.scale is not None and self.scale <= 0:
-            raise UserError(f"The setting start.scale is {self.scale}; give a number above 0, or null.")
+        check_look(self.opacity, self.scale, self.sh_degree)
 
     @property
     def count(self) -> int:
