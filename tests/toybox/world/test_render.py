@@ -116,4 +116,6 @@ def test_random_cameras_stay_within_their_ranges():
     polars = np.arccos(centers[:, 2] / radii)
     np.testing.assert_allclose(radii, RADIUS, rtol=1e-6)
     assert (polars > POLAR_RANGE[0] - 1e-4).all() and (polars < POLAR_RANGE[1] + 1e-4).all()
-    assert (centers[:, 0] > 0).any() and (centers[:, 0] < 0).any()
+    assert np.ptp(polars) > 0.7 * (POLAR_RANGE[1] - POLAR_RANGE[0])
+    # On all four sides.
+    assert len(np.unique(np.sign(centers[:, :2]), axis=0)) == 4

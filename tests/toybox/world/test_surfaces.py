@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.toybox.world.objects import COLORS
+from ge3d_jax.toybox.world.objects import COLORS, KINDS
 from ge3d_jax.toybox.world.render import distance_to
 from ge3d_jax.toybox.world.surfaces import paint_surface, palette, sample_surface
 
@@ -58,5 +58,9 @@ def test_paints_are_those_of_the_solids(duck):
     # Eyes have a fixed color.
     fixed = np.asarray(duck.fixed).any(axis=1)
     assert fixed.any() and np.all(np.asarray(duck.primary + duck.secondary)[fixed] == 0)
+    own = {solid.paint for solid in KINDS["duck"].solids(jnp.zeros(3)) if isinstance(solid.paint, tuple)}
+    assert {tuple(color) for color in colors[fixed].round(4).tolist()} <= {
+        tuple(np.float32(paint).round(4).tolist()) for paint in own
+    }
     assert np.all(np.asarray(duck.primary + duck.secondary)[~fixed] == 1)
     assert palette().shape == (12, 3) and np.allclose(palette()[list(COLORS).index("red")], COLORS["red"])
