@@ -158,6 +158,12 @@ def test_the_gradient_of_a_color_s_perturbation_tells_who_is_visible():
     assert norms[2] < 0.02 * norms[:2].min() and not norms[3:].any()
 
 
+def test_a_scene_makes_room_for_the_splats_it_is_given_and_keeps_more():
+    start = Ball(count=30).gaussians(jax.random.key(0))
+    assert SCENE.holding(start).capacity == 30
+    assert dataclasses.replace(SCENE, capacity=100).holding(start).capacity == 100
+
+
 def test_the_presets_color_is_the_same_from_all_sides():
     assert PRESETS["toybox"].scene.start.sh_degree == 0
 

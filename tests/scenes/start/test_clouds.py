@@ -103,6 +103,20 @@ def test_gaussian_dreamer_fills_the_box_near_the_points():
     assert noise[inside].mean() == pytest.approx(0.1, abs=0.02)
 
 
+def test_colors_of_added_points_stay_colors():
+    white = PointCloud(cloud().positions, np.ones((30, 3), np.float32))
+    grown = GaussianDreamer(candidates=2000, distance=0.2).grown(white, np.random.default_rng(0))
+    assert len(grown.colors) > 100 and grown.colors.max() == 1.0
+
+
+def test_points_at_one_place_are_as_large_as_the_smallest_others():
+    points = cloud()
+    points.positions[:4] = points.positions[0]
+    splats = CloudStart(growth=AsItIs()).splats(points, "a cloud", np.random.default_rng(0))
+    sizes = np.exp(np.asarray(splats.log_scales))
+    np.testing.assert_allclose(sizes[:4], sizes[4:].min(), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
@@ -397,6 +411,8 @@ def test_starts_are_chosen_by_name():
     ("kind", "name", "value", "message"),
     [
         ("box", "count", 0, "start.count is 0"),
+        ("box", "radius", -0.5, "start.radius is -0.5"),
+        ("ball", "scale", 0, "start.scale is 0"),
         ("point_e", "growth.number", 0, "growth.number is 0"),
         ("point_e", "growth.reach", -1, "growth.reach is -1"),
         ("point_e", "scale", 0, "start.scale is 0"),

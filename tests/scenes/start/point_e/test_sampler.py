@@ -54,3 +54,9 @@ def test_both_kinds_of_networks_lead_to_the_same_cloud(predict, prediction):
         guided=False,
     )
     np.testing.assert_allclose(way.clean[-1], CLOUD, atol=1e-3)
+
+
+def test_a_few_steps_add_no_more_noise_than_the_published_most():
+    for steps, factor in ((2, np.sqrt(2)), (6, np.sqrt(2)), (8, 1 + 3 / 8)):
+        stage = Stage(steps=steps)
+        np.testing.assert_allclose(stage.churned(), factor * stage.sigmas()[:-1], rtol=1e-12)
