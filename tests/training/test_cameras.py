@@ -141,6 +141,16 @@ def test_backgrounds_keep_their_shares():
     assert np.all(colors == 0, axis=1).mean() == pytest.approx(0.45, abs=0.03)
 
 
+def test_random_backgrounds_are_any_color():
+    config = BackgroundConfig(color=(1.0, 1.0, 1.0), replaced=0.7, random_share=0.5)
+    colors = np.asarray(inputs.sample_backgrounds(jax.random.key(0), config, 8000))
+    random = colors[~np.all(colors == 1, axis=1) & ~np.all(colors == 0, axis=1)]
+    # Each channel is uniform, and tells nothing about the others.
+    for channel in random.T:
+        assert _farthest(channel, np.linspace(0, 1, 21)) < 0.04
+    np.testing.assert_allclose(np.corrcoef(random.T), np.eye(3), atol=0.08)
+
+
 def test_draws_keep_views_together_that_the_loss_groups(tiny_config, tiny_model, prompted):
     settings = {"guidance.kind": "mvdream", "views": 8, "flip_probability": 0.0}
     task = Distillation(with_overrides(tiny_config, settings))
@@ -174,3 +184,16 @@ def test_everything_has_its_shape_and_another_key_changes_it_all(tiny_config, ti
     for name in ("azimuth", "noise", "scale_noise", "node_times", "posterior_noise"):
         np.testing.assert_array_equal(first[name], again[name])
         assert not np.array_equal(first[name], other[name])
+
+
+def test_the_encoder_s_noise_is_not_the_loss_s(tiny_config, tiny_model, prompted):
+    task = Distillation(with_overrides(tiny_config, {"guidance.kind": "sds", "picture_weight": 0.0}))
+
+    @jax.jit
+    def draw():
+        drawn = task.draw(begin(task.config, tiny_model, jax.random.key(0)), prompted).per_view
+        return drawn["posterior_noise"], drawn["loss"]["noise"]
+
+    encoder, loss = map(np.ravel, draw())
+    assert encoder.size == loss.size == 2 * 8 * 8 * 4
+    assert abs(np.corrcoef(encoder, loss)[0, 1]) < 0.2

@@ -66,6 +66,7 @@ def test_settings_have_long_and_short_names():
         ("guidance.dbc_width", 0, "dbc_width is 0"),
         ("perp_neg_weight", 0.5, "perp_neg_weight is 0.5"),
         ("cameras.fov_radians_end", [0, 0.5], "fov_radians_end"),
+        ("cameras.fov_radians_begin", [0.5, 3.2], "fov_radians_begin"),
         ("first_seed", -1, "first_seed is -1; give a whole number from 0 to 4294967295"),
         ("first_seed", 2**32, "first_seed is 4294967296"),
         ("first_seed_share", 1.01, "first_seed_share is 1.01"),

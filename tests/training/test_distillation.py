@@ -111,3 +111,10 @@ def test_seeds_part_from_one_object_which_is_the_first_seeds(tiny_config, partin
     for field in FIELDS:
         got, expected = (np.asarray(getattr(each.object, field))[used] for each in (one, alone))
         assert relative_error(got, expected) < 1e-4, field
+
+
+def test_a_scene_is_changed_with_new_random_numbers_after_every_iteration(tiny_config, prompted):
+    task = task_of(tiny_config)
+    state = first_state(task, prompted, OTHER)
+    keys = [jax.random.key_data(task.update_key(at(state, iteration))).tolist() for iteration in range(4)]
+    assert len(set(map(tuple, keys))) == 4

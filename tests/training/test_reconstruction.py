@@ -91,6 +91,21 @@ def test_held_out_cameras_are_between_the_rings():
     np.testing.assert_allclose(np.rad2deg(azimuth[0]), 30)
 
 
+def test_numbers_that_do_not_divide_evenly_are_rounded_up():
+    # A camera more in some gaps, rather than none in any; a step more, rather than a picture left out.
+    assert [len(held_out_angles(Reconstruction(held_out=count))[0]) for count in (1, 3, 4)] == [3, 3, 6]
+    assert Reconstruction(rings=((80.0, 3),), passes=5, views_per_step=2).steps == 8
+
+
+def test_pictures_are_fitted_as_the_nearest_colors_that_a_file_could_hold(config):
+    cameras = cameras_at(config, (np.full(1, 1.2), np.zeros(1)))
+    views = as_views(np.array([-0.2, 0.4996, 1.3]) * np.ones((1, 16, 16, 3)), cameras)
+    assert views.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(views.pixels, np.uint8([0, 127, 255, 255]) * np.ones((1, 16, 16, 4)))
+    views = as_views(np.full((1, 16, 16, 3), 0.999), cameras)
+    np.testing.assert_array_equal(views.pixels, 255)
+
+
 def test_pictures_are_the_ends_of_ge3d_s_trajectories_whatever_ran_before(
     perp_neg, state, from_above, tiny_model
 ):
