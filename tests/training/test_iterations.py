@@ -17,6 +17,7 @@ from ge3d_jax.training import compilation as compilation_module
 from ge3d_jax.training.checkpoints import restore_state, save_state
 from ge3d_jax.training.distillation import Distillation, Prompted, begin, prompt_embeddings
 from ge3d_jax.training.iterations import MOST_SKIPPED, iterate
+from tests.training.toy_task import LONG, ToyScene, ToyTask, begin_toy
 
 PROMPT = "a red ball"
 
@@ -98,6 +99,36 @@ def test_an_interrupt_gives_the_object_as_it_stands(tiny_config, tiny_model):
     chex.assert_tree_all_finite(result.object)
 
 
+def test_an_interrupt_of_what_is_scheduled_lets_it_happen_first():
+    class Interrupted(ToyScene):
+        asks = [True]
+
+        def on_schedule(self, key, state, moments, done, iterations):
+            if done == 2 and self.asks:
+                self.asks.clear()
+                raise KeyboardInterrupt
+            return super().on_schedule(key, state, moments, done, iterations)
+
+    task = ToyTask(scene=Interrupted())
+    result = iterate(begin_toy(task, [0.5, -0.2, 0.9], 0), jnp.float32(0.5), task, parts=1)
+    assert result.interrupted and result.iterations == int(result.state.iteration) == 2
+    # Two points are added after the second iteration.
+    assert result.object.size == LONG
+
+
+def test_scheduled_operations_draw_new_random_numbers_each_time():
+    keys = []
+
+    class Drawing(ToyScene):
+        def on_schedule(self, key, state, moments, done, iterations):
+            keys.append(tuple(jax.random.key_data(key).tolist()))
+            return state, moments, {}
+
+    task = ToyTask(scene=Drawing())
+    iterate(begin_toy(task, [0.5, -0.2, 0.9], 0), jnp.float32(0.5), task, parts=1, stop_at=5)
+    assert len(keys) == len(set(keys)) == 5
+
+
 def test_a_dropped_run_gives_nothing(tiny_config, tiny_model):
     def drop(done, metrics, state):
         raise RunDropped
@@ -147,6 +178,27 @@ def test_a_saved_state_that_is_missing_or_does_not_fit_is_named(tiny_config, tin
 @pytest.mark.parametrize(("needed", "capacity"), [(1, 1), (40, 64), (60, 128), (1000, 2048)])
 def test_buffers_grow_to_powers_of_two(needed, capacity):
     assert grown_capacity(needed) == capacity
+
+
+def test_a_step_is_left_out_if_only_what_the_loss_learns_has_no_finite_gradient():
+    class Steep(ToyTask):
+        def look(self, scene, learned, *others):
+            scalar, *rest = super().look(scene, learned, *others)
+            return scalar + jnp.sqrt(learned["w"]), *rest
+
+    task, told = Steep(), []
+    state = begin_toy(task, [0.5, -0.2, 0.9], 0)
+    result = iterate(
+        state,
+        jnp.float32(0.5),
+        task,
+        parts=1,
+        stop_at=1,
+        on_iteration=lambda done, numbers, _: told.append(numbers),
+    )
+    assert told[0]["skipped"] == 1 and np.isfinite(told[0]["loss"])
+    np.testing.assert_array_equal(result.state.scene["x"], state.scene["x"])
+    assert float(result.state.learned["w"]) == 0.0
 
 
 def test_steps_without_a_finite_gradient_are_left_out_and_many_in_a_row_end_a_run(tiny_config, tiny_model):
