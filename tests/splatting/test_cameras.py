@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ge3d_jax.splatting.cameras import Camera, camera_center, look_at, orbit_camera, polar_angles
+from ge3d_jax.splatting.cameras import (
+    Camera,
+    camera_center,
+    look_at,
+    opengl_camera_to_world,
+    orbit_camera,
+    polar_angles,
+)
 
 
 def pixel_of(camera: Camera, point) -> np.ndarray:
@@ -77,3 +84,14 @@ def test_polar_angles_are_those_that_cameras_were_placed_at():
         polar
     )
     np.testing.assert_allclose(polar_angles(cameras), polar, rtol=1e-5)
+
+
+def test_opengl_axes_are_right_up_and_backward():
+    camera = orbit_camera(azimuth=0.7, polar=1.1, radius=2.0, fov=0.5, size=8, target=(0.3, 0.1, -0.2))
+    matrix = np.asarray(opengl_camera_to_world(camera))
+    right, up, backward, place = matrix[:3].T
+    np.testing.assert_allclose(place, camera_center(camera), atol=1e-6)
+    np.testing.assert_allclose(place - 2 * backward, [0.3, 0.1, -0.2], atol=1e-6)
+    middle = place - backward
+    assert pixel_of(camera, middle + 0.1 * right)[0] > 4.1 and pixel_of(camera, middle + 0.1 * up)[1] < 3.9
+    np.testing.assert_array_equal(matrix[3], [0, 0, 0, 1])

@@ -159,6 +159,14 @@ def test_none_is_dead_right_after(dead_opacity):
         assert int(again.relocated) == 0
 
 
+def test_company_for_an_opaque_splat_stays_finite():
+    logits = jnp.full(COUNT, -9.0).at[3].set(60.0)
+    before = dataclasses.replace(splats(8), opacity_logits=logits)
+    after, _, _ = move(jax.random.key(0), before, {}, dead_opacity=DEAD, growth=0.0, limit=COUNT)
+    assert set(np.asarray(after.sh[:, 0, 0])) == {3.0}
+    assert np.isfinite(after.opacity_logits).all() and np.isfinite(after.log_scales).all()
+
+
 def test_places_are_drawn_by_opacity():
     count = 20_000
     opacity = np.full(count, 1e-4)
