@@ -84,8 +84,8 @@ def main() -> None:
     from ge3d_jax.runs import edit_benchmark
     from ge3d_jax.runs.edit_by_method import choose_methods
     from ge3d_jax.runs.edit_cases import pie_cases, toybox_cases
-    from ge3d_jax.runs.evaluate import model_fingerprint
     from ge3d_jax.runs.folder import prepare_folder, versions
+    from ge3d_jax.runs.made_objects import model_fingerprint
     from ge3d_jax.runs.model_choice import ModelChoice
     from ge3d_jax.runs.request import picture_size
     from ge3d_jax.toybox.world.edits import draw_edits

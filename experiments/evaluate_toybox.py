@@ -74,13 +74,14 @@ def _measure_model(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     from ge3d_jax.diffusion.weights.checkpoint import load_model
     from ge3d_jax.runs import evaluate as evaluation
     from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.runs import made_objects
     from ge3d_jax.toybox.model.recipe import sample_pictures
     from ge3d_jax.viewer.sheet import save_png
 
     sample = partial(sample_pictures, load_model(folder))
     figures, pictures = evaluation.measure_model(gallery, sample, seed=_SEED.value)
     save_png(out / "samples.png", report.sample_sheet(figures, pictures))
-    return {"weights": evaluation.model_fingerprint(folder)} | figures
+    return {"weights": made_objects.model_fingerprint(folder)} | figures
 
 
 def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
 
     from ge3d_jax.runs import evaluate as evaluation
     from ge3d_jax.runs import evaluation_report as report
+    from ge3d_jax.runs import made_objects
     from ge3d_jax.runs.evaluation_prompts import HIDDEN, PROMPTS, check_prompts, hidden_prompts
     from ge3d_jax.viewer.sheet import save_png
 
@@ -96,12 +98,12 @@ def _measure_objects(out: Path, gallery: Any, folder: Path) -> dict[str, Any]:
     prompts = (asked or PROMPTS)[: _COUNT.value]
     check_prompts(prompts)
     overrides = script.parse_settings(_SET.value)
-    loss = evaluation.loss_name(_GUIDANCE.value, overrides, preset=_PRESET.value)
-    weights = evaluation.model_fingerprint(folder)
+    loss = made_objects.loss_name(_GUIDANCE.value, overrides, preset=_PRESET.value)
+    weights = made_objects.model_fingerprint(folder)
     objects, sides = [], []
     for index, prompt in enumerate(prompts):
         print(f"{index + 1}/{len(prompts)} {prompt}", flush=True)
-        gaussians, seconds = evaluation.make_object(
+        gaussians, seconds = made_objects.make_object(
             prompt,
             seed=_SEED.value + index,
             folder=Path(_OBJECTS.value) / weights,

@@ -12,6 +12,7 @@ from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.metrics.recognition import build_gallery
 from ge3d_jax.runs import evaluate as evaluation
 from ge3d_jax.runs import evaluation_report as report
+from ge3d_jax.runs import made_objects
 from ge3d_jax.runs.evaluation_prompts import PROMPTS, check_prompts, hidden_prompts
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.toybox.world.captions import caption, parse
@@ -63,7 +64,7 @@ def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypa
     write_tiny_model(model)
 
     def make(seed=0, **changes):
-        return evaluation.make_object(
+        return made_objects.make_object(
             "a red mushroom",
             seed=seed,
             folder=tmp_path / "objects",
@@ -75,7 +76,7 @@ def test_finished_objects_are_loaded_and_others_are_generated(tmp_path, monkeypa
         raise Generated
 
     first, seconds = make()
-    monkeypatch.setattr(evaluation, "generate", refuse)
+    monkeypatch.setattr(made_objects, "generate", refuse)
     again, same_seconds = make()
     assert seconds == same_seconds > 0
     np.testing.assert_array_equal(first.positions, again.positions)
@@ -107,16 +108,16 @@ def test_a_loss_has_its_own_settings_and_folder(tmp_path, monkeypatch):
         raise Generated
 
     monkeypatch.setitem(LOSSES, "weak", Weak)
-    monkeypatch.setattr(evaluation, "generate", note)
+    monkeypatch.setattr(made_objects, "generate", note)
     with pytest.raises(Generated):
-        evaluation.make_object("a red mushroom", seed=0, folder=tmp_path, guidance="weak")
+        made_objects.make_object("a red mushroom", seed=0, folder=tmp_path, guidance="weak")
     assert asked["guidance"] == "weak" and asked["out"] == tmp_path / "weak" / "a-red-mushroom-0"
-    assert evaluation.loss_name() == "ge3d"
-    assert evaluation.loss_name(overrides={"guidance.kind": "weak"}) == "weak"
+    assert made_objects.loss_name() == "ge3d"
+    assert made_objects.loss_name(overrides={"guidance.kind": "weak"}) == "weak"
     with pytest.raises(UserError, match="use one of ge3d"):
-        evaluation.loss_name("none")
+        made_objects.loss_name("none")
     with pytest.raises(Generated):
-        evaluation.make_object("a red mushroom", seed=0, folder=tmp_path, preset="toybox64")
+        made_objects.make_object("a red mushroom", seed=0, folder=tmp_path, preset="toybox64")
     assert asked["preset"] == "toybox64"
 
 
@@ -124,10 +125,10 @@ def test_fingerprint_follows_the_weights(tmp_path):
     (tmp_path / "unet").mkdir()
     weights = tmp_path / "unet" / "model.safetensors"
     weights.write_bytes(b"one")
-    before = evaluation.model_fingerprint(tmp_path)
-    assert before == evaluation.model_fingerprint(tmp_path)
+    before = made_objects.model_fingerprint(tmp_path)
+    assert before == made_objects.model_fingerprint(tmp_path)
     weights.write_bytes(b"two")
-    assert before != evaluation.model_fingerprint(tmp_path)
+    assert before != made_objects.model_fingerprint(tmp_path)
 
 
 def some_reports():

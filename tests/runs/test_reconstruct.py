@@ -15,7 +15,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs import reconstruct as stage_module
-from ge3d_jax.runs.evaluate import make_object, object_folder
+from ge3d_jax.runs.made_objects import make_object, object_folder
 from ge3d_jax.runs.observers import Bar
 from ge3d_jax.runs.request import check_times
 from ge3d_jax.training.presets import PRESETS

@@ -15,15 +15,10 @@ from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.object_edits import measure_kept, measure_reached, measure_truth
 from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import model_by_preset
-from ge3d_jax.runs.evaluate import (
-    likeness_cameras,
-    make_object,
-    measure_object,
-    model_fingerprint,
-    object_folder,
-)
+from ge3d_jax.runs.evaluate import likeness_cameras, measure_object
 from ge3d_jax.runs.figures.base import FIRST_LOOK, Figure, Made, Record, Work, remember
 from ge3d_jax.runs.judged import see_truths
+from ge3d_jax.runs.made_objects import make_object, model_fingerprint, object_folder
 from ge3d_jax.runs.request import check_prompt
 from ge3d_jax.training.presets import configured
 from ge3d_jax.viewer.sheet import image_grid, to_uint8

@@ -15,7 +15,6 @@ import numpy as np
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import load_ply
 from ge3d_jax.runs.asked import model_by_preset
-from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
 from ge3d_jax.runs.figures.convergence import curves
 from ge3d_jax.runs.figures.loss_series import SIDES, Done, Judges, Series, make_all, read_series
@@ -24,6 +23,7 @@ from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import see
 from ge3d_jax.runs.judging import METRICS, judge_object
 from ge3d_jax.runs.judging_table import table
+from ge3d_jax.runs.made_objects import model_fingerprint
 from ge3d_jax.runs.trials import Trial
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.toybox.world.posed_images import write_posed_images

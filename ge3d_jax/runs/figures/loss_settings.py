@@ -8,11 +8,11 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.tables import counted
 from ge3d_jax.guidance.losses import LOSSES
 from ge3d_jax.runs.asked import model_by_preset
-from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.loss_series import Done, Judges, Series, make_all, read_series
 from ge3d_jax.runs.judging import METRICS, check_metrics
+from ge3d_jax.runs.made_objects import model_fingerprint
 from ge3d_jax.runs.request import TOYBOX_MARKER, check_prompt
 from ge3d_jax.runs.sweep_plan import read_lines
 from ge3d_jax.runs.trials import Trial, read_trials

@@ -12,9 +12,9 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
 from ge3d_jax.core.settings import to_tree
 from ge3d_jax.runs.asked import model_by_preset
-from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Record, remember
 from ge3d_jax.runs.generate import generate
+from ge3d_jax.runs.made_objects import model_fingerprint
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.runs.observers import Observer, Watched
 from ge3d_jax.runs.request import check_prompt

@@ -12,7 +12,6 @@ from ge3d_jax.core.tables import counted, markdown_table, number_cell
 from ge3d_jax.metrics.bootstrap import mean_and_error
 from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import bundled_model, model_by_preset
-from ge3d_jax.runs.evaluate import model_fingerprint
 from ge3d_jax.runs.figures.base import Figure, Made, Record, Work, remember
 from ge3d_jax.runs.figures.repeated_edits import (
     Pictures,
@@ -23,6 +22,7 @@ from ge3d_jax.runs.figures.repeated_edits import (
     ways,
 )
 from ge3d_jax.runs.folder import slug
+from ge3d_jax.runs.made_objects import model_fingerprint
 from ge3d_jax.runs.request import check_prompt, knows_overhead
 from ge3d_jax.training.presets import preset
 from ge3d_jax.viewer.plot import Line, Panel, check_plotting, draw_plot

@@ -22,12 +22,13 @@ from ge3d_jax.metrics.diversity import shape_diversity, texture_diversity
 from ge3d_jax.metrics.likeness import Views, object_views
 from ge3d_jax.metrics.recognition import Gallery, load_gallery
 from ge3d_jax.runs.asked import Asked, asked_by_preset
-from ge3d_jax.runs.evaluate import likeness_cameras, model_fingerprint
+from ge3d_jax.runs.evaluate import likeness_cameras
 from ge3d_jax.runs.evaluation_prompts import check_prompts
 from ge3d_jax.runs.figures.base import Record, Work, remember
 from ge3d_jax.runs.folder import slug
 from ge3d_jax.runs.judged import see, see_truths
 from ge3d_jax.runs.judging import judge_group, judge_object
+from ge3d_jax.runs.made_objects import model_fingerprint
 from ge3d_jax.runs.request import check_prompt, check_seed
 from ge3d_jax.runs.sweep import SweepResult, sweep
 from ge3d_jax.splatting.gaussians import Gaussians

@@ -9,10 +9,10 @@ import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ply import load_ply
-from ge3d_jax.runs.evaluate import make_object
 from ge3d_jax.runs.figures import edit_objects
 from ge3d_jax.runs.figures.base import Work
 from ge3d_jax.runs.figures.edit_objects import SIZES, Edit, Settings, way_overrides
+from ge3d_jax.runs.made_objects import make_object
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.training.presets import configured
 from tests.runs.figures.observed import Stopped
