@@ -65,6 +65,20 @@ def test_a_batch_is_sharded_evenly_and_large_models_are_not_replicated_on_cpu_de
     assert len(mesh) == count
 
 
+@pytest.mark.parametrize(
+    ("size", "seeds", "shape"),
+    [
+        (4, 2, {"seeds": 2, "batch": 1}),
+        (4, 3, {"seeds": 1, "batch": 2}),
+        (3, 3, {"seeds": 1, "batch": 1}),
+        (4, 1, {"batch": 2}),
+    ],
+)
+def test_seeds_which_do_not_communicate_are_given_devices_before_views(size, seeds, shape):
+    assert len(jax.local_devices()) == 2
+    assert dict(module.batch_mesh(size, seeds=seeds).shape) == shape
+
+
 def test_a_configured_compilation_cache_is_left_unchanged():
     before = jax.config.jax_compilation_cache_dir
     assert before is not None
