@@ -320,7 +320,8 @@ def _read(name: str, given: Any, annotated: Any) -> Any:
         return given
     try:
         return json.loads(given)
-    except json.JSONDecodeError:
+    # Besides text that is not JSON: a number with too many digits, or brackets nested too deeply.
+    except (ValueError, RecursionError):
         raise UserError(
             f"The setting {name} is {shown(given)}, which cannot be read; write 4, true or [1, 2]."
         ) from None

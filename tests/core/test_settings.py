@@ -340,6 +340,8 @@ def test_an_ambiguous_name_names_the_candidates():
         ("steps", True, "The setting steps is True; give a whole number."),
         ("steps", "null", "The setting steps is None; give a whole number."),
         ("steps", "many", "The setting steps is 'many', which cannot be read; "),
+        ("steps", "9" * 5000, "The setting steps is '9999"),
+        ("camera.size", "[" * 200_000, "The setting camera.size is '[[[["),
         ("prompt", 3, "The setting prompt is 3; give a string."),
         ("prompt", None, "The setting prompt is None; give a string."),
         ("sharp", 1, "The setting camera.sharp is 1; give true or false."),
