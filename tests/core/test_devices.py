@@ -12,6 +12,7 @@ import pytest
 from ge3d_jax.core import devices as module
 from ge3d_jax.core.caching import keep_compiled_code
 from ge3d_jax.core.devices import compute_dtype
+from ge3d_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,12 @@ def test_flash_attention_and_half_precision_depend_on_the_generation(
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert module.has_flash_attention() == flash
     assert compute_dtype("auto") == dtype
+
+
+def test_precisions_are_named_and_no_other_dtype_is_taken():
+    assert compute_dtype("float32") == np.float32 and compute_dtype("bfloat16").itemsize == 2
+    with pytest.raises(UserError, match="'float16' does not exist; choose one of auto, float32, bfloat16"):
+        compute_dtype("float16")
 
 
 def test_memory_is_what_the_device_reports_and_a_cpu_has_all_of_the_machine():

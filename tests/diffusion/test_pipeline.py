@@ -10,6 +10,7 @@ import pytest
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion import pipeline, sampling
 from ge3d_jax.diffusion.schedule import ddim_step
+from ge3d_jax.diffusion.tokenizer import build_tokenizer
 from tests.reference_models import channels_last, tiny_model
 
 # Compiled once for all tests: running a network operation by operation takes longer than compiling it.
@@ -38,6 +39,15 @@ def test_texts_are_encoded_one_by_one(model, text):
         np.testing.assert_allclose(pipeline.encode_text(model, [prompt])[0], text[index], atol=1e-5)
 
 
+@pytest.mark.parametrize(("longest", "length"), [(9, 9), (40, 12)])
+def test_prompts_are_as_long_as_both_the_tokenizer_and_the_text_encoder_allow(
+    model, tmp_path, longest, length
+):
+    tokenizer = build_tokenizer(["red", "robot"], tmp_path, longest)
+    other = model.replace(words=pipeline.Words(tokenizer))
+    assert pipeline.tokenize(other, ["a red robot", ""]).shape == (2, length)
+
+
 @pytest.mark.parametrize(("dtype", "is_exact"), [(jnp.float32, True), (jnp.bfloat16, False)])
 def test_float32_is_not_rounded_to_tf32_on_a_gpu(model, text, dtype, is_exact):
     cast = dataclasses.replace(model, unet=model.unet.clone(dtype=dtype))
@@ -45,6 +55,16 @@ def test_float32_is_not_rounded_to_tf32_on_a_gpu(model, text, dtype, is_exact):
         jnp.zeros((1, 8, 8, 4))
     )
     assert ("HIGHEST" in str(program)) is is_exact
+
+
+def test_a_limit_of_queries_at_a_time_reaches_both_networks_and_changes_no_result(model):
+    limited = pipeline.with_attention_chunk(model, 3)
+    assert limited.unet.attention_chunk == limited.vae.attention_chunk == 3
+    assert model.unet.attention_chunk == model.vae.attention_chunk > 3
+    image = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
+    np.testing.assert_allclose(
+        encode_images(limited, image, None), encode_images(model, image, None), atol=1e-5
+    )
 
 
 def test_later_words_do_not_change_earlier_embeddings(model, text):
@@ -84,6 +104,26 @@ def test_encoding_samples_around_the_mean(model):
     np.testing.assert_allclose(many.std(0) / deviation, 1, atol=4.5 / np.sqrt(800))
 
 
+def test_the_log_variance_of_latents_is_clipped_as_in_diffusers(model):
+    layer = model.vae_params["quant_conv"]
+    # Two channels far above the range, and two far below it.
+    bias = layer["bias"].at[4:].set(jnp.array([1e3, 1e3, -1e3, -1e3]))
+    extreme = model.replace(vae_params={**model.vae_params, "quant_conv": {**layer, "bias": bias}})
+    _, log_variance = jax.jit(pipeline.encode_posterior)(extreme, jnp.zeros((1, 16, 16, 3)))
+    np.testing.assert_array_equal(log_variance[..., :2], 20.0)
+    np.testing.assert_array_equal(log_variance[..., 2:], -30.0)
+
+
+def test_decoded_images_stay_within_black_and_white(model):
+    layer = model.vae_params["decoder"]["conv_out"]
+    brighter = {**layer, "kernel": 1e3 * layer["kernel"]}
+    extreme = model.replace(
+        vae_params={**model.vae_params, "decoder": {**model.vae_params["decoder"], "conv_out": brighter}}
+    )
+    images = jax.jit(pipeline.decode_latents)(extreme, channels_last("latents", 1, 4, 8, 8))
+    assert images.min() == 0.0 and images.max() == 1.0
+
+
 def test_latents_are_scaled(model):
     latents = channels_last("latents", 1, 4, 8, 8)
     variables = {"params": model.vae_params}
@@ -105,6 +145,24 @@ def test_sampling_equals_a_loop_of_steps(model, text):
     key = jax.random.key(0)
     ours = sampling.sample(model, key, text, negative, steps=STEPS, guidance_scale=3.0, latents=start)
     np.testing.assert_allclose(ours, x, atol=1e-4 * float(jnp.abs(x).max()))
+
+
+def test_sampling_follows_the_spacing_of_the_models_own_scheduler(model, text):
+    trailing = model.replace(schedule=dataclasses.replace(model.schedule, timestep_spacing="trailing"))
+    start = jnp.asarray(channels_last("start", 2, 4, 8, 8))
+    # A single step from the very last time, where "leading" would take time 1.
+    expected = ddim_step(model.schedule, start, predict_epsilon(model, start, jnp.array(999), text), 999, 0)
+    ours = sampling.sample(
+        trailing, jax.random.key(0), text, text, steps=1, guidance_scale=1.0, latents=start
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_without_a_size_in_the_config_the_starting_latents_are_asked_for(model, text):
+    config = dataclasses.replace(model.unet.config, sample_size=None)
+    sizeless = model.replace(unet=model.unet.clone(config=config))
+    with pytest.raises(UserError, match="has no sample_size; give the starting latents"):
+        sampling.sample(sizeless, jax.random.key(0), text, text, steps=1, guidance_scale=1.0)
 
 
 def test_the_key_draws_the_noise(model, text):

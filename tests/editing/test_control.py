@@ -50,6 +50,13 @@ def test_open_gates_change_the_target_alone(batch):
     np.testing.assert_allclose(maps.sum(axis=-1), 1.0, atol=1e-5)
 
 
+def test_maps_of_wide_latents_are_wide(batch):
+    x, t, text = batch
+    control, model = golden.task("color").control, golden.model()
+    _, maps = jax.eval_shape(predict_controlled, model, x[:, :8], t, text, control.at(0))
+    assert maps.shape == (2, 4, 8, golden.TOKENS)
+
+
 def test_control_of_equal_prompts_changes_nothing(batch):
     x, t, text = batch
     same = (jnp.concatenate([x[:2], x[2:3], x[2:3]]), t, text.at[3].set(text[2]))
@@ -106,6 +113,10 @@ def test_attention_before_and_after_the_edit(edit):
 
 def test_levels_of_published_networks():
     assert UNetConfig().map_level == 2
+    # Without attention at a quarter of the edge: the next larger level, else the only ones there are.
+    for attending, level in (("AA..", 1), ("A..A", 0), ("...A", 3), ("....", 0)):
+        kinds = tuple("CrossAttnDownBlock2D" if kind == "A" else "DownBlock2D" for kind in attending)
+        assert UNetConfig(down_block_types=kinds).map_level == level
     assert golden.model().unet.config.map_level == 1
     control = golden.task("color").control.at(0)
     shallow, deep = (control.at_level(level, returns_map=True) for level in (0, 1))

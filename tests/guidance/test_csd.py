@@ -13,7 +13,7 @@ from ge3d_jax.core.settings import with_overrides
 from ge3d_jax.diffusion.schedule import add_noise
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.csd import CSD
-from tests.guidance import golden, stepwise
+from tests.guidance import fakes, golden, stepwise
 from tests.guidance.golden import Answer
 
 CASES = ("stage2_start", "stage2_late", "normalized", "normalized_perp_neg")
@@ -81,6 +81,31 @@ def test_bounds_and_scales_equal_the_authors_tables(stage, loss):
 def test_the_norm_is_taken_over_all_views():
     case = golden.load_case("csd", "normalized")
     np.testing.assert_allclose(np.linalg.norm(case["gradient"]) * len(case.latents), 1.0, rtol=1e-6)
+
+
+def _of_fakes(loss, text, denoiser, iteration=0):
+    drawn = Draws(
+        shared={}, per_view={"noise": jnp.asarray(fakes.latents(2)[::-1]), "times": jnp.array([300, 700])}
+    )
+    progress = Progress(iteration, ITERATIONS)
+    return golden.gradient_of(loss, fakes.latents(2), text, drawn, denoiser, progress)
+
+
+def test_a_text_that_makes_no_difference_moves_nothing():
+    text = fakes.texts(2, avoided=0)
+    silent = text.replace(positive=jnp.broadcast_to(text.empty, text.positive.shape))
+    gradient, numbers = _of_fakes(CSD(), silent, fakes.smooth_denoiser(2))
+    # Rather than NaN, although there is no norm to divide by.
+    np.testing.assert_array_equal(gradient, 0.0)
+    assert np.all(numbers["loss"] == 0)
+
+
+def test_the_loss_is_told_before_the_gradient_is_divided_by_its_norm():
+    text, denoiser = fakes.texts(2, avoided=2), fakes.smooth_denoiser(2)
+    gradient, plain = _of_fakes(CSD(normalized=False), text, denoiser)
+    _, normalized = _of_fakes(CSD(normalized=True), text, denoiser)
+    np.testing.assert_allclose(plain["loss"], 0.5 * np.sum((2 * gradient) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(normalized["loss"], plain["loss"], rtol=1e-5)
 
 
 def test_bad_settings_are_named():

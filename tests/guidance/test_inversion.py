@@ -69,13 +69,26 @@ def test_npi_leads_away_from_the_source():
         np.testing.assert_allclose(first, second, atol=1e-9)
 
 
-def test_without_a_source_the_noising_prompt_is_it():
+@pytest.mark.parametrize("noising_prompt", ["negative", "empty"])
+def test_without_a_source_the_noising_prompt_is_it(noising_prompt):
     with jax.enable_x64(True):
         world = smooth.world(has_perp_neg=False)
-        same = jnp.broadcast_to(world.text.negative, world.text.positive.shape)
+        same = jnp.broadcast_to(getattr(world.text, noising_prompt), world.text.positive.shape)
         text = dataclasses.replace(world.text, positive=same)
-        (noised, denoised), _, _ = _trajectories(world, text, inversion="direct")
+        settings = {"inversion": "direct", "noising_prompt": noising_prompt}
+        (noised, denoised), _, _ = _trajectories(world, text, **settings)
         np.testing.assert_allclose(denoised, noised, atol=1e-12)
+
+
+def test_npi_without_a_source_leads_away_from_the_noising_prompt():
+    with jax.enable_x64(True):
+        world = smooth.world(has_perp_neg=False)
+        same = jnp.broadcast_to(world.text.empty, world.text.positive.shape)
+        text = dataclasses.replace(world.text, positive=same)
+        settings = {"inversion": "npi", "noising_prompt": "empty"}
+        (_, first), _, _ = _trajectories(world, text, **settings, scale=7.5)
+        (_, second), _, _ = _trajectories(world, text, **settings, scale=1.0)
+        np.testing.assert_allclose(first, second, atol=1e-9)
 
 
 def _residual(world, loss, text, drawn, latents, source=None):

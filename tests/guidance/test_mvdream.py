@@ -10,7 +10,7 @@ from ge3d_jax.core.random import Draws
 from ge3d_jax.diffusion.schedule import add_noise
 from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.mvdream import MVDream
-from tests.guidance import golden, stepwise
+from tests.guidance import fakes, golden, stepwise
 from tests.guidance.golden import Answer
 
 CASES = ("rescaled", "not_rescaled")
@@ -62,6 +62,24 @@ def test_all_views_have_one_time():
     times = np.stack([each["times"] for each in drawn])
     assert times.shape == (9, 8) and np.all(times == times[:, :1]) and len(set(times[:, 0].tolist())) > 5
     assert loss.latest_time == 980 and loss.views_together == VIEWS and not loss.may_mirror
+
+
+def test_groups_of_four_views_are_rescaled_apart():
+    text = fakes.texts(2 * VIEWS, avoided=0)
+    # Groups of different contrast, so that a deviation over all views would be that of neither.
+    z = fakes.latents(2 * VIEWS) * np.repeat([1.0, 5.0], VIEWS)[:, None, None, None]
+    noise, times = jnp.asarray(z[::-1].copy()), jnp.full(2 * VIEWS, 500)
+
+    def gradient(own):
+        some = text.replace(positive=text.positive[own], avoided=text.avoided[own], weights=text.weights[own])
+        drawn = Draws(shared={}, per_view={"noise": noise[own], "times": times[own]})
+        denoiser = fakes.smooth_denoiser(len(z[own]))
+        residual, _ = golden.gradient_of(MVDream(), z[own], some, drawn, denoiser, Progress(0, 10))
+        return residual * len(z[own])
+
+    together = gradient(slice(None))
+    for own in (slice(0, VIEWS), slice(VIEWS, None)):
+        assert golden.largest_difference(together[own], gradient(own)) < 1e-5
 
 
 def test_a_bad_share_is_named():

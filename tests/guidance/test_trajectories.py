@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.diffusion import schedule as ddim
 from ge3d_jax.guidance import trajectories as trajectory
 from ge3d_jax.guidance.base import Progress
+from ge3d_jax.guidance.ge3d import GE3D
+from ge3d_jax.guidance.x0 import X0
 from tests.guidance import golden
 
 SCHEDULE = ddim.noise_schedule_from_config(
@@ -163,6 +166,34 @@ def test_the_prediction_is_traced_once_however_many_nodes():
     z = jnp.ones(SHAPE)
     jax.jit(lambda: trajectory.noising_trajectory(tracing, SCHEDULE, z, z, times, jnp.int32(8))).lower()
     assert len(traces) == 1
+
+
+def test_the_latest_time_is_the_one_below_the_highest_bound():
+    rising = trajectory.Nodes(count=3, jump_max=(10, 10), jump_min=(9, 9), max_step=(10, 20))
+    assert GE3D(nodes=PUBLISHED).latest_time == 479 and GE3D(nodes=rising).latest_time == 19
+    assert X0(nodes=rising).latest_time == 19
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"count": 0}, "nodes.count is 0"),
+        ({"jump_min": (1, 0)}, "nodes.jump_min is 0, but at least 1"),
+        ({"jump_min": (60, 50)}, "nodes.jump_max is .80, 50., which is not above nodes.jump_min"),
+        ({"max_step": (480, 49)}, "nodes.max_step is .480, 49., which leaves no room for one jump"),
+        ({"max_step": (79, 300)}, "nodes.max_step is .79, 300., which leaves no room for one jump"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        trajectory.Nodes(**settings)
+
+
+def test_with_the_least_room_there_is_always_one_jump():
+    nodes = trajectory.Nodes(count=2, jump_max=(8, 3), jump_min=(7, 2), max_step=(8, 3))
+    for iteration, time in ((0, 7), (100, 2)):
+        times, active = trajectory.sample_time_nodes(jax.random.key(0), Progress(iteration, 100), nodes)
+        assert times.tolist() == [0, time, time] and int(active) == 1
 
 
 def test_offset_noise_shares_one_constant_per_channel():

@@ -47,6 +47,15 @@ def test_equals_the_slow_version(few_keys, causal, chunk):
 
 
 @pytest.mark.parametrize("chunk", [12, 5])
+def test_large_logits_do_not_overflow(chunk):
+    query, key, value = _inputs(12, 7)
+    # Far above 88, the logarithm of float32's largest number.
+    query = 1000.0 * query
+    output = module.attention(query, key, value, chunk=chunk)
+    np.testing.assert_allclose(output, _slow_attention(query, key, value, False), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [12, 5])
 def test_half_precision_is_only_in_the_products(chunk):
     arrays = [jnp.asarray(array, jnp.bfloat16) for array in _inputs(12, 7)]
     output = module.attention(*arrays, chunk=chunk)
@@ -78,19 +87,23 @@ def test_memory_grows_linearly_with_the_queries():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "channels", "queries", "keys", "on_gpu", "flash"),
+    ("dtype", "channels", "queries", "keys", "causal", "on_gpu", "flash"),
     [
-        pytest.param(jnp.bfloat16, 64, 16, 16, True, True, id="the UNet's self-attention"),
-        pytest.param(jnp.bfloat16, 64, 16, 77, True, True, id="the UNet's attention to the text"),
-        pytest.param(jnp.float16, 40, 9, 9, True, True, id="an odd number of tokens"),
-        pytest.param(jnp.bfloat16, 512, 16, 16, True, False, id="the VAE's single head"),
-        pytest.param(jnp.bfloat16, 4, 16, 16, True, False, id="no multiple of eight"),
-        pytest.param(jnp.float32, 64, 16, 16, True, False, id="float32"),
-        pytest.param(jnp.bfloat16, 64, 16, 16, False, False, id="a CPU"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, False, True, True, id="the UNet's self-attention"),
+        pytest.param(jnp.bfloat16, 64, 16, 77, False, True, True, id="the UNet's attention to the text"),
+        pytest.param(jnp.float16, 40, 9, 9, False, True, True, id="an odd number of tokens"),
+        pytest.param(jnp.bfloat16, 64, 77, 77, True, True, True, id="the text encoder's"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, True, True, True, id="an even number of tokens in order"),
+        pytest.param(jnp.bfloat16, 128, 16, 16, False, True, True, id="the longest heads"),
+        pytest.param(jnp.bfloat16, 160, 16, 16, False, True, False, id="the deepest blocks of 1.5"),
+        pytest.param(jnp.bfloat16, 512, 16, 16, False, True, False, id="the VAE's single head"),
+        pytest.param(jnp.bfloat16, 4, 16, 16, False, True, False, id="no multiple of eight"),
+        pytest.param(jnp.float32, 64, 16, 16, False, True, False, id="float32"),
+        pytest.param(jnp.bfloat16, 64, 16, 16, False, False, False, id="a CPU"),
     ],
 )
 def test_flash_attention_is_named_explicitly_where_available(
-    monkeypatch, dtype, channels, queries, keys, on_gpu, flash
+    monkeypatch, dtype, channels, queries, keys, causal, on_gpu, flash
 ):
     asked, original = [], jax.nn.dot_product_attention
 
@@ -105,7 +118,15 @@ def test_flash_attention_is_named_explicitly_where_available(
         jnp.asarray(random_array(name, (1, length, 2, channels)), dtype)
         for name, length in (("query", queries), ("key", keys), ("value", keys))
     )
-    output = module.attention(query, key, value)
+    output = module.attention(query, key, value, causal=causal)
     assert asked == (["cudnn"] if flash else [])
-    expected = module.chunked_attention(query, key, value, causal=False, chunk=queries)
+    expected = module.chunked_attention(query, key, value, causal=causal, chunk=queries)
     np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (output, expected)), atol=0.03)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_flash_attention_takes_arrays_of_one_dtype_only(place):
+    arrays = [jnp.zeros((1, 4, 2, 8), jnp.bfloat16)] * 3
+    assert module.takes_flash(*arrays)
+    arrays[place] = arrays[place].astype(jnp.float16)
+    assert not module.takes_flash(*arrays)
