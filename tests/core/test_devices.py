@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ge3d_jax.core import devices as module
-from ge3d_jax.core.caching import keep_compiled_code
+from ge3d_jax.core.caching import cache_folder, keep_compiled_code
 from ge3d_jax.core.devices import compute_dtype
 from ge3d_jax.core.errors import UserError
 
@@ -84,6 +84,29 @@ def test_a_batch_is_sharded_evenly_and_large_models_are_not_replicated_on_cpu_de
 def test_seeds_which_do_not_communicate_are_given_devices_before_views(size, seeds, shape):
     assert len(jax.local_devices()) == 2
     assert dict(module.batch_mesh(size, seeds=seeds).shape) == shape
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not pin processes")
+def test_a_processor_acts_as_two_devices_unless_only_one_core_may_be_used():
+    program = """
+import os
+import jax
+from ge3d_jax.core.devices import use_processor_cores
+cores = os.sched_getaffinity(0)
+for usable in (cores, {min(cores)}):
+    os.sched_setaffinity(0, usable)
+    use_processor_cores()
+    print(jax.config.jax_num_cpu_devices)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(min(2, len(os.sched_getaffinity(0)))), "1"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_cache_is_where_the_environment_says_or_in_the_home_folder(monkeypatch, tmp_path, told):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere") if told else "")
+    assert cache_folder() == tmp_path / ("elsewhere" if told else ".cache") / "ge3d_jax"
 
 
 def test_a_configured_compilation_cache_is_left_unchanged():

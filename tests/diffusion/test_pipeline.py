@@ -114,16 +114,6 @@ def test_the_log_variance_of_latents_is_clipped_as_in_diffusers(model):
     np.testing.assert_array_equal(log_variance[..., 2:], -30.0)
 
 
-def test_decoded_images_stay_within_black_and_white(model):
-    layer = model.vae_params["decoder"]["conv_out"]
-    brighter = {**layer, "kernel": 1e3 * layer["kernel"]}
-    extreme = model.replace(
-        vae_params={**model.vae_params, "decoder": {**model.vae_params["decoder"], "conv_out": brighter}}
-    )
-    images = jax.jit(pipeline.decode_latents)(extreme, channels_last("latents", 1, 4, 8, 8))
-    assert images.min() == 0.0 and images.max() == 1.0
-
-
 def test_latents_are_scaled(model):
     latents = channels_last("latents", 1, 4, 8, 8)
     variables = {"params": model.vae_params}
@@ -205,3 +195,5 @@ def test_sizes_that_do_not_fit_are_refused(model, text):
         pipeline.encode_images(model, jnp.zeros((1, 15, 16, 3)), None)
     with pytest.raises(UserError, match="7×8"):
         predict_epsilon(model, jnp.zeros((2, 7, 8, 4)), 3, text)
+    with pytest.raises(UserError, match="A text of 13 tokens is too long .*; use at most 12"):
+        pipeline.encode_text_ids(model, jnp.zeros((1, 13), jnp.int32))
