@@ -119,8 +119,9 @@ def test_schedulers_of_other_models_and_switches_that_do_nothing_are_said():
         ddim.noise_schedule_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
     with pytest.warns(UserWarning, match="thresholding is not applied"):
         ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "thresholding": True})
-    with pytest.warns(UserWarning, match="made for LCMScheduler"):
-        ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "_class_name": "LCMScheduler"})
+    for kind in ("LCMScheduler", "TCDScheduler"):
+        with pytest.warns(UserWarning, match=f"made for {kind}"):
+            ddim.noise_schedule_from_config({**STABLE_DIFFUSION, "_class_name": kind})
 
 
 @settings(max_examples=30, deadline=None)
