@@ -135,8 +135,8 @@ class UNetConfig:
     def map_level(self) -> int:
         """The level whose attention to words shows where things are: a quarter of the latent's edge.
 
-        Level l has 1/2^l of the edge. If there is no attention at a quarter, the next larger level that has
-        it; if only the middle block has attention, the last level.
+        Level l has 1/2^l of the edge. If there is no attention at a quarter, the nearest level with a longer
+        edge that has it; if only levels with shorter edges have it, the last of them.
         """
         attending = [
             level for level, kind in enumerate(self.down_block_types) if kind.startswith("CrossAttn")
