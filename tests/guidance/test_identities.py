@@ -134,7 +134,7 @@ def test_perp_neg_without_weight_is_plain_guidance(plain, counted):
     assert golden.largest_difference(_gradient(counted, away), _gradient(plain, without)) > 1e-3
 
 
-@pytest.mark.parametrize("loss", [SDS(), CSD(normalized=False), CDS()])
+@pytest.mark.parametrize("loss", [SDS(), CSD(normalized=False), CDS(), CDS(recon_std_rescale=0.5)])
 def test_perp_neg_gives_each_view_its_own_state_and_time(loss):
     # In threestudio, by contrast, the negatives get the state of another view.
     text = fakes.texts(VIEWS, avoided=2)

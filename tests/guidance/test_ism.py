@@ -11,7 +11,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import Draws
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.ism import ISM
-from tests.guidance import golden, stepwise
+from tests.guidance import golden, smooth, stepwise
 
 CASES = ("perp_neg_early", "plain_middle", "perp_neg_late")
 
@@ -90,6 +90,13 @@ def test_an_index_below_delta_starts_at_the_first_time():
     loss = ISM()
     times, steps = loss.times(jnp.int32(20), jnp.int32(0))
     assert int(steps) == 1 and times[:2].tolist() == [1, 21]
+
+
+def test_the_path_to_an_index_below_delta_has_no_time_before_the_first():
+    world, loss = smooth.world(has_perp_neg=False), ISM()
+    drawn = Draws(shared={"index": jnp.int32(20)}, per_view=world.drawn(loss, 5000).per_view)
+    path = loss.path(world.latents, world.text, drawn, world.denoiser, world.progress(5000))
+    assert int(path.active) == 1 and path.times[:2].tolist() == [1, 21]
 
 
 def test_too_few_steps_begin_above_the_first_time():
