@@ -1,6 +1,7 @@
 """Attention control in the bundled network: no effect if gates are closed, else the authors' arrays."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,16 @@ def test_maps_of_wide_latents_are_wide(batch):
     control, model = golden.task("color").control, golden.model()
     _, maps = jax.eval_shape(predict_controlled, model, x[:, :8], t, text, control.at(0))
     assert maps.shape == (2, 4, 8, golden.TOKENS)
+
+
+def test_maps_come_from_the_down_and_up_blocks_of_their_level(batch):
+    control, model = golden.task("color").control.at(0), golden.model()
+    for level, expected in ((1, {"down_blocks_1", "up_blocks_0"}), (0, set())):
+        at_level = dataclasses.replace(control, map_level=level)
+        ask = functools.partial(model.unet.apply, {"params": model.unet_params}, mutable="maps")
+        _, sown = jax.eval_shape(ask, *batch, None, at_level)
+        # The middle block, at the same level as the last down block, adds none.
+        assert set(sown.get("maps", ())) == expected
 
 
 def test_control_of_equal_prompts_changes_nothing(batch):
