@@ -100,6 +100,8 @@ def test_infers_the_dimensions(loaded):
     family, model, result = loaded
     assert result.text_encoder.config == model.text_encoder.config
     assert result.vae.config == model.vae.config
+    # No tensor tells it; both families have the same.
+    assert result.scaling_factor == 0.18215
     unet, expected = result.unet.config, model.unet.config
     assert unet.heads == expected.heads
     same = {"attention_head_dim": expected.attention_head_dim}
