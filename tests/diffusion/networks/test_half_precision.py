@@ -64,6 +64,12 @@ def test_latents_and_their_gradients_are_close(models):
     assert 0 < _distance(half_gradient, gradient) < 2 * TOLERANCE
 
 
+def test_decoded_images_are_close(models):
+    latents = jnp.asarray(channels_last("latents", 1, 4, 8, 8))
+    whole, half = (jax.jit(pipeline.decode_latents)(model, latents) for model in models)
+    assert 0 < _distance(half, whole) < TOLERANCE
+
+
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
