@@ -12,7 +12,7 @@ from ge3d_jax.diffusion.networks.unet import UNetConfig
 from ge3d_jax.diffusion.networks.vae import VAEConfig
 from ge3d_jax.diffusion.schedule import noise_schedule_from_config
 from ge3d_jax.diffusion.tokenizer import CLIPTokenizer
-from ge3d_jax.diffusion.weights.config_files import naming
+from ge3d_jax.diffusion.weights.config_files import MOST_TOKENS, naming
 from ge3d_jax.diffusion.weights.flax_files import SUFFIX as FLAX_SUFFIX
 from ge3d_jax.diffusion.weights.flax_files import open_flax
 from ge3d_jax.diffusion.weights.model_kinds import check_index, check_unet
@@ -192,6 +192,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
         length = tokenizer.model_max_length
         if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 2:
             raise ValueError(f"model_max_length is {shown(length)}, which is not a valid text length")
+        largest = max(tokenizer.get_vocab().values())
+        if largest > MOST_TOKENS:
+            raise ValueError(f"vocab.json has the id {largest}, more than any text encoder has")
         _check_added(Path(folder) / "added_tokens.json", tokenizer)
         return tokenizer
     except UserError:

@@ -297,6 +297,14 @@ def test_a_broken_tokenizer_is_named(folder):
         load_model(folder)
 
 
+def test_a_token_that_no_encoder_can_hold_is_named(folder):
+    vocabulary = json.loads((folder / "tokenizer/vocab.json").read_text())
+    vocabulary[next(iter(vocabulary))] = 2**31
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UserError, match=r"tokenizer in .* cannot be read \(vocab.json has the id 2147483648"):
+        load_model(folder)
+
+
 def test_parts_of_different_models_are_refused(folder):
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({**config, "beta_schedule": "wild"}))
