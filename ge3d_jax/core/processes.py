@@ -52,10 +52,10 @@ class Cluster:
         if self.processes is not None and self.processes < 1:
             raise UserError(f"There are {self.processes} processes; give at least 1.")
         if self.process is not None and not 0 <= self.process < (self.processes or self.process + 1):
-            raise UserError(
-                f"This is process {self.process} of {self.processes}; give a number from 0 to "
-                f"{(self.processes or 1) - 1}."
+            of, to = (
+                ("", "") if self.processes is None else (f" of {self.processes}", f" to {self.processes - 1}")
             )
+            raise UserError(f"This is process {self.process}{of}; give a number from 0{to}.")
 
     @property
     def is_whole(self) -> bool:

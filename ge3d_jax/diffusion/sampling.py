@@ -22,18 +22,15 @@ def sampling_times(schedule_steps: int, steps: int, spacing: str = "leading") ->
     Raises:
         UserError: the schedule does not have room for that many steps.
     """
-    ratio = schedule_steps // steps if steps > 0 else 0
+    most = schedule_steps - STEPS_OFFSET if spacing == "leading" else schedule_steps
+    if not 1 <= steps <= most:
+        raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {most}.")
     if spacing == "leading":
-        if ratio == 0 or (steps - 1) * ratio + STEPS_OFFSET >= schedule_steps:
-            raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps // 2}.")
-        times = np.arange(steps)[::-1] * ratio + STEPS_OFFSET
+        times = np.arange(steps)[::-1] * (schedule_steps // steps) + STEPS_OFFSET
+    elif spacing == "trailing":
+        times = np.round(schedule_steps - np.arange(steps) * (schedule_steps / steps)) - 1
     else:
-        if ratio == 0:
-            raise UserError(f"{steps} sampling steps do not fit; choose between 1 and {schedule_steps}.")
-        if spacing == "trailing":
-            times = np.round(schedule_steps - np.arange(steps) * (schedule_steps / steps)) - 1
-        else:
-            times = np.round(np.linspace(schedule_steps - 1, 0, steps))
+        times = np.round(np.linspace(schedule_steps - 1, 0, steps))
     return np.append(times, 0).astype(np.int32)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats import smallest_three
 from ge3d_jax.formats.ply_columns import ANTIALIASED_COMMENT, rest_names
 from ge3d_jax.formats.ply_header import Element, Header
 from ge3d_jax.formats.splat_arrays import (
@@ -124,15 +125,7 @@ def _between(fractions: np.ndarray, chunks: np.ndarray, bounds: tuple[str, ...])
 def _quaternions(words: np.ndarray) -> np.ndarray:
     """Unpack rotations into quaternions (N, 4) wxyz."""
     rest = (_unpack(words & np.uint32(2**30 - 1), (2, 10, 10, 10))[:, 1:] - 0.5) * np.sqrt(2.0)
-    largest = (words >> np.uint32(30)).astype(np.int64)
-    quaternions = np.empty((len(words), 4))
-    # The components come in the order of rot_0 … rot_3.
-    for axis in range(4):
-        here = largest == axis
-        places = [other for other in range(4) if other != axis]
-        quaternions[np.ix_(here, places)] = rest[here]
-        quaternions[here, axis] = np.sqrt(np.maximum(0.0, 1.0 - np.square(rest[here]).sum(axis=1)))
-    return quaternions
+    return smallest_three.join(words >> np.uint32(30), rest)
 
 
 def unpack_splats(path: Path, tables: dict[str, np.ndarray]) -> SplatArrays:
@@ -245,10 +238,6 @@ def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
 
 def _pack_quaternions(quaternions: np.ndarray) -> np.ndarray:
     """The inverse of `_quaternions`, for unit quaternions (N, 4)."""
-    exact = quaternions.astype(np.float64)
-    largest = np.abs(exact).argmax(axis=1)
-    each = np.arange(len(exact))
-    exact *= np.where(exact[each, largest] < 0, -1.0, 1.0)[:, None]
-    others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest]
-    rest = _pack(0.5 + np.sqrt(0.5) * exact[each[:, None], others], (10, 10, 10))
+    largest, others = smallest_three.split(quaternions)
+    rest = _pack(0.5 + np.sqrt(0.5) * others, (10, 10, 10))
     return largest.astype(np.uint32) << np.uint32(30) | rest

@@ -30,6 +30,7 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.formats import smallest_three
 from ge3d_jax.formats.quantization import codebook, palette
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
@@ -272,14 +273,7 @@ def _quaternions(packed: np.ndarray) -> np.ndarray:
     """Decode pixels to quaternions (N, 4) wxyz; a marker that names no component means no rotation."""
     rest = (packed[:, :3] / 127.5 - 1.0) / np.sqrt(2.0)
     largest = packed[:, 3].astype(np.int64) - _FIRST_LARGEST
-    quaternions = np.zeros((len(packed), 4))
-    quaternions[:, 0] = 1.0
-    for axis in range(4):
-        here = largest == axis
-        places = [other for other in range(4) if other != axis]
-        quaternions[np.ix_(here, places)] = rest[here]
-        quaternions[here, axis] = np.sqrt(np.maximum(0.0, 1.0 - np.square(rest[here]).sum(axis=1)))
-    return quaternions.astype(np.float32)
+    return smallest_three.join(largest, rest).astype(np.float32)
 
 
 def save_sog(path: str | os.PathLike[str], gaussians: Gaussians, *, antialiased: bool = False) -> np.ndarray:
@@ -366,12 +360,8 @@ def _written(book: np.ndarray) -> list[float]:
 
 def _packed(quaternions: np.ndarray) -> np.ndarray:
     """Encode unit quaternions (N, 4) wxyz as pixels (N, 4)."""
-    exact = quaternions.astype(np.float64)
-    largest = np.abs(exact).argmax(axis=1)
-    each = np.arange(len(exact))
-    exact *= np.where(exact[each, largest] < 0, -1.0, 1.0)[:, None]
-    others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest]
-    levels = to_levels(127.5 * (1.0 + np.sqrt(2.0) * exact[each[:, None], others]))
+    largest, others = smallest_three.split(quaternions)
+    levels = to_levels(127.5 * (1.0 + np.sqrt(2.0) * others))
     return np.concatenate([levels, (_FIRST_LARGEST + largest).astype(np.uint8)[:, None]], axis=1)
 
 

@@ -109,6 +109,7 @@ def test_an_environment_without_a_cluster_is_said():
         ({"processes": 0}, "There are 0 processes"),
         ({"processes": 2, "process": 2}, "process 2 of 2; give a number from 0 to 1"),
         ({"processes": 2, "process": -1}, "process -1 of 2; give a number from 0 to 1"),
+        ({"process": -1}, r"process -1; give a number from 0\.$"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused(settings, message):

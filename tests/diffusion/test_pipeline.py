@@ -186,8 +186,9 @@ def test_other_spacings_of_sampling_times_are_diffusers():
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(UserError, match="steps"):
+    with pytest.raises(UserError, match=f"{steps} sampling steps do not fit; choose between 1 and 999"):
         sampling.sampling_times(1000, steps)
+    assert sampling.sampling_times(1000, 999).tolist() == [*range(999, 0, -1), 0]
 
 
 def test_sizes_that_do_not_fit_are_refused(model, text):
