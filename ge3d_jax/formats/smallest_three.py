@@ -1,7 +1,7 @@
 """Unit quaternions without their largest component, which follows from the other three.
 
 The sign is chosen such that the omitted component is positive, since q and -q are the same rotation. The
-others are then between -√½ and √½. Compressed .ply files and SOG store them, each with its own number of bits.
+others are then between -√½ and √½. Compressed .ply and SOG store them, each in its own number of bits.
 """
 
 import numpy as np
