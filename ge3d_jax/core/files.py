@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import filelock
 from ge3d_jax.core.errors import UserError, reason
 
 _LOCK = ".lock"
+_REMOVALS, _BETWEEN_REMOVALS = 20, 0.1
 
 
 def process_mark() -> str:
@@ -62,6 +64,15 @@ def remove_files(paths: Iterable[Path]) -> None:
     """Remove files, ignoring missing ones."""
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that threads may still be writing to: try for two seconds, then leave the rest."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_BETWEEN_REMOVALS)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ge3d_jax.core.errors import UserError
-from ge3d_jax.core.files import flush, process_mark
+from ge3d_jax.core.files import flush, process_mark, remove_folder
 from ge3d_jax.scenes.base import Scene
 from ge3d_jax.training.state import TrainState, shapes_by_path
 
@@ -59,9 +59,10 @@ def save_tree(folder: str | os.PathLike[str], tree: Any) -> None:
         fresh.rename(target / str(number))
         flush(target)
     except BaseException:
-        # Including Orbax's own temporary folder, whose name has the same prefix.
+        # Including Orbax's own temporary folder, whose name has the same prefix. When one of its threads has
+        # failed, others may still be writing.
         for leftover in target.glob(f"{fresh.name}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_folder(leftover)
         raise
     for other in target.iterdir():
         if other.name != str(number):

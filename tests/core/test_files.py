@@ -1,8 +1,11 @@
 """Files written whole or not at all, locks of folders, and JSON in any encoding."""
 
+import contextlib
 import errno
+import itertools
 import os
 import threading
+import time
 
 import pytest
 
@@ -15,6 +18,7 @@ from ge3d_jax.core.files import (
     locked,
     parse_json,
     process_mark,
+    remove_folder,
 )
 
 
@@ -92,6 +96,28 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     folder = tmp_path / "file" / "run"
     with pytest.raises(UserError, match=f"The folder {folder} cannot be written to"), locked(folder):
         pass
+
+
+def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
+    folder, begun, end = tmp_path / "part", threading.Event(), time.monotonic() + 1.0
+    folder.mkdir()
+
+    def write():
+        with contextlib.suppress(FileNotFoundError):
+            for number in itertools.count():
+                (folder / str(number)).touch()
+                # Enough for their removal to take longer than writing the next one.
+                if number == 1000:
+                    begun.set()
+                if time.monotonic() > end:
+                    break
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait(60)
+    remove_folder(folder)
+    writer.join(60)
+    assert not folder.exists()
 
 
 def test_others_wait_for_their_turn(tmp_path):
