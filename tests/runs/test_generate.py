@@ -356,7 +356,7 @@ def test_edit_2d_of_a_sentence_and_of_a_picture(model, tmp_path):
     folder = edit_2d(
         "a blue mushroom", source_prompt=PROMPT, model=model, max_step=300, nodes=2, out=tmp_path / "a"
     )
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.glob("[!.]*")} == {
         "nodes.png",
         "edited.png",
         "source.png",
