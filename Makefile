@@ -14,7 +14,8 @@ PYTHON ?= $(shell for name in python3.12 python3.13 python3.11 python3 python; d
 VENV ?= .venv
 PROMPT ?= a yellow duck
 SEED ?= 0
-SPLATS ?= outputs/a-yellow-duck-0/object.ply
+# The newest object, or the one that `make demo` makes.
+SPLATS ?= $(or $(firstword $(shell ls -t outputs/*/object.ply 2>/dev/null)),outputs/a-yellow-duck-0/object.ply)
 GPU ?= h100
 WORKERS ?= 2
 SIZE ?= small
@@ -51,7 +52,7 @@ train: $(VENV)/.runtime  ## Retrain the bundled model and put it into the packag
 	test -e runs/toybox-2/vae || cp -r runs/toybox/vae runs/toybox/views.npz runs/toybox-2
 	$(VENV)/bin/python experiments/train_toybox.py --out=runs/toybox-2 $(LEG) --unet_steps=9000 --unet_learning_rate=1.5e-3 --seed=1 --start_from=toybox
 
-mesh: $(VENV)/.mesh  ## Make a mesh from splats: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
+mesh: $(VENV)/.mesh  ## Make a mesh of the newest object, or of others: make mesh SPLATS=outputs/a-yellow-duck-0/object.ply
 	@$(VENV)/bin/python experiments/export_mesh.py "$(SPLATS)"
 
 figures: $(VENV)/.figures  ## Make a first look at the paper's tables and figures; SIZE=full for all of them
