@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import itertools
 import os
 import threading
 import time
@@ -99,18 +98,18 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 
 
 def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
-    folder, begun, end = tmp_path / "part", threading.Event(), time.monotonic() + 1.0
+    folder, begun = tmp_path / "part", threading.Event()
     folder.mkdir()
 
     def write():
+        # So many files take longer to remove than the next one takes to write.
+        for number in range(1000):
+            (folder / str(number)).touch()
+        begun.set()
+        end = time.monotonic() + 0.5
         with contextlib.suppress(FileNotFoundError):
-            for number in itertools.count():
-                (folder / str(number)).touch()
-                # Enough for their removal to take longer than writing the next one.
-                if number == 1000:
-                    begun.set()
-                if time.monotonic() > end:
-                    break
+            while time.monotonic() < end:
+                (folder / str(time.monotonic_ns())).touch()
 
     writer = threading.Thread(target=write)
     writer.start()
