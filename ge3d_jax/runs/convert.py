@@ -67,6 +67,7 @@ def convert_splats(
         raise UserError(
             f"{os.fspath(target)} is not a .ply file, and only .ply can be text; leave ascii out."
         )
+    check_file_name(Path(target))
     if not (math.isfinite(scale) and scale > 0):
         raise UserError(f"The scale is {scale}; give a number above 0.")
     file = read_splats(source, keep_axes=keep_axes)
@@ -86,7 +87,6 @@ def convert_splats(
     if scale != 1.0:
         arrays = scaled(arrays, scale)
     gaussians = to_gaussians(arrays)
-    check_file_name(Path(target))
     prepare_folder(Path(target).parent)
     if ascii:
         save_ply(target, gaussians, ascii=True, antialiased=file.antialiased)

@@ -30,7 +30,13 @@ from ge3d_jax.runs.edit_by_method import SOURCE_POLAR_DEGREES, draw_source
 from ge3d_jax.runs.edit_folder import edit_folder
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_negative_prompt, check_prompt, knows_overhead, picture_size
+from ge3d_jax.runs.request import (
+    check_finite,
+    check_negative_prompt,
+    check_prompt,
+    knows_overhead,
+    picture_size,
+)
 from ge3d_jax.toybox.world.captions import parse
 from ge3d_jax.viewer.sheet import SMALLEST_PICTURE, enlarge, image_grid, save_png, to_uint8
 
@@ -189,11 +195,8 @@ def edit_2d(
     edit = edit_image(
         diffusion, source, text, negative, max_step=max_step, nodes=nodes, guidance_scale=guidance_scale
     )
-    if not all(np.isfinite(nodes).all() for nodes in (edit.noising, edit.denoising)):
-        raise UserError(
-            f"The model {place} returns non-finite values; check it with `ge3d check-model`, or compute in "
-            "float32."
-        )
+    drawn = np.concatenate([edit.noising, edit.denoising])
+    check_finite(drawn, place)
     with edit_folder(folder):
         write_json(
             folder / "config.json",
@@ -211,10 +214,7 @@ def edit_2d(
             },
         )
         times = [int(t) for t in edit.node_times]
-        pictures = [
-            enlarge(picture, minimum=SMALLEST_PICTURE)
-            for picture in to_uint8(np.concatenate([edit.noising, edit.denoising]))
-        ]
+        pictures = [enlarge(picture, minimum=SMALLEST_PICTURE) for picture in to_uint8(drawn)]
         labels = [f"up, t = {t}" for t in times] + [f"down, t = {t}" for t in times]
         save_png(folder / "nodes.png", image_grid(pictures, labels, columns=len(times)))
         save_png(folder / "edited.png", pictures[len(times)])

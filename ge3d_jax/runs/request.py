@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ge3d_jax.core.errors import UserError, shown
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.weights.hub import check_on_hub, local_model, refuse_pickled
@@ -165,6 +167,15 @@ def check_image_size(config: Config, folder: Path) -> None:
         raise UserError(
             f"The setting image_size is {config.image_size}, but this bundled model was trained on pictures "
             f'of {trained} pixels; choose a larger model, or use the preset "toybox".'
+        )
+
+
+def check_finite(pictures: np.ndarray, place: Path) -> None:
+    """Check what a model has drawn. Raises UserError, which names the model, if a value is not finite."""
+    if not np.isfinite(pictures).all():
+        raise UserError(
+            f"The model {place} returns non-finite values; check it with `ge3d check-model`, or compute in "
+            "float32."
         )
 
 

@@ -19,7 +19,7 @@ from ge3d_jax.diffusion.sampling import sampling_times
 from ge3d_jax.diffusion.schedule import ddim_step
 from ge3d_jax.runs.folder import prepare_folder, slug, versions, write_json
 from ge3d_jax.runs.model_choice import FilePath, ModelChoice
-from ge3d_jax.runs.request import check_negative_prompt, check_prompt, check_seed, picture_size
+from ge3d_jax.runs.request import check_finite, check_negative_prompt, check_prompt, check_seed, picture_size
 from ge3d_jax.viewer.sheet import SMALLEST_PICTURE, enlarge, image_grid, save_png, to_uint8
 
 _LARGEST_COLUMNS = 4
@@ -156,11 +156,7 @@ def sample_to_folder(
                     size=size,
                     on_step=lambda: bar.update(task, advance=1, description="sampling"),
                 )
-                if not np.isfinite(picture).all():
-                    raise UserError(
-                        f"The model {place} returns non-finite values; check it with "
-                        "`ge3d check-model`, or compute in float32."
-                    )
+                check_finite(picture, place)
                 pictures.append(enlarge(to_uint8(picture), minimum=SMALLEST_PICTURE))
                 labels.append(f"{_shown(prompt)}, seed {one}")
                 files.append(f"{number:02d}-{slug(prompt)}-{one}.png")

@@ -150,16 +150,16 @@ def sweep(
     check_distinct(objects, lines)
     process, processes = jax.process_index(), jax.process_count()
     shares_views = share == "views"
-    if share == "views" and processes == 1:
-        raise UserError(
-            "There is only one process, so there is nobody to share views with; start several (see "
-            "--distributed), or leave share out."
-        )
-    if share == "views":
+    if shares_views:
+        if processes == 1:
+            raise UserError(
+                "There is only one process, so there is nobody to share views with; start several (see "
+                "--distributed), or leave share out."
+            )
         at_a_time = 1
         for one in objects:
             mesh_of_all_processes(one.request.parts)
-    own = objects if share == "views" else share_of(objects, process, processes)
+    own = objects if shares_views else share_of(objects, process, processes)
     folder = SweepFolder(prepare_folder(path), objects)
     folder.check_free(resume=resume)
     _check_same_objects(objects, resume=resume)
