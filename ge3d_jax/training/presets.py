@@ -199,6 +199,11 @@ PRESETS["toybox"] = with_overrides(
         # around from the beginning.
         "iterations": 150,
         "guidance.scale": 2.0,
+        # Three jumps at first, so that a wrong size is forgotten; then two, and a single one at last: what
+        # guidance adds at every jump accumulates over the iterations, and merges the eyes of robots.
+        "guidance.nodes.jump_max": (200, 160),
+        "guidance.nodes.jump_min": (160, 130),
+        "guidance.nodes.max_step": (600, 161),
         "cameras.azimuth_degrees_begin": 180.0,
         "start.kind": "point_e",
         **{f"start.{name}": value for name, value in PointEStart.presets["toybox"].items()},
