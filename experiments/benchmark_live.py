@@ -4,8 +4,7 @@
 
 This takes five minutes on two CPU cores and prints the median iteration with and without a browser, and their
 ratio. The browser is headless Chromium, which draws on the CPU; one with a graphics card, or on another
-computer, costs less. --scale=0.25 makes it draw a quarter of the pixels each way, as ?fixedDpr=0.25 does in
-the address. It needs viser, and Chromium on the PATH.
+computer, costs less. --stills checks the box for still pictures. It needs viser, and Chromium on the PATH.
 """
 
 import shutil
@@ -13,6 +12,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -23,7 +23,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _PROMPT = flags.DEFINE_string("prompt", "a red mushroom", "What to make meanwhile.")
 _TURN = flags.DEFINE_integer("turn", 40, "Iterations with and then without a browser.", lower_bound=2)
 _TURNS = flags.DEFINE_integer("turns", 3, "How many turns of each.", lower_bound=1)
-_SCALE = flags.DEFINE_float("scale", 1.0, "Pixels that the browser draws, as a share of an edge.")
+_STILLS = flags.DEFINE_bool("stills", False, "Let the run draw the object while the camera rests.")
 _PORT = flags.DEFINE_integer("port", 8765, "Where the live view is.")
 # For the browser to load the page, and to be gone: these iterations of a turn and seconds are not counted.
 _SETTLING_ITERATIONS, _SETTLING_SECONDS = 8, 10.0
@@ -54,7 +54,7 @@ def _turns(browser: str) -> Any:
             return False
 
         def _open(self) -> None:
-            address = f"http://localhost:{_PORT.value}/?fixedDpr={_SCALE.value}"
+            address = f"http://localhost:{_PORT.value}"
             options = ["--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader"]
             options += ["--enable-unsafe-swiftshader", "--window-size=1200,800", "--remote-debugging-port=0"]
             profile = f"--user-data-dir={self._profile.name}"
@@ -78,6 +78,7 @@ def main() -> None:
     import ge3d_jax
     from ge3d_jax.core.errors import UserError
     from ge3d_jax.runs.live import LiveView
+    from ge3d_jax.viewer.live import ViserPage
 
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
@@ -91,7 +92,7 @@ def main() -> None:
             overrides={"iterations": iterations},
             preview_every=0,
             save_seconds=None,
-            observers=[LiveView(_PORT.value), turns],
+            observers=[LiveView(_PORT.value, open_page=partial(ViserPage, stills=_STILLS.value)), turns],
         )
     without, watched = (statistics.median(seconds) for seconds in turns.seconds)
     print(f"without a browser {without:.3f} s, with one {watched:.3f} s: {watched / without:.3f}")

@@ -89,11 +89,6 @@ class ObjectRequest:
     folder: Path
     description: dict[str, Any]
 
-    @property
-    def parts(self) -> int:
-        """Number of parts into which the views of one pass through the networks can be divided."""
-        return self.settings.views_per_pass // self.settings.guidance.views_together
-
     @classmethod
     def checked(
         cls,
@@ -199,7 +194,7 @@ class ObjectRequest:
             description=self.description,
             task=task,
             context=context,
-            parts=self.parts,
+            parts=self.settings.parts,
             history=history,
             is_new=not resume,
             stop_at=settings.distilled_iterations,

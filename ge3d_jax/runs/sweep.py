@@ -158,7 +158,7 @@ def sweep(
             )
         at_a_time = 1
         for one in objects:
-            mesh_of_all_processes(one.request.parts)
+            mesh_of_all_processes(one.request.settings.parts)
     own = objects if shares_views else share_of(objects, process, processes)
     folder = SweepFolder(prepare_folder(path), objects)
     folder.check_free(resume=resume)

@@ -124,7 +124,7 @@ class Studio:
                 aside += time.monotonic() - left
 
         result = iterate(
-            state, context, task, parts=_parts(settings), on_iteration=on_iteration, programs=self._programs
+            state, context, task, parts=settings.parts, on_iteration=on_iteration, programs=self._programs
         )
         jax.block_until_ready(result.state.scene)
         seconds = elapsed()
@@ -134,9 +134,9 @@ class Studio:
 
     def _compile(self, state: TrainState, context: Prompted, task: Distillation) -> None:
         """Compile an iteration and the scene's scheduled operations."""
-        iterate(state, context, task, parts=_parts(task.config), stop_at=1, programs=self._programs)
+        iterate(state, context, task, parts=task.config.parts, stop_at=1, programs=self._programs)
         # Place arrays as in the run, to avoid compiling everything again.
-        mesh = batch_mesh(_parts(task.config), copied=context)
+        mesh = batch_mesh(task.config.parts, copied=context)
         state = place(jax.tree.map(lambda leaf: leaf.copy(), state), mesh)
         for done in range(1, task.iterations + 1):
             state, _ = follow_schedule(state, done, task)
@@ -166,8 +166,3 @@ class Studio:
 def _on_host(gaussians: Gaussians) -> Gaussians:
     """Copy to the host, because the next iteration reuses the memory of the arrays."""
     return jax.tree.map(np.array, gaussians)
-
-
-def _parts(settings: Config) -> int:
-    """See `ObjectRequest.parts`."""
-    return settings.views_per_pass // settings.guidance.views_together

@@ -194,6 +194,11 @@ class Config:
         return self.views if self.views_per_batch is None else self.views_per_batch
 
     @property
+    def parts(self) -> int:
+        """Number of parts into which the views of one pass through the networks can be divided."""
+        return self.views_per_pass // self.guidance.views_together
+
+    @property
     def distilled_iterations(self) -> int:
         """Number of iterations of the distillation: all of them unless a reconstruction stage follows."""
         share = self.reconstruction.start

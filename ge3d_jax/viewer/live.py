@@ -3,7 +3,9 @@
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from ge3d_jax.core.extras import load_package
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.framing import find_frame, fitting_distance
 from ge3d_jax.viewer.page import page_data
+from ge3d_jax.viewer.still import draw_still
 
 # Local connections only: whoever opens the page can stop the run.
 _HOST = "localhost"
@@ -20,6 +23,8 @@ _MOST_POINTS = 500
 _FOV = np.deg2rad(40.0)
 # Initial direction of the camera: in front, slightly to the left and above.
 _DIRECTION = np.array([0.87, 0.35, 0.35])
+# Seconds without a movement, after which a camera rests.
+_REST = 1.0
 
 
 class LivePage(Protocol):
@@ -67,16 +72,39 @@ def thinned(count: int, most: int = _MOST_POINTS) -> np.ndarray:
     )
 
 
+def _seen_by(camera: Any, gaussians: Gaussians) -> np.ndarray:
+    """Draw the splats as the camera of a client sees them."""
+    return draw_still(
+        gaussians,
+        position=camera.position,
+        target=camera.look_at,
+        up=camera.up_direction,
+        fov=camera.fov,
+        aspect=camera.aspect,
+    )
+
+
 class ViserPage:
     """A `LivePage` served by viser, in threads of its own."""
 
-    def __init__(self, title: str, *, port: int, can_edit: bool) -> None:
+    def __init__(
+        self,
+        title: str,
+        *,
+        port: int,
+        can_edit: bool,
+        stills: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Serve the page.
 
         Args:
             title: title of the page, plain text.
             port: the port to serve on; if it is in use, the next free one. 0 picks any free port.
             can_edit: whether the user can request edited views.
+            stills: whether the box for still pictures is checked at first. A browser draws splats every
+                second even if nothing moves, which without a graphics card takes half a second of a core.
+            clock: returns the time in seconds.
 
         Raises:
             UserError: viser is not installed.
@@ -104,6 +132,11 @@ class ViserPage:
             visible=False,
         )
         self._edit = gui.add_button("Edit four views now", visible=can_edit)
+        self._stills = gui.add_checkbox(
+            "Still pictures",
+            initial_value=stills,
+            hint="For a browser without a graphics card: the run draws the object while the camera rests.",
+        )
         self._pictures = gui.add_image(
             np.full((1, 1, 3), 255, np.uint8), label="edited views", format="png", visible=False
         )
@@ -111,6 +144,24 @@ class ViserPage:
         self._stop.on_click(self._on_stop)
         self._edit.on_click(self._on_edit)
         self._splats: Any = None
+        # The callbacks run in threads of viser's.
+        self._drawing = threading.Lock()
+        self._clock = clock
+        self._moved = clock()
+        self._shown: tuple[np.ndarray, ...] | None = None
+        self._stills.on_update(self._on_move)
+        self._server.on_client_connect(self._on_connect)
+
+    def _on_connect(self, client: Any) -> None:
+        client.camera.on_update(self._on_move)
+        self._on_move()
+
+    def _on_move(self, _: object = None) -> None:
+        """Let the browsers draw the splats until the cameras rest."""
+        with self._drawing:
+            self._moved = self._clock()
+            if self._shown is not None and self._splats is None:
+                self._draw_in_browsers(self._shown)
 
     def _on_stop(self, _: object) -> None:
         self._is_stopping = True
@@ -148,24 +199,53 @@ class ViserPage:
         self._status.content = text
 
     def show_splats(self, gaussians: Gaussians) -> None:
-        """Show these splats without view-dependent color, which viser does not support."""
+        """Show these splats: in the browsers, without view-dependent color, or in still pictures."""
         data = page_data(gaussians)
         covariances = data.shapes[:, [3, 4, 5, 4, 6, 7, 5, 7, 8]].reshape(-1, 3, 3)
         paints = np.clip(data.paints[:, :4].astype(np.float32), 0.0, 1.0)
-        arrays = (data.shapes[:, :3], covariances, paints[:, :3], paints[:, 3:])
-        if self._splats is not None:
-            self._splats.set_gaussians(*arrays)
-            return
+        with self._drawing:
+            is_first = self._shown is None
+            self._shown = (data.shapes[:, :3], covariances, paints[:, :3], paints[:, 3:])
+            moved = self._moved
+            rests = self._stills.value and self._clock() - moved >= _REST
+            if is_first:
+                self._place_cameras(gaussians)
+            if is_first or not rests:
+                self._draw_in_browsers(self._shown)
+                return
+        clients = self._server.get_clients().values()
+        pictures = [(client, _seen_by(client.camera, gaussians)) for client in clients]
+        with self._drawing:
+            if self._moved == moved:
+                self._draw_here(pictures)
+
+    def _place_cameras(self, gaussians: Gaussians) -> None:
+        """Place the cameras in front, also those of the clients that connected before there was anything."""
         frame = find_frame(gaussians)
         distance = frame.radius * fitting_distance(float(_FOV), (1, 1))
-        # Include the clients that connected before there was anything to see.
         clients = [client.camera for client in self._server.get_clients().values()]
         for camera in (self._server.initial_camera, *clients):
             camera.fov = float(_FOV)
             # The order matters: moving a client's camera moves its look-at point along.
             camera.position = frame.center + distance * _DIRECTION
             camera.look_at = frame.center
+
+    def _draw_in_browsers(self, arrays: tuple[np.ndarray, ...]) -> None:
+        """Have the browsers draw splats in place of pictures."""
+        if self._splats is not None:
+            self._splats.set_gaussians(*arrays)
+            return
         self._splats = self._server.scene.add_gaussian_splats("/object", *arrays)
+        for client in self._server.get_clients().values():
+            client.scene.set_background_image(None)
+
+    def _draw_here(self, pictures: Sequence[tuple[Any, np.ndarray]]) -> None:
+        """Show a picture to each client in place of the splats: hidden ones would still cost it time."""
+        for client, picture in pictures:
+            client.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
+        if self._splats is not None:
+            self._splats.remove()
+            self._splats = None
 
     def plot(self, iterations: Sequence[int], losses: Sequence[float]) -> None:
         """Show the loss over the iterations."""

@@ -17,6 +17,10 @@ viser = pytest.importorskip("viser", reason="viser is not installed")
 messages = pytest.importorskip("viser._messages")
 msgspec = pytest.importorskip("msgspec")
 Subprotocol = pytest.importorskip("websockets").Subprotocol
+zstandard = pytest.importorskip("zstandard")
+
+# How what is compressed and a picture begin.
+ZSTD, JPEG = b"\x28\xb5\x2f\xfd", b"\xff\xd8\xff"
 
 
 @pytest.fixture
@@ -129,6 +133,61 @@ def test_it_holds_the_splats_that_were_last_shown(page):
     np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)
     away = camera.position - frame.center
     assert away[0] > 0.8 * np.linalg.norm(away) > 2.0 * frame.radius
+
+
+def received(client):
+    """What the page sent since the last call."""
+    messages = []
+    while True:
+        try:
+            header, magic, packed = client.socket.recv(timeout=0.3).partition(ZSTD)
+        except TimeoutError:
+            return b"".join(messages)
+        # Long ones are compressed, behind a header.
+        unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(magic + packed) if packed else b""
+        messages.append(header + unpacked)
+
+
+def test_a_still_picture_takes_the_place_of_splats_while_the_camera_rests():
+    now = [0.0]
+    page = ViserPage("a red mushroom", port=0, can_edit=False, stills=True, clock=lambda: now[0])
+    client = Client(page.address)
+    client.look()
+    wait_for(lambda: page.is_watched)
+    # The first splats are always drawn by the browser, which is told where to look at them from.
+    now[0] = 5.0
+    page.show_splats(splats(3))
+    assert page._splats is not None and JPEG not in received(client)
+    now[0] = 10.0
+    page.show_splats(splats(5))
+    assert page._splats is None and JPEG in received(client)
+    # Whoever turns the object sees splats at once, the newest.
+    client.look()
+    wait_for(lambda: page._splats is not None)
+    assert len(page._splats.centers) == 5
+    sent = received(client)
+    assert b"BackgroundImageMessage" in sent and JPEG not in sent
+    now[0] = 10.9
+    page.show_splats(splats(3))
+    assert page._splats is not None and JPEG not in received(client)
+    now[0] = 11.0
+    page.show_splats(splats(3))
+    assert page._splats is None and JPEG in received(client)
+    # A newcomer has no picture yet.
+    other = Client(page.address)
+    other.look()
+    wait_for(lambda: page._splats is not None)
+    now[0] = 20.0
+    page.show_splats(splats(3))
+    assert page._splats is None
+    client.set(page._stills, False)
+    wait_for(lambda: page._splats is not None)
+    now[0] = 30.0
+    page.show_splats(splats(3))
+    assert page._splats is not None
+    client.socket.close()
+    other.socket.close()
+    page.close()
 
 
 def test_the_curve_has_its_ends_and_not_too_many_points(page):

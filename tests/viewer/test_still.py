@@ -1,0 +1,47 @@
+"""Pictures of splats as a browser's camera sees them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ge3d_jax.splatting.cameras import orbit_camera
+from ge3d_jax.splatting.gaussians import make_gaussians
+from ge3d_jax.viewer.still import draw_still
+from ge3d_jax.viewer.turntable import render_each
+
+
+@pytest.mark.parametrize(("aspect", "width", "height"), [(2.0, 64, 32), (0.5, 32, 64), (1.0, 64, 64)])
+def test_a_window_of_any_shape_shows_what_a_camera_of_that_shape_sees(aspect, width, height):
+    random = np.random.default_rng(0)
+    gaussians = make_gaussians(
+        jnp.asarray(random.uniform(-0.3, 0.3, (12, 3)), jnp.float32),
+        jnp.asarray(random.uniform(0.0, 1.0, (12, 3)), jnp.float32),
+        jnp.full((12, 3), 0.15),
+        jnp.full(12, 0.9),
+        capacity=12,
+    )
+    position, fov = np.array([1.2, 2.0, 1.0]), 0.7
+    picture = draw_still(
+        gaussians,
+        position=position,
+        target=np.array([0.1, 0.0, -0.2]),
+        up=np.array([0.0, 0.0, 1.0]),
+        fov=fov,
+        aspect=aspect,
+        edge=64,
+    )
+    assert picture.shape == (height, width, 3)
+    away = position - [0.1, 0.0, -0.2]
+    radius = np.linalg.norm(away)
+    camera = orbit_camera(
+        azimuth=np.arctan2(away[1], away[0]),
+        polar=np.arccos(away[2] / radius),
+        radius=radius,
+        fov=fov,
+        size=(width, height),
+        target=(0.1, 0.0, -0.2),
+    )
+    camera = camera.replace(world_to_camera=camera.world_to_camera[None], intrinsics=camera.intrinsics[None])
+    (expected,) = render_each(gaussians, camera, background=(1.0, 1.0, 1.0))
+    assert expected.min() < 100
+    np.testing.assert_allclose(picture.astype(int), expected.astype(int), atol=1)
