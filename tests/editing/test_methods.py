@@ -117,9 +117,11 @@ def test_scales_are_as_precise_as_latents(seed, source, target):
     with jax.enable_x64(True):
         task = fakes.task(1, STEPS, seed=seed)
         known = fakes.denoiser(1, knows_only_text=True)
-        # On straight lines, FlowEdit moves the picture by σ times the difference of the guided predictions.
-        made = _method("flow", strength=1.0, source_scale=source, scale=target)
-        alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)[np.asarray(made.times(known))[[0, -1]]]
+        # On straight lines, FlowEdit moves the picture by σ times the difference of the guided predictions,
+        # here over the lower half of the steps.
+        made = _method("flow", strength=0.5, source_scale=source, scale=target)
+        times = np.asarray(made.times(known))[[STEPS // 2, -1]]
+        alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)[times]
         sigmas = np.sqrt((1 - alphas) / alphas)
 
         def predicted(text):
@@ -185,6 +187,50 @@ def test_npi_s_text_turns_from_the_source_to_the_empty_prompt():
         np.testing.assert_allclose(whole.latents, _edit(_method("ddim"), task).latents, atol=1e-9)
         nearly = _edit(_method("npi", towards_empty=1e-6), task)
         np.testing.assert_allclose(nearly.latents, _edit(_method("npi"), task).latents, atol=1e-3)
+
+
+@pytest.mark.parametrize("proximal", ["l0", "l1"])
+def test_proximal_guidance_shrinks_differences_and_pulls_pictures_where_none_is_left(proximal):
+    with jax.enable_x64(True):
+        task, known = fakes.task(1, STEPS, seed=1), fakes.denoiser(1)
+        made = _method("npi", first_time=1, scale=3.0, proximal=proximal, quantile=0.8, pulled_below=499)
+        times = np.asarray(made.times(known))
+        assert 499 in times
+        alphas = np.asarray(known.schedule.alphas_cumprod, np.float64)
+        edited = _edit(made, task)
+        path = np.asarray(edited.up)[::-1]
+        branches = [path[0], path[0]]
+        pulled = []
+        for step, (now, then) in enumerate(zip(times, times[1:], strict=False)):
+            without, wanted = (
+                [
+                    np.asarray(known.predict(known.model, x, jnp.asarray(now), text))
+                    for x, text in zip(branches, texts, strict=True)
+                ]
+                for texts in ((task.source, task.source), (task.source, task.target))
+            )
+            least = np.quantile(np.abs(np.subtract(wanted, without)), 0.8)
+            for branch in range(2):
+                x, delta = branches[branch], wanted[branch] - without[branch]
+                left = np.sign(delta) * np.maximum(np.abs(delta) - least, 0.0)
+                if proximal == "l1":
+                    # What was positive and falls below 0 by the second shrinking is raised by it again.
+                    once = np.where(left > 0, left - least, left)
+                    left = np.where(once < 0, once + least, once)
+                epsilon = without[branch] + 3.0 * left
+                clean = (x - np.sqrt(1 - alphas[now]) * epsilon) / np.sqrt(alphas[now])
+                x = np.sqrt(alphas[then]) * clean + np.sqrt(1 - alphas[then]) * epsilon
+                if proximal == "l0" and now < 499:
+                    padded = np.pad(np.abs(left) > least, [(0, 0), (1, 1), (1, 1), (0, 0)])
+                    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+                    differs = windows.any(axis=(-2, -1))
+                    x = np.where(differs, x, path[step + 1])
+                    pulled.append(1.0 - differs.mean())
+                branches[branch] = x
+        # Some of the target's pixels are pulled, and some are not.
+        assert proximal == "l1" or any(0 < share < 1 for share in pulled)
+        np.testing.assert_allclose(edited.source[-1], branches[0], atol=1e-5)
+        np.testing.assert_allclose(edited.latents, branches[1], atol=1e-5)
 
 
 def test_pictures_together_are_as_alone():
@@ -278,10 +324,25 @@ def test_a_blend_changes_only_where_words_are():
     np.testing.assert_array_equal(blend_mask(stricter, jnp.asarray(maps), (8, 8))[0], expected)
 
 
+def test_times_are_equally_far_apart_and_all_within_the_schedule():
+    np.testing.assert_array_equal(edit_times(1000, 3, 1), [667, 334, 1, 0])
+    np.testing.assert_array_equal(edit_times(1000, 1000, 0)[[0, -2, -1]], [999, 0, 0])
+    np.testing.assert_array_equal(edit_times(1000, 500, 1)[[0, -2, -1]], [999, 1, 0])
+
+
+def test_searches_slow_down_and_ask_for_less_from_step_to_step():
+    made, steps = METHODS["nti"](steps=50), np.asarray([0, 1, 49])
+    np.testing.assert_allclose(made.rates[steps], 0.01 * (1 - steps / 100), rtol=1e-6)
+    np.testing.assert_allclose(made.stop_losses[steps], 1e-5 + 2e-5 * steps, rtol=1e-6)
+    np.testing.assert_allclose(METHODS["pti"](steps=4).rates, 0.005 * np.asarray([1, 7 / 8, 3 / 4, 5 / 8]))
+    assert not np.any(METHODS["pti"](steps=4).stop_losses)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: edit_times(1000, 1001, 0), "1001 steps do not fit"),
+        (lambda: edit_times(1000, 500, 2), "500 steps do not fit"),
         (lambda: METHODS["ddim"](asks="middle"), "end, start"),
         (lambda: METHODS["npi"](proximal="l2"), "none, l0, l1"),
         (lambda: METHODS["ddpm"](skip=1.0), "leaves none"),

@@ -86,6 +86,19 @@ def test_matching_shifts_the_padding_and_pairs_equal_lengths(tokenizer):
     assert share.all()
 
 
+def test_runs_of_unequal_length_have_no_counterpart(tokenizer):
+    mapping, share = matching(tokenizer, "a red car", "a dark blue car", L)
+    np.testing.assert_array_equal(share == 0, find_words(tokenizer, "a dark blue car", "dark blue", L))
+    np.testing.assert_array_equal(mapping.sum(axis=0), share)
+
+
+def test_what_is_beyond_the_end_of_a_truncated_prompt_is_nowhere(tokenizer):
+    mapping, share = refinement(tokenizer, "a red car", "a car", 3)
+    np.testing.assert_array_equal(share, [1, 1, 0])
+    np.testing.assert_array_equal(mapping, np.diag(share))
+    np.testing.assert_array_equal(find_words(tokenizer, "a red car", "red car", 3), [False, False, True])
+
+
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
 def test_an_alignment_is_monotone_and_as_good_as_any(source, target):
     positions = align(source, target)
@@ -123,6 +136,8 @@ def test_plain_language():
     edit = read_words("blue x2, yellow stem until 0.6, car x-1.5 from 0.1 until .5", WordEdit(cross=0.3))
     assert edit.factors == {"blue": 2.0, "car": -1.5} and edit.cross == 0.3
     assert edit.spans == {"yellow stem": (0.0, 0.6), "car": (0.1, 0.5)}
+    # Without an end, they last to the end of the steps.
+    assert read_words("blue from 0.2", WordEdit()).spans == {"blue": (0.2, 1.0)}
     assert read_blend("mushroom, yellow stem, not red") == (("mushroom", "yellow stem"), ("red",))
     for wrong, says in (("blue", "does not say what to do"), ("blue x2,", "comma")):
         with pytest.raises(UserError, match=says):

@@ -21,6 +21,7 @@ from ge3d_jax.metrics.likeness import (
     tint,
     true_views,
 )
+from ge3d_jax.metrics.pictures import ssim
 from ge3d_jax.splatting.cameras import camera_center
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.toybox.world.captions import parse
@@ -149,6 +150,15 @@ def test_the_truth_is_like_itself(truth, on_the_surface):
     assert found["psnr"] == np.inf and found["ssim"] == pytest.approx(1.0)
     assert found["overlap"] == found["sharpness"] == 1.0 and found["tint"] < 0.01
     assert found["chamfer"] == found["depth"] == 0.0
+    # Means are over the views, whose errors differ by a factor of ten.
+    off = truth.pictures + np.asarray([0.1, 0.01], np.float32)[:, None, None, None]
+    near = splats(np.asarray([[0.0, 0.0, -0.74 - 0.06], [0.0, 0.0, -0.74 - 0.09]]))
+    apart = compare_views(dataclasses.replace(truth, pictures=off), truth, near, SENTENCE)
+    assert apart["psnr"] == pytest.approx(30.0, abs=1e-2)
+    alike = [float(ssim(*pair)) for pair in zip(off, truth.pictures, strict=True)]
+    assert apart["ssim"] == pytest.approx(np.mean(alike), abs=1e-3) and alike[0] < alike[1] - 0.01
+    # The snowman is 1.5 high, so that one of the splats is within 5 % of its size.
+    assert apart["specks"] == pytest.approx(0.5)
     # Neutral is where the truth is, however little the object covers.
     faint = compare_views(
         dataclasses.replace(truth, alphas=0.0 * truth.alphas), truth, splats(on_the_surface), SENTENCE
@@ -161,6 +171,9 @@ def test_true_depths_are_those_of_the_surface(truth, two_cameras):
     assert truth.depths.shape == (2, 64, 64) and not truth.depths[truth.alphas == 0.0].any()
     # The snowman is at least half a unit thick, and its center is 3.5 away.
     assert 2.7 < truth.depths[inside].min() < 3.3 and 3.3 < truth.depths[inside].max() < 3.7
+    # Where an edge covers a part of a pixel, that part alone has a depth.
+    edge = (truth.alphas > 0.3) & (truth.alphas < 0.8)
+    assert edge.any() and truth.depths[edge].min() > 2.7
     # The point at a pixel center's depth lies on the surface.
     camera = jax.tree.map(lambda each: each[0], two_cameras)
     rows, columns = np.nonzero(inside[0])
@@ -197,6 +210,8 @@ def test_points_are_seen_in_the_middle_of_their_pixels(two_cameras, on_the_surfa
     # Around the origin, from both sides; the object is one splat, whose depth is that of its center.
     assert np.ptp(points, axis=0).max() > 0.2
     np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-3)
+    # Splats may be brighter than white, but pictures are not.
+    assert object_views(ball.replace(sh=ball.sh + 3.0), two_cameras).pictures.max() == 1.0
 
 
 def test_nothing_is_like_nothing(truth, two_cameras, on_the_surface):

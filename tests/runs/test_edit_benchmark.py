@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.weights.checkpoint import load_model
+from ge3d_jax.editing.base import Edited, Method
 from ge3d_jax.editing.control import WordEdit
 from ge3d_jax.editing.ddim import DDIM
 from ge3d_jax.metrics.recognition import build_gallery
@@ -279,6 +282,22 @@ def test_editors_refuse_times_that_do_not_fit_before_they_work():
 
     with pytest.raises(UserError, match="do not fit"):
         editor_of(DDIM(steps=50), Model(), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Method):
+    """Replaces the picture by noise."""
+
+    def __call__(self, task, denoiser, key):
+        return Edited(task.latents[None], normal(key, (1, *task.latents.shape)))
+
+
+def test_every_batch_and_seed_has_its_own_noise(model, cases):
+    loaded = load_model(model)
+    first, other = (editor_of(Noise(steps=1), loaded, seed) for seed in (0, 1))
+    made = [edit(cases[:1], batch) for edit, batch in ((first, 0), (first, 1), (other, 0))]
+    np.testing.assert_array_equal(made[0], first(cases[:1], 0))
+    assert all(np.abs(one - two).max() > 0.01 for one, two in combinations(made, 2))
 
 
 def test_a_method_edits_the_cases():

@@ -9,11 +9,14 @@ from PIL import Image
 
 import ge3d_jax
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.pipeline import encode_text
 from ge3d_jax.editing.words import find_words
 from ge3d_jax.runs.edit import edit_2d
-from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, edit_by_method, make_task
+from ge3d_jax.runs.edit_by_method import SMALLEST_PICTURE, draw_source, edit_by_method, make_task
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.runs.request import check_edit
+from ge3d_jax.toybox.world.captions import parse
+from ge3d_jax.toybox.world.render import render_sentence, toybox_camera
 from ge3d_jax.training.presets import configured, preset
 
 SOURCE, TARGET = "a red mushroom", "a blue mushroom"
@@ -66,6 +69,12 @@ def test_two_methods_side_by_side(model, tmp_path):
     }
 
 
+def test_a_sentence_is_drawn_from_the_side_that_was_asked_for():
+    camera = toybox_camera(np.pi / 2, np.deg2rad(70.0), size=24)
+    expected = render_sentence(parse("a green duck"), camera, background=jnp.ones(3))
+    np.testing.assert_allclose(draw_source("a green duck", 90.0, 24), expected, atol=1e-5)
+
+
 def test_an_edit_stays_within_its_words(model):
     diffusion = ModelChoice.of(model).load(model)
     task = make_task(
@@ -75,8 +84,10 @@ def test_an_edit_stays_within_its_words(model):
         steps=2,
         edits=None,
         blends=[(("mushroom",), ("red",))],
-        negative_prompt="",
+        negative_prompt="a grey gift",
     )
+    told = encode_text(diffusion, [SOURCE, TARGET, "a grey gift"])
+    np.testing.assert_allclose(jnp.stack([task.source[0], task.target[0], task.empty]), told, atol=1e-5)
     for word, marked in (("mushroom", task.blend.words), ("red", task.blend.kept)):
         expected = [
             find_words(diffusion.tokenizer, prompt, word, task.source.shape[1]) for prompt in (SOURCE, TARGET)
