@@ -7,7 +7,7 @@ import numpy as np
 from ge3d_jax.splatting.gaussians import SH_C0, Gaussians
 
 _BUCKET = 7
-_BOUNDS = (-2.5, 2.25)
+BOUNDS = (-2.5, 2.25)
 
 
 def ksplat(gaussians: Gaussians, level: int, degrees: tuple[int, ...], width: float = 4.0) -> bytes:
@@ -22,7 +22,7 @@ def ksplat(gaussians: Gaussians, level: int, degrees: tuple[int, ...], width: fl
     header[1] = 1
     struct.pack_into("<IIII", header, 4, room, len(degrees), count, count)
     struct.pack_into("<H", header, 20, level)
-    struct.pack_into("<ff", header, 36, *_BOUNDS)
+    struct.pack_into("<ff", header, 36, *BOUNDS)
     heads, bodies = b"", b""
     for number, (splats, degree) in enumerate(zip(sections, degrees, strict=True)):
         buckets = [splats[first : first + _BUCKET] for first in range(0, len(splats), _BUCKET)]
@@ -64,7 +64,7 @@ def _splat(
         for channel in range(3):
             values = gaussians.sh[splat, band**2 : (band + 1) ** 2, channel]
             if level == 2:
-                low, high = _BOUNDS
+                low, high = BOUNDS
                 levels = np.rint(255 * (values - low) / (high - low))
                 data += np.clip(levels, 0, 255).astype("u1").tobytes()
             else:

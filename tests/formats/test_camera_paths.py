@@ -1,6 +1,7 @@
 """Camera paths of nerfstudio and of 3D Gaussian Splatting, and their lenses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,9 @@ def test_a_path_of_nerfstudio(tmp_path):
     # Without the film size, the aspect ratio determines the width.
     square = read(tmp_path, {"camera_path": steps, "default_fov": 3}, size=(30, 30))
     np.testing.assert_allclose(square.intrinsics[0, 0], 10 / np.tan(np.deg2rad(30)), rtol=1e-6)
+    # Without its own field of view, a camera has the path's.
+    bare = read(tmp_path, content | {"default_fov": 50, "camera_path": [{"camera_to_world": FLAT}]})
+    np.testing.assert_allclose(bare.intrinsics[0, 0], 16 / np.tan(np.deg2rad(25)), rtol=1e-6)
 
 
 def test_cameras_of_gaussian_splatting(tmp_path):
@@ -52,6 +56,21 @@ def test_cameras_of_gaussian_splatting(tmp_path):
 def test_every_frame_has_its_own_camera(tmp_path):
     frames = [{"transform_matrix": MATRIX, "fl_x": focal, "w": 48, "h": 32} for focal in (40, 50)]
     np.testing.assert_allclose(read(tmp_path, {"frames": frames}).intrinsics[:, 0], [40, 50])
+
+
+def test_fields_that_a_frame_lacks_or_leaves_empty_are_those_of_the_file(tmp_path: Path) -> None:
+    file = {"fl_x": 40, "cx": 25, "cy": 17, "w": 48}
+    frames = [{"transform_matrix": MATRIX}, {"transform_matrix": MATRIX, "fl_x": None, "cx": None}]
+    # Without a height, the pixels are square, whatever the other field of view.
+    found = read(tmp_path, file | {"camera_angle_y": 0.6, "frames": frames}, size=(96, 64))
+    np.testing.assert_allclose(found.intrinsics, [[80, 80, 50, 34]] * 2)
+
+
+def test_a_matrix_may_be_a_flat_list_of_its_rows(tmp_path: Path) -> None:
+    for count in (12, 16):
+        found = read(tmp_path, {"camera_angle_x": 0.8, "frames": [{"transform_matrix": FLAT[:count]}]})
+        seen = np.asarray(found.world_to_camera[0]) @ [1, 2, 0, 1]
+        np.testing.assert_allclose(seen, [1, -2, 4, 1], atol=1e-6)
 
 
 def test_fields_of_view_of_a_wide_picture(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,8 @@ def test_integers_and_strides_are_read(tmp_path):
     primitive = content["meshes"][0]["primitives"][0]
     alphas = np.rint(65535 / (1 + np.exp(-wanted.opacity_logits))).astype("<u2")
     turns = np.rint(127 * wanted.quaternions[:, [1, 2, 3, 0]]).astype("i1")
+    # -128 is the same as -127.
+    turns[0] = -128, 0, 0, 0
     mixed = np.zeros((5, 8), np.uint8)
     mixed[:, :4], mixed[:, 4:6] = turns.view("u1"), alphas[:, None].view("u1")
     content["bufferViews"].append(
@@ -115,10 +118,22 @@ def test_integers_and_strides_are_read(tmp_path):
         accessor |= {"bufferView": len(content["bufferViews"]) - 1, "byteOffset": place}
         accessor |= {"componentType": component, "normalized": True}
     found = read_back(tmp_path, content, numbers + mixed.tobytes())
-    np.testing.assert_allclose(found.quaternions, wanted.quaternions, atol=0.51 / 127)
+    np.testing.assert_array_equal(found.quaternions[0], [0, -1, 0, 0])
+    np.testing.assert_allclose(found.quaternions[1:], wanted.quaternions[1:], atol=0.51 / 127)
     opacities = [1 / (1 + np.exp(-each.opacity_logits)) for each in (found, wanted)]
     np.testing.assert_allclose(*opacities, atol=0.51 / 65535 + 1e-6)
     np.testing.assert_array_equal(found.positions, wanted.positions)
+
+
+def test_integers_that_are_not_normalized_are_whole_numbers(tmp_path: Path) -> None:
+    _, content, numbers = written(tmp_path)
+    places = np.random.default_rng(0).integers(-1000, 1000, (5, 4)).astype("<i2")
+    content["bufferViews"].append(
+        {"buffer": 0, "byteOffset": len(numbers), "byteLength": places.nbytes, "byteStride": 8}
+    )
+    content["accessors"][0] |= {"bufferView": len(content["bufferViews"]) - 1, "componentType": 5122}
+    found = read_back(tmp_path, content, numbers + places.tobytes())
+    np.testing.assert_array_equal(found.positions, places[:, :3])
 
 
 def test_without_scenes_parents_move_their_children(tmp_path):
@@ -189,6 +204,7 @@ CHANGES = {
     "is blended differently; export it as srgb_rec709_display": lambda c: c["meshes"][0]["primitives"][0][
         "extensions"
     ]["KHR_gaussian_splatting"].update(colorSpace="lin_rec709_display"),
+    "children' is not a list of whole numbers below 1;": lambda c: c["nodes"][0].update(children=[1]),
     "in two places": lambda c: c["nodes"][0].update(children=[0]),
     "'nodes' is not a list of objects": lambda c: c.update(nodes=[1]),
     "repeats a mesh": lambda c: c.update(nodes=[{"mesh": 0}] * 999, scenes=[{"nodes": list(range(999))}]),

@@ -1,13 +1,14 @@
 """Files of GaussianSplats3D of every level and degree, from a writer that shares no code with the reader."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats.ksplat import load_ksplat
-from tests.formats.ksplat_files import ksplat
+from tests.formats.ksplat_files import BOUNDS, ksplat
 from tests.formats.splat_files import random_gaussians
 
 # Maximum errors of positions, of log scales and rotations, and of coefficients.
@@ -32,6 +33,20 @@ def test_splats_come_back(tmp_path, level, degrees):
     for splats, degree in zip(np.array_split(np.arange(31), len(degrees)), degrees, strict=True):
         wanted[splats, (degree + 1) ** 2 :] = 0.0
     np.testing.assert_allclose(read.sh[:, 1:], wanted[:, 1:], atol=coefficient)
+
+
+def test_what_a_header_leaves_out_has_the_values_of_the_viewer(tmp_path: Path) -> None:
+    gaussians = random_gaussians(9, 1)
+    data = bytearray(ksplat(gaussians, 2, (1,), width=12.0))
+    # The steps of a bucket, and the bounds of the coefficients, which are ±1.5 then.
+    struct.pack_into("<I", data, 4096 + 24, 0)
+    struct.pack_into("<ff", data, 36, 0.0, 0.0)
+    (tmp_path / "a.ksplat").write_bytes(data)
+    read = load_ksplat(tmp_path / "a.ksplat")
+    np.testing.assert_allclose(read.positions, gaussians.positions, atol=3 * ERRORS[2][0])
+    low, high = BOUNDS
+    fractions = (np.asarray(gaussians.sh)[:, 1:] - low) / (high - low)
+    np.testing.assert_allclose(read.sh[:, 1:], 3.0 * fractions - 1.5, atol=0.01)
 
 
 def changed(place: int, kind: str, value: float, level: int = 1) -> bytes:

@@ -1,5 +1,7 @@
 """Pictures of every mode and orientation, and the many ways to specify their location."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +54,11 @@ def test_a_camera_of_the_stored_sides_keeps_them(tmp_path):
     Image.fromarray(np.rot90(corners())).save(tmp_path / "a.png", exif=tags)
     assert read_picture(tmp_path / "a.png", camera_size=(12, 20))[0].shape == (20, 12, 4)
     assert read_picture(tmp_path / "a.png", camera_size=(40, 24))[0].shape == (12, 20, 4)
+    # Half a turn leaves the sides as they are, so a camera cannot tell.
+    tags[0x0112] = 3
+    Image.fromarray(np.ascontiguousarray(corners()[::-1, ::-1])).save(tmp_path / "a.png", exif=tags)
+    pixels, _ = read_picture(tmp_path / "a.png", camera_size=(20, 12))
+    np.testing.assert_array_equal(pixels[..., :3], corners())
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B", "I"])
@@ -107,6 +114,14 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path):
     assert pixels[0, 0].tolist() == [255, 0, 0, 255] and said == ["reduced to its first frame"]
     with pytest.warns(UserWarning, match=r"a\.gif was reduced to its first frame"):
         load_image(tmp_path / "a.gif", size=4)
+
+
+def test_several_views_of_one_photo_are_not_frames(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    pixels, said = read_picture(tmp_path / "a.jpg")
+    np.testing.assert_allclose(pixels[0, 0], [255, 0, 0, 255], atol=2)
+    assert said == []
 
 
 def test_load_image_crops_the_center_and_makes_transparent_parts_white(tmp_path):

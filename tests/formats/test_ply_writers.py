@@ -4,6 +4,7 @@ plyfile, which shares no code with the reader, writes them.
 """
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -59,11 +60,17 @@ def test_cloudcompare_renames_properties(tmp_path, prefix):
     assert_same(load_ply(tmp_path / "b.ply"), gaussians)
 
 
-def test_other_spellings_and_a_standard_name_beside_one(tmp_path):
+@pytest.mark.parametrize(
+    ("scale", "axes", "rotation", "parts"),
+    [("scale_", "xyz", "rot_", "wxyz"), ("scaling_", "012", "rotation_", "0123")],
+)
+def test_other_spellings_and_a_standard_name_beside_one(
+    tmp_path: Path, scale: str, axes: str, rotation: str, parts: str
+) -> None:
     gaussians = random_gaussians(4, degree=0)
     records = records_of(tmp_path / "a.ply", gaussians)
-    scales = dict(zip(("scale_0", "scale_1", "scale_2"), ("scale_x", "scale_y", "scale_z"), strict=True))
-    turns = dict(zip((f"rot_{axis}" for axis in range(4)), (f"rot_{axis}" for axis in "wxyz"), strict=True))
+    scales = {f"scale_{number}": scale + axis for number, axis in enumerate(axes)}
+    turns = {f"rot_{number}": rotation + part for number, part in enumerate(parts)}
     renamed = rename_fields(records, scales | turns)
     write(tmp_path / "b.ply", with_columns(renamed, {"scalar_opacity": np.full(4, 7, np.float32)}))
     assert_same(load_ply(tmp_path / "b.ply"), gaussians)
@@ -73,7 +80,7 @@ def test_other_spellings_and_a_standard_name_beside_one(tmp_path):
     ("kind", "full"), [("u1", 255), ("u2", 65535), ("f4", 1), ("f4", 255), ("f8", 1), ("i4", 255)]
 )
 @pytest.mark.parametrize(
-    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue")]
+    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
 )
 def test_plain_colors_are_degree_0(tmp_path, kind, full, names):
     gaussians = random_gaussians(6, degree=0)
@@ -166,6 +173,7 @@ def damaged_header(change, *, ascii=False):
         lambda text: b"\xef\xbb\xbf" + text if text.startswith(b"ply") else text,
         lambda text: text.replace(b"1.0\n", b"1.0\ncomment \xe5\x85\x89\x85 \xa0 caf\xe9\n", 1),
         lambda text: text.replace(b"float nx", b"float n\xff\x85"),
+        lambda text: text.replace(b"1.0\n", b"1.0\nobj_info num_cols 512\n\n", 1),
     ],
 )
 def test_headers_of_every_encoding_are_read(tmp_path, change, ascii):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.formats import posed_images
-from ge3d_jax.formats.posed_images import read_posed_images, scene_radius
+from ge3d_jax.formats.posed_images import PosedImages, read_posed_images, scene_radius
 from ge3d_jax.splatting.cameras import Camera
 from ge3d_jax.splatting.projection import project
 from ge3d_jax.toybox.world.captions import Sentence
@@ -61,6 +61,18 @@ def test_written_images_are_what_the_cameras_see(folder):
             assert np.mean(np.abs(shown - truth).max(-1) > 2 / 255) < 0.01
 
 
+@pytest.mark.parametrize(("focal_lengths", "radius"), [((20, 20), 1.2), ((60, 20), 0.8)])
+def test_the_radius_is_that_of_the_shorter_side_at_the_usual_distance(
+    focal_lengths: tuple[int, int], radius: float
+) -> None:
+    matrices = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    # One camera is far away from the others.
+    matrices[:, 2, 3] = 3.0, 4.0, 90.0
+    numbers = np.array([*focal_lengths, 12, 6], np.float32)
+    images = PosedImages(np.zeros((3, 12, 24, 4), np.uint8), matrices, numbers, ("a", "b", "c"))
+    assert scene_radius(images) == pytest.approx(radius)
+
+
 def test_axes_and_pixels_by_hand(tmp_path):
     # A camera at +4 on the x axis that looks back at the origin: OpenGL's backward axis is +x, its up +z.
     matrix = [[0, 0, 1, 4], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
@@ -92,7 +104,9 @@ def test_intrinsics_in_pixels_are_those_of_a_field_of_view(copied):
     # The format of instant-ngp and nerfstudio, for the images themselves or for larger originals.
     for factor in (1, 4):
         middle = factor * SIZE / 2
-        pixels = {"fl_x": factor * focal, "cx": middle, "cy": middle, "k1": 0.0, "camera_model": "OPENCV"}
+        pixels = {"fl_x": factor * focal, "cx": middle, "cy": middle, "k1": 0.0}
+        # A lens without distortion, its name in lower case, and a shutter without delay.
+        pixels |= {"camera_model": "opencv", "rolling_shutter": [0.0, 0.0, 0.0, 0.0]}
         if factor > 1:
             pixels |= {"w": factor * SIZE, "h": factor * SIZE}
         write(place, content | pixels)
@@ -142,6 +156,8 @@ def damage(**changes):
 
 
 SHEARED = [[2, 0.5, 0, 0], [0, 2, 0, 0], [0, 0, 2, 4], [0, 0, 0, 1]]
+MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+PROJECTIVE = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0.1, 1]]
 AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
 
 
@@ -160,6 +176,8 @@ AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
         (damage(transform_matrix=[1, 2, 3]), r"frames\[1\]: transform_matrix is not 4 rows"),
         (damage(transform_matrix=[[float("nan")] * 4] * 4), "not a finite number"),
         (damage(transform_matrix=SHEARED), "not a rotation and a translation"),
+        (damage(transform_matrix=MIRRORED), "not a rotation and a translation"),
+        (damage(transform_matrix=PROJECTIVE), "not a rotation and a translation"),
         (lambda c: c.update(k1=0.01), "k1 is 0.01, .* undistort them first"),
         (damage(p2=-1e-4), r"frames\[1\]: p2 is -0.0001, .* undistort"),
         (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "camera_model is 'OPENCV_FISHEYE'"),
@@ -183,6 +201,10 @@ AWAY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -4], [0, 0, 0, 1]]
         (lambda c: c.update(camera_angle_y=7), "camera_angle_y is 7"),
         (lambda c: c.update(fl_x=30.0, cx=2 * SIZE), "see the origin"),
         (lambda c: [frame.update(transform_matrix=AWAY) for frame in c["frames"]], "see the origin"),
+        (
+            lambda c: c["frames"].extend(3 * [c["frames"][2] | {"transform_matrix": AWAY}]),
+            "only 2 of 5 cameras see the origin",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(copied, change, says):
@@ -301,7 +323,7 @@ def test_scales_in_matrices_are_taken_out_and_said(copied):
 def test_masks_are_transparency(copied):
     place, content = copied
     mask = np.zeros((SIZE, SIZE), np.uint8)
-    mask[:, :12] = 255
+    mask[:, :6], mask[:, 6:12] = 255, 51
     Image.fromarray(mask).save(place / "mask.png")
     write(place, content)
     whole, _ = read_posed_images(place)
@@ -310,7 +332,11 @@ def test_masks_are_transparency(copied):
     write(place, content)
     with pytest.warns(UserWarning, match="3 of 3 images were made transparent where mask_path is black"):
         read, _ = read_posed_images(place)
-    np.testing.assert_array_equal(read.pixels[:, :, :12], whole.pixels[:, :, :12])
+    np.testing.assert_array_equal(read.pixels[:, :, :6], whole.pixels[:, :, :6])
+    # A fifth of white makes the color and the opacity a fifth, up to rounding.
+    fifth = 0.2 * whole.pixels[:, :, 6:12].astype(float)
+    np.testing.assert_allclose(read.pixels[:, :, 6:12], fifth, atol=1.0)
+    assert fifth.max() > 40
     assert whole.pixels[:, :, 12:].any() and not read.pixels[:, :, 12:].any()
     Image.fromarray(mask[1:]).save(place / "mask.png")
     with pytest.raises(UserError, match="mask.png has a different size"):

@@ -115,6 +115,8 @@ def test_written_as_specified_and_read_back(tmp_path, degree):
     read = load_spz(tmp_path / "a.spz")
     assert_holds(read, payload)
     assert_close(read, gaussians, rest=0.51 / 128)
+    # To the nearest of 2^16 steps per unit.
+    np.testing.assert_allclose(read.positions, gaussians.positions[gaussians.mask], atol=2**-17 + 1e-6)
 
 
 def test_reading_and_writing_gives_the_same_file(tmp_path):
@@ -199,7 +201,7 @@ def test_the_flag_of_antialiasing_is_read_kept_and_said(tmp_path):
     (tmp_path / "a.spz").write_bytes(changed(14, b"\x01"))
     file = read_splats(tmp_path / "a.spz")
     assert file.antialiased and not read_splats_of(tmp_path, FROM_GSPLY).antialiased
-    for name in ("b.spz", "b.ply"):
+    for name in ("b.spz", "b.ply", "b.compressed.ply", "b.sog"):
         convert_splats(tmp_path / "a.spz", tmp_path / name)
         assert read_splats(tmp_path / name).antialiased
     assert gzip.decompress((tmp_path / "b.spz").read_bytes())[14] == 1

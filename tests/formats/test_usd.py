@@ -28,7 +28,7 @@ def test_usd_core_reads_them_back(tmp_path, ending):
     save_splats(tmp_path / f"a.{ending}", gaussians)
     wanted = live_arrays(gaussians)
     stage = Usd.Stage.Open(str(tmp_path / f"a.{ending}"))
-    assert UsdGeom.GetStageUpAxis(stage) == "Y"
+    assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1.0
     prim = UsdVol.ParticleField3DGaussianSplat(stage.GetDefaultPrim())
     places = np.array(prim.GetPositionsAttr().Get())
     np.testing.assert_array_equal(places, wanted.positions * np.array([1, -1, -1], np.float32))
@@ -42,7 +42,10 @@ def test_usd_core_reads_them_back(tmp_path, ending):
     np.testing.assert_array_equal(colors[:, 0], wanted.sh[:, 0])
     np.testing.assert_array_equal(colors[:, 1], -wanted.sh[:, 1])
     low, high = np.array(UsdGeom.Boundable(prim.GetPrim()).GetExtentAttr().Get())
-    assert (low <= places.min(axis=0)).all() and (high >= places.max(axis=0)).all()
+    # Splats are visible up to three standard deviations.
+    reach = 3 * np.exp(wanted.log_scales).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(low, (places - reach).min(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(high, (places + reach).max(axis=0), rtol=1e-5)
 
 
 def test_a_scale_that_overflows_is_named(tmp_path):

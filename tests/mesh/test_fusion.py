@@ -6,10 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge3d_jax.mesh.fusion import fuse, pixels_of
+from ge3d_jax.mesh.views import Views
 from ge3d_jax.splatting.cameras import orbit_camera
 from tests.mesh.spheres import CENTER, RADIUS, views_of_ball
 
 RESOLUTION = 24
+
+
+def mean_distances(views: Views, points: np.ndarray, cell: float) -> np.ndarray:
+    """The field at points (N, 3), view by view: truncated at three cells, with little weight from behind."""
+    total, weights = np.zeros(len(points)), np.zeros(len(points))
+    depths, gaps = np.asarray(views.depths), np.asarray(views.gaps)
+    intrinsics = np.asarray(views.cameras.intrinsics, np.float64)
+    for index, matrix in enumerate(np.asarray(views.cameras.world_to_camera, np.float64)):
+        x, y, z = matrix[:3, :3] @ points.T + matrix[:3, 3:]
+        focal, _, middle, _ = intrinsics[index]
+        column, row = (np.floor(focal * along / z + middle).astype(int) for along in (x, y))
+        size = depths.shape[1]
+        seen = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+        place = index, row.clip(0, size - 1), column.clip(0, size - 1)
+        # Beside the ball, what counts is the way to its outline at the point's own depth.
+        distance = np.where(gaps[place] > 0, gaps[place] * z / focal, depths[place] - z)
+        share = np.clip(distance / (3 * cell), -1, 1)
+        weight = seen * np.where(share > -1, 1.0, 0.03)
+        total, weights = total + weight * share, weights + weight
+    return total / weights
 
 
 def test_the_field_is_the_distance_to_the_surface():
@@ -29,6 +50,10 @@ def test_the_field_is_the_distance_to_the_surface():
     # Oblique views see longer distances along z, so that the field is steeper than the distance.
     assert np.corrcoef(field[near], distance[near])[0, 1] > 0.9
     assert np.abs(field).max() <= 1.0
+    inner = (slice(1, -1),) * 3
+    expected = mean_distances(views_of_ball(), points[inner].reshape(-1, 3), cell)
+    # Rounding puts a few points into a neighboring pixel.
+    assert np.mean(np.abs(field[inner].ravel() - expected) > 1e-3) < 0.02
     for axis in range(3):
         assert (np.moveaxis(field, axis, 0)[[0, -1]] > 0).all()
 

@@ -68,6 +68,14 @@ def test_a_ball_is_extracted_where_it_is_and_faces_outward():
     assert facing.min() > 0.95
 
 
+def test_larger_triangles_count_more_in_the_normal_of_a_vertex() -> None:
+    # They share the first vertex; one has an area of 2 and faces +z, the other 0.5 and +x.
+    vertices = np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 1, 0], [0, 0, 1]])
+    normals = vertex_normals(Surface(vertices, np.array([[0, 1, 2], [0, 3, 4]])))
+    np.testing.assert_allclose(normals[0], np.array([1, 0, 4]) / np.sqrt(17))
+    np.testing.assert_allclose(normals[1:], [[0, 0, 1], [0, 0, 1], [1, 0, 0], [1, 0, 0]])
+
+
 def test_specks_and_cavities_go_and_parts_stay():
     surface = extracted(balls((12, 12, 12, 8.0), (12, 12, 12, -4.0), (30, 30, 30, 5.0), (30, 5, 5, 1.5)))
     cleaned = clean(surface)

@@ -1,5 +1,8 @@
 """Textures: each point has the color that the views show there."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,19 +50,38 @@ def test_covered_pixels_are_those_whose_centers_are_inside():
     np.testing.assert_allclose(np.einsum("mk,mkc->mc", weights, places[which]), centers, atol=1e-9)
 
 
-def test_points_take_the_color_of_views_that_see_them_squarely():
-    random = np.random.default_rng(0)
-    normals = random.normal(size=(500, 3))
+def points_and_normals() -> tuple[np.ndarray, np.ndarray]:
+    normals = np.random.default_rng(0).normal(size=(500, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    points = CENTER + RADIUS * normals
+    return CENTER + RADIUS * normals, normals
+
+
+def test_the_more_squarely_a_view_sees_a_point_the_more_its_color_counts() -> None:
+    views = views_of_ball()
+    points, normals = points_and_normals()
+    shades = np.random.default_rng(1).random(len(views.depths))
+    colors = jnp.broadcast_to(jnp.asarray(shades, jnp.float32)[:, None, None, None], views.colors.shape)
+    places = np.linalg.inv(np.asarray(views.cameras.world_to_camera, np.float64))[:, :3, 3]
+    toward = places[:, None] - points
+    cosines = np.sum(toward * normals, axis=-1) / np.linalg.norm(toward, axis=-1)
+    weights = np.maximum(cosines, 0.0) ** 4
+    expected = shades @ weights / weights.sum(axis=0)
+    found = colors_at(dataclasses.replace(views, colors=colors), points, normals)
+    # Pixels at the outline, where a view counts little, may show the wrong depth.
+    wrong = np.abs(found - expected[:, None])
+    assert wrong.mean() < 0.0005 and wrong.max() < 0.02
+
+
+def test_points_take_the_color_of_views_that_see_them_squarely() -> None:
+    points, normals = points_and_normals()
     np.testing.assert_allclose(colors_at(views_of_ball(), points, normals), color_of(points), atol=0.005)
 
 
 def test_points_that_no_view_sees_take_the_nearest_color():
     normal = np.array([[0.0, 0, 1], [1.0, 0, 0]])
     seen = CENTER + RADIUS * normal
-    # One point deep inside the ball below each.
-    hidden = CENTER + 0.5 * RADIUS * normal
+    # One point inside the ball below each, closer to the surface than its radius.
+    hidden = CENTER + 0.8 * RADIUS * normal
     colors = colors_at(views_of_ball(), np.concatenate([seen, hidden]), np.concatenate([normal, normal]))
     np.testing.assert_allclose(colors[2:], colors[:2])
     np.testing.assert_allclose(colors[:2], color_of(seen), atol=0.03)
@@ -76,5 +98,15 @@ def test_the_texture_has_each_color_at_its_place():
         points = np.einsum("k,tkc->tc", weights, surface.vertices[surface.triangles])
         columns, rows = (places[:, 0] * 256).astype(int), ((1 - places[:, 1]) * 256).astype(int)
         np.testing.assert_allclose(mesh.texture[rows, columns] / 255, color_of(points), atol=0.08)
+    # The center of each texel has the color of its own point; those of the next texel are about 0.01 away.
+    across, down = mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]
+    rows, columns, which, shares = _covered(256 * np.stack([across, down], axis=-1)[mesh.corners])
+    points = np.einsum("mk,mkc->mc", shares, surface.vertices[surface.triangles[which]])
+    wrong = np.abs(mesh.texture[rows, columns] / 255 - color_of(points))
+    assert wrong.mean() < 0.003 and wrong.max() < 0.012
     # The space between charts is filled, too, so that no seam shows: no texel is black, as on the ball.
     assert mesh.texture.max(axis=-1).min() > 30
+    # Colors are rounded to the nearest byte.
+    even = jnp.broadcast_to(jnp.array([254.7, 127.3, 0.6]) / 255, views_of_ball().colors.shape)
+    evenly = textured(surface, dataclasses.replace(views_of_ball(), colors=even), size=256)
+    assert (evenly.texture == [255, 127, 1]).all()

@@ -76,6 +76,8 @@ def test_depths_are_where_the_light_is_stopped():
     depths = np.asarray(views.depths)
     for index in range(3):
         expected = brute_depths(gaussians, jax.tree.map(lambda x, i=index: x[i], cameras))
+        # Only pixels on the surface are no distance away from it.
+        np.testing.assert_array_equal(np.asarray(views.gaps[index]) == 0, np.isfinite(depths[index]))
         both = np.isfinite(expected) & np.isfinite(depths[index])
         assert both.sum() > 20
         # Pixels with an alpha near the limit may fall on either side of it.

@@ -134,6 +134,14 @@ def test_splats_without_a_surface_are_refused(gaussians, says):
         mesh_of(gaussians, SMALL)
 
 
+def test_antialiasing_makes_splats_far_narrower_than_a_pixel_transparent() -> None:
+    coarse = MeshSettings(views=8, picture_size=32, resolution=16, triangles=100, texture_size=64)
+    dust = changed(egg(), log_scales=jnp.full((600, 3), np.log(0.005)))
+    assert len(mesh_of(dust, coarse).surface.triangles) > 50
+    with pytest.raises(UserError, match="no surface to make a mesh of"):
+        mesh_of(dust, coarse, antialiased=True)
+
+
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [

@@ -96,6 +96,9 @@ def test_cameras_are_those_of_the_turntable_of_a_run():
     around = render_around(gaussians, azimuths, viewpoint=viewpoint, background=(0.0, 0.0, 0.0))
     each = np.stack(list(render_each(gaussians, ours, background=(0.0, 0.0, 0.0))))
     assert np.abs(around.astype(int) - each).max() <= 1
+    # The background is white unless another is given.
+    front = render_around(gaussians, azimuths[:1], viewpoint=viewpoint)[0]
+    assert (front[0, 0] == 255).all() and front.min() < 100
 
 
 def test_splats_too_large_for_memory_are_refused(tmp_path, monkeypatch):

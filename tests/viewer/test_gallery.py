@@ -1,6 +1,7 @@
 """The gallery page of many objects, as text and in a real browser."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -64,6 +65,20 @@ def test_a_prompt_is_text_and_nothing_is_fetched(tmp_path):
     assert {"a-red-pig/turntable.gif", "a-blue-cat/turntable.gif"} <= set(pictures)
     # A failed object has no picture, but a reason.
     assert "a-duck/turntable.gif" not in pictures and "failed: No space left on device" in page
+
+
+def test_a_card_tells_numbers_settings_and_why_an_object_did_not_finish(tmp_path: Path) -> None:
+    diverged = entry(
+        "a 50% #1 cup", settings="lr=9", status="diverged", reason="NaN", loss=None, seconds=61.7
+    )
+    save_gallery(tmp_path / "index.html", [entry("a cup", loss=1.23456), diverged])
+    first, second = re.findall(r"<figure.*?</figure>", (tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "<br>seed 3 · 9 s · 1600 splats · 250 iterations · loss 1.235<" in first
+    assert "<code>" not in first and "reason" not in first
+    assert "<br>seed 3 · 62 s · 1600 splats · 250 iterations<br><code>lr=9</code><br>" in second
+    assert '<span class="reason">diverged: NaN</span>' in second
+    # Its picture exists; in an address, its folder's characters have no other meaning.
+    assert '<a href="a-50%25-%231-cup/viewer.html"><img src="a-50%25-%231-cup/turntable.gif"' in second
 
 
 @needs_browser

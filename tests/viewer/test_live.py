@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from ge3d_jax.splatting.gaussians import make_gaussians
-from ge3d_jax.viewer.framing import find_frame
+from ge3d_jax.viewer.framing import find_frame, fitting_distance
 from ge3d_jax.viewer.live import ViserPage, thinned
 
 viser = pytest.importorskip("viser", reason="viser is not installed")
@@ -34,7 +34,7 @@ def page(capsys):
 
 def splats(count):
     return make_gaussians(
-        jnp.linspace(-1.0, 1.0, 3 * count).reshape(count, 3),
+        jnp.linspace(0.0, 2.0, 3 * count).reshape(count, 3),
         jnp.full((count, 3), 0.75),
         jnp.full((count, 3), 0.2),
         jnp.full(count, 0.4),
@@ -131,8 +131,20 @@ def test_it_holds_the_splats_that_were_last_shown(page):
     # The camera was placed for the first splats: in front of them, far enough to see all.
     camera, frame = page._server.initial_camera, find_frame(splats(3))
     np.testing.assert_allclose(camera.look_at, frame.center, atol=1e-6)
-    away = camera.position - frame.center
-    assert away[0] > 0.8 * np.linalg.norm(away) > 2.0 * frame.radius
+    distance = frame.radius * fitting_distance(float(np.deg2rad(40)), (1, 1))
+    np.testing.assert_allclose(camera.position - frame.center, distance * np.array([0.87, 0.35, 0.35]))
+
+
+def test_a_person_who_came_before_the_first_splats_is_moved_in_front_of_them(page: ViserPage) -> None:
+    client = Client(page.address)
+    client.look()
+    wait_for(lambda: page.is_watched)
+    page.show_splats(splats(3))
+    (seen,) = page._server.get_clients().values()
+    frame, first = find_frame(splats(3)), page._server.initial_camera
+    np.testing.assert_allclose(seen.camera.look_at, frame.center, atol=1e-6)
+    np.testing.assert_allclose(seen.camera.position, first.position, atol=1e-6)
+    client.socket.close()
 
 
 def received(client):

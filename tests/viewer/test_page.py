@@ -1,7 +1,9 @@
 """The viewer page: it contains the splats, and a prompt in it is text, not markup."""
 
 import base64
+import json
 import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,14 @@ def test_it_tells_the_prompt_and_the_numbers(tmp_path):
     assert f'<div id="numbers">{told}</div>' in page
 
 
+def test_the_camera_starts_where_it_is_said(tmp_path: Path) -> None:
+    viewpoint = Viewpoint(radius=4.0, polar=1.2, fov=0.6)
+    save_viewer(tmp_path / "viewer.html", two_splats(), title="", viewpoint=viewpoint)
+    page = (tmp_path / "viewer.html").read_text(encoding="utf-8")
+    start = json.loads(re.search(r"START = ({[^}]*})", page)[1])
+    assert start == {"azimuth": 0.0, "polar": 1.2, "radius": 4.0, "fov": 0.6}
+
+
 @pytest.mark.parametrize(
     ("share", "degree", "count"),
     [
@@ -132,4 +142,4 @@ def test_a_page_that_is_too_large_is_made_lighter_and_told(tmp_path):
     assert len(said) == 1 and whole // 3 < path.stat().st_size <= whole * 3 // 5
     page = path.read_text(encoding="utf-8")
     assert "COUNT = 1000, DEGREE = 1," in page
-    assert "left out here color beyond degree 1 of 3" in page
+    assert "color of degree 3 · left out here color beyond degree 1 of 3" in page

@@ -1,6 +1,7 @@
 """Tables of pictures: positions and sizes."""
 
 import numpy as np
+import pytest
 
 from ge3d_jax.viewer.picture_table import fitting_edge, picture_table
 
@@ -28,8 +29,13 @@ def test_pictures_stand_in_their_row_and_group():
     beside, under = greens[: bottom + 1], greens[bottom + 1 :]
     assert np.nonzero(beside)[1].min() > right
     assert np.nonzero(under)[1].min() > np.nonzero(beside)[1].max()
-    # Headings and names are dark on white.
-    assert (table[:top] < 100).any() and (table[:, :left] < 100).any()
+    # Headings and names are dark on white, in the middle of their group or row.
+    ink = (table < 100).all(axis=-1)
+    heading = np.nonzero(ink[:top, left : np.nonzero(beside)[1].max()])[1]
+    assert heading.min() + heading.max() == pytest.approx(np.nonzero(beside)[1].max() - left, abs=6)
+    for start in (top, low):
+        name = np.nonzero(ink[start : start + 128, : left - 2])[0]
+        assert name.min() + name.max() == pytest.approx(127, abs=12)
 
 
 def test_large_tables_have_small_pictures():
