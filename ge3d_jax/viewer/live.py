@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.extras import load_package
 from ge3d_jax.splatting.gaussians import Gaussians
 from ge3d_jax.viewer.framing import find_frame, fitting_distance
@@ -72,18 +73,6 @@ def thinned(count: int, most: int = _MOST_POINTS) -> np.ndarray:
     )
 
 
-def _seen_by(camera: Any, gaussians: Gaussians) -> np.ndarray:
-    """Draw the splats as the camera of a client sees them."""
-    return draw_still(
-        gaussians,
-        position=camera.position,
-        target=camera.look_at,
-        up=camera.up_direction,
-        fov=camera.fov,
-        aspect=camera.aspect,
-    )
-
-
 class ViserPage:
     """A `LivePage` served by viser, in threads of its own."""
 
@@ -94,6 +83,7 @@ class ViserPage:
         port: int,
         can_edit: bool,
         stills: bool = False,
+        draw: Callable[..., np.ndarray] = draw_still,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve the page.
@@ -104,6 +94,7 @@ class ViserPage:
             can_edit: whether the user can request edited views.
             stills: whether the box for still pictures is checked at first. A browser draws splats every
                 second even if nothing moves, which without a graphics card takes half a second of a core.
+            draw: draws a still picture; see `draw_still`.
             clock: returns the time in seconds.
 
         Raises:
@@ -146,6 +137,7 @@ class ViserPage:
         self._splats: Any = None
         # The callbacks run in threads of viser's.
         self._drawing = threading.Lock()
+        self._draw = draw
         self._clock = clock
         self._moved = clock()
         self._shown: tuple[np.ndarray, ...] | None = None
@@ -214,10 +206,27 @@ class ViserPage:
                 self._draw_in_browsers(self._shown)
                 return
         clients = self._server.get_clients().values()
-        pictures = [(client, _seen_by(client.camera, gaussians)) for client in clients]
+        try:
+            pictures = [(client, self._seen_by(client.camera, gaussians)) for client in clients]
+        except UserError:
+            # A camera is so close that there is no memory for a picture, which must not end the run.
+            with self._drawing:
+                self._draw_in_browsers(self._shown)
+            return
         with self._drawing:
             if self._moved == moved:
                 self._draw_here(pictures)
+
+    def _seen_by(self, camera: Any, gaussians: Gaussians) -> np.ndarray:
+        """Draw the splats as the camera of a client sees them."""
+        return self._draw(
+            gaussians,
+            position=camera.position,
+            target=camera.look_at,
+            up=camera.up_direction,
+            fov=camera.fov,
+            window=(max(1, camera.image_width), max(1, camera.image_height)),
+        )
 
     def _place_cameras(self, gaussians: Gaussians) -> None:
         """Place the cameras in front, also those of the clients that connected before there was anything."""

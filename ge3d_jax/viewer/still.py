@@ -20,7 +20,7 @@ def draw_still(
     target: np.ndarray,
     up: np.ndarray,
     fov: float,
-    aspect: float,
+    window: tuple[int, int],
     edge: int = EDGE,
 ) -> np.ndarray:
     """Draw splats on white. Windows of any shape share a compiled program.
@@ -31,14 +31,17 @@ def draw_still(
         target: (3,) point in the middle of the picture, world units.
         up: (3,) direction toward the top of the picture.
         fov: full vertical field of view, radians.
-        aspect: width of the window relative to its height.
+        window: width and height of the window, of which the picture has the shape, at least 1.
         edge: the longer edge, in pixels.
 
     Returns:
         The picture, uint8 (height, width, 3).
+
+    Raises:
+        UserError: the splats cover more tiles than there is memory for.
     """
     # A square covers the longer edge, and what the window does not show is cut off.
-    width, height = (round(edge * min(1.0, share)) for share in (aspect, 1 / aspect))
+    width, height = (max(1, round(edge * side / max(window))) for side in window)
     focal = 0.5 * height / math.tan(0.5 * fov)
     camera = Camera(
         world_to_camera=look_at(*(jnp.asarray(each, jnp.float32) for each in (position, target, up)))[None],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from ge3d_jax.core.errors import UserError
 from ge3d_jax.splatting.gaussians import make_gaussians
 from ge3d_jax.viewer.framing import find_frame, fitting_distance
 from ge3d_jax.viewer.live import ViserPage, thinned
@@ -199,6 +200,30 @@ def test_a_still_picture_takes_the_place_of_splats_while_the_camera_rests():
     assert page._splats is not None
     client.socket.close()
     other.socket.close()
+    page.close()
+
+
+def test_a_camera_too_close_for_a_picture_leaves_the_drawing_to_the_browser():
+    now, seen = [0.0], []
+
+    def draw(gaussians, **camera):
+        seen.append(camera)
+        raise UserError("There is no memory for so many tiles.")
+
+    page = ViserPage("a red mushroom", port=0, can_edit=False, stills=True, draw=draw, clock=lambda: now[0])
+    client = Client(page.address)
+    client.look()
+    wait_for(lambda: page.is_watched)
+    page.show_splats(splats(3))
+    now[0] = 5.0
+    page.show_splats(splats(5))
+    assert len(page._splats.centers) == 5 and JPEG not in received(client)
+    (camera,) = seen
+    # What the page asked for at first, and the window of the client.
+    assert camera["window"] == (800, 600) and camera["up"].tolist() == [0.0, 0.0, 1.0]
+    np.testing.assert_allclose(camera["target"], find_frame(splats(3)).center, atol=1e-6)
+    assert camera["position"][0] > 2.0 and camera["fov"] == pytest.approx(np.deg2rad(40.0))
+    client.socket.close()
     page.close()
 
 

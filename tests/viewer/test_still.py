@@ -10,8 +10,8 @@ from ge3d_jax.viewer.still import draw_still
 from ge3d_jax.viewer.turntable import render_each
 
 
-@pytest.mark.parametrize(("aspect", "width", "height"), [(2.0, 64, 32), (0.5, 32, 64), (1.0, 64, 64)])
-def test_a_window_of_any_shape_shows_what_a_camera_of_that_shape_sees(aspect, width, height):
+@pytest.mark.parametrize(("window", "width", "height"), [((800, 400), 64, 32), ((90, 180), 32, 64)])
+def test_a_window_of_any_shape_shows_what_a_camera_of_that_shape_sees(window, width, height):
     random = np.random.default_rng(0)
     gaussians = make_gaussians(
         jnp.asarray(random.uniform(-0.3, 0.3, (12, 3)), jnp.float32),
@@ -27,7 +27,7 @@ def test_a_window_of_any_shape_shows_what_a_camera_of_that_shape_sees(aspect, wi
         target=np.array([0.1, 0.0, -0.2]),
         up=np.array([0.0, 0.0, 1.0]),
         fov=fov,
-        aspect=aspect,
+        window=window,
         edge=64,
     )
     assert picture.shape == (height, width, 3)
@@ -45,3 +45,14 @@ def test_a_window_of_any_shape_shows_what_a_camera_of_that_shape_sees(aspect, wi
     (expected,) = render_each(gaussians, camera, background=(1.0, 1.0, 1.0))
     assert expected.min() < 100
     np.testing.assert_allclose(picture.astype(int), expected.astype(int), atol=1)
+
+
+def test_a_window_that_is_hardly_open_has_a_picture():
+    nothing = np.zeros((1, 3), np.float32)
+    gaussians = make_gaussians(nothing, nothing, np.ones((1, 3)), np.ones(1), capacity=1)
+    direction = np.array([1.0, 0.0, 0.0])
+    up = np.array([0.0, 0.0, 1.0])
+    picture = draw_still(
+        gaussians, position=3 * direction, target=0 * up, up=up, fov=0.7, window=(1, 900), edge=64
+    )
+    assert picture.shape == (64, 1, 3)
