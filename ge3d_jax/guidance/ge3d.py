@@ -126,9 +126,10 @@ class GE3D(Loss):
         inversion: how the denoising trajectory compensates for inversion error. "plain": not at all. "npi":
             guidance points away from the ∅ of the noising trajectory instead of the negative prompt.
             "direct": subtract, at every node, the error with which a denoising trajectory guided toward that
-            ∅ would miss the noising trajectory. Both are from arXiv 2305.16807 and 2310.01506. "delta", for
-            edits only: subtract, at every node, the residual that a plain iteration gives for the unedited
-            source under its own prompt, as in Delta Denoising Score, arXiv 2304.07090.
+            ∅ would miss the noising trajectory. Both are from arXiv 2305.16807 and 2310.01506.
+            "direct_if_several": "direct" in iterations with several jumps, "plain" in those with one.
+            "delta", for edits only: subtract, at every node, the residual that a plain iteration gives for
+            the unedited source under its own prompt, as in Delta Denoising Score, arXiv 2304.07090.
         offset_noise: strength of the noise component that is constant over the image in each channel.
         dbc: whether to balance the nodes over the run; if not, each has weight 1 (the paper's ablation).
         dbc_width: σ of the balancing weights, as a fraction of the iterations.
@@ -229,9 +230,10 @@ class GE3D(Loss):
             return classifier_free_epsilon(negative, source, self.scale)
 
         noised = noising_trajectory(plain, denoiser.schedule, z, drawn.per_view["noise"], *nodes)
-        if self.inversion == "direct":
+        if self.inversion in ("direct", "direct_if_several"):
+            corrects = self.inversion == "direct" or drawn.shared["active"] > 1
             return noised, exact_denoising_trajectory(
-                guided, guided_source, denoiser.schedule, noised, *nodes
+                guided, guided_source, denoiser.schedule, noised, *nodes, corrects=corrects
             )
         return noised, denoising_trajectory(guided, denoiser.schedule, noised[-1], *nodes)
 

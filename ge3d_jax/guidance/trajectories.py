@@ -24,7 +24,7 @@ Predict = Callable[[jax.Array, jax.Array], jax.Array]
 Bounds = tuple[int, int]
 NOISING_PROMPTS = ("negative", "empty")
 # How the denoising trajectory compensates for inversion error; see `guidance.ge3d.GE3D`.
-INVERSIONS = ("plain", "npi", "direct", "delta")
+INVERSIONS = ("plain", "npi", "direct", "direct_if_several", "delta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,8 @@ def exact_denoising_trajectory(
     noised: jax.Array,
     node_times: jax.Array,
     active: jax.Array,
+    *,
+    corrects: jax.Array | bool = True,
 ) -> jax.Array:
     """Denoise from the top node down, correcting at every node for the inversion error of the source.
 
@@ -195,6 +197,8 @@ def exact_denoising_trajectory(
         predict_source: prediction for the source.
         noised: (n + 1, B, h, w, C), from `noising_trajectory`.
         node_times, active: from `sample_time_nodes`.
+        corrects: () bool, whether to correct; if not, the result is that of `denoising_trajectory`, and
+            `predict_source` is not evaluated.
 
     Returns:
         (n + 1, B, h, w, C), state i at t_i; the top noised state from the top node on.
@@ -205,8 +209,12 @@ def exact_denoising_trajectory(
 
         def moved() -> jax.Array:
             target = ddim_step(schedule, x, predict(x, start), start, end)
-            source = ddim_step(schedule, above, predict_source(above, start), start, end)
-            return (kept + (target - source)).astype(x.dtype)
+
+            def corrected() -> jax.Array:
+                source = ddim_step(schedule, above, predict_source(above, start), start, end)
+                return kept + (target - source)
+
+            return jax.lax.cond(corrects, corrected, lambda: target).astype(x.dtype)
 
         # The predicate is a scalar, so inactive nodes cost no network evaluation.
         state = jax.lax.cond(index < active, moved, lambda: x)

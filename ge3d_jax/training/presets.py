@@ -204,6 +204,8 @@ PRESETS["toybox"] = with_overrides(
         "guidance.nodes.jump_max": (200, 160),
         "guidance.nodes.jump_min": (160, 130),
         "guidance.nodes.max_step": (600, 161),
+        # Sizes are decided while there are several jumps, and the error of the inversion gets them wrong.
+        "guidance.inversion": "direct_if_several",
         "cameras.azimuth_degrees_begin": 180.0,
         "start.kind": "point_e",
         **{f"start.{name}": value for name, value in PointEStart.presets["toybox"].items()},

@@ -1,6 +1,7 @@
 """GE3D with corrections of the inversion: whatever the edit does not ask for is preserved."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ge3d_jax.diffusion.denoiser import Denoiser, ViewTexts
 from ge3d_jax.guidance.base import DrawKeys, Progress
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.prompts import embed_prompt, view_texts
-from ge3d_jax.guidance.trajectories import Nodes
+from ge3d_jax.guidance.trajectories import INVERSIONS, Nodes
 from tests.guidance import golden, smooth
 
 
@@ -57,6 +58,29 @@ def test_direct_takes_off_what_the_source_misses():
             missed = np.asarray(noised[i]) - step(np.asarray(noised[i + 1]), other, start, end)
             x = step(x, text, start, end) + missed
             np.testing.assert_allclose(denoised[i], x, atol=1e-6)
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_direct_if_several_corrects_several_jumps_but_not_a_single_one(active):
+    with jax.enable_x64(True):
+        world = smooth.world(has_perp_neg=False)
+        nodes = Nodes(count=3)
+        times = jnp.minimum(jnp.arange(4), active) * 70
+        shared = {"node_times": times.astype(jnp.int32), "active": jnp.int32(active)}
+        drawn = dataclasses.replace(world.drawn(GE3D(nodes=nodes), 5000), shared=shared)
+        found, asked = {}, {}
+        for inversion in ("plain", "direct", "direct_if_several"):
+            loss = GE3D(inversion=inversion, nodes=nodes)
+            times = []
+            walk = functools.partial(loss.trajectories, world.latents, world.text)
+            _, denoised = jax.jit(functools.partial(walk, denoiser=world.counting(times)))(drawn)
+            found[inversion] = np.asarray(denoised)
+            jax.effects_barrier()
+            asked[inversion] = len(times)
+        same, other = ("direct", "plain") if active > 1 else ("plain", "direct")
+        np.testing.assert_allclose(found["direct_if_several"], found[same], atol=1e-12)
+        assert np.abs(found["direct_if_several"] - found[other]).max() > 0.01
+        assert asked["direct_if_several"] == asked[same] != asked[other]
 
 
 def test_npi_leads_away_from_the_source():
@@ -154,7 +178,7 @@ def test_delta_needs_the_source():
     told = dataclasses.replace(world.text, source=world.text)
     loss = GE3D(inversion="delta")
     assert loss.needs_source_views
-    assert not any(GE3D(inversion=name).needs_source_views for name in ("plain", "npi", "direct"))
+    assert not any(GE3D(inversion=name).needs_source_views for name in INVERSIONS if name != "delta")
     drawn = world.drawn(loss, 5000)
     for text, source in ((told, None), (world.text, world.latents)):
         with pytest.raises(UserError, match="but this run has none"):
@@ -169,7 +193,7 @@ def test_texts_of_the_source_and_a_setting_that_does_not_exist():
     text = view_texts(embeddings, jnp.zeros(2), use_perp_neg=False)
     np.testing.assert_array_equal(text.source.positive - text.positive, 4.0)
     assert text.source.source is None
-    with pytest.raises(UserError, match="plain, npi, direct, delta"):
+    with pytest.raises(UserError, match="plain, npi, direct, direct_if_several, delta"):
         GE3D(inversion="exact")
 
 
