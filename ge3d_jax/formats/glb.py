@@ -31,6 +31,7 @@ from ge3d_jax.formats.splat_arrays import (
     SplatFile,
     check_holds_splats,
     concatenated,
+    finite_scales,
     live_finite_arrays,
     logits_of,
     normalized,
@@ -84,14 +85,7 @@ def save_glb(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         UserError: a splat is not finite, or its scale overflows float32.
     """
     arrays = live_finite_arrays(Path(path), gaussians)
-    with np.errstate(over="ignore"):
-        scales = np.exp(arrays.log_scales)
-    huge = ~np.isfinite(scales).all(axis=1)
-    if huge.any():
-        raise UserError(
-            f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
-            "write a .ply file instead."
-        )
+    scales = finite_scales(Path(path), arrays.log_scales)
     colors = to_levels(255.0 * to_linear(0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
     alphas = opacity_bytes(arrays.opacity_logits)
     unit = normalized(arrays.quaternions)

@@ -105,8 +105,9 @@ def read_picture(
             turn = _orientation(opened)
             image, of_colors = in_srgb(_eight_bits(opened, path), opened.info.get("icc_profile"))
             said += of_colors
-            image = image if image.mode in ("RGBA", "RGB", "L", "LA", "P", "PA", "1") else _to_rgb(image)
-            image = image.convert("RGBA")
+            # Other color spaces, such as CMYK, have no transparency.
+            has_own_mode = image.mode in ("RGBA", "RGB", "L", "LA", "P", "PA", "1")
+            image = (image if has_own_mode else image.convert("RGB")).convert("RGBA")
             if turn in _ON_ITS_SIDE and camera_size is not None and _fits_stored(image.size, camera_size):
                 turn = noted = _UPRIGHT
             if turn in _TURNS:
@@ -135,11 +136,6 @@ def _check_size(path: Path, width: int, height: int) -> None:
             f"{path} claims {width} by {height} pixels, but is only {length} bytes long; "
             "if it is not damaged, make it smaller."
         )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image from another color space or with premultiplied alpha to RGB or RGBA."""
-    return image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB"))
 
 
 def load_image(path: str | os.PathLike[str], *, size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from ge3d_jax.core.files import atomic_path
 from ge3d_jax.formats.splat_arrays import (
     SplatArrays,
     check_holds_splats,
+    finite_scales,
     live_finite_arrays,
     normalized,
     opacity_bytes,
@@ -64,14 +65,7 @@ def save_splat(path: str | os.PathLike[str], gaussians: Gaussians) -> np.ndarray
     arrays = live_finite_arrays(Path(path), gaussians)
     records = np.zeros(len(arrays.positions), _RECORD)
     records["position"] = arrays.positions
-    with np.errstate(over="ignore"):
-        records["scale"] = np.maximum(np.exp(arrays.log_scales.astype(np.float64)), MIN_SCALE)
-    huge = ~np.isfinite(records["scale"]).all(axis=1)
-    if huge.any():
-        raise UserError(
-            f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
-            "write a .ply file instead."
-        )
+    records["scale"] = np.maximum(finite_scales(Path(path), arrays.log_scales), MIN_SCALE)
     records["color"] = to_levels(255.0 * (0.5 + SH_C0 * arrays.sh[:, 0].astype(np.float64)))
     records["opacity"] = opacity_bytes(arrays.opacity_logits)
     records["rotation"] = _rotation_bytes(arrays.quaternions)

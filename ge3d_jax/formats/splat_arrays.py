@@ -177,6 +177,23 @@ def live_finite_arrays(path: Path, gaussians: Gaussians) -> SplatArrays:
     return arrays
 
 
+def finite_scales(path: Path, log_scales: np.ndarray) -> np.ndarray:
+    """Return the standard deviations (N, 3) float32, for formats that do not hold their logarithms.
+
+    Raises:
+        UserError: a scale overflows float32; the message names the file and the splat.
+    """
+    with np.errstate(over="ignore"):
+        scales = np.exp(log_scales.astype(np.float64)).astype(np.float32)
+    huge = ~np.isfinite(scales).all(axis=1)
+    if huge.any():
+        raise UserError(
+            f"{path} cannot hold the scale of splat {int(huge.argmax())}, which overflows float32; "
+            "write a .ply file instead."
+        )
+    return scales
+
+
 def to_gaussians(arrays: SplatArrays) -> Gaussians:
     """Convert to the pytree without padding: `mask` all true."""
     # device_put, because jnp.asarray would compile a program for every number of splats.

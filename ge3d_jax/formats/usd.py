@@ -14,7 +14,7 @@ import numpy as np
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
-from ge3d_jax.formats.splat_arrays import live_finite_arrays, normalized, opacities
+from ge3d_jax.formats.splat_arrays import finite_scales, live_finite_arrays, normalized, opacities
 from ge3d_jax.splatting.gaussians import Gaussians, sh_degree_of
 
 _PRIM = "/Splats"
@@ -51,10 +51,7 @@ def save_usd(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     path = Path(path)
     usd, geometry, volume, sdf, vt = _modules(path)
     arrays = live_finite_arrays(path, gaussians)
-    with np.errstate(over="ignore"):
-        scales = np.exp(arrays.log_scales)
-    if not np.isfinite(scales).all():
-        raise UserError(f"{path} cannot hold a scale that overflows float32; write a .ply file instead.")
+    scales = finite_scales(path, arrays.log_scales)
     stage = usd.Stage.CreateInMemory()
     geometry.SetStageUpAxis(stage, geometry.Tokens.y)
     geometry.SetStageMetersPerUnit(stage, 1.0)
