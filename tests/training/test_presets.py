@@ -4,12 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import from_tree, setting_names, to_tree
+from ge3d_jax.guidance.base import Progress
 from ge3d_jax.guidance.ge3d import GE3D
 from ge3d_jax.guidance.losses import LOSSES
+from ge3d_jax.guidance.trajectories import sample_time_nodes
 from ge3d_jax.scenes.splat_state import first_capacity
 from ge3d_jax.training.presets import PRESETS, PUBLISHED, configured, preset, prompt_of, seed_of
 
@@ -180,6 +185,20 @@ def test_a_loss_goes_with_the_variants_of_a_preset_as_with_the_preset(monkeypatc
 def test_unknown_names_are_answered_with_those_there_are(asked, message):
     with pytest.raises(UserError, match=message):
         configured(**asked)
+
+
+def test_a_run_of_the_bundled_model_makes_fewer_jumps_and_then_one_which_is_not_corrected():
+    config = preset("toybox")
+    guidance, end = config.guidance, config.iterations - 1
+    assert guidance.inversion == "direct_if_several"
+
+    def jumps(iteration):
+        progress = Progress(jnp.int32(iteration), config.iterations)
+        keys = jax.random.split(jax.random.key(0), 200)
+        _, active = jax.vmap(lambda key: sample_time_nodes(key, progress, guidance.nodes))(keys)
+        return set(np.asarray(active).tolist())
+
+    assert [jumps(iteration) for iteration in (0, end // 2, end)] == [{3}, {2}, {1}]
 
 
 def test_a_start_has_the_size_of_each_bundled_world():
