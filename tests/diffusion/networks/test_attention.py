@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ge3d_jax.core.devices import Target, compiling_for
 from ge3d_jax.diffusion.networks import attention as module
 from tests.reference_models import random_array
 
@@ -84,6 +85,24 @@ def test_memory_grows_linearly_with_the_queries():
     # With four times the tokens, a full matrix of logits would take sixteen times the memory.
     assert temporary_bytes(many) <= 6 * temporary_bytes(few)
     assert temporary_bytes(many) < many * many * 4
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        (Target("cpu", None), [(128, 1), (256, 1), (256, 1)]),
+        (Target("gpu", (8, 0)), [(1024, 1), (1024, 2), (1024, 1)]),
+    ],
+    ids=["CPU", "GPU"],
+)
+def test_parts_are_larger_on_a_gpu(target, parts):
+    """For a guided batch of 16: the UNet's finest and second finest level; for four views: the VAE."""
+    with compiling_for(target):
+        assert [
+            module._parts(16, 4096, 4096, 5, 1024),
+            module._parts(16, 1024, 1024, 10, 1024),
+            module._parts(4, 4096, 4096, 1, 1024),
+        ] == parts
 
 
 @pytest.mark.parametrize(
