@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ge3d_jax.core.devices import BATCH_AXIS, compiling_for, replicated
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.settings import with_overrides
+from ge3d_jax.diffusion.networks.kernel_order import in_read_order
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.guidance.prompts import PromptEmbeddings
 from ge3d_jax.runs.asked import bundled_model
@@ -120,6 +121,17 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def as_loaded(model: StableDiffusion, dtype: jnp.dtype) -> StableDiffusion:
+    """The shapes of the model as `ModelChoice.load` stores it on the card."""
+
+    def stored(parameters: Any) -> Any:
+        return jax.eval_shape(partial(jax.tree.map, lambda leaf: in_read_order(leaf, dtype)), parameters)
+
+    return dataclasses.replace(
+        model, unet_params=stored(model.unet_params), vae_params=stored(model.vae_params)
+    )
+
+
 def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, card: Card) -> Compiled:
     """Compile the iteration of a run for a card, from shapes.
 
@@ -133,6 +145,8 @@ def compile_iteration(config: Config, size: Size, dtype: jnp.dtype, card: Card) 
         UserError: the compiler does not take the card's specification.
     """
     mesh, model = mesh_of(card), shaped_model(size, dtype)
+    with compiling_for(card.target):
+        model = as_loaded(model, dtype)
     # Splats that are sized by their neighbors need numbers; shapes do not depend on the size.
     sized = with_overrides(config, {"scene.start.scale": _ANY_SCALE})
     state = jax.eval_shape(partial(begin, sized), model, jax.random.key(0))

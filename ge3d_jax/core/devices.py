@@ -33,8 +33,8 @@ SEEDS_AXIS = "seeds"
 _LARGEST_CPU_COUNT = 2
 # Largest fraction of the machine's memory to spend on copies of a model.
 _LARGEST_SHARE_OF_COPIES = 0.2
-# Compute capability of the first NVIDIA GPUs with bfloat16, cuDNN's flash attention and Triton.
-_AMPERE = (8, 0)
+# Compute capabilities: the first with bfloat16, cuDNN's flash attention and Triton; and the H100's.
+AMPERE, HOPPER = (8, 0), (9, 0)
 
 
 def use_processor_cores() -> None:
@@ -179,8 +179,8 @@ def is_target_here() -> bool:
     return _TARGET.get() is None
 
 
-def _compute_capability() -> tuple[int, int] | None:
-    """Compute capability if the first device is an NVIDIA GPU, e.g. (8, 0) for Ampere; None otherwise."""
+def compute_capability() -> tuple[int, int] | None:
+    """The compute capability if the first device is an NVIDIA GPU, e.g. (8, 0) for Ampere; None otherwise."""
     target = _TARGET.get()
     if target is not None:
         return target.capability
@@ -190,20 +190,20 @@ def _compute_capability() -> tuple[int, int] | None:
 
 def has_flash_attention() -> bool:
     """Whether JAX runs on a GPU that cuDNN's flash attention supports: NVIDIA Ampere or newer."""
-    return (_compute_capability() or (0, 0)) >= _AMPERE
+    return (compute_capability() or (0, 0)) >= AMPERE
 
 
 def runs_triton() -> bool:
     """Whether JAX runs on a GPU that Triton compiles for: NVIDIA Ampere or newer."""
-    return (_compute_capability() or (0, 0)) >= _AMPERE
+    return (compute_capability() or (0, 0)) >= AMPERE
 
 
 def computes_bfloat16() -> bool:
     """Whether bfloat16 pays off on this device: true for all accelerators except GPUs older than Ampere."""
     if target_platform() == "cpu":
         return False
-    capability = _compute_capability()
-    return capability is None or capability >= _AMPERE
+    capability = compute_capability()
+    return capability is None or capability >= AMPERE
 
 
 def compute_dtype(precision: str) -> jnp.dtype:

@@ -21,6 +21,7 @@ from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.random import normal
 from ge3d_jax.diffusion.networks.adapters import Adapter
 from ge3d_jax.diffusion.networks.attention_control import AttentionControl
+from ge3d_jax.diffusion.networks.kernel_order import with_kernels_restored
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextConfig, CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel, UNetConfig
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL, VAEConfig
@@ -59,7 +60,8 @@ class StableDiffusion:
     """A text-to-image latent diffusion model: parameters, the schedule, and the modules that use them.
 
     Attributes:
-        unet_params, vae_params, text_params: the "params" collections of the modules' variables.
+        unet_params, vae_params, text_params: the "params" collections of the modules' variables,
+            where kernels may be OrderedKernels.
         schedule: the noise schedule.
         unet, vae, text_encoder: linen modules (static).
         scaling_factor: VAE latents × this = latents here (static).
@@ -154,6 +156,7 @@ def _apply(
     # On a GPU, JAX rounds the factors of float32 products to 10 bits (TF32) by default. Users who choose
     # float32 there want its precision; those who want speed choose bfloat16.
     exact = jax.default_matmul_precision("highest") if module.dtype == jnp.float32 else nullcontext()
+    parameters = with_kernels_restored(parameters)
     variables = {"params": parameters} if lora is None else {"params": parameters, "lora": lora}
     with exact:
         return module.apply(variables, *inputs, method=method, mutable=mutable)

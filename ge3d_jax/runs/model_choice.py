@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ge3d_jax.core.devices import compute_dtype
+from ge3d_jax.diffusion.networks.kernel_order import in_read_order
 from ge3d_jax.diffusion.pipeline import StableDiffusion
 from ge3d_jax.diffusion.weights.checkpoint import load_model
 from ge3d_jax.runs.request import check_adapters, find_model
@@ -69,6 +70,7 @@ class ModelChoice:
             dtype=compute_dtype(self.dtype),
             loras=self.loras,
             textual_inversions=self.textual_inversions,
+            arrange=in_read_order,
         )
 
     def describe(self) -> dict[str, Any]:

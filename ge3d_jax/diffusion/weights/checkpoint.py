@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from ge3d_jax.core.errors import UserError
 from ge3d_jax.core.files import atomic_path
+from ge3d_jax.diffusion.networks.kernel_order import with_kernels_restored
 from ge3d_jax.diffusion.networks.text_encoder import CLIPTextModel
 from ge3d_jax.diffusion.networks.unet import UNet2DConditionModel
 from ge3d_jax.diffusion.networks.vae import AutoencoderKL
@@ -36,7 +37,13 @@ from ge3d_jax.diffusion.weights.folder import (
 )
 from ge3d_jax.diffusion.weights.hub import download, local_model
 from ge3d_jax.diffusion.weights.lora import Targets, lora_edits
-from ge3d_jax.diffusion.weights.parameters import Edit, parameter_shapes, read_parameters, write_parameters
+from ge3d_jax.diffusion.weights.parameters import (
+    Arrange,
+    Edit,
+    parameter_shapes,
+    read_parameters,
+    write_parameters,
+)
 from ge3d_jax.diffusion.weights.single_file import open_single_file
 from ge3d_jax.diffusion.weights.textual_inversion import add_words, has_learned_words
 
@@ -76,6 +83,7 @@ def load_model(
     dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     textual_inversions: Sequence[str | os.PathLike[str]] = (),
+    arrange: Arrange | None = None,
 ) -> StableDiffusion:
     """Load a Stable Diffusion 1.x or 2.x model with weights in safetensors format.
 
@@ -88,6 +96,7 @@ def load_model(
             are preferred if the model has both.
         loras: LoRA files and their strengths, added to the weights in order.
         textual_inversions: files with embeddings of new words for use in prompts.
+        arrange: how to store each parameter, such as `in_read_order`; None stores all as they are.
 
     Returns:
         The model.
@@ -124,7 +133,12 @@ def load_model(
     def read(part: str, network: NetworkFiles, module: nn.Module) -> dict[str, Any]:
         changes = {name: _in_turn(several) for name, several in edits.get(part, {}).items()}
         return read_parameters(
-            network.tensors, parameter_shapes(module), network.source, dtype=dtype, edits=changes
+            network.tensors,
+            parameter_shapes(module),
+            network.source,
+            dtype=dtype,
+            edits=changes,
+            arrange=arrange,
         )
 
     return dataclasses.replace(
@@ -158,8 +172,8 @@ def save_model(folder: str | os.PathLike[str], model: StableDiffusion) -> None:
             "without them, and pass the embeddings again when you load it."
         )
     folder = Path(folder)
-    write_parameters(folder / UNET_WEIGHTS, model.unet_params)
-    write_parameters(folder / VAE_WEIGHTS, model.vae_params)
+    write_parameters(folder / UNET_WEIGHTS, with_kernels_restored(model.unet_params))
+    write_parameters(folder / VAE_WEIGHTS, with_kernels_restored(model.vae_params))
     write_parameters(folder / TEXT_WEIGHTS, model.text_params, prefix=TEXT_PREFIX)
     _write_json(folder / "unet/config.json", model.unet.config.to_dict())
     vae_config = {**model.vae.config.to_dict(), "scaling_factor": model.scaling_factor}

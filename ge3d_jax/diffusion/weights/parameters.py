@@ -43,6 +43,8 @@ _LONGEST_NAME = 200
 ParameterPath = tuple[str, ...]
 # A modification of a tensor as it is read: float32 with the file's axes, in and out.
 Edit = Callable[[np.ndarray], np.ndarray]
+# A parameter, before it is rounded to the dtype given → the parameter as it is to be stored.
+Arrange = Callable[[np.ndarray, DTypeLike], Any]
 
 
 def tensor_name(path: ParameterPath) -> str:
@@ -95,6 +97,7 @@ def read_parameters(
     *,
     dtype: DTypeLike = jnp.float32,
     edits: Mapping[str, Edit] | None = None,
+    arrange: Arrange | None = None,
     remedy: str = _REMEDY,
 ) -> dict[str, Any]:
     """Read a parameter tree, one tensor at a time, each directly to the device.
@@ -105,6 +108,7 @@ def read_parameters(
         source: the file to name if a tensor is missing.
         dtype: dtype of the parameters.
         edits: edits to some tensors, by diffusers' names, applied before rounding to `dtype`.
+        arrange: how to store each parameter, given `dtype`; None stores all as they are.
         remedy: what to do if the tensors do not fit, as the end of a sentence.
 
     Returns:
@@ -140,8 +144,12 @@ def read_parameters(
         value = tensor.read().reshape(shape)
         if edits and name in edits:
             value = edits[name](value.astype(np.float32))
+        value = _from_tensor(path, value)
         # One pass over the tensor: transposed, rounded and contiguous, as the device requires.
-        parameters[path] = jnp.asarray(_from_tensor(path, value).astype(dtype, order="C", copy=False))
+        parameters[path] = jax.tree.map(
+            lambda array: jnp.asarray(array.astype(dtype, order="C", copy=False)),
+            value if arrange is None else arrange(value, dtype),
+        )
     return unflatten_dict(parameters)
 
 
