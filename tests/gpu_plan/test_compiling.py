@@ -24,7 +24,7 @@ SMALL = Row(
     preset="toybox",
     splats=60,
     settings=(
-        # For latents smaller than a kernel, XLA swaps the two, and no longer tells how many samples there are.
+        # For latents smaller than a kernel, XLA swaps the two, which hides how many samples there are.
         ("image_size", "64"),
         ("buffer_capacity", "16"),
         ("views", "2"),
