@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from benchmarks.models import SIZES, shaped_model
 from gpu_plan import cards, kernels, report
-from gpu_plan.compiling import mesh_of
+from gpu_plan.compiling import as_loaded, mesh_of
 from gpu_plan.program import read_program
 from gpu_plan.rows import Row
 from gpu_plan.walk import walk
@@ -77,6 +78,20 @@ def test_kernels_in_read_order_are_not_copied(name, dtype):
         ]
 
     assert copies(kernel) and not copies(ordered.values)
+
+
+def test_a_model_is_planned_as_it_is_loaded():
+    model = shaped_model(SIZES["toybox"], jnp.bfloat16)
+    with compiling_for(cards.card("rtx3060").target):
+        loaded = as_loaded(model, jnp.bfloat16)
+    pairs = (
+        (model.unet_params["conv_out"], loaded.unet_params["conv_out"]),
+        (model.vae_params["quant_conv"], loaded.vae_params["quant_conv"]),
+    )
+    for before, after in pairs:
+        height, width, channels, outputs = before["kernel"].shape
+        assert after["kernel"].values.shape == (outputs, height, width, channels)
+        assert after["bias"].shape == before["bias"].shape
 
 
 def test_a_norm_in_half_precision_is_three_kernels_and_reads_its_input_twice():

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ge3d_jax.core.devices import Target, compiling_for
 from ge3d_jax.core.errors import UserError
+from ge3d_jax.diffusion.networks.kernel_order import OrderedKernel
 from ge3d_jax.runs.model_choice import ModelChoice
 from ge3d_jax.toybox import model_folder
 
@@ -32,6 +34,19 @@ def test_a_place_stands_for_a_choice():
 
 def test_the_bundled_model_is_found():
     assert ModelChoice().check() == model_folder()
+
+
+def test_a_run_stores_kernels_as_the_device_reads_them():
+    choice = ModelChoice("toybox64", "float32")
+    place = choice.check()
+
+    def kernels():
+        model = choice.load(place)
+        return [part["conv_out"]["kernel"] for part in (model.unet_params, model.vae_params["decoder"])]
+
+    with compiling_for(Target("gpu", (9, 0))):
+        assert [kernel.axes for kernel in kernels()] == [(3, 0, 1, 2)] * 2
+    assert not any(isinstance(kernel, OrderedKernel) for kernel in kernels())
 
 
 @pytest.mark.parametrize(
