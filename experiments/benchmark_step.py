@@ -2,7 +2,8 @@
 
     python experiments/benchmark_step.py --model_size=sd21 --peer=torch
 
-The settings are those of the preset of that size (toybox or paper); --set=name=value changes them, --splats
+The settings are those of the preset of that size (toybox or paper), but without what PyTorch's iteration does
+not have: the loss of pictures and the correction of the inversion. --set=name=value changes them, --splats
 sets the initial number of splats. Prints a table (median, TFLOP/s of the networks, fraction of the device's
 own matmul rate, memory, compile time, ours over theirs) and writes it as JSON to --out. Weights are random,
 since times do not depend on them. The bundled size takes two minutes on two CPU cores; Stable Diffusion's is
@@ -26,16 +27,15 @@ def main() -> None:
     overrides = script.parse_settings(_SET.value)
     peer = options.load_peer("benchmarks.peer_iteration")
 
-    from benchmarks.iteration import measure_iteration, splats_of, with_count
+    from benchmarks.iteration import WITHOUT, measure_iteration, splats_of, with_count
     from benchmarks.models import SIZES
 
     from ge3d_jax.training.presets import configured
 
     size = SIZES[options.MODEL_SIZE.value]
     # Point-E's weights are not needed to time an iteration.
-    # Nor is the loss of pictures timed, which PyTorch's iteration does not have.
-    given = {"picture_weight": 0.0, **overrides}
-    config = with_count(configured(size.preset, start="ball", overrides=given), _SPLATS.value)
+    timed = configured(size.preset, start="ball", overrides={**WITHOUT, **overrides})
+    config = with_count(timed, _SPLATS.value)
     how = {"repetitions": options.REPETITIONS.value, "warm_up": options.WARM_UP.value}
     rows = [measure_iteration(size, config, dtype, **how)]
     if peer is not None:

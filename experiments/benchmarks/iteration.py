@@ -24,6 +24,8 @@ from ge3d_jax.training.state import TrainState
 from ge3d_jax.training.step import Task, make_step
 
 ITERATION = "iteration"
+# Settings that leave out what PyTorch's iteration does not have and `iteration_flop` does not count.
+WITHOUT = {"picture_weight": 0.0, "guidance.inversion": "plain"}
 
 
 def ge3d_of(config: Config) -> GE3D:

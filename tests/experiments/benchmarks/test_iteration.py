@@ -1,7 +1,7 @@
 """What the benchmark of an iteration counts, and what it refuses because it would be counted wrongly."""
 
 import pytest
-from benchmarks.iteration import check
+from benchmarks.iteration import WITHOUT, check
 from benchmarks.models import SIZES
 
 from ge3d_jax.core.errors import UserError
@@ -19,7 +19,6 @@ SIZE = SIZES["toybox"]
     ],
 )
 def test_what_would_be_counted_wrongly_is_refused(overrides, says):
-    plain = {"picture_weight": 0.0}
-    check(SIZE, configured("toybox", start="ball", overrides=plain))
+    check(SIZE, configured("toybox", start="ball", overrides=WITHOUT))
     with pytest.raises(UserError, match=says):
-        check(SIZE, configured("toybox", start="ball", overrides=plain | overrides))
+        check(SIZE, configured("toybox", start="ball", overrides=WITHOUT | overrides))
