@@ -179,7 +179,7 @@ def is_target_here() -> bool:
     return _TARGET.get() is None
 
 
-def compute_capability() -> tuple[int, int] | None:
+def _compute_capability() -> tuple[int, int] | None:
     """The compute capability if the first device is an NVIDIA GPU, e.g. (8, 0) for Ampere; None otherwise."""
     target = _TARGET.get()
     if target is not None:
@@ -188,21 +188,26 @@ def compute_capability() -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def is_nvidia_since(generation: tuple[int, int]) -> bool:
+    """Whether JAX runs on an NVIDIA GPU of this compute capability or a newer one."""
+    return (_compute_capability() or (0, 0)) >= generation
+
+
 def has_flash_attention() -> bool:
     """Whether JAX runs on a GPU that cuDNN's flash attention supports: NVIDIA Ampere or newer."""
-    return (compute_capability() or (0, 0)) >= AMPERE
+    return is_nvidia_since(AMPERE)
 
 
 def runs_triton() -> bool:
     """Whether JAX runs on a GPU that Triton compiles for: NVIDIA Ampere or newer."""
-    return (compute_capability() or (0, 0)) >= AMPERE
+    return is_nvidia_since(AMPERE)
 
 
 def computes_bfloat16() -> bool:
     """Whether bfloat16 pays off on this device: true for all accelerators except GPUs older than Ampere."""
     if target_platform() == "cpu":
         return False
-    capability = compute_capability()
+    capability = _compute_capability()
     return capability is None or capability >= AMPERE
 
 

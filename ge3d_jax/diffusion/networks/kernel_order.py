@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-from ge3d_jax.core.devices import AMPERE, HOPPER, compute_capability
+from ge3d_jax.core.devices import AMPERE, HOPPER, is_nvidia_since
 
 # For each axis as it is stored, the axis of the kernel.
 _CHANNELS_LAST = (3, 0, 1, 2)
@@ -44,11 +44,10 @@ def in_read_order(parameter: Any, dtype: DTypeLike) -> Any:
         parameter: an array of NumPy or JAX; one with four axes is a convolution's kernel.
         dtype: what it will be stored and convolved in.
     """
-    capability = compute_capability()
     # What older GPUs and those of other makers read was not looked into.
-    if parameter.ndim != 4 or capability is None or capability < AMPERE:
+    if parameter.ndim != 4 or not is_nvidia_since(AMPERE):
         return parameter
-    has_channels_last = jnp.dtype(dtype).itemsize == 2 or capability >= HOPPER
+    has_channels_last = jnp.dtype(dtype).itemsize == 2 or is_nvidia_since(HOPPER)
     axes = _CHANNELS_LAST if has_channels_last else _CHANNELS_FIRST
     return OrderedKernel(parameter.transpose(axes), axes)
 
